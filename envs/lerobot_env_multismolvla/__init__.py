@@ -1,0 +1,1 @@
+"""LeRobot environment plugin of MultiSmolVLA."""

@@ -1,0 +1,1 @@
+"""Evaluation of MultiSmolVLA: conditions, paired runs, statistics, report."""

@@ -1,0 +1,1 @@
+"""LeRobot policy plugin of MultiSmolVLA."""
