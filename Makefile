@@ -1,0 +1,53 @@
+# make demo   the whole story: environment, demonstrations, training, evaluation, report (outputs/demo/report)
+# make test   unit, contract and end-to-end tests, offline
+# Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), lint, format, clean.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SOURCES := multismolvla policies envs data eval run benchmarks tests train.py
+OUTPUT ?= outputs
+
+# Everything runs offline and without a display. One rendering thread and passive waiting: on few cores spinning
+# threads of several processes cost more than they give (multismolvla-doctor measures it for training).
+export HF_HUB_OFFLINE ?= 1
+export MUJOCO_GL ?= egl
+export LP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: venv demo demo-smoke test lint format clean
+
+venv: $(STAMP)
+
+# robosuite's and hf-libero's EGL probes are compiled here: cmake comes as a wheel on the venv's PATH, and cmake 4
+# refuses their old minimum version unless told otherwise.
+$(STAMP): pyproject.toml constraints.txt .python-version scripts/find-python.sh scripts/system-packages.sh
+	@scripts/system-packages.sh
+	@test -x $(PY) && $(PY) -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null \
+	  || { python=$$(scripts/find-python.sh) && echo "+ $$python -m venv $(VENV)" && "$$python" -m venv --clear $(VENV); }
+	$(PY) -m pip install -q -c constraints.txt "setuptools<82" wheel cmake
+	PATH="$(abspath $(VENV))/bin:$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 HF_HUB_OFFLINE=0 \
+	  $(PY) -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: venv
+	@$(PY) -m multismolvla_run.demo --size demo --output $(OUTPUT)/demo
+
+demo-smoke: venv
+	@$(PY) -m multismolvla_run.demo --size smoke --output $(OUTPUT)/demo-smoke
+
+test: venv
+	@$(PY) -m pytest
+
+lint: venv
+	@$(PY) -m ruff check $(wildcard $(SOURCES))
+	@$(PY) -m ruff format --check $(wildcard $(SOURCES))
+	@$(PY) -m mypy
+
+format: venv
+	@$(PY) -m ruff check --fix $(wildcard $(SOURCES))
+	@$(PY) -m ruff format $(wildcard $(SOURCES))
+
+clean:
+	rm -rf $(OUTPUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
