@@ -1,0 +1,55 @@
+"""Seeds of faults: a stable hash of what the fault is, so that drawing one changes no other random number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+
+def _hash(*parts: object) -> int:
+    # JSON keeps the parts apart ("a", "bc" is not "ab", "c") and tells 1 from "1"; Python's own hash() changes with
+    # every process.
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def episode_seed(
+    run_seed: int,
+    suite: str,
+    task: int | str,
+    init_state: int,
+    camera: str,
+    modality: str,
+    type: str,
+    severity: int,
+) -> int:
+    """Seed of one fault in one episode.
+
+    It depends on nothing else, in particular not on the policy, the other faults, or how many episodes ran before:
+    every policy meets the same noise in the same episode.
+
+    Returns:
+        An integer in [0, 2**63).
+    """
+    return _hash(run_seed, suite, task, init_state, camera, modality, type, severity)
+
+
+def frame_generator(seed: int, step: int, type: str) -> torch.Generator:
+    """The CPU generator of one frame.
+
+    Static faults (dirt on a lens, a sensor's fixed pattern) get the same generator at every step and so keep one
+    realisation for the whole episode. Dynamic ones are indexed by the step, so that episodes of different lengths, or a
+    frame rendered twice, cannot desynchronise two arms.
+
+    Args:
+        seed: from :func:`episode_seed`.
+        step: number of the frame in the episode, from 0.
+        type: fault type; decides between static and dynamic.
+    """
+    from multismolvla.corruption.soft import STATIC_TYPES
+
+    generator = torch.Generator()
+    generator.manual_seed(seed if type in STATIC_TYPES else _hash(seed, step))
+    return generator
