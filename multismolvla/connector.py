@@ -1,0 +1,164 @@
+"""From the encoder's token grids to the language model's visual tokens.
+
+``GatedFusion`` makes one grid per view out of the modalities that are present; ``GridConnector`` resamples it in two
+dimensions, folds 2x2 neighbours into channels and maps it to the width of the language model. One-dimensional pooling
+over raster order, as the predecessor did, displaces tokens by more than a quarter of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+def resample_grid(tokens: Tensor, present: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Resample a token grid to ``size`` x ``size``, averaging present cells only.
+
+    Args:
+        tokens: (B, h, w, D).
+        present: bool (B, h, w).
+        size: side of the new grid.
+
+    Returns:
+        Tokens (B, size, size, D), zero where nothing present was near, and presence (B, size, size).
+    """
+    if tokens.shape[1:3] == (size, size):
+        return tokens * present[..., None], present
+    weight = present[:, None].to(tokens.dtype)  # (B, 1, h, w)
+    grid = tokens.permute(0, 3, 1, 2) * weight  # (B, D, h, w)
+    mass = F.interpolate(weight, (size, size), mode="bilinear", align_corners=False)
+    mixed = F.interpolate(grid, (size, size), mode="bilinear", align_corners=False) / mass.clamp_min(1e-6)
+    new_present = mass[:, 0] > 1e-3
+    return mixed.permute(0, 2, 3, 1) * new_present[..., None], new_present
+
+
+class GatedFusion(nn.Module):
+    """Per grid cell, a gated mean over the modalities that are present there.
+
+    Each modality has a linear map (starting at the identity) and a scalar gate; the gates of the present modalities go
+    through a softmax, so an absent one has weight exactly zero and the remaining ones sum to one: the scale of the
+    fused token does not depend on how many sensors are alive.
+
+    Args:
+        dim: width D of the encoder.
+        modalities: names in the fixed order.
+        grid: side of the common grid.
+    """
+
+    def __init__(self, dim: int, modalities: Sequence[str], grid: int):
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.grid = grid
+        self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m in self.modalities})
+        self.value = nn.ModuleDict({m: nn.Linear(dim, dim) for m in self.modalities})
+        self.gate = nn.ModuleDict({m: nn.Linear(dim, 1) for m in self.modalities})
+        for m in self.modalities:
+            nn.init.eye_(self.value[m].weight)
+            nn.init.zeros_(self.value[m].bias)
+            nn.init.zeros_(self.gate[m].weight)
+            nn.init.zeros_(self.gate[m].bias)
+
+    def forward(self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Fuse.
+
+        Args:
+            tokens: per modality (B, h_m, w_m, D).
+            present: per modality bool (B, h_m, w_m).
+
+        Returns:
+            Fused tokens (B, g, g, D), zero where no modality is present, and presence (B, g, g).
+        """
+        values, logits, masks = [], [], []
+        for m in self.modalities:
+            if m not in tokens:
+                continue
+            grid, mask = resample_grid(tokens[m], present[m], self.grid)
+            grid = self.norm[m](grid)
+            values.append(self.value[m](grid))
+            logits.append(self.gate[m](grid)[..., 0])
+            masks.append(mask)
+        mask = torch.stack(masks)  # (M, B, g, g)
+        logit = torch.stack(logits).masked_fill(~mask, torch.finfo(values[0].dtype).min)
+        weight = torch.softmax(logit, dim=0) * mask  # all-absent cells: softmax is uniform, the mask zeroes it
+        fused = (weight[..., None] * torch.stack(values)).sum(0)  # (B, g, g, D)
+        return fused, mask.any(0)
+
+
+class GridConnector(nn.Module):
+    """Token grid -> visual tokens of the language model.
+
+    h x h -> ``mid_grid`` x ``mid_grid`` (2-D bilinear) -> pixel-unshuffle by ``unshuffle`` -> LayerNorm -> MLP -> RMS norm
+    times a learned gain. With 4M-21: 14x14 -> 16x16 -> 8x8 = 64 tokens, as many as SigLIP gives SmolVLA per view.
+    SmolVLA multiplies visual tokens by sqrt(width) whatever arrives (lerobot 0.6.1), so the norm is part of the
+    interface: ``match_norm`` starts the gain at the teacher's root mean square.
+
+    Args:
+        in_dim: width of the incoming grid.
+        out_dim: width of the language model.
+        mid_grid: side after resampling.
+        unshuffle: side of the block folded into channels; divides ``mid_grid``.
+        hidden_dim: width of the MLP's hidden layer.
+        num_globals: number of global tokens per view that are projected and appended; 0 for none.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, mid_grid: int, unshuffle: int, hidden_dim: int, num_globals: int = 0
+    ):
+        super().__init__()
+        if mid_grid % unshuffle:
+            raise ValueError(f"connector_grid={mid_grid} is not divisible by connector_unshuffle={unshuffle}.")
+        self.mid_grid, self.unshuffle, self.num_globals = mid_grid, unshuffle, num_globals
+        folded = in_dim * unshuffle**2
+        self.norm = nn.LayerNorm(folded)
+        self.mlp = nn.Sequential(nn.Linear(folded, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
+        self.gain = nn.Parameter(torch.ones(out_dim))
+        if num_globals:
+            self.global_norm = nn.LayerNorm(in_dim)
+            self.global_proj = nn.Linear(in_dim, out_dim)
+
+    @property
+    def num_tokens(self) -> int:
+        """Grid tokens per view, without the global ones."""
+        return (self.mid_grid // self.unshuffle) ** 2
+
+    def forward(self, grid: Tensor, present: Tensor, globals_: Tensor | None = None) -> Tensor:
+        """Map (B, h, h, D) with presence bool (B, h, h), and optional globals (B, G, D), to (B, N [+ G], out_dim)."""
+        grid, _ = resample_grid(grid, present, self.mid_grid)
+        folded = F.pixel_unshuffle(grid.permute(0, 3, 1, 2), self.unshuffle)  # (B, D * u * u, g, g)
+        tokens = self.mlp(self.norm(folded.flatten(2).transpose(1, 2)))  # (B, N, out_dim)
+        if globals_ is not None:
+            tokens = torch.cat([tokens, self.global_proj(self.global_norm(globals_))], dim=1)
+        return F.rms_norm(tokens, (tokens.shape[-1],)) * self.gain
+
+    @torch.no_grad()
+    def match_norm(self, teacher_tokens: Tensor) -> None:
+        """Set the gain to the root mean square of the teacher's tokens (B, N, out_dim)."""
+        self.gain.fill_(teacher_tokens.float().pow(2).mean().sqrt().item())
+
+
+class VisualBridge(nn.Module):
+    """Fusion and connector: everything trainable between the frozen tower and the language model, in one module.
+
+    One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and forwards
+    only ``forward``; nothing outside may call other methods during training.
+    """
+
+    def __init__(self, fusion: GatedFusion, connector: GridConnector):
+        super().__init__()
+        self.fusion = fusion
+        self.connector = connector
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens per view, global ones included."""
+        return self.connector.num_tokens + self.connector.num_globals
+
+    def forward(
+        self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor], globals_: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Per-modality grids of B*V views -> visual tokens (B*V, N, out_dim) and view presence bool (B*V,)."""
+        fused, mask = self.fusion(tokens, present)
+        return self.connector(fused, mask, globals_), mask.flatten(1).any(1)

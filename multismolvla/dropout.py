@@ -1,0 +1,95 @@
+"""Modality-dropout curriculum: pure functions of step, availability and generator.
+
+A modality that is dropped is *absent* (its tokens never enter the encoder), not black. The randomness is a function of
+(seed, step, rank) alone: resuming at step k draws what an uninterrupted run would have drawn, and two ranks never share a mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+MODES = ("linear", "fixed", "none")
+
+
+def dropout_probability(
+    step: int, total_steps: int, *, mode: str = "linear", p_max: float = 0.5, ramp: float = 0.6, clean: float = 0.1
+) -> float:
+    """Probability of losing a modality at a training step.
+
+    ``linear`` rises from 0 at step 0 to ``p_max`` at ``ramp * total_steps``, stays there, and is 0 in the last ``clean``
+    share of the steps (clean re-alignment, STRONG-VLA). ``fixed`` is ``p_max`` until that last share. ``none`` is 0.
+
+    Args:
+        step: steps done so far, >= 0; beyond ``total_steps`` counts as the clean phase.
+        total_steps: length of the stage.
+        mode: ``linear``, ``fixed`` or ``none``.
+        p_max: in [0, 1).
+        ramp: share of the steps over which ``linear`` rises, in (0, 1].
+        clean: share of the steps at the end without dropout, in [0, 1).
+
+    Returns:
+        Probability in [0, p_max].
+
+    Raises:
+        ValueError: for values outside the ranges above.
+    """
+    if mode not in MODES:
+        raise ValueError(f"--policy.dropout_mode={mode!r} is unknown. Expected one of {MODES}.")
+    if not 0 <= p_max < 1:
+        raise ValueError(f"--policy.dropout_p_max={p_max} must lie in [0, 1): at 1 no modality would be left.")
+    if not 0 < ramp <= 1 or not 0 <= clean < 1:
+        raise ValueError(f"--policy.dropout_ramp={ramp} must lie in (0, 1] and dropout_clean={clean} in [0, 1).")
+    if step < 0 or total_steps <= 0:
+        raise ValueError(f"step={step} must be >= 0 and total_steps={total_steps} > 0 (--policy.curriculum_steps).")
+    # integer boundary: 0.9 * 1000 is 900.0000000000001 in binary, and step 900 must already be clean
+    clean_from = total_steps - math.floor(clean * total_steps + 1e-9)
+    if mode == "none" or step >= clean_from:
+        return 0.0
+    if mode == "fixed":
+        return p_max
+    return p_max * min(1.0, step / max(1.0, ramp * total_steps))
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A CPU generator that depends on (seed, step, rank) and nothing else."""
+    digest = hashlib.sha256(f"modality-dropout/{seed}/{step}/{rank}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
+
+
+def sample_presence(
+    available: Tensor, probability: float, generator: torch.Generator, *, complete_share: float = 0.1
+) -> Tensor:
+    """Draw which modalities each sample keeps.
+
+    Each sample x view x modality is lost independently with ``probability``; samples that would lose everything are drawn
+    again. The first ``ceil(complete_share * B)`` samples stay complete (the batch order is already random), so that the
+    policy never forgets the undamaged case.
+
+    Args:
+        available: bool (B, V, M), sensors that are there at all.
+        probability: in [0, 1).
+        generator: CPU generator, see :func:`step_generator`.
+        complete_share: share of the batch that is left alone.
+
+    Returns:
+        bool (B, V, M) on ``available``'s device, a subset of ``available``; samples with anything available keep something.
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"Dropout probability {probability} must lie in [0, 1).")
+    if probability == 0:
+        return available.clone()
+    there = available.cpu()
+    keep = torch.rand(there.shape, generator=generator) >= probability
+    untouched = math.ceil(complete_share * len(there)) if complete_share > 0 else 0
+    keep[:untouched] = True
+    presence = there & keep
+    lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
+    while lost.any():
+        again = torch.rand(there[lost].shape, generator=generator) >= probability
+        presence[lost] = there[lost] & again
+        lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
+    return presence.to(available.device)

@@ -1,0 +1,140 @@
+"""The multimodal tower: canonical pictures of all views -> encoder tokens per modality, in one batched encoder call.
+
+This is the encoder's door: geometry to the encoder's size, tokenizers, presence. It knows nothing of language models.
+An absent modality, and a patch without a valid depth pixel, is a token that is not there; nothing is replaced by black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .fourm import FourMEncoder
+from .geometry import resize_continuous, resize_depth, resize_ids, to_square
+from .modalities import MODALITIES, Modality
+from .tokenizers import ImageTokenizer
+
+
+@dataclass
+class DoorInputs:
+    """What enters the encoder, views folded into the batch axis (R = B * V, view fastest).
+
+    Attributes:
+        inputs: per encoder domain: pixels float (R, 3, S, S) in [0, 1], or ids int64 (R, h, w).
+        present: per encoder domain: bool (R, h, w), True = this token is there.
+        domains: modality -> encoder domain.
+    """
+
+    inputs: dict[str, Tensor]
+    present: dict[str, Tensor]
+    domains: dict[str, str]
+
+
+@dataclass
+class TowerOutput:
+    """Encoder output per modality: tokens (R, h, w, D) and presence bool (R, h, w), R = B * V with view fastest."""
+
+    tokens: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+
+class MultimodalTower(nn.Module):
+    """4M encoder with the tokenizers in front of it.
+
+    Args:
+        encoder: the (frozen) encoder.
+        domains: modality -> encoder domain, e.g. ``{"rgb": "rgb@224", "depth": "tok_depth@224"}``.
+        tokenizers: modality -> tokenizer, for every modality but RGB.
+        image_size: side in pixels at which pictures enter.
+        square: see :func:`multismolvla.geometry.to_square`.
+
+    Raises:
+        ValueError: a modality without a tokenizer, or a tokenizer whose vocabulary exceeds the encoder's.
+    """
+
+    def __init__(
+        self,
+        encoder: FourMEncoder,
+        domains: Mapping[str, str],
+        tokenizers: Mapping[str, ImageTokenizer],
+        image_size: int,
+        square: str = "crop",
+    ):
+        super().__init__()
+        missing = [m for m in domains if m != Modality.RGB and m not in tokenizers]
+        if missing:
+            raise ValueError(f"No tokenizer for {missing}; got tokenizers for {sorted(tokenizers)}.")
+        self.encoder = encoder
+        self.domains = {m: domains[m] for m in MODALITIES if m in domains}
+        self.tokenizers = dict(tokenizers)
+        self.image_size = image_size
+        self.square = square
+
+    def door(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> DoorInputs:
+        """Bring canonical pictures to the encoder's door.
+
+        Args:
+            views: per view, modality -> canonical picture (see ``modalities.SPECS``); depth comes with its validity
+                under ``"depth_valid"`` (bool, optional: default all valid). A view may lack any modality.
+            presence: bool (B, V, M), M in ``MODALITIES`` order, True = there.
+
+        Returns:
+            Folded inputs. A modality that no view has, or that is present in no sample, is left out.
+        """
+        inputs: dict[str, Tensor] = {}
+        present: dict[str, Tensor] = {}
+        for modality, domain in self.domains.items():
+            m = MODALITIES.index(modality)
+            having = [v for v, streams in enumerate(views) if modality in streams]
+            if not having or not presence[:, having, m].any():
+                continue
+            pictures = [self._prepare(modality, views[v]) for v in having]
+            content = torch.stack([p[0] for p in pictures], dim=1)  # (B, V', ...)
+            cells = torch.stack([p[1] for p in pictures], dim=1)  # (B, V', h, w)
+            if len(having) < len(views):
+                content, cells = (_spread(x, having, len(views)) for x in (content, cells))
+            cells = cells & presence[:, :, m, None, None]
+            inputs[domain] = content.flatten(0, 1)
+            present[domain] = cells.flatten(0, 1)
+        return DoorInputs(inputs, present, dict(self.domains))
+
+    def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """One modality of one view -> (pixels or ids, presence of its cells)."""
+        image = to_square(streams[modality], self.square)
+        if modality == Modality.RGB:
+            pixels = resize_continuous(image, self.image_size)
+            grid = self.encoder.grid(self.domains[modality])
+            return pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
+        if modality == Modality.SEG:
+            return self.tokenizers[modality].encode(resize_ids(image, self.image_size))
+        if modality == Modality.DEPTH:
+            valid = streams.get("depth_valid")
+            valid = torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, self.square)
+            return self.tokenizers[modality].encode(*resize_depth(image, valid, self.image_size))
+        return self.tokenizers[modality].encode(resize_continuous(image, self.image_size))
+
+    def forward(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> TowerOutput:
+        """Encode all views at once; arguments as :meth:`door`."""
+        return self.encode(self.door(views, presence))
+
+    def encode(self, door: DoorInputs) -> TowerOutput:
+        """Run the encoder on what stands at the door."""
+        flat = {d: p.flatten(1) for d, p in door.present.items()}
+        encoded = self.encoder(door.inputs, flat)
+        tokens = {}
+        present = {}
+        for modality, domain in door.domains.items():
+            if domain in encoded:
+                tokens[modality] = encoded[domain].unflatten(1, self.encoder.grid(domain))
+                present[modality] = door.present[domain]
+        return TowerOutput(tokens, present)
+
+
+def _spread(x: Tensor, having: list[int], num_views: int) -> Tensor:
+    """(B, V', ...) -> (B, V, ...), zeros (False) for the views that lack the stream."""
+    full = x.new_zeros(x.shape[0], num_views, *x.shape[2:])
+    full[:, having] = x
+    return full

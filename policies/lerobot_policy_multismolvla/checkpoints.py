@@ -1,0 +1,108 @@
+"""Which tensors a checkpoint holds, and strict loading of base checkpoints.
+
+LeRobot 0.6.1 loads non-strictly: missing and unexpected keys are a warning. A policy with a randomly initialised language
+model then trains for hours. Here exactly the expected keys may be missing or unexpected, anything else is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+FROZEN_PREFIX = "model.tower."
+_WEIGHTS = "model.safetensors"
+
+
+def is_frozen_key(key: str) -> bool:
+    """Whether a state-dict key belongs to the frozen tower, which checkpoints leave out."""
+    return key.startswith(FROZEN_PREFIX)
+
+
+def check_restored_keys(source: str | Path, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Check a restored policy: only the frozen tower may be missing, nothing may be unexpected.
+
+    Raises:
+        ValueError: otherwise, naming the first bad key.
+    """
+    lost = sorted(k for k in missing if not is_frozen_key(k))
+    extra = sorted(unexpected)
+    if lost or extra:
+        first = f"missing {lost[0]!r}" if lost else f"unexpected {extra[0]!r}"
+        raise ValueError(
+            f"{source} does not fit this policy: {first} ({len(lost)} keys missing, {len(extra)} unexpected). Expected a checkpoint "
+            "of the same vision_tower, views and sizes. For a plain SmolVLA checkpoint use --policy.base_checkpoint."
+        )
+
+
+def load_base_checkpoint(model: nn.Module, source: str) -> None:
+    """Load a SmolVLA checkpoint strictly into upstream's freshly built ``VLAFlowMatching``.
+
+    Args:
+        model: upstream's model, before its vision path is replaced; weights are written into it.
+        source: folder with ``model.safetensors``, or a hub repository.
+
+    Raises:
+        FileNotFoundError: the folder has no weights.
+        ValueError: the keys or shapes differ.
+    """
+    path = resolve_weights(source)
+    state = {k.removeprefix("model."): v for k, v in load_file(path).items()}
+    own = model.state_dict()
+    # lm_head is tied away or unused in some exports (lerobot 0.6.1 never calls it)
+    optional = {k for k in own if k.endswith("lm_head.weight")}
+    missing = sorted(set(own) - set(state) - optional)
+    extra = sorted(set(state) - set(own))
+    wrong = sorted(k for k in set(own) & set(state) if own[k].shape != state[k].shape)
+    if missing or extra or wrong:
+        first = (
+            f"missing {missing[0]!r}" if missing
+            else f"unexpected {extra[0]!r}" if extra
+            else f"{wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
+        )  # fmt: skip
+        raise ValueError(
+            f"--policy.base_checkpoint={source} is not a SmolVLA of the configured size: {first} ({len(missing)} missing, "
+            f"{len(extra)} unexpected, {len(wrong)} of another shape). Check --policy.vlm_model_name, num_vlm_layers and "
+            "expert_width_multiplier against the checkpoint's config.json. A checkpoint from before LeRobot's processors must "
+            "first go through `python -m lerobot.processor.migrate_policy_normalization`."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def resolve_weights(source: str) -> Path:
+    """Path of ``model.safetensors`` of a folder or hub repository.
+
+    Raises:
+        FileNotFoundError: nothing there, or the hub cannot be reached; the message says where to put the files.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / _WEIGHTS).is_file():
+            raise FileNotFoundError(f"{folder} has no {_WEIGHTS}. Expected a checkpoint folder (…/pretrained_model).")
+        return folder / _WEIGHTS
+    if folder.is_absolute() or source.startswith((".", "outputs")):
+        raise FileNotFoundError(f"{source} does not exist. Expected a checkpoint folder (…/pretrained_model) or a hub id.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, _WEIGHTS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        raise FileNotFoundError(
+            f"{source!r} is neither a folder nor a reachable hub repository ({type(e).__name__}). Offline, download "
+            f"config.json and {_WEIGHTS} by hand into a folder and name that folder."
+        ) from e
+
+
+def tensors_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all tensors of a module, in name order; independent of the device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(data.shape)} {data.dtype}".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

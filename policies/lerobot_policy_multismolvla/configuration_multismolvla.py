@@ -1,0 +1,181 @@
+"""Configuration of the MultiSmolVLA policy (``--policy.type=multismolvla``).
+
+A SmolVLA configuration plus: the view map, the tower, the stage and the dropout curriculum. Everything needed to rebuild the
+policy is in here and therefore in ``config.json``; the frozen encoder is named by repository (or folder), revision and hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+from multismolvla import dropout
+from multismolvla.geometry import SQUARE_MODES
+from multismolvla.modalities import MODALITIES, Modality, Origin, ViewMap, default_view_map, validate_view_map
+
+TOWERS = ("fourm", "siglip", "siglip+fourm")
+STAGES = ("connector", "robust")
+TOKENIZER_FAMILIES = ("patch",)
+DEPTH_UNITS = ("m", "mm")
+_VISUAL_CHANNELS = {Modality.RGB: (3,), Modality.DEPTH: (1,), Modality.SEG: (1, 3), Modality.THERMAL: (1, 3)}
+
+
+@PreTrainedConfig.register_subclass("multismolvla")
+@dataclass
+class MultiSmolVLAConfig(SmolVLAConfig):
+    """SmolVLA whose vision tower is the 4M-21 multimodal encoder.
+
+    Args (those that SmolVLA does not have; sizes are those of 4M-21 unless a preset says otherwise):
+        views: ``{view: {modality: key}}``; declares *possible* sensors, a missing one is legal and masked.
+        origins: ``{modality: sensor | derived}``; a derived modality dies with its RGB.
+        vision_tower: ``fourm`` (the product), ``siglip`` (vanilla SmolVLA), ``siglip+fourm`` (zero-initialised gate).
+        base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken. Not to be
+            confused with ``pretrained_path``, which LeRobot reserves for checkpoints of this very policy.
+        encoder, encoder_revision, encoder_hash: the frozen 4M encoder and what its tensors hash to.
+    """
+
+    # -- input ------------------------------------------------------------------------------------------------
+    views: ViewMap = field(default_factory=default_view_map)
+    origins: dict[str, str] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Origin.SENSOR.value))
+    depth_unit: str = "m"  # unit of *float* depth (integers are millimetres, LeRobot's rule); train with
+    # --dataset.depth_output_unit=m, because LeRobot 0.6.1 delivers millimetres by default and simulators give metres
+    depth_range_m: tuple[float, float] = (0.011, 10.0)  # outside = invalid; LeRobot returns invalid pixels as 10 mm
+    num_labels: int = 8  # size of the segmentation label set, id 0 = background
+    half_turns: dict[str, int] = field(default_factory=dict)  # view -> 180-degree turns of a camera mounted upside down
+    square: str = "crop"  # how a non-square view becomes square, for all its streams alike
+
+    # -- tower ------------------------------------------------------------------------------------------------
+    vision_tower: str = "fourm"
+    encoder: str = "EPFL-VILAB/4M-21_B"  # hub repository or folder in the official layout
+    encoder_revision: str | None = None
+    encoder_hash: str | None = None  # filled when first built, checked at every reload
+    domains: dict[str, str] = field(
+        default_factory=lambda: {"rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224"}
+    )  # modality -> encoder domain
+    tokenizers: str = "patch"  # "patch": weight-free ones of the mini preset
+    image_size: int = 224  # side at which pictures enter the encoder, pixels
+    fusion_grid: int = 14  # side of the common grid on which modalities are fused
+    connector_grid: int = 16  # side after 2-D resampling
+    connector_unshuffle: int = 2  # block folded into channels; (16 / 2)^2 = 64 tokens per view
+    connector_hidden: int = 2048  # hidden width of the connector's MLP
+
+    # -- stages -----------------------------------------------------------------------------------------------
+    stage: str = "connector"
+    base_checkpoint: str | None = None
+    flow_weight: float = 1.0  # weight of the action loss in stage 1
+    align_weight: float = 1.0  # weight of the distillation in stage 1
+    consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; costs a second forward
+    bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
+
+    # -- dropout curriculum (stage 2) ---------------------------------------------------------------------------
+    dropout_mode: str = "linear"
+    dropout_p_max: float = 0.5
+    dropout_ramp: float = 0.6  # share of the stage over which "linear" rises
+    dropout_clean: float = 0.1  # last share of the stage without dropout
+    dropout_complete: float = 0.1  # share of each batch that stays complete
+    curriculum_steps: int = 0  # length of the stage; set it to --steps
+    curriculum_step: int = 0  # progress; lives in the config because PEFT checkpoints save no buffers (lerobot 0.6.1)
+    curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
+    curriculum_seed: int = 0
+
+    # -- defaults that differ from SmolVLA's -----------------------------------------------------------------------
+    n_action_steps: int = 10  # far better than 50 on LIBERO (lerobot issue 4614)
+    push_to_hub: bool = False  # LeRobot's default would demand a repo_id for every local run
+    dtype: str = "bfloat16"  # mixed precision of the trainer; read by lerobot-train 0.6.1
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {
+            "VISUAL": NormalizationMode.IDENTITY,
+            "STATE": NormalizationMode.MEAN_STD,
+            "ACTION": NormalizationMode.MEAN_STD,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate_view_map(self.views)
+        self._check_choice("vision_tower", self.vision_tower, TOWERS)
+        self._check_choice("stage", self.stage, STAGES)
+        self._check_choice("tokenizers", self.tokenizers, TOKENIZER_FAMILIES)
+        self._check_choice("square", self.square, SQUARE_MODES)
+        self._check_choice("depth_unit", self.depth_unit, DEPTH_UNITS)
+        for modality, origin in self.origins.items():
+            self._check_choice("origins keys", modality, MODALITIES)
+            self._check_choice(f"origins[{modality}]", origin, tuple(o.value for o in Origin))
+        for view in self.half_turns:
+            self._check_choice("half_turns keys", view, tuple(self.views))
+        for modality in self.domains:
+            self._check_choice("domains keys", modality, MODALITIES)
+        low, high = self.depth_range_m
+        if not 0 <= low < high:
+            raise ValueError(f"--policy.depth_range_m={self.depth_range_m} must be 0 <= near < far, in metres.")
+        if self.add_image_special_tokens and self.vision_tower != "siglip":
+            raise ValueError("--policy.add_image_special_tokens=true is only supported with --policy.vision_tower=siglip.")
+        # the curriculum's own checks, so that a wrong value fails before the first step and not at the last tenth
+        dropout.dropout_probability(
+            0, 1, mode=self.dropout_mode, p_max=self.dropout_p_max, ramp=self.dropout_ramp, clean=self.dropout_clean
+        )
+
+    @staticmethod
+    def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+        if value not in allowed:
+            raise ValueError(f"--policy.{name}={value!r} is unknown. Expected one of {list(allowed)}.")
+
+    @property
+    def rgb_keys(self) -> list[str]:
+        """RGB keys in view order."""
+        return [streams["rgb"] for streams in self.views.values() if "rgb" in streams]
+
+    @property
+    def tower_modalities(self) -> tuple[str, ...]:
+        """Modalities the 4M tower reads: declared in some view and mapped to a domain."""
+        declared = {m for streams in self.views.values() for m in streams}
+        return tuple(m for m in MODALITIES if m in declared and m in self.domains)
+
+    @property
+    def uses_fourm(self) -> bool:
+        """Whether the 4M tower is part of the policy."""
+        return "fourm" in self.vision_tower
+
+    def stream_keys(self) -> dict[str, tuple[str, str]]:
+        """Key -> (view, modality) of every declared stream."""
+        return {key: (view, m) for view, streams in self.views.items() for m, key in streams.items()}
+
+    def validate_features(self) -> None:
+        """Check the dataset's (or environment's) features against the view map.
+
+        Declared streams that the data lack are legal (an absent sensor); features that are neither declared nor
+        wanted are dropped, so that a stray depth camera cannot reach SigLIP (lerobot 0.6.1 would feed it).
+
+        Raises:
+            ValueError: no declared stream is there at all, or one has the wrong number of channels.
+        """
+        super().validate_features()
+        features = dict(self.input_features or {})
+        declared = self.stream_keys()
+        if features and not any(key in features for key in declared):
+            visual = sorted(k for k, f in features.items() if f.type is FeatureType.VISUAL)
+            raise ValueError(
+                f"None of the view map's keys {sorted(declared)} is a feature of the data; its pictures are {visual}. "
+                "Correct --policy.views (keys as the dataset spells them) or use --rename_map."
+            )
+        for key, (view, modality) in declared.items():
+            if key in features:
+                self._check_channels(key, view, modality, features[key])
+        self.input_features = {
+            key: feature
+            for key, feature in features.items()
+            if key in declared or feature.type is not FeatureType.VISUAL
+        }
+
+    @staticmethod
+    def _check_channels(key: str, view: str, modality: str, feature: PolicyFeature) -> None:
+        channels = feature.shape[0] if len(feature.shape) == 3 else 1
+        allowed = _VISUAL_CHANNELS[Modality(modality)]
+        if channels not in allowed:
+            raise ValueError(
+                f"{key} is declared as {modality} of view {view!r} and must have {' or '.join(map(str, allowed))} channels, "
+                f"but the data give shape {feature.shape} (channels first). Correct --policy.views."
+            )

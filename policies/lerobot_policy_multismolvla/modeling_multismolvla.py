@@ -1,0 +1,395 @@
+"""The MultiSmolVLA policy: SmolVLA with the 4M-21 tower, two training stages and the modality-dropout curriculum.
+
+Built by *adopting*: upstream constructs its own SmolVLA, the base checkpoint is loaded into it strictly, and only then is the
+vision path replaced. No constructor is copied and nothing upstream is patched, so published SmolVLA weights load and
+``vision_tower=siglip`` is vanilla SmolVLA bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor, nn
+
+from multismolvla.dropout import dropout_probability, sample_presence, step_generator
+from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, valid_key
+from multismolvla.objectives.alignment import alignment_loss
+
+from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint
+from .configuration_multismolvla import MultiSmolVLAConfig
+from .vision import build_bridge, build_tower
+
+logger = logging.getLogger(__name__)
+
+
+class AdoptedVLM(SmolVLMWithExpertModel):
+    """Upstream's language model and expert without the vision path.
+
+    Overrides only what touches ``vision_model`` by name (lerobot 0.6.1: ``set_requires_grad``, ``train``, ``embed_image``).
+    """
+
+    @classmethod
+    def adopt(cls, upstream: SmolVLMWithExpertModel) -> AdoptedVLM:
+        """Take over ``upstream``'s children and plain attributes; ``upstream`` must not be used afterwards."""
+        adopted = cls.__new__(cls)
+        adopted.__dict__ = upstream.__dict__
+        return adopted
+
+    @property
+    def has_siglip(self) -> bool:
+        """Whether SigLIP is still part of this model (``siglip+fourm``)."""
+        return hasattr(self.get_vlm_model(), "vision_model")
+
+    def train(self, mode: bool = True) -> AdoptedVLM:
+        """Train or evaluation mode; the frozen language model stays in evaluation mode as upstream keeps it."""
+        nn.Module.train(self, mode)
+        if self.train_expert_only:
+            self.vlm.eval()
+        elif self.has_siglip and self.freeze_vision_encoder:
+            self.get_vlm_model().vision_model.eval()
+        return self
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """Visual tokens (B, N, D) made by the bridge pass through; upstream would run SigLIP on a picture here."""
+        return image
+
+
+class MultiSmolVLAPolicy(SmolVLAPolicy):
+    """SmolVLA fed by the multimodal tower. See :class:`MultiSmolVLAConfig` for the options.
+
+    Args:
+        config: the configuration.
+        restoring: weights will be loaded right after construction, so ``base_checkpoint`` need not be read
+            (stage 1 still reads it: the teacher lives there).
+        kwargs: ``dataset_stats`` and ``dataset_meta``, passed by LeRobot's factory and not needed.
+    """
+
+    config_class = MultiSmolVLAConfig
+    name = "multismolvla"
+
+    def __init__(self, config: MultiSmolVLAConfig, *, restoring: bool = False, **kwargs: Any):
+        super().__init__(config)
+        self.config: MultiSmolVLAConfig = config
+        self._teacher: tuple[nn.Module, nn.Module] | None = None
+        self._door: Any = None  # what last stood at the encoder's door, kept for inspection (hashes, pictures)
+        restoring = restoring or config.pretrained_path is not None
+        needs_teacher = config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
+        if config.base_checkpoint and (needs_teacher or not restoring):
+            load_base_checkpoint(self.model, config.base_checkpoint)
+        elif needs_teacher:
+            raise ValueError(
+                "Stage 1 (--policy.stage=connector) distils from the base checkpoint's SigLIP, but --policy.base_checkpoint "
+                "is not set. Name a SmolVLA checkpoint (folder or hub id), or set --policy.align_weight=0."
+            )
+        if config.uses_fourm:
+            self._adopt(needs_teacher)
+        self._reset_curriculum_on_new_stage()
+
+    # -- construction --------------------------------------------------------------------------------------------
+
+    def _adopt(self, keep_teacher: bool) -> None:
+        """Replace SigLIP (``fourm``), or stand beside it (``siglip+fourm``)."""
+        vlm = self.model.vlm_with_expert.vlm.model
+        if self.config.vision_tower == "fourm":
+            if keep_teacher:
+                # outside the module tree: neither saved, nor moved, nor seen by the optimizer
+                self._teacher = (vlm.vision_model.eval(), vlm.connector.eval())
+                for module in self._teacher:
+                    module.requires_grad_(False)
+            del vlm.vision_model, vlm.connector
+        self.model.vlm_with_expert = AdoptedVLM.adopt(self.model.vlm_with_expert)
+        self.model.tower = build_tower(self.config)
+        self.model.text_width = vlm.text_model.config.hidden_size
+        self.model.bridge = build_bridge(self.config, self.model.tower, self.model.text_width)
+        self.model.bridge_tokens = self.model.bridge.num_tokens
+        if self.config.vision_tower == "siglip+fourm":
+            self.model.fourm_gate = nn.Parameter(torch.zeros(()))
+        self._freeze_for_stage()
+
+    def _freeze_for_stage(self) -> None:
+        self.model.tower.requires_grad_(False)
+        if self.config.stage == "connector":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name.startswith("bridge.") or name == "fourm_gate")
+
+    def _reset_curriculum_on_new_stage(self) -> None:
+        """A stage-1 counter arrives in stage 2 through the checkpoint's config; another stage starts at zero."""
+        cfg = self.config
+        if cfg.curriculum_stage != cfg.stage:
+            cfg.curriculum_stage, cfg.curriculum_step = cfg.stage, 0
+        if cfg.uses_fourm and cfg.stage == "robust" and cfg.dropout_mode != "none" and cfg.curriculum_steps <= 0:
+            logger.warning(
+                "--policy.curriculum_steps is not set: training this stage will fail. Set it to --steps, or "
+                "--policy.dropout_mode=none."
+            )
+
+    def train(self, mode: bool = True) -> MultiSmolVLAPolicy:
+        """Train or evaluation mode; the frozen tower stays in evaluation mode."""
+        nn.Module.train(self, mode)
+        if self.config.uses_fourm:
+            self.model.tower.eval()
+        return self
+
+    def get_optim_params(self) -> Any:
+        """Trainable parameters; the bridge in a group of its own when its learning rate differs."""
+        if not self.config.uses_fourm or self.config.bridge_lr_scale == 1.0:
+            return [p for p in self.parameters() if p.requires_grad]
+        bridge = [p for n, p in self.named_parameters() if p.requires_grad and ".bridge." in f".{n}"]
+        rest = [p for n, p in self.named_parameters() if p.requires_grad and ".bridge." not in f".{n}"]
+        groups = [{"params": bridge, "lr": self.config.optimizer_lr * self.config.bridge_lr_scale}]
+        return [*groups, {"params": rest}] if rest else groups
+
+    # -- from pictures to visual tokens ------------------------------------------------------------------------------
+
+    def prepare_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per view: visual tokens (B, N, D) and whether anything of the view is left, bool (B,).
+
+        With ``vision_tower=siglip``: upstream's pictures and masks, restricted to the declared RGB streams.
+        """
+        if isinstance(batch, _Prepared):
+            return batch.visual
+        if not self.config.uses_fourm:
+            return super().prepare_images(_without(batch, set(self.config.image_features) - set(self.config.rgb_keys)))
+        available = self.availability(batch)
+        return self.visual_tokens(batch, self._drop(available))
+
+    def availability(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which sensors each sample has, bool (B, V, M).
+
+        From key presence, the ``<key>_padding_mask`` flags, and origin: a derived modality dies with its view's RGB.
+        """
+        state = batch[OBS_STATE]
+        cfg = self.config
+        there = torch.zeros(len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device)
+        for v, streams in enumerate(cfg.views.values()):
+            for modality, key in streams.items():
+                if key in batch:
+                    mask = batch.get(padding_mask_key(key))
+                    there[:, v, MODALITIES.index(modality)] = True if mask is None else mask.bool()
+        return self._kill_derived(there)
+
+    def _kill_derived(self, presence: Tensor) -> Tensor:
+        rgb = MODALITIES.index(Modality.RGB)
+        for modality, origin in self.config.origins.items():
+            if origin == Origin.DERIVED:
+                presence[:, :, MODALITIES.index(modality)] &= presence[:, :, rgb]
+        return presence
+
+    def _drop(self, available: Tensor) -> Tensor:
+        """Apply the curriculum; the identity in evaluation and in stage 1."""
+        cfg = self.config
+        if not self.training or cfg.stage != "robust" or cfg.dropout_mode == "none":
+            return available
+        generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank())
+        presence = sample_presence(
+            available, self.dropout_p, generator, complete_share=cfg.dropout_complete
+        )
+        return self._kill_derived(presence)
+
+    @property
+    def dropout_p(self) -> float:
+        """Current probability of losing a modality."""
+        cfg = self.config
+        if cfg.curriculum_steps <= 0:
+            raise ValueError(
+                f"--policy.curriculum_steps={cfg.curriculum_steps}: the dropout curriculum needs the length of the stage. Set it "
+                "to the value of --steps, or --policy.dropout_mode=none."
+            )
+        return dropout_probability(
+            cfg.curriculum_step, cfg.curriculum_steps,
+            mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean,
+        )  # fmt: skip
+
+    def visual_tokens(self, batch: dict[str, Tensor], presence: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Run tower and bridge for given presence (B, V, M); result as :meth:`prepare_images`."""
+        views = [self._streams(batch, streams) for streams in self.config.views.values()]
+        door = self.model.tower.door(views, presence)
+        self._door = door
+        num_views = len(views)
+        if not door.inputs:
+            tokens = presence.new_zeros(
+                len(presence) * num_views, self.model.bridge_tokens, self.model.text_width, dtype=torch.float32
+            )
+            alive = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        else:
+            with torch.no_grad():
+                encoded = self.model.tower.encode(door)
+            tokens, alive = self.model.bridge(encoded.tokens, encoded.present)
+        tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
+        alive = alive.unflatten(0, (-1, num_views))  # (B, V)
+        if self.config.vision_tower == "siglip+fourm":
+            tokens, alive = self._beside_siglip(batch, tokens, alive, presence)
+        return list(tokens.unbind(1)), list(alive.unbind(1))
+
+    @staticmethod
+    def _streams(batch: dict[str, Tensor], streams: dict[str, str]) -> dict[str, Tensor]:
+        out = {m: batch[key] for m, key in streams.items() if key in batch}
+        depth = streams.get(Modality.DEPTH)
+        if depth in batch:
+            valid = batch.get(valid_key(depth))
+            if valid is None:
+                raise KeyError(
+                    f"{valid_key(depth)} is missing: the batch did not pass the policy's pre-processor (step "
+                    "'multismolvla_sensors'). Build it with make_pre_post_processors and call it on every observation."
+                )
+            out["depth_valid"] = valid
+        return out
+
+    def _beside_siglip(
+        self, batch: dict[str, Tensor], tokens: Tensor, alive: Tensor, presence: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone."""
+        images, _ = super().prepare_images(_without(batch, set(self.config.image_features) - set(self.config.rgb_keys)))
+        rgb_views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
+        seen = presence[:, :, MODALITIES.index(Modality.RGB)]
+        out = tokens.clone()
+        for v, image in zip(rgb_views, images, strict=True):
+            siglip = SmolVLMWithExpertModel.embed_image(self.model.vlm_with_expert, image)
+            both = siglip + torch.tanh(self.model.fourm_gate) * tokens[:, v]
+            out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
+        return out, alive
+
+    # -- losses ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: dict[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None, reduction: str = "mean"
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Training loss of the current stage; arguments and result as upstream's.
+
+        Stage ``connector``: ``flow_weight`` x flow matching through the frozen rest + ``align_weight`` x distillation.
+        Stage ``robust``: flow matching under the dropout curriculum, optionally with consistency to the complete sample.
+        """
+        if not self.config.uses_fourm:
+            return super().forward(batch, noise, time, reduction)
+        if self.config.stage == "robust":
+            loss, logs = self._robust_loss(batch, noise, time, reduction)
+        else:
+            loss, logs = self._connector_loss(batch, noise, time, reduction)
+        return loss, logs
+
+    def _connector_loss(self, batch, noise, time, reduction):
+        loss = torch.zeros((), device=batch[OBS_STATE].device)
+        logs: dict[str, Any] = {}
+        tokens, alive = self.prepare_images(batch)
+        if self._teacher is not None:
+            align, align_logs = self._alignment(batch, tokens, alive)
+            loss = loss + self.config.align_weight * align
+            logs |= align_logs
+        if self.config.flow_weight > 0:
+            flow, flow_logs = self._flow(batch, tokens, alive, noise, time, reduction)
+            loss = loss + self.config.flow_weight * flow
+            logs |= flow_logs
+        return loss, logs
+
+    def _robust_loss(self, batch, noise, time, reduction):
+        available = self.availability(batch)
+        presence = self._drop(available)
+        tokens, alive = self.visual_tokens(batch, presence)
+        if self.config.consistency_weight > 0 and noise is None:
+            actions = self.prepare_action(batch)
+            noise = self.model.sample_noise(actions.shape, actions.device)
+            time = self.model.sample_time(len(actions), actions.device)
+        loss, logs = self._flow(batch, tokens, alive, noise, time, reduction)
+        if self.training and self.config.dropout_mode != "none":
+            logs["dropout_p"] = self.dropout_p
+            declared = available.float().sum().clamp_min(1)
+            logs["modalities_kept"] = (presence.float().sum() / declared).item()
+        return loss, logs
+
+    def _flow(self, batch, tokens, alive, noise, time, reduction):
+        """Upstream's flow-matching loss on given visual tokens."""
+        ready = _Prepared(batch, tokens, alive)
+        return super().forward(ready, noise, time, reduction)
+
+    @torch.no_grad()
+    def teacher_tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """SigLIP-after-connector of the clean pictures: (B, V_rgb, N, D) and masks bool (B, V_rgb)."""
+        if self._teacher is None:
+            raise RuntimeError("There is no teacher: it exists in stage 'connector' with align_weight > 0 only.")
+        clean = _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
+        images, masks = SmolVLAPolicy.prepare_images(self, clean)
+        vision, connector = (m.to(images[0].device) for m in self._teacher)
+        tokens = [connector(vision(pixel_values=i.to(vision.dtype), patch_attention_mask=None).last_hidden_state) for i in images]
+        return torch.stack(tokens, 1), torch.stack(masks, 1)
+
+    def _alignment(self, batch, tokens, alive):
+        teacher, seen = self.teacher_tokens(batch)
+        rgb_views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
+        student = torch.stack([tokens[v] for v in rgb_views], 1)[:, :, : teacher.shape[2]]
+        mask = seen & torch.stack([alive[v] for v in rgb_views], 1)
+        if self.config.curriculum_step == 0 and self.training:
+            self.model.bridge.connector.match_norm(teacher)
+        return alignment_loss(student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten())
+
+    def update(self) -> None:
+        """Advance the curriculum; called by ``lerobot-train`` after every optimizer step."""
+        self.config.curriculum_step += 1
+
+    # -- PEFT -------------------------------------------------------------------------------------------------------
+
+    def _get_default_peft_targets(self) -> dict[str, Any] | None:
+        """LoRA on language model, expert and state/action projections; the bridge is trained in full and saved."""
+        projections = "state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out"
+        layers = r"(q|k|v|o|gate|up|down)_proj"
+        targets = (
+            rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
+        )
+        saved = ["bridge"] if self.config.uses_fourm else []
+        return {"target_modules": targets, "modules_to_save": saved}
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        """Upstream warns unless SmolVLM2's own weights were loaded; here the base checkpoint supplies them."""
+        super(SmolVLAPolicy, self)._validate_peft_config(peft_config)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Everything but the frozen tower, which ``config.json`` names by repository, revision and hash."""
+        state = self.state_dict() if state_dict is None else state_dict
+        super()._save_pretrained(save_directory, {k: v for k, v in state.items() if not is_frozen_key(k)})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any):
+        """Load strictly: the frozen tower must be the only thing the file does not hold.
+
+        Raises:
+            ValueError: missing or unexpected keys, or a tower other than the one the checkpoint was trained with.
+        """
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path)
+        return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
+        from safetensors.torch import load_file
+
+        state = load_file(model_file, device="cpu")
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        check_restored_keys(model_file, missing, unexpected)
+        return model
+
+
+class _Prepared(dict):
+    """A batch whose visual tokens are ready, so that upstream's ``forward`` can be reused as it is."""
+
+    def __init__(self, batch: dict[str, Tensor], tokens: list[Tensor], alive: list[Tensor]):
+        super().__init__(batch)
+        self.visual = (tokens, alive)
+
+
+def _without(batch: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+    drop = set(keys)
+    return {k: v for k, v in batch.items() if k not in drop}
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,370 @@
+"""Stage 0 of the mini preset: make tiny "foundation models" out of the recorded frames, in a minute or two.
+
+With official weights this stage does not exist. Offline there are none, and a tower trained from scratch through the action
+loss alone learns to localise slowly (0 of 20 successes in ten minutes). So both towers get what stands in for their web-scale
+pre-training, on the same frames and for the same number of steps, so that the comparison stays fair:
+
+* the tiny **4M encoder** learns 4M's own task in small: random subsets of modalities and of tokens are visible, the whole
+  scene (labels, depth, temperature, colour) is predicted for every cell;
+* the tiny **SigLIP** learns to predict the same targets from RGB.
+
+Writes, each in the format of its official counterpart: ``vlm/`` (SmolVLM folder), ``fourm/`` (4M-21 folder) and
+``smolvla_init/`` (a SmolVLA checkpoint whose language model and expert are untrained).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+DONE = "pretrain.json"
+#: modality -> encoder domain of the mini preset
+MINI_DOMAINS = {"rgb": "rgb@64", "depth": "tok_depth@64", "seg": "tok_semseg@64", "thermal": "tok_thermal@64"}
+
+
+@dataclass
+class PretrainConfig:
+    """Options of ``python -m lerobot_policy_multismolvla.pretrain``."""
+
+    dataset: Path = Path("outputs/demo/dataset")  # LeRobotDataset with the mini suite's frames
+    output: Path = Path("outputs/demo/pretrained")
+    steps: int = 500
+    batch_size: int = 24  # frames; each has two views
+    lr: float = 1e-3
+    max_frames: int = 4000  # frames held in memory (72 KB each)
+    seed: int = 0
+    dim: int = 96  # width of the tiny 4M encoder
+    depth: int = 3
+    heads: int = 4
+    text_width: int = 96
+    text_layers: int = 4
+    vision_width: int = 96
+    vision_layers: int = 3
+    chunk_size: int = 16
+    n_action_steps: int = 8
+    log_every: int = 50
+    image_size: int = 64
+    patch_size: int = 8
+    num_labels: int = 8
+    cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
+
+
+@dataclass
+class Frames:
+    """Canonical pictures of R = frames x views in memory, and the per-cell targets."""
+
+    rgb: Tensor  # uint8 (R, 3, S, S)
+    depth: Tensor  # float32 (R, 1, S, S) metres, 0 = invalid
+    seg: Tensor  # uint8 (R, 1, S, S)
+    thermal: Tensor  # uint8 (R, 1, S, S)
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+
+def load_frames(cfg: PretrainConfig) -> Frames:
+    """Decode up to ``max_frames`` frames, spread evenly over the dataset.
+
+    Raises:
+        ValueError: the dataset lacks a modality or has another picture size.
+    """
+    import torch
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from tqdm import tqdm
+
+    data = LeRobotDataset(cfg.dataset.name, root=cfg.dataset, depth_output_unit="m", return_uint8=True)
+    keys = [f"observation.images.{cam}{s}" for cam in cfg.cameras for s in ("", "_depth", "_seg", "_thermal")]
+    lacking = [k for k in keys if k not in data.features]
+    if lacking:
+        raise ValueError(
+            f"{cfg.dataset} lacks {lacking}. The mini preset pre-trains on all four modalities: record with "
+            "multismolvla-record --suite multismolvla_mini."
+        )
+    count = min(cfg.max_frames, len(data))
+    rows = torch.linspace(0, len(data) - 1, count).long().tolist()
+    parts: dict[str, list[Tensor]] = {"": [], "_depth": [], "_seg": [], "_thermal": []}
+    for row in tqdm(rows, desc="decode frames", unit="frame"):
+        item = data[row]
+        for cam in cfg.cameras:
+            for suffix, store in parts.items():
+                picture = item[f"observation.images.{cam}{suffix}"]
+                if picture.shape[-2:] != (cfg.image_size, cfg.image_size):
+                    raise ValueError(
+                        f"{cfg.dataset}: pictures are {tuple(picture.shape)}, expected side {cfg.image_size} (--image_size)."
+                    )
+                store.append(picture if suffix == "" else picture[:1])
+    as_u8 = {k: torch.stack(v) for k, v in parts.items()}
+    return Frames(_u8(as_u8[""]), as_u8["_depth"].float(), _u8(as_u8["_seg"]), _u8(as_u8["_thermal"]))
+
+
+def _u8(x: Tensor) -> Tensor:
+    import torch
+
+    return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
+
+
+class CellHeads:
+    """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training."""
+
+    def __init__(self, dim: int, labels: int, patch: int, generator: torch.Generator):
+        import torch
+        from torch import nn
+
+        self.labels = labels
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            self.net: nn.Module = nn.Linear(dim, 4 * labels + 4 + 4 + 12)  # labels, depth, temperature, colour of 4 quadrants
+
+    def loss(self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss of (R, N, D) features against per-quadrant targets (R, N, 4[, C])."""
+        import torch.nn.functional as F  # noqa: N812
+
+        out = self.net(features)
+        label, depth, heat, colour = out.split([4 * self.labels, 4, 4, 12], dim=-1)
+        label = label.unflatten(-1, (4, self.labels))
+        ce = F.cross_entropy(label.flatten(0, 2), target["seg"].flatten(), weight=class_weight)
+        d = F.smooth_l1_loss(depth, target["depth"])
+        t = F.mse_loss(heat, target["thermal"])
+        c = F.mse_loss(colour, target["rgb"])
+        hit = (label.argmax(-1) == target["seg"]) & (target["seg"] > 2)
+        share = hit.sum() / (target["seg"] > 2).sum().clamp_min(1)
+        return ce + d + 4 * t + 2 * c, {"label_loss": ce.item(), "object_recall": share.item()}
+
+
+def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid: int) -> dict[str, Tensor]:
+    """Per cell and quadrant: majority label, log depth, temperature and mean colour.
+
+    Args:
+        rgb: float (R, 3, S, S) in [0, 1].
+        depth: float (R, 1, S, S), metres.
+        seg: int64 (R, 1, S, S).
+        thermal: float (R, 1, S, S) in [0, 1].
+        grid: cells per side.
+
+    Returns:
+        ``seg`` int64 (R, N, 4), ``depth`` and ``thermal`` float (R, N, 4), ``rgb`` float (R, N, 12).
+    """
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    side = 2 * grid
+
+    def quadrants(x: Tensor) -> Tensor:  # (R, C, 2g, 2g) -> (R, N, 4 * C)
+        return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+    def mean(x: Tensor) -> Tensor:
+        return quadrants(F.adaptive_avg_pool2d(x, side))
+
+    one_hot = F.one_hot(seg[:, 0], int(seg.max()) + 1).permute(0, 3, 1, 2).float()
+    label = F.adaptive_avg_pool2d(one_hot, side).argmax(1, keepdim=True)
+    return {
+        "seg": quadrants(label.float()).round().long(),
+        "depth": 2 * torch.log(mean(depth).clamp(0.05, 10.0)),
+        "thermal": mean(thermal),
+        "rgb": mean(rgb),
+    }
+
+
+def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
+    """Run the stage; see the module's docstring. Returns the log of the last steps."""
+    import torch
+    from tqdm import trange
+
+    generator = torch.Generator().manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)
+    frames = load_frames(cfg)
+    tower, policy = _build(cfg, generator)
+    vision = policy.model.vlm_with_expert.get_vlm_model().vision_model
+    grid = cfg.image_size // cfg.patch_size
+    heads = {
+        "fourm": CellHeads(cfg.dim, cfg.num_labels, cfg.patch_size, generator),
+        "siglip": CellHeads(cfg.vision_width, cfg.num_labels, cfg.patch_size, generator),
+    }
+    fusion = _fusion(cfg, grid)
+    trained = [tower.encoder, vision, fusion, heads["fourm"].net, heads["siglip"].net]
+    parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, cfg.lr, weight_decay=0.01)
+    warmup = max(1, min(50, cfg.steps // 10))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cfg.lr, total_steps=cfg.steps, pct_start=warmup / cfg.steps, anneal_strategy="cos"
+    )
+    weight = _class_weight(frames, cfg.num_labels)
+    history: list[dict[str, float]] = []
+    bar = trange(cfg.steps, desc="pretrain towers", unit="step")
+    for step in bar:
+        rows = torch.randint(len(frames), (2 * cfg.batch_size,), generator=generator)
+        rgb, depth = frames.rgb[rows].float() / 255, frames.depth[rows]
+        seg, thermal = frames.seg[rows].long(), frames.thermal[rows].float() / 255
+        target = cell_targets(rgb, depth, seg, thermal, grid)
+        views = [{"rgb": rgb, "depth": depth, "depth_valid": depth > 0.011, "seg": seg, "thermal": thermal}]
+        fourm = fused_features(tower, fusion, views, generator)
+        loss_f, log_f = heads["fourm"].loss(fourm, target, weight)
+        siglip = vision(pixel_values=rgb * 2 - 1, patch_attention_mask=None).last_hidden_state
+        loss_s, log_s = heads["siglip"].loss(siglip, target, weight)
+        optimizer.zero_grad()
+        (loss_f + loss_s).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % cfg.log_every == 0 or step == cfg.steps - 1:
+            row = {"step": step, "fourm": loss_f.item(), "siglip": loss_s.item()}
+            row |= {f"fourm_{k}": v for k, v in log_f.items()} | {f"siglip_{k}": v for k, v in log_s.items()}
+            history.append(row)
+            bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k != "step"})
+    _write(cfg, tower, policy, history)
+    return {"history": history}
+
+
+def fused_features(tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]], generator: torch.Generator) -> Tensor:
+    """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
+    import torch
+
+    from multismolvla.dropout import sample_presence
+    from multismolvla.modalities import MODALITIES
+
+    rows = len(views[0]["rgb"])
+    available = torch.ones(rows, 1, len(MODALITIES), dtype=torch.bool)
+    presence = sample_presence(available, 0.5, generator, complete_share=0.25)
+    door = tower.door(views, presence)
+    # a quarter of the samples keeps every token; the others lose a random share of each modality's tokens
+    share = 0.5 * torch.rand(rows, 1, 1, generator=generator)
+    share[: rows // 4] = 0
+    for domain, there in door.present.items():
+        door.present[domain] = there & (torch.rand(there.shape, generator=generator) >= share)
+    out = tower.encode(door)
+    fused, _ = fusion(out.tokens, out.present)
+    return fused.flatten(1, 2)
+
+
+def _class_weight(frames: Frames, labels: int) -> Tensor:
+    import torch
+
+    counts = torch.bincount(frames.seg[::7].flatten().long(), minlength=labels).float()
+    return (counts.sum() / counts.clamp_min(1)).pow(0.5).clamp_max(30.0) / 3.0
+
+
+def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
+    from multismolvla.connector import GatedFusion
+    from multismolvla.modalities import MODALITIES
+
+    return GatedFusion(cfg.dim, MODALITIES, grid)
+
+
+def mini_fourm_config(cfg: PretrainConfig) -> Any:
+    """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains."""
+    from multismolvla.fourm import FourMConfig
+
+    grid = cfg.image_size // cfg.patch_size
+    domains = {
+        "rgb@64": {"kind": "pixels", "grid": [grid, grid], "positions": "sincos"},
+        "tok_depth@64": {"kind": "tokens", "vocab": 1024, "grid": [grid, grid], "positions": "sincos"},
+        "tok_semseg@64": {"kind": "tokens", "vocab": 4096, "grid": [grid, grid], "positions": "sincos"},
+        "tok_thermal@64": {"kind": "tokens", "vocab": 256, "grid": [4, 4], "positions": "sincos"},
+    }
+    return FourMConfig(
+        dim=cfg.dim, encoder_depth=cfg.depth, num_heads=cfg.heads, image_size=cfg.image_size,
+        patch_size=cfg.patch_size, domains_in=tuple(domains), custom_domains=domains,
+    )  # fmt: skip
+
+
+def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
+    """The tiny 4M tower and an upstream SmolVLA policy around the tiny VLM folder."""
+    import torch
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    from multismolvla.fourm import FourMEncoder
+    from multismolvla.tokenizers import (
+        PatchDepthTokenizer,
+        QuadrantSegTokenizer,
+        ThermalGridTokenizer,
+        structured_token_embedding,
+    )
+    from multismolvla.tower import MultimodalTower
+
+    from .tiny_vlm import TinyVLMConfig, build_tiny_vlm
+
+    grid = cfg.image_size // cfg.patch_size
+    encoder = FourMEncoder(mini_fourm_config(cfg), list(MINI_DOMAINS.values()))
+    encoder.init_weights(generator)
+    tokenizers = {
+        "depth": PatchDepthTokenizer(grid=grid),
+        "seg": QuadrantSegTokenizer(grid=grid, num_labels=cfg.num_labels),
+        "thermal": ThermalGridTokenizer(grid=4),
+    }
+    with torch.no_grad():
+        for modality, tokenizer in tokenizers.items():
+            table = structured_token_embedding(tokenizer, cfg.dim, generator)
+            encoder.encoder_embeddings[MINI_DOMAINS[modality]].token_emb.weight[: len(table)].copy_(table)
+    tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, cfg.image_size)
+    build_tiny_vlm(
+        cfg.output / "vlm",
+        TinyVLMConfig(
+            text_width=cfg.text_width, text_layers=cfg.text_layers, text_mlp=8 * cfg.text_width // 3,
+            vision_width=cfg.vision_width, vision_layers=cfg.vision_layers,
+            image_size=cfg.image_size, patch_size=cfg.patch_size,
+        ),
+    )  # fmt: skip
+    return tower, SmolVLAPolicy(_smolvla_config(cfg))
+
+
+def _smolvla_config(cfg: PretrainConfig) -> Any:
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    side = cfg.image_size
+    cams = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for c in cfg.cameras}
+    return SmolVLAConfig(
+        vlm_model_name=str(cfg.output / "vlm"),
+        load_vlm_weights=False,
+        chunk_size=cfg.chunk_size,
+        n_action_steps=cfg.n_action_steps,
+        resize_imgs_with_padding=(side, side),
+        num_vlm_layers=cfg.text_layers,
+        freeze_vision_encoder=False,
+        train_expert_only=False,
+        input_features=cams | {"observation.state": PolicyFeature(FeatureType.STATE, (8,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+        push_to_hub=False,
+        device="cpu",
+    )
+
+
+def _write(cfg: PretrainConfig, tower: Any, policy: Any, history: list[dict[str, float]]) -> None:
+    """Write the three folders; the marker file comes last, so that a killed run is seen as unfinished."""
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+    for name in ("fourm", "smolvla_init"):
+        shutil.rmtree(cfg.output / name, ignore_errors=True)
+    tower.encoder.save_pretrained(cfg.output / "fourm")
+    stats = LeRobotDatasetMetadata(cfg.dataset.name, root=cfg.dataset).stats
+    policy.save_pretrained(cfg.output / "smolvla_init")
+    for pipeline in make_smolvla_pre_post_processors(policy.config, stats):
+        pipeline.save_pretrained(cfg.output / "smolvla_init")
+    report = {"config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(cfg).items()}, "history": history}
+    (cfg.output / DONE).write_text(json.dumps(report, indent=1))
+
+
+def main() -> None:
+    """Command line entry."""
+    import draccus
+
+    cfg = draccus.parse(PretrainConfig)
+    logging.basicConfig(level=logging.INFO)
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    (cfg.output / DONE).unlink(missing_ok=True)
+    pretrain(cfg)
+
+
+if __name__ == "__main__":
+    main()
