@@ -314,9 +314,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write("\n")
     else:
         sys.stdout.write(format_table(checks) + "\n")
-        env = " ".join(f"{k}={v}" for c in checks for k, v in c.env.items())
+        settings = " ".join(f"{k}={v}" for c in checks for k, v in c.env.items())
         sys.stdout.write(
-            f"\nRecommended environment: {env}\n" if healthy else "\nSomething required is missing.\n"
+            f"\nRecommended environment: {settings}\n" if healthy else "\nSomething required is missing.\n"
         )
     return 0 if healthy else 1
 
