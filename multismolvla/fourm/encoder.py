@@ -1,0 +1,435 @@
+"""The 4M-21 transformer encoder with exact absence.
+
+A missing modality, sensor or patch is *no token*: it is neither a key nor a row. Two ways compute that: absent tokens
+are dropped and the rest packed (fast), or all stay in place behind a key mask (static shapes). The numbers agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multismolvla.fourm import checkpoint
+from multismolvla.fourm.config import FourMConfig
+from multismolvla.fourm.embeddings import FourMEmbedding
+from multismolvla.fourm.modality import FourMModality
+
+NORM_EPS = 1e-6
+
+
+class ScaleNorm(nn.LayerNorm):
+    """LayerNorm with a scale only; ``bias`` is the all-zero buffer that the official files store."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=NORM_EPS, bias=False)
+        del self._parameters["bias"]
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last axis; unlike the parent, never add ``bias``."""
+        return F.layer_norm(x, self.normalized_shape, self.weight, None, self.eps)
+
+
+class Packing(NamedTuple):
+    """Where the rows of a packed token list belong.
+
+    Attributes:
+        source: (T,) flat index of each present token in (B * S).
+        slots: (T,) flat index in the dense attention batch (samples with at least one token, ``length``).
+        key_mask: bool (samples, 1, 1, length), True = key; ``None`` when nothing is padded.
+        samples: number of samples with at least one token.
+        length: greatest number of tokens of a sample.
+    """
+
+    source: Tensor
+    slots: Tensor
+    key_mask: Tensor | None
+    samples: int
+    length: int
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without biases; q, k, v stacked in ``qkv``, heads contiguous."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None, packing: Packing | None) -> Tensor:
+        """Attend. ``x``: (B, S, D), or (T, D) with ``packing``. ``key_mask``: bool broadcastable to (B, 1, S, S)."""
+        qkv = self.qkv(x)
+        if packing is not None:
+            dense = qkv.new_zeros(packing.samples * packing.length, qkv.shape[-1])
+            qkv = dense.index_copy(0, packing.slots, qkv).view(packing.samples, packing.length, -1)
+            key_mask = packing.key_mask
+        b, s = qkv.shape[:2]
+        q, k, v = qkv.view(b, s, 3, self.num_heads, -1).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, S, D / heads)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        y = y.transpose(1, 2).flatten(2)  # (B, S, D)
+        rows: Tensor = self.proj(y if packing is None else y.flatten(0, 1)[packing.slots])
+        return rows
+
+
+class GatedMLP(nn.Module):
+    """fc2(SiLU(fc1(x)) * fc3(x)) without biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, dim, bias=False)
+        self.fc3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        y: Tensor = self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+        return y
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
+        super().__init__()
+        self.norm1 = ScaleNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = ScaleNorm(dim)
+        self.mlp = GatedMLP(dim, mlp_hidden)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """Same shapes and masks as `Attention.forward`."""
+        x = x + self.attn(self.norm1(x), key_mask, packing)
+        rows: Tensor = x + self.mlp(self.norm2(x))
+        return rows
+
+
+class EncodedRows(NamedTuple):
+    """Encoder output in the reference's arrangement: per sample valid tokens first, then padding.
+
+    Attributes:
+        tokens: (B, S', D); zeros in padding rows.
+        padding: bool (B, S'), True = padding.
+        source_index: int64 (B, S'), flat index in the concatenation of the inputs; -1 for padding.
+        mod_id: int64 (B, S'), `FourMModality.mod_id`; -1 for padding.
+    """
+
+    tokens: Tensor
+    padding: Tensor
+    source_index: Tensor
+    mod_id: Tensor
+
+
+class FourMEncoder(nn.Module):
+    """Encoder of 4M-21 with embeddings for the chosen modalities only.
+
+    Example:
+        >>> config = FourMConfig(dim=32, encoder_depth=1, num_heads=2, domains_in=("rgb@224", "tok_depth@224"))
+        >>> encoder = FourMEncoder(config, ["rgb@224", "tok_depth@224"])
+        >>> rgb, depth = torch.rand(2, 3, 224, 224), torch.zeros(2, 14, 14, dtype=torch.long)
+        >>> there = torch.tensor([True, False])  # the second sample has no depth sensor
+        >>> out = encoder({"rgb@224": rgb, "tok_depth@224": depth}, {"tok_depth@224": there})
+        >>> out["tok_depth@224"].shape
+        torch.Size([2, 196, 32])
+
+    Args:
+        config: sizes and known modalities.
+        modalities: domain names to build embeddings for; each must be in ``config.domains_in``.
+        generator: source of the random weights; ``None`` = PyTorch's global one. Under ``torch.device("meta")``
+            nothing is drawn.
+
+    Raises:
+        ValueError: no modality, a doubled one, or one the config does not have.
+    """
+
+    def __init__(
+        self, config: FourMConfig, modalities: Sequence[str], generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        names = tuple(modalities)
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"FourMEncoder needs one or more different modalities; got {list(names)}.")
+        self.config = config
+        self.modalities = names
+        self.encoder_embeddings = nn.ModuleDict(
+            {name: FourMEmbedding(config.modality(name), config.dim) for name in names}
+        )
+        self.encoder = nn.ModuleList(
+            Block(config.dim, config.num_heads, config.mlp_hidden) for _ in range(config.encoder_depth)
+        )
+        self.encoder_norm = ScaleNorm(config.dim)
+        if not self.encoder_norm.weight.is_meta:
+            self.init_weights(generator)
+
+    # ------------------------------------------------------------------ weights
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
+        """Draw new weights in place: truncated normal (cut at two ``std``), norm scales one, positions recomputed."""
+        for module in self.modules():
+            if isinstance(module, FourMEmbedding):
+                module.init_weights(generator, std)
+            elif isinstance(module, ScaleNorm):
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+            elif isinstance(module, Attention | GatedMLP):
+                for parameter in module.parameters():
+                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+    @torch.no_grad()
+    def set_token_embedding(self, name: str, table: Tensor) -> None:
+        """Replace a modality's token table, e.g. by `multismolvla.tokenizers.structured_token_embedding`.
+
+        Args:
+            name: a token or text modality of this encoder.
+            table: floating (vocab, D).
+
+        Raises:
+            ValueError: the modality has no token table, or the shape differs.
+        """
+        embedding = self._embedding(name)
+        weight = embedding.token_emb.weight if embedding.info.vocab is not None else None
+        if weight is None or weight.shape != table.shape:
+            expected = "no token table at all" if weight is None else tuple(weight.shape)
+            raise ValueError(
+                f"Token table of {name!r}: got {tuple(table.shape)}, but the encoder has {expected}."
+            )
+        weight.copy_(table)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_dir: str | Path,
+        modalities: Sequence[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        local_files_only: bool = False,
+    ) -> FourMEncoder:
+        """Load an encoder from an official-format folder or hub repository, reading only the needed tensors.
+
+        Args:
+            repo_or_dir: folder with ``config.json`` and ``model.safetensors``, or a hub id such as
+                ``"EPFL-VILAB/4M-21_B"`` (weights for non-commercial use only).
+            modalities: domain names to load, official spelling.
+            revision: commit, branch or tag on the hub.
+            dtype: dtype of the weights; ``None`` = as stored (float32 officially).
+            device: where to put them; ``None`` = CPU.
+            local_files_only: never ask the network, only the hub cache.
+
+        Returns:
+            The encoder in evaluation mode, with gradients enabled on its parameters.
+
+        Raises:
+            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get them.
+            ValueError: config or weights do not fit; the first bad key is named.
+        """
+        files = checkpoint.locate(repo_or_dir, revision=revision, local_files_only=local_files_only)
+        config = FourMConfig.from_json(files.config)
+        with torch.device("meta"):
+            encoder = cls(config, modalities)
+        state = checkpoint.read_tensors(files.weights, encoder.state_dict(), dtype=dtype, device=device)
+        encoder.load_state_dict(state, strict=True, assign=True)
+        return encoder.eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` with official field and key names.
+
+        The config lists the modalities of this encoder and no decoder. Each file appears complete or not at all.
+        """
+        checkpoint.write(directory, self.config.restricted_to(self.modalities).to_dict(), self.state_dict())
+
+    # ------------------------------------------------------------------ forward
+
+    def modality(self, name: str) -> FourMModality:
+        """Grid, vocabulary and kind of one of this encoder's modalities."""
+        return self._embedding(name).info
+
+    def grid(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of a modality's tokens; (1, N) for one without a grid."""
+        info = self.modality(name)
+        return info.grid or (1, info.num_tokens)
+
+    def embed(
+        self, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Encoder input rows: content + position + modality.
+
+        Args:
+            inputs: as for `forward`.
+            presence: as for `forward`; needed here because text positions count present tokens only.
+
+        Returns:
+            {modality: (B, N, D)}, zero rows where not present.
+        """
+        masks = self._masks(inputs, presence)
+        return {name: self._embedding(name)(values, masks[name]) for name, values in inputs.items()}
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor] | None = None,
+        *,
+        drop_absent: bool = True,
+    ) -> dict[str, Tensor]:
+        """Encode the modalities that are there; the others do not exist for the network.
+
+        Args:
+            inputs: {modality: values}. Pixels: float (B, 3, H, W) in [0, 1]; tokens: integer (B, N) or (B, h, w);
+                vectors: float (B, N, width). A modality left out is absent. Values of absent tokens may be anything,
+                NaN included.
+            presence: {modality: bool (B,), (B, N) or (B, h, w)}, True = there; a modality left out is present.
+            drop_absent: drop absent tokens physically (fast, dynamic shapes) instead of masking them as keys
+                (static shapes, for graph capture). Same numbers.
+
+        Returns:
+            {modality: (B, N, D)} for each modality in ``inputs``; exact zeros where not present, so also for a sample
+            that has nothing at all.
+
+        Raises:
+            ValueError: unknown modality, wrong shape or dtype, different batch sizes.
+        """
+        x, valid, lengths = self._concatenate(inputs, presence)
+        if valid is None:
+            y = self._run(x, None, None)
+        elif drop_absent:
+            y = self._encode_packed(x, valid)
+        else:
+            # A sample without any key would give NaN; it attends to its zero rows instead and is zeroed below.
+            keys = valid | ~valid.any(dim=1, keepdim=True)
+            y = self._run(x, keys[:, None, None], None)
+            y = torch.where(valid[..., None], y, torch.zeros_like(y))
+        return dict(zip(inputs, torch.split(y, lengths, dim=1), strict=True))
+
+    def encode_rows(
+        self,
+        inputs: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor] | None = None,
+        num_encoder_tokens: int | None = None,
+    ) -> EncodedRows:
+        """Encode in the arrangement of the reference code and of 4M's pretraining.
+
+        Args:
+            inputs: as for `forward`; concatenated in this order.
+            presence: as for `forward`.
+            num_encoder_tokens: budget (256 in pretraining): only the first so many present tokens of a sample enter
+                the encoder. ``None`` = the largest number of present tokens in the batch.
+
+        Returns:
+            The rows with their labels.
+        """
+        x, valid, lengths = self._concatenate(inputs, presence)
+        if valid is None:
+            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        rank = valid.cumsum(dim=1)
+        rows = int(rank[:, -1].max()) if num_encoder_tokens is None else num_encoder_tokens
+        valid = valid & (rank <= rows)
+        y = self._encode_packed(x, valid)
+        order = torch.argsort(~valid, dim=1, stable=True)[:, :rows]  # (B, S')
+        order = F.pad(order, (0, rows - order.shape[1]))
+        padding = torch.arange(rows, device=x.device) >= valid.sum(dim=1, keepdim=True)
+        ids = [self.modality(name).mod_id for name in inputs]
+        labels = torch.tensor(ids, device=x.device).repeat_interleave(torch.tensor(lengths, device=x.device))
+        tokens = y.gather(1, order[..., None].expand(-1, -1, y.shape[-1]))
+        return EncodedRows(
+            tokens=tokens.masked_fill(padding[..., None], 0.0),
+            padding=padding,
+            source_index=order.masked_fill(padding, -1),
+            mod_id=labels[order].masked_fill(padding, -1),
+        )
+
+    def _embedding(self, name: str) -> FourMEmbedding:
+        if name not in self.encoder_embeddings:
+            raise ValueError(
+                f"This encoder was built without modality {name!r}; it has {list(self.modalities)}. "
+                "Add it to `modalities` when the encoder is made."
+            )
+        return self.encoder_embeddings[name]  # type: ignore[return-value]
+
+    def _masks(
+        self, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor | None]:
+        """Presence as bool (B, N) per input modality, ``None`` where not given."""
+        if not inputs:
+            raise ValueError("FourMEncoder got no modality at all, so that even the batch size is unknown.")
+        for name in presence or {}:
+            self._embedding(name)
+        batch = next(iter(inputs.values())).shape[0]
+        masks: dict[str, Tensor | None] = {}
+        for name, values in inputs.items():
+            info = self.modality(name)
+            if values.shape[0] != batch:
+                raise ValueError(f"{name!r} has batch size {values.shape[0]}, the first modality {batch}.")
+            mask = None if presence is None else presence.get(name)
+            if mask is not None:
+                length = values.shape[1] if info.text_like else info.num_tokens
+                flat = mask.flatten(1) if mask.ndim > 1 else mask[:, None].expand(-1, length)
+                if mask.dtype != torch.bool or tuple(flat.shape) != (batch, length):
+                    raise ValueError(
+                        f"presence[{name!r}] is {mask.dtype} {tuple(mask.shape)}; expected bool ({batch},) or "
+                        f"({batch}, {length}), True = there."
+                    )
+                mask = flat
+            masks[name] = mask
+        return masks
+
+    def _concatenate(
+        self, inputs: Mapping[str, Tensor], presence: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Rows (B, S, D), presence bool (B, S) or ``None`` for all, and the number of tokens per modality."""
+        masks = self._masks(inputs, presence)
+        rows = [self._embedding(name)(values, masks[name]) for name, values in inputs.items()]
+        lengths = [r.shape[1] for r in rows]
+        x = torch.cat(rows, dim=1)
+        if all(mask is None for mask in masks.values()):
+            return x, None, lengths
+        parts = [
+            torch.ones(r.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            for r, mask in zip(rows, masks.values(), strict=True)
+        ]
+        return x, torch.cat(parts, dim=1), lengths
+
+    def _encode_packed(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Encode the present tokens of ``x`` (B, S, D) only; zeros elsewhere."""
+        packing = _pack(valid)
+        if packing is None:
+            return torch.zeros_like(x)
+        if len(packing.source) == valid.numel():
+            return self._run(x, None, None)
+        flat = x.flatten(0, 1)  # (B * S, D)
+        y = self._run(flat[packing.source], None, packing)  # (T, D)
+        return torch.zeros_like(flat, dtype=y.dtype).index_copy(0, packing.source, y).view(*valid.shape, -1)
+
+    def _run(self, x: Tensor, key_mask: Tensor | None, packing: Packing | None) -> Tensor:
+        for block in self.encoder:
+            x = block(x, key_mask, packing)
+        rows: Tensor = self.encoder_norm(x)
+        return rows
+
+
+def _pack(valid: Tensor) -> Packing | None:
+    """Plan for running only the present tokens; ``None`` when no token of the batch (bool (B, S)) is present.
+
+    The linear layers see the T present tokens without any padding; attention alone pads to the longest sample.
+    """
+    counts = valid.sum(dim=1)
+    length = int(counts.max())
+    if length == 0:
+        return None
+    some = counts > 0
+    samples = int(some.sum())
+    rank = valid.cumsum(dim=1) - 1 + (some.cumsum(dim=0) - 1)[:, None] * length  # (B, S)
+    source = valid.flatten().nonzero().squeeze(1)
+    key_mask = torch.arange(length, device=valid.device) < counts[some][:, None]  # (samples, length)
+    padded = len(source) < samples * length
+    return Packing(
+        source, rank.flatten()[source], key_mask[:, None, None] if padded else None, samples, length
+    )

@@ -1,0 +1,23 @@
+"""Image-like modalities to 4M token ids.
+
+`ImageTokenizer` is the interface; `weight_free` holds the stand-ins of the mini preset, which need no trained weights
+and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same interface.
+"""
+
+from multismolvla.tokenizers.interface import ImageTokenizer
+from multismolvla.tokenizers.structured import structured_token_embedding
+from multismolvla.tokenizers.weight_free import (
+    PatchDepthTokenizer,
+    QuadrantSegTokenizer,
+    ThermalGridTokenizer,
+    WeightFreeTokenizer,
+)
+
+__all__ = [
+    "ImageTokenizer",
+    "PatchDepthTokenizer",
+    "QuadrantSegTokenizer",
+    "ThermalGridTokenizer",
+    "WeightFreeTokenizer",
+    "structured_token_embedding",
+]

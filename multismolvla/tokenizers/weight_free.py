@@ -1,0 +1,325 @@
+"""Weight-free stand-ins for the tokenizers of depth, segmentation and thermal pictures.
+
+They let the mini preset run with no download. Each token says what its cell holds in a way that one can read back
+(`decode`): a quantised mean depth, the labels of four quadrants, a quantised mean temperature. They are not 4M's
+tokenizers: ids mean something else and official 4M weights must not be used with them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multismolvla.modalities import MINI_LABELS
+
+#: A cell with a smaller share of valid pixels is absent: its mean would be mostly a guess.
+MIN_VALID = 0.25
+
+
+class WeightFreeTokenizer(ABC):
+    """Common part: cell geometry, validity and input checks.
+
+    Args:
+        grid: rows and columns of the token grid, one number for a square one.
+        vocab_size: number of ids.
+    """
+
+    #: Name of the modality in error messages.
+    modality: str
+
+    def __init__(self, grid: int | tuple[int, int], vocab_size: int) -> None:
+        rows, columns = (grid, grid) if isinstance(grid, int) else grid
+        if rows < 1 or columns < 1:
+            raise ValueError(f"{type(self).__name__}: grid {grid} must be positive.")
+        self.grid: tuple[int, int] = (rows, columns)
+        self.vocab_size = vocab_size
+
+    @abstractmethod
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize a picture; see `multismolvla.tokenizers.ImageTokenizer.encode`."""
+
+    @abstractmethod
+    def decode(self, ids: Tensor) -> Tensor:
+        """Show what ids (B, rows, columns) stand for, as a small canonical picture (B, 1, h, w)."""
+
+    @abstractmethod
+    def features(self) -> Tensor:
+        """Describe each id by numbers, so that ids that mean similar things are near: float32 (vocab_size, F)."""
+
+    def _check(self, image: Tensor, valid: Tensor | None, floating: bool) -> Tensor:
+        """Check shapes and dtypes; returns validity as bool (B, 1, H, W)."""
+        kind = "floating" if floating else "integer"
+        if (
+            image.ndim != 4
+            or image.shape[1] != 1
+            or image.dtype == torch.bool
+            or image.is_floating_point() != floating
+        ):
+            raise ValueError(
+                f"{self.modality} tokenizer: got {_name(image)}; expected {kind} (B, 1, H, W). Run the units step first."
+            )
+        for side, cells, axis in zip(image.shape[2:], self.grid, ("height", "width"), strict=True):
+            if side == 0 or side % cells:
+                raise ValueError(
+                    f"{self.modality} tokenizer: {axis} {side} is no multiple of its {cells} cells. Resize the picture."
+                )
+        if valid is None:
+            return torch.ones_like(image, dtype=torch.bool)
+        if valid.dtype != torch.bool or valid.shape != image.shape:
+            raise ValueError(
+                f"{self.modality} tokenizer: valid is {_name(valid)}; expected bool {tuple(image.shape)}, True = usable."
+            )
+        return valid
+
+    def _check_range(self, image: Tensor, valid: Tensor, low: float, high: float, unit: str) -> None:
+        """Refuse valid pixels that are NaN, infinite or outside [low, high]."""
+        seen = image[valid]
+        if seen.numel() == 0:
+            return
+        # `aminmax` passes NaN on, so that one look finds all three faults.
+        minimum, maximum = (v.item() for v in seen.aminmax())
+        if not (math.isfinite(minimum) and math.isfinite(maximum)):
+            raise ValueError(
+                f"{self.modality} tokenizer: {int((~seen.isfinite()).sum())} valid pixels are NaN or infinite. "
+                "Mark them as invalid or repair the source."
+            )
+        if minimum < low or maximum > high:
+            raise ValueError(
+                f"{self.modality} tokenizer: values from {minimum:g} to {maximum:g}; expected {unit}. "
+                "Check the declared unit of this stream."
+            )
+
+    def _cells(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, rows, columns, pixels per cell)."""
+        rows, columns = self.grid
+        height, width = image.shape[2:]
+        x = image.reshape(-1, rows, height // rows, columns, width // columns)
+        return x.transpose(2, 3).flatten(3)
+
+    def _cell_means(self, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of each cell's valid pixels and whether there are enough of them: (B, rows, columns) each."""
+        usable = self._cells(valid)
+        values = self._cells(torch.where(valid, image, torch.zeros_like(image)).float())
+        count = usable.sum(-1)
+        return values.sum(-1) / count.clamp(min=1), count >= MIN_VALID * usable.shape[-1]
+
+
+class PatchDepthTokenizer(WeightFreeTokenizer):
+    """Mean depth of a patch, quantised in logarithmic depth.
+
+    Args:
+        grid: token grid.
+        bins: number of ids.
+        near: depth in metres of the first bin's lower edge; nearer values fall into it.
+        far: depth in metres of the last bin's upper edge; farther values fall into it.
+
+    Raises:
+        ValueError: ``near`` and ``far`` are not 0 < near < far.
+    """
+
+    modality = "depth"
+
+    #: A greater depth is a wrong unit, not a far wall.
+    LIMIT_METRES = 1000.0
+
+    def __init__(
+        self, grid: int | tuple[int, int] = 8, bins: int = 1024, near: float = 0.1, far: float = 4.0
+    ) -> None:
+        super().__init__(grid, bins)
+        if not 0 < near < far:
+            raise ValueError(
+                f"PatchDepthTokenizer: near {near} and far {far} must be metres with 0 < near < far."
+            )
+        self.near, self.far = near, far
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize depth.
+
+        Args:
+            image: floating (B, 1, H, W), metres; 0 = no measurement.
+            valid: bool (B, 1, H, W), True = usable; pixels of 0 are never usable.
+
+        Returns:
+            ids int64 (B, rows, columns); present bool (B, rows, columns), False below 25 % usable pixels.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a valid pixel is NaN, infinite, negative or beyond 1000 m.
+        """
+        usable = self._check(image, valid, floating=True)
+        self._check_range(image, usable, 0.0, self.LIMIT_METRES, "metres in [0, 1000], 0 = no measurement")
+        mean, present = self._cell_means(image, usable & (image > 0))
+        position = (mean.clamp(self.near, self.far) / self.near).log() / math.log(self.far / self.near)
+        return _quantise(position, self.vocab_size), present
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Depth in metres of the bins' (logarithmic) centres: float32 (B, 1, rows, columns)."""
+        position = (ids.float() + 0.5) / self.vocab_size
+        return (self.near * (self.far / self.near) ** position)[:, None]
+
+    def features(self) -> Tensor:
+        """Fourier features of the bin centres."""
+        return _fourier(self.vocab_size)
+
+
+class QuadrantSegTokenizer(WeightFreeTokenizer):
+    """Majority labels of a patch's four quadrants, written as digits: id = sum of label_q * num_labels^q.
+
+    Quadrants are counted row-major (0 top left, 1 top right, 2 bottom left, 3 bottom right); ties go to the higher
+    label, since in the mini label set the things to handle come after the background.
+
+    Args:
+        grid: token grid.
+        num_labels: size of the label set; the vocabulary is its fourth power.
+        labels: names for error messages; ``None`` = the mini set where the size fits.
+    """
+
+    modality = "segmentation"
+
+    def __init__(
+        self, grid: int | tuple[int, int] = 8, num_labels: int = 8, labels: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(grid, num_labels**4)
+        if num_labels < 2 or (labels is not None and len(labels) != num_labels):
+            raise ValueError(
+                f"QuadrantSegTokenizer: num_labels {num_labels} must be at least 2 and fit labels {labels}."
+            )
+        self.num_labels = num_labels
+        self.labels = tuple(labels or (MINI_LABELS if num_labels == len(MINI_LABELS) else ()))
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize class ids.
+
+        Args:
+            image: integer (B, 1, H, W), class ids in [0, num_labels).
+            valid: bool (B, 1, H, W), True = usable; ``None`` = all.
+
+        Returns:
+            ids int64 (B, rows, columns); present bool (B, rows, columns), False below 25 % usable pixels.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a valid pixel's label is outside the label set.
+        """
+        usable = self._check(image, valid, floating=False)
+        labels = torch.where(usable, image.long(), 0)
+        low, high = (int(v) for v in labels.aminmax())
+        if low < 0 or high >= self.num_labels:
+            raise ValueError(
+                f"segmentation tokenizer: label {low if low < 0 else high} is outside the label set of "
+                f"{self.num_labels} classes {list(self.labels)}. Map the source's ids to this set first."
+            )
+        # A side that does not halve is doubled: its middle row then counts half for either quadrant.
+        for axis in (2, 3):
+            if (image.shape[axis] // self.grid[axis - 2]) % 2:
+                labels, usable = labels.repeat_interleave(2, axis), usable.repeat_interleave(2, axis)
+        rows, columns = self.grid
+        votes = torch.stack(
+            [self._quadrant_sums((labels == k) & usable) for k in range(self.num_labels)], dim=-1
+        )
+        whole = self._spread(votes.view(-1, rows, 2, columns, 2, self.num_labels).sum((2, 4)))
+        votes = torch.where(
+            votes.sum(-1, keepdim=True) > 0, votes, whole
+        )  # an unseen quadrant follows its patch
+        rank = torch.arange(self.num_labels, device=votes.device)
+        winner = (votes * self.num_labels + rank).argmax(
+            -1
+        )  # (B, 2 rows, 2 columns), ties to the higher label
+        quadrants = winner.view(-1, rows, 2, columns, 2).transpose(2, 3).flatten(3)  # (B, rows, columns, 4)
+        ids = (quadrants * self._place_values(quadrants.device)).sum(-1)
+        share = self._cells(usable).float().mean(-1)
+        return ids, share >= MIN_VALID
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Labels of the quadrants: int64 (B, 1, 2 rows, 2 columns)."""
+        digits = ids[..., None] // self._place_values(ids.device) % self.num_labels
+        rows, columns = ids.shape[1:]
+        return digits.view(-1, rows, columns, 2, 2).transpose(2, 3).reshape(-1, 1, 2 * rows, 2 * columns)
+
+    def features(self) -> Tensor:
+        """One-hot label per quadrant: ids that share a quadrant's label share a feature. (vocab_size, 4 num_labels)."""
+        digits = (
+            torch.arange(self.vocab_size)[:, None]
+            // self._place_values(torch.device("cpu"))
+            % self.num_labels
+        )
+        return torch.nn.functional.one_hot(digits, self.num_labels).flatten(1).float()
+
+    def _place_values(self, device: torch.device) -> Tensor:
+        return self.num_labels ** torch.arange(4, device=device)
+
+    def _quadrant_sums(self, mask: Tensor) -> Tensor:
+        """Number of true pixels per quadrant: int64 (B, 2 rows, 2 columns)."""
+        (rows, columns), (height, width) = self.grid, mask.shape[2:]
+        return mask.reshape(-1, 2 * rows, height // (2 * rows), 2 * columns, width // (2 * columns)).sum(
+            (2, 4)
+        )
+
+    @staticmethod
+    def _spread(per_patch: Tensor) -> Tensor:
+        """(B, rows, columns, L) -> (B, 2 rows, 2 columns, L)."""
+        return per_patch.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+class ThermalGridTokenizer(WeightFreeTokenizer):
+    """Mean relative temperature of a coarse cell in linear bins over [0, 1].
+
+    Args:
+        grid: token grid.
+        bins: number of ids.
+    """
+
+    modality = "thermal"
+
+    def __init__(self, grid: int | tuple[int, int] = 4, bins: int = 256) -> None:
+        super().__init__(grid, bins)
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize relative temperature.
+
+        Args:
+            image: floating (B, 1, H, W) in [0, 1].
+            valid: bool (B, 1, H, W), True = usable; ``None`` = all.
+
+        Returns:
+            ids int64 (B, rows, columns); present bool (B, rows, columns), False below 25 % usable pixels.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a valid pixel is NaN, infinite or outside [0, 1].
+        """
+        usable = self._check(image, valid, floating=True)
+        self._check_range(image, usable, -1e-4, 1 + 1e-4, "relative temperature in [0, 1]")
+        mean, present = self._cell_means(image, usable)
+        return _quantise(mean, self.vocab_size), present
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Relative temperature of the bins' centres: float32 (B, 1, rows, columns)."""
+        return ((ids.float() + 0.5) / self.vocab_size)[:, None]
+
+    def features(self) -> Tensor:
+        """Fourier features of the bin centres."""
+        return _fourier(self.vocab_size)
+
+
+def _quantise(position: Tensor, bins: int) -> Tensor:
+    """Bin of positions in [0, 1]: int64."""
+    return (position * bins).floor().long().clamp(0, bins - 1)
+
+
+def _fourier(bins: int, octaves: int = 6) -> Tensor:
+    """Smooth features of the bin centres u in (0, 1): sin and cos of pi 2^j u, weight 2^(-j/2); (bins, 2 octaves).
+
+    The falling weights make the inner product fall with distance over the whole range, while the highest octave still
+    tells bins 1/64 of the range apart.
+    """
+    u = (torch.arange(bins, dtype=torch.float32) + 0.5) / bins
+    octave = torch.arange(octaves, dtype=torch.float32)
+    angles = math.pi * u[:, None] * 2**octave
+    weights = 2 ** (-octave / 2)
+    return torch.cat([angles.sin() * weights, angles.cos() * weights], dim=-1)
+
+
+def _name(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
