@@ -101,36 +101,40 @@ class GridConnector(nn.Module):
         mid_grid: side after resampling.
         unshuffle: side of the block folded into channels; divides ``mid_grid``.
         hidden_dim: width of the MLP's hidden layer.
-        num_globals: number of global tokens per view that are projected and appended; 0 for none.
+        with_globals: whether to make the projection for global tokens.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, mid_grid: int, unshuffle: int, hidden_dim: int, num_globals: int = 0
+        self, in_dim: int, out_dim: int, mid_grid: int, unshuffle: int, hidden_dim: int, with_globals: bool = False
     ):
         super().__init__()
         if mid_grid % unshuffle:
             raise ValueError(f"connector_grid={mid_grid} is not divisible by connector_unshuffle={unshuffle}.")
-        self.mid_grid, self.unshuffle, self.num_globals = mid_grid, unshuffle, num_globals
+        self.mid_grid, self.unshuffle = mid_grid, unshuffle
         folded = in_dim * unshuffle**2
         self.norm = nn.LayerNorm(folded)
         self.mlp = nn.Sequential(nn.Linear(folded, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
         self.gain = nn.Parameter(torch.ones(out_dim))
-        if num_globals:
+        if with_globals:
             self.global_norm = nn.LayerNorm(in_dim)
             self.global_proj = nn.Linear(in_dim, out_dim)
 
     @property
     def num_tokens(self) -> int:
-        """Grid tokens per view, without the global ones."""
+        """Tokens per view, without the global ones."""
         return (self.mid_grid // self.unshuffle) ** 2
 
-    def forward(self, grid: Tensor, present: Tensor, globals_: Tensor | None = None) -> Tensor:
-        """Map (B, h, h, D) with presence bool (B, h, h), and optional globals (B, G, D), to (B, N [+ G], out_dim)."""
+    def forward(self, grid: Tensor, present: Tensor) -> Tensor:
+        """Map a grid (B, h, h, D) with presence bool (B, h, h) to tokens (B, N, out_dim)."""
         grid, _ = resample_grid(grid, present, self.mid_grid)
         folded = F.pixel_unshuffle(grid.permute(0, 3, 1, 2), self.unshuffle)  # (B, D * u * u, g, g)
-        tokens = self.mlp(self.norm(folded.flatten(2).transpose(1, 2)))  # (B, N, out_dim)
-        if globals_ is not None:
-            tokens = torch.cat([tokens, self.global_proj(self.global_norm(globals_))], dim=1)
+        return self._scaled(self.mlp(self.norm(folded.flatten(2).transpose(1, 2))))
+
+    def project_globals(self, tokens: Tensor) -> Tensor:
+        """Map global tokens (B, G, D) to (B, G, out_dim) at the norm of the others."""
+        return self._scaled(self.global_proj(self.global_norm(tokens)))
+
+    def _scaled(self, tokens: Tensor) -> Tensor:
         return F.rms_norm(tokens, (tokens.shape[-1],)) * self.gain
 
     @torch.no_grad()
@@ -151,14 +155,19 @@ class VisualBridge(nn.Module):
         self.fusion = fusion
         self.connector = connector
 
-    @property
-    def num_tokens(self) -> int:
-        """Visual tokens per view, global ones included."""
-        return self.connector.num_tokens + self.connector.num_globals
-
     def forward(
         self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor], globals_: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Per-modality grids of B*V views -> visual tokens (B*V, N, out_dim) and view presence bool (B*V,)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Map what the tower gave for R = B * V views.
+
+        Args:
+            tokens: per modality (R, h, w, D).
+            present: per modality bool (R, h, w).
+            globals_: (R, G, D) or ``None``.
+
+        Returns:
+            Visual tokens (R, N, out_dim), whether a view has any, bool (R,), and global tokens (R, G, out_dim) or ``None``.
+        """
         fused, mask = self.fusion(tokens, present)
-        return self.connector(fused, mask, globals_), mask.flatten(1).any(1)
+        extra = None if globals_ is None else self.connector.project_globals(globals_)
+        return self.connector(fused, mask), mask.flatten(1).any(1), extra

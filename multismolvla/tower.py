@@ -35,10 +35,19 @@ class DoorInputs:
 
 @dataclass
 class TowerOutput:
-    """Encoder output per modality: tokens (R, h, w, D) and presence bool (R, h, w), R = B * V with view fastest."""
+    """Encoder output, R = B * V with view fastest.
+
+    Attributes:
+        tokens: per modality with a grid: (R, h, w, D).
+        present: per modality with a grid: bool (R, h, w).
+        globals: global tokens of all gridless modalities (R, G, D), or ``None``.
+        globals_present: bool (R,), whether a view has its global tokens.
+    """
 
     tokens: dict[str, Tensor]
     present: dict[str, Tensor]
+    globals: Tensor | None = None
+    globals_present: Tensor | None = None
 
 
 class MultimodalTower(nn.Module):
@@ -52,7 +61,7 @@ class MultimodalTower(nn.Module):
         square: see :func:`multismolvla.geometry.to_square`.
 
     Raises:
-        ValueError: a modality without a tokenizer, or a tokenizer whose vocabulary exceeds the encoder's.
+        ValueError: a modality without a tokenizer, or more than one gridless domain.
     """
 
     def __init__(
@@ -72,6 +81,9 @@ class MultimodalTower(nn.Module):
         self.tokenizers = dict(tokenizers)
         self.image_size = image_size
         self.square = square
+        gridless = [m for m in self.domains if self.is_global(m)]
+        if len(gridless) > 1:
+            raise ValueError(f"Only one modality may have a gridless (global) domain, got {gridless}.")
 
     def door(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> DoorInputs:
         """Bring canonical pictures to the encoder's door.
@@ -96,7 +108,7 @@ class MultimodalTower(nn.Module):
             cells = torch.stack([p[1] for p in pictures], dim=1)  # (B, V', h, w)
             if len(having) < len(views):
                 content, cells = (_spread(x, having, len(views)) for x in (content, cells))
-            cells = cells & presence[:, :, m, None, None]
+            cells = cells & presence[:, :, m].unflatten(1, (-1, *[1] * (cells.ndim - 2)))
             inputs[domain] = content.flatten(0, 1)
             present[domain] = cells.flatten(0, 1)
         return DoorInputs(inputs, present, dict(self.domains))
@@ -106,7 +118,7 @@ class MultimodalTower(nn.Module):
         image = to_square(streams[modality], self.square)
         if modality == Modality.RGB:
             pixels = resize_continuous(image, self.image_size)
-            grid = self.encoder.grid(self.domains[modality])
+            grid = self.grid(modality)
             return pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
         if modality == Modality.SEG:
             return self.tokenizers[modality].encode(resize_ids(image, self.image_size))
@@ -124,13 +136,28 @@ class MultimodalTower(nn.Module):
         """Run the encoder on what stands at the door."""
         flat = {d: p.flatten(1) for d, p in door.present.items()}
         encoded = self.encoder(door.inputs, flat)
-        tokens = {}
-        present = {}
+        out = TowerOutput({}, {})
         for modality, domain in door.domains.items():
-            if domain in encoded:
-                tokens[modality] = encoded[domain].unflatten(1, self.encoder.grid(domain))
-                present[modality] = door.present[domain]
-        return TowerOutput(tokens, present)
+            if domain in encoded and self.is_global(modality):
+                out.globals, out.globals_present = encoded[domain], door.present[domain].any(1)
+            elif domain in encoded:
+                out.tokens[modality] = encoded[domain].unflatten(1, self.grid(modality))
+                out.present[modality] = door.present[domain]
+        return out
+
+    def grid(self, modality: str) -> tuple[int, ...]:
+        """Token grid (h, w) of a modality; (N,) for a gridless (global) one."""
+        info = self.encoder.modality(self.domains[modality])
+        return info.grid or (info.num_tokens,)
+
+    def is_global(self, modality: str) -> bool:
+        """Whether a modality has no grid, so that its tokens go to the language model beside the fused grid."""
+        return self.encoder.modality(self.domains[modality]).grid is None
+
+    @property
+    def num_globals(self) -> int:
+        """Global tokens per view."""
+        return sum(self.grid(m)[0] for m in self.domains if self.is_global(m))
 
 
 def _spread(x: Tensor, having: list[int], num_views: int) -> Tensor:

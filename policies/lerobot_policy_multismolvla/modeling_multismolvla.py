@@ -109,7 +109,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.model.tower = build_tower(self.config)
         self.model.text_width = vlm.text_model.config.hidden_size
         self.model.bridge = build_bridge(self.config, self.model.tower, self.model.text_width)
-        self.model.bridge_tokens = self.model.bridge.num_tokens
+        self.model.bridge_tokens = self.model.bridge.connector.num_tokens
         if self.config.vision_tower == "siglip+fourm":
             self.model.fourm_gate = nn.Parameter(torch.zeros(()))
         self._freeze_for_stage()
@@ -214,20 +214,23 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         door = self.model.tower.door(views, presence)
         self._door = door
         num_views = len(views)
+        extra: list[tuple[Tensor, Tensor]] = []  # global tokens, masked apart from the grid tokens of their view
         if not door.inputs:
-            tokens = presence.new_zeros(
-                len(presence) * num_views, self.model.bridge_tokens, self.model.text_width, dtype=torch.float32
-            )
-            alive = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+            shape = (len(presence), num_views, self.model.bridge_tokens, self.model.text_width)
+            tokens = torch.zeros(shape, device=presence.device)
+            alive = torch.zeros(shape[:2], dtype=torch.bool, device=presence.device)
         else:
             with torch.no_grad():
                 encoded = self.model.tower.encode(door)
-            tokens, alive = self.model.bridge(encoded.tokens, encoded.present)
-        tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
-        alive = alive.unflatten(0, (-1, num_views))  # (B, V)
+            tokens, alive, global_tokens = self.model.bridge(encoded.tokens, encoded.present, encoded.globals)
+            tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
+            alive = alive.unflatten(0, (-1, num_views))  # (B, V)
+            if global_tokens is not None:
+                per_view = global_tokens.unflatten(0, (-1, num_views)).unbind(1)
+                extra = list(zip(per_view, encoded.globals_present.unflatten(0, (-1, num_views)).unbind(1), strict=True))
         if self.config.vision_tower == "siglip+fourm":
             tokens, alive = self._beside_siglip(batch, tokens, alive, presence)
-        return list(tokens.unbind(1)), list(alive.unbind(1))
+        return [*tokens.unbind(1), *[t for t, _ in extra]], [*alive.unbind(1), *[m for _, m in extra]]
 
     @staticmethod
     def _streams(batch: dict[str, Tensor], streams: dict[str, str]) -> dict[str, Tensor]:
@@ -278,9 +281,12 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _connector_loss(self, batch, noise, time, reduction):
         loss = torch.zeros((), device=batch[OBS_STATE].device)
         logs: dict[str, Any] = {}
+        teacher = None if self._teacher is None else self.teacher_tokens(batch)
+        if teacher is not None and self.training and self.config.curriculum_step == 0:
+            self.model.bridge.connector.match_norm(teacher[0])  # before the first forward: it writes in place
         tokens, alive = self.prepare_images(batch)
-        if self._teacher is not None:
-            align, align_logs = self._alignment(batch, tokens, alive)
+        if teacher is not None:
+            align, align_logs = self._alignment(batch, tokens, alive, teacher)
             loss = loss + self.config.align_weight * align
             logs |= align_logs
         if self.config.flow_weight > 0:
@@ -320,13 +326,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         tokens = [connector(vision(pixel_values=i.to(vision.dtype), patch_attention_mask=None).last_hidden_state) for i in images]
         return torch.stack(tokens, 1), torch.stack(masks, 1)
 
-    def _alignment(self, batch, tokens, alive):
-        teacher, seen = self.teacher_tokens(batch)
+    def _alignment(self, batch, tokens, alive, target):
+        teacher, seen = target
         rgb_views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
         student = torch.stack([tokens[v] for v in rgb_views], 1)[:, :, : teacher.shape[2]]
         mask = seen & torch.stack([alive[v] for v in rgb_views], 1)
-        if self.config.curriculum_step == 0 and self.training:
-            self.model.bridge.connector.match_norm(teacher)
         return alignment_loss(student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten())
 
     def update(self) -> None:

@@ -23,7 +23,10 @@ def build_tokenizers(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> dict[str
         if modality == Modality.RGB:
             continue
         domain = cfg.domains[modality]
-        side = encoder.grid(domain)[0]
+        info = encoder.modality(domain)
+        if info.grid is None:
+            raise ValueError(f"The {cfg.tokenizers!r} tokenizer for {modality} needs a domain with a grid; {domain!r} has none.")
+        side = info.grid[0]
         tokenizer: ImageTokenizer
         if modality == Modality.DEPTH:
             tokenizer = PatchDepthTokenizer(grid=side)
@@ -31,10 +34,10 @@ def build_tokenizers(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> dict[str
             tokenizer = QuadrantSegTokenizer(grid=side, num_labels=cfg.num_labels)
         else:
             tokenizer = ThermalGridTokenizer(grid=side)
-        if tokenizer.vocab_size > encoder.vocab_size(domain):
+        if info.vocab is None or tokenizer.vocab_size > info.vocab:
             raise ValueError(
                 f"The {cfg.tokenizers!r} tokenizer for {modality} makes ids up to {tokenizer.vocab_size - 1}, but the encoder's "
-                f"{domain!r} knows {encoder.vocab_size(domain)}. The weight-free tokenizers belong to the mini preset's encoder; "
+                f"{domain!r} knows {info.vocab}. The weight-free tokenizers belong to the mini preset's encoder; "
                 "official 4M-21 weights need the official tokenizers."
             )
         made[modality] = tokenizer
@@ -63,6 +66,8 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
 def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) -> VisualBridge:
     """Fusion and connector for a tower, ending at the language model's width."""
     dim = tower.encoder.config.dim
-    fusion = GatedFusion(dim, list(tower.domains), cfg.fusion_grid)
-    connector = GridConnector(dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden)
+    fusion = GatedFusion(dim, [m for m in tower.domains if not tower.is_global(m)], cfg.fusion_grid)
+    connector = GridConnector(
+        dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden, tower.num_globals > 0
+    )
     return VisualBridge(fusion, connector)

@@ -1,0 +1,65 @@
+"""Fixtures: a folder of tiny foundation models, and factories of configurations and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+from lerobot_policy_multismolvla.tiny_vlm import build_tiny_vlm
+from tiny_policy import SIDE, TINY, actions, all_features, canonical_batch, common_options, rgb_features
+
+from multismolvla.fourm import FourMEncoder
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``vlm`` (SmolVLM), ``fourm`` (4M-21 layout) and ``base`` (a SmolVLA checkpoint), all random."""
+    root = tmp_path_factory.mktemp("hub")
+    build_tiny_vlm(root / "vlm", TINY)
+    torch.manual_seed(0)
+    small = mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2))
+    FourMEncoder(small, list(MINI_DOMAINS.values())).save_pretrained(root / "fourm")
+    base = SmolVLAPolicy(SmolVLAConfig(**common_options(root), input_features=rgb_features(), output_features=actions()))
+    base.save_pretrained(root / "base")
+    return root
+
+
+@pytest.fixture
+def make_config(hub: Path) -> Callable[..., MultiSmolVLAConfig]:
+    """Factory of tiny configurations; keyword arguments override."""
+
+    def make(**options: Any) -> MultiSmolVLAConfig:
+        tower = options.get("vision_tower", "fourm")
+        defaults: dict[str, Any] = common_options(hub) | {
+            "input_features": rgb_features() if tower == "siglip" else all_features(),
+            "output_features": actions(),
+            "encoder": str(hub / "fourm"), "domains": MINI_DOMAINS, "image_size": SIDE, "fusion_grid": 8, "dtype": "float32",
+            "connector_grid": 8, "connector_hidden": 64, "base_checkpoint": str(hub / "base"), "curriculum_steps": 100,
+        }  # fmt: skip
+        return MultiSmolVLAConfig(**(defaults | options))
+
+    return make
+
+
+@pytest.fixture
+def make_policy(make_config: Callable[..., MultiSmolVLAConfig]) -> Callable[..., MultiSmolVLAPolicy]:
+    """Factory of tiny policies in evaluation mode; same seed, same weights."""
+
+    def make(**options: Any) -> MultiSmolVLAPolicy:
+        torch.manual_seed(1)
+        return MultiSmolVLAPolicy(make_config(**options)).eval()
+
+    return make
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    return canonical_batch()

@@ -1,0 +1,149 @@
+"""Rules 1, 3, 4 and 8 of the design on the policy itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+
+from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
+
+from tiny_policy import actions, canonical_batch, chunk, common_options, flow_inputs, rgb_features
+
+VIEWS = default_view_map()
+
+
+@pytest.fixture
+def upstream(hub):
+    return SmolVLAPolicy.from_pretrained(
+        hub / "base",
+        config=SmolVLAConfig(**common_options(hub), input_features=rgb_features(), output_features=actions()),
+    ).eval()
+
+
+@pytest.mark.parametrize("tower", ["siglip", "siglip+fourm"])
+def test_vanilla_inside_our_harness_is_upstream_bit_for_bit(tower, upstream, make_policy, batch, tmp_path):
+    ours = make_policy(vision_tower=tower, stage="robust", dropout_mode="none")
+    rgb_only = {k: v for k, v in batch.items() if not any(m in k for m in ("depth", "seg", "thermal"))}
+    for policy in (ours, _reloaded(ours, tmp_path)):
+        assert torch.equal(policy.forward(dict(batch), **flow_inputs())[0], upstream.forward(rgb_only, **flow_inputs())[0])
+        assert torch.equal(chunk(policy, batch), chunk(upstream, rgb_only))
+
+
+def _reloaded(policy, folder):
+    policy.save_pretrained(folder)
+    return MultiSmolVLAPolicy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("view", list(VIEWS))
+def test_each_modality_of_each_view_changes_the_action(modality, view, make_policy, batch):
+    policy = make_policy()
+    other = canonical_batch(seed=5)
+    key = VIEWS[view][modality]
+    changed = dict(batch) | {k: other[k] for k in other if k in (key, f"{key}_valid")}
+    assert (chunk(policy, changed) - chunk(policy, batch)).abs().amax((1, 2)).min() > 1e-6
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_masking_a_modality_equals_not_having_it(modality, make_policy, batch):
+    policy = make_policy()
+    keys = [streams[modality] for streams in VIEWS.values()]
+    masked = dict(batch) | {padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in keys}
+    without = {k: v for k, v in batch.items() if not any(k in (key, f"{key}_valid") for key in keys)}
+    assert torch.allclose(chunk(policy, masked), chunk(policy, without), atol=1e-6)
+    assert not torch.allclose(chunk(policy, masked), chunk(policy, batch), atol=1e-6)
+
+
+def test_masking_a_view_equals_a_robot_without_that_camera(make_policy, batch):
+    policy, single = make_policy(), make_policy(views={"image": VIEWS["image"]})
+    single.load_state_dict(policy.state_dict())
+    masked = dict(batch) | {padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in VIEWS["image2"].values()}
+    assert torch.allclose(chunk(policy, masked), chunk(single, batch), atol=1e-6)
+    assert torch.allclose(policy(dict(masked), **flow_inputs())[0], single(dict(batch), **flow_inputs())[0], atol=1e-6)
+
+
+def test_presence_is_per_sample(make_policy, batch):
+    policy = make_policy()
+    mask = torch.tensor([True, False, True])
+    mixed = dict(batch) | {padding_mask_key(VIEWS["image"]["rgb"]): mask}
+    clean, faulty = chunk(policy, batch), chunk(policy, mixed)
+    assert torch.allclose(clean[mask], faulty[mask], atol=1e-6)
+    assert not torch.allclose(clean[~mask], faulty[~mask], atol=1e-5)
+
+
+def test_nothing_left_to_see_is_finite(make_policy, batch):
+    blind = {k: v for k, v in batch.items() if "images" not in k}
+    assert chunk(make_policy(), blind).isfinite().all()
+
+
+def test_a_derived_modality_dies_with_its_rgb(make_policy, batch):
+    policy = make_policy(origins={"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"})
+    gone = {padding_mask_key(s["rgb"]): torch.zeros(3, dtype=torch.bool) for s in VIEWS.values()}
+    presence = policy.availability(dict(batch) | gone)
+    assert presence[:, :, MODALITIES.index("depth")].all()
+    assert not presence[:, :, MODALITIES.index("thermal")].any()
+
+
+def test_stage_one_trains_the_bridge_alone(make_policy, batch):
+    policy = make_policy(stage="connector").train()
+    loss, logs = policy.forward(dict(batch), **flow_inputs())
+    loss.backward()
+    touched = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched and all(n.startswith("model.bridge.") for n in touched)
+    assert {"align_cosine", "losses_after_forward"} <= logs.keys()
+    # every modality's way into the fusion learns
+    for m in MODALITIES:
+        assert any(f"fusion.value.{m}." in n for n in touched), m
+
+
+def test_the_teacher_is_siglip_after_the_connector(make_policy, upstream, batch):
+    policy = make_policy(stage="connector")
+    tokens, masks = policy.teacher_tokens(dict(batch))
+    image = batch[VIEWS["image"]["rgb"]] * 2 - 1
+    assert torch.equal(tokens[:, 0], upstream.model.vlm_with_expert.embed_image(image))
+    assert masks.all()
+    assert not any("vision_model" in n or "teacher" in n for n in policy.state_dict())
+
+
+def test_connector_starts_at_the_teachers_norm(make_policy, batch):
+    policy = make_policy(stage="connector").train()
+    policy.forward(dict(batch), **flow_inputs())
+    teacher, _ = policy.teacher_tokens(dict(batch))
+    student, _ = policy.prepare_images(dict(batch))
+    assert student[0].pow(2).mean().sqrt().item() == pytest.approx(teacher.pow(2).mean().sqrt().item(), rel=1e-3)
+
+
+def test_checkpoint_leaves_the_frozen_tower_out_and_acts_the_same(make_policy, batch, tmp_path):
+    from safetensors import safe_open
+
+    policy = make_policy(stage="connector")
+    policy.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as f:
+        assert not any(k.startswith("model.tower") for k in f.keys())  # noqa: SIM118
+    again = MultiSmolVLAPolicy.from_pretrained(tmp_path)
+    assert again.config.encoder_hash == policy.config.encoder_hash
+    assert torch.equal(chunk(again, batch), chunk(policy, batch))
+
+
+def test_select_action_runs_chunk_after_chunk(make_policy, batch):
+    policy = make_policy()
+    observation = {k: v for k, v in batch.items() if k != "action"}
+    policy.reset()
+    assert torch.stack([policy.select_action(dict(observation)) for _ in range(5)]).isfinite().all()
+
+
+def test_real_time_chunking_uses_the_leftover_of_the_last_chunk(make_policy, batch):
+    from lerobot.policies.rtc.configuration_rtc import RTCConfig
+
+    policy = make_policy(rtc_config=RTCConfig(enabled=True, execution_horizon=2))
+    assert policy.supports_rtc()
+    first = chunk(policy, batch)
+    noise = flow_inputs()["noise"]
+    second = policy.predict_action_chunk(
+        dict(batch), noise=noise, inference_delay=1, prev_chunk_left_over=first[:, 2:] + 1.0
+    )
+    assert second.isfinite().all()
+    assert not torch.allclose(first, second)
