@@ -20,7 +20,7 @@ import yaml
 
 LEROBOT_TRAIN = "lerobot-train"
 _STAGE_REFERENCE = re.compile(r"\{stage:([^}]+)\}")
-_PLACEHOLDER = re.compile(r"\{(dataset|out|here|stage:[^}]+)\}")
+_PLACEHOLDER = re.compile(r"\{(dataset|out|here|steps|stage:[^}]+)\}")
 _PRESET_KEYS = {"extends", "description", "dataset", "output", "train_args", "stages"}
 _STAGE_KEYS = {"run", "args", "steps", "produces", "keep_partial"}
 
@@ -189,7 +189,7 @@ def _parse_stage(preset: str, name: str, spec: Mapping[str, Any], train_args: Ma
     for placeholder in re.findall(r"\{([a-z]+(?::[^}]*)?)\}", json.dumps(args)):
         if not _PLACEHOLDER.fullmatch("{" + placeholder + "}"):
             raise PresetError(
-                f"{where}: unknown placeholder {{{placeholder}}}; known: dataset, out, here, stage:<name>."
+                f"{where}: unknown placeholder {{{placeholder}}}; known: dataset, out, here, steps, stage:<name>."
             )
     produces = tuple(spec.get("produces") or ())
     if not trains and not produces:
@@ -231,7 +231,7 @@ def resolve_args(preset: Preset, stage: Stage, out: Path, dataset: Path) -> list
         what = match.group(1)
         if what.startswith("stage:"):
             return str(result_folder(preset.stage(what.removeprefix("stage:")), out))
-        return str({"dataset": dataset, "out": out, "here": out / stage.name}[what])
+        return str({"dataset": dataset, "out": out, "here": out / stage.name, "steps": stage.steps}[what])
 
     arguments = []
     for key, value in stage.args.items():
