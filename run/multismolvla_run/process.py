@@ -162,27 +162,27 @@ def run_logged(
     tail: deque[str] = deque(maxlen=25)
     with log.open("ab") as log_file:
         log_file.write(f"\n$ {show_command(command, env)}\n".encode())
-        child = subprocess.Popen(
+        with subprocess.Popen(
             command,
             env=full_env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
-        )
-        try:
-            assert child.stdout is not None
-            for line in _lines(child.stdout, log_file, echo=progress is None):
+        ) as child:
+            try:
+                assert child.stdout is not None
+                for line in _lines(child.stdout, log_file, echo=progress is None):
+                    if progress is not None:
+                        progress.feed(line)
+                    if not _BAR.search(line):
+                        tail.append(line)
+                code = child.wait()
+            except BaseException:
+                stop(child)
+                raise
+            finally:
                 if progress is not None:
-                    progress.feed(line)
-                if not _BAR.search(line):
-                    tail.append(line)
-            code = child.wait()
-        except BaseException:
-            stop(child)
-            raise
-        finally:
-            if progress is not None:
-                progress.close()
+                    progress.close()
     if code != 0:
         end = "\n".join(f"    {line}" for line in tail if line.strip())
         raise ChildFailedError(
@@ -206,9 +206,9 @@ def _lines(stream: IO[bytes], log_file: IO[bytes], echo: bool) -> Iterator[str]:
         yield pending.decode(errors="replace")
 
 
-def stop(child: subprocess.Popen[bytes], patience_s: float = 10.0) -> None:
-    """End a child: it has usually got the terminal's Ctrl-C as well, so wait, then terminate, then kill."""
-    for ask in (lambda: None, child.terminate, child.kill):
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """End a child: it has usually got the terminal's Ctrl-C as well, so wait a little, then terminate, then kill."""
+    for ask, patience_s in ((lambda: None, 2.0), (child.terminate, 10.0), (child.kill, 10.0)):
         ask()
         try:
             child.wait(timeout=patience_s)

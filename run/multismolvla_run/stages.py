@@ -209,7 +209,8 @@ def _explain_change(stage: Stage, old: Mapping[str, Any], new: Mapping[str, Any]
     )
 
 
-def _program(run: Run, stage: Stage) -> list[str]:
+def program(run: Run, stage: Stage) -> list[str]:
+    """The program of a stage, without its arguments."""
     if not stage.trains:
         return [sys.executable, "-m", stage.run]
     installed = Path(sys.executable).with_name(LEROBOT_TRAIN)
@@ -221,7 +222,7 @@ def _start_command(run: Run, stage: Stage) -> list[str]:
     if stage.trains:
         args += [f"--steps={stage.steps}", f"--output_dir={run.out / stage.name}"]
         args += [f"--job_name={run.preset.name}_{stage.name}"]
-    return [*_program(run, stage), *args, *run.extra_for(stage)]
+    return [*program(run, stage), *args, *run.extra_for(stage)]
 
 
 def _resume_command(run: Run, stage: Stage, checkpoint: Path) -> list[str]:
@@ -230,7 +231,7 @@ def _resume_command(run: Run, stage: Stage, checkpoint: Path) -> list[str]:
     folders = [f"--output_dir={run.out / stage.name}"]
     if stage.uses_dataset():
         folders.append(f"--dataset.root={run.dataset}")
-    return [*_program(run, stage), f"--config_path={config}", "--resume=true", *folders]
+    return [*program(run, stage), f"--config_path={config}", "--resume=true", *folders]
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
