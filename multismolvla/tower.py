@@ -6,6 +6,7 @@ An absent modality, and a patch without a valid depth pixel, is a token that is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,25 @@ class DoorInputs:
     inputs: dict[str, Tensor]
     present: dict[str, Tensor]
     domains: dict[str, str]
+
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 per encoder domain of exactly the content that the encoder will see.
+
+        Content of absent tokens does not count, presence does: two equal fingerprints mean that a fault did not get here.
+        """
+        prints = {}
+        for domain, content in sorted(self.inputs.items()):
+            there = self.present[domain].cpu()
+            seen = content.detach().cpu()
+            if seen.ndim == 4:  # pixels: the mask of a patch covers its pixels
+                scale = seen.shape[-1] // there.shape[-1]
+                mask = there.repeat_interleave(scale, -1).repeat_interleave(scale, -2)[:, None]
+            else:
+                mask = there
+            digest = hashlib.sha256(there.contiguous().numpy().tobytes())
+            digest.update(torch.where(mask, seen, torch.zeros_like(seen)).contiguous().numpy().tobytes())
+            prints[domain] = digest.hexdigest()
+        return prints
 
 
 @dataclass

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from multismolvla.dropout import dropout_probability, sample_presence, step_generator
 from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, valid_key
-from multismolvla.objectives.alignment import alignment_loss
+from multismolvla.objectives.alignment import alignment_loss, consistency_loss
+from multismolvla.tower import DoorInputs
 
 from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint
 from .configuration_multismolvla import MultiSmolVLAConfig
@@ -79,7 +80,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
         self._teacher: tuple[nn.Module, nn.Module] | None = None
-        self._door: Any = None  # what last stood at the encoder's door, kept for inspection (hashes, pictures)
+        self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
         if config.base_checkpoint and (needs_teacher or not restoring):
@@ -212,7 +213,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Run tower and bridge for given presence (B, V, M); result as :meth:`prepare_images`."""
         views = [self._streams(batch, streams) for streams in self.config.views.values()]
         door = self.model.tower.door(views, presence)
-        self._door = door
+        self.door = door
         num_views = len(views)
         extra: list[tuple[Tensor, Tensor]] = []  # global tokens, masked apart from the grid tokens of their view
         if not door.inputs:
@@ -299,11 +300,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         available = self.availability(batch)
         presence = self._drop(available)
         tokens, alive = self.visual_tokens(batch, presence)
-        if self.config.consistency_weight > 0 and noise is None:
-            actions = self.prepare_action(batch)
-            noise = self.model.sample_noise(actions.shape, actions.device)
-            time = self.model.sample_time(len(actions), actions.device)
-        loss, logs = self._flow(batch, tokens, alive, noise, time, reduction)
+        if self.config.consistency_weight == 0:
+            loss, logs = self._flow(batch, tokens, alive, noise, time, reduction)
+        else:
+            loss, logs = self._consistent_flow(batch, (tokens, alive), available, noise, time, reduction)
         if self.training and self.config.dropout_mode != "none":
             logs["dropout_p"] = self.dropout_p
             declared = available.float().sum().clamp_min(1)
@@ -314,6 +314,31 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Upstream's flow-matching loss on given visual tokens."""
         ready = _Prepared(batch, tokens, alive)
         return super().forward(ready, noise, time, reduction)
+
+    def _consistent_flow(self, batch, dropped, available, noise, time, reduction):
+        """Flow matching with the dropped sensors, plus the distance to the complete sample's velocity."""
+        actions = self.prepare_action(batch)
+        noise = self.model.sample_noise(actions.shape, actions.device) if noise is None else noise
+        time = self.model.sample_time(len(actions), actions.device) if time is None else time
+        with torch.no_grad():
+            clean, _, _ = self._velocity(batch, self.visual_tokens(batch, available), noise, time, reduction)
+        velocity, loss, logs = self._velocity(batch, dropped, noise, time, reduction)
+        real = batch.get("action_is_pad")
+        weight = torch.ones_like(velocity[..., :1]) if real is None else (~real)[..., None].to(velocity.dtype)
+        width = self.config.action_feature.shape[0]
+        distance = consistency_loss(velocity[..., :width], clean[..., :width], weight)
+        logs["consistency"] = distance.item()
+        return loss + self.config.consistency_weight * distance, logs
+
+    def _velocity(self, batch, visual, noise, time, reduction):
+        """Upstream's ``forward`` returns only squared errors; the predicted velocity is what leaves its last layer."""
+        seen: list[Tensor] = []
+        handle = self.model.action_out_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
+        try:
+            loss, logs = self._flow(batch, *visual, noise, time, reduction)
+        finally:
+            handle.remove()
+        return seen[-1], loss, logs
 
     @torch.no_grad()
     def teacher_tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -195,8 +196,8 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, cfg.lr, weight_decay=0.01)
     warmup = max(1, min(50, cfg.steps // 10))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, cfg.lr, total_steps=cfg.steps, pct_start=warmup / cfg.steps, anneal_strategy="cos"
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / cfg.steps)) + 0.02)
     )
     weight = _class_weight(frames, cfg.num_labels)
     history: list[dict[str, float]] = []

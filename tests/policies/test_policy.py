@@ -147,3 +147,24 @@ def test_real_time_chunking_uses_the_leftover_of_the_last_chunk(make_policy, bat
     )
     assert second.isfinite().all()
     assert not torch.allclose(first, second)
+
+
+def test_consistency_vanishes_without_dropout_and_not_with_it(make_policy, batch):
+    options = {"stage": "robust", "consistency_weight": 1.0, "curriculum_steps": 10, "dropout_mode": "fixed", "dropout_ramp": 1.0}
+    clean = make_policy(**options, dropout_p_max=0.0).train().forward(dict(batch), **flow_inputs())[1]
+    faulty = make_policy(**options, dropout_p_max=0.5).train().forward(dict(batch), **flow_inputs())[1]
+    assert clean["consistency"] == 0.0
+    assert faulty["consistency"] > 0.0
+
+
+def test_the_door_tells_a_fault_from_none(make_policy, batch):
+    policy = make_policy()
+    chunk(policy, batch)
+    clean = policy.door.fingerprint()
+    chunk(policy, batch)
+    assert policy.door.fingerprint() == clean
+    noisy = dict(batch)
+    noisy[VIEWS["image"]["rgb"]] = (batch[VIEWS["image"]["rgb"]] + 0.1).clamp(0, 1)
+    chunk(policy, noisy)
+    changed = {k for k, v in policy.door.fingerprint().items() if v != clean[k]}
+    assert changed == {policy.config.domains["rgb"]}
