@@ -298,26 +298,31 @@ def format_table(checks: list[Check]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 1 only when something required is missing."""
-    parser = argparse.ArgumentParser(prog="multismolvla-doctor", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="multismolvla-doctor",
+        description="Can this machine do the job, and if not, which command mends it? Looks, measures, installs nothing.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--report", type=Path, help="also write the JSON into this file")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder the job will write to")
     parser.add_argument("--thread-cache", type=Path, help="file that remembers the thread measurement")
     parser.add_argument("--skip-threads", action="store_true", help="leave out the thread measurement (10 s)")
     options = parser.parse_args(argv)
     checks = run_checks(options.output, options.thread_cache, options.skip_threads)
     healthy = all(c.status != "fail" for c in checks)
+    env = {k: v for c in checks for k, v in c.env.items()}
+    report = (
+        json.dumps({"healthy": healthy, "env": env, "checks": [asdict(c) for c in checks]}, indent=2) + "\n"
+    )
+    if options.report:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        options.report.write_text(report)
     if options.json:
-        env = {k: v for c in checks for k, v in c.env.items()}
-        sys.stdout.write(
-            json.dumps({"healthy": healthy, "env": env, "checks": [asdict(c) for c in checks]}, indent=2)
-        )
-        sys.stdout.write("\n")
+        sys.stdout.write(report)
     else:
-        sys.stdout.write(format_table(checks) + "\n")
-        settings = " ".join(f"{k}={v}" for c in checks for k, v in c.env.items())
-        sys.stdout.write(
-            f"\nRecommended environment: {settings}\n" if healthy else "\nSomething required is missing.\n"
-        )
+        settings = " ".join(f"{k}={v}" for k, v in env.items())
+        verdict = f"Recommended environment: {settings}" if healthy else "Something required is missing."
+        sys.stdout.write(f"{format_table(checks)}\n\n{verdict}\n")
     return 0 if healthy else 1
 
 
