@@ -105,8 +105,8 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         ),
         Chapter(
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
-            (_tool("multismolvla-eval"), f"--policy={ours}", f"--baseline={baseline}", f"--level={size.level}",
-             f"--output={out / 'eval'}", f"--workers={workers}"),
+            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]", "--baseline=smolvla",
+             f"--level={size.level}", f"--output={out / 'eval'}", f"--workers={workers}"),
         ),
         Chapter(
             "report", "What it means, in one page",
