@@ -1,1 +1,1 @@
-"""Dataset tools of MultiSmolVLA."""
+"""LeRobotDataset tools: record scripted demonstrations with all modalities."""

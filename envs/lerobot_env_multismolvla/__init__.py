@@ -1,1 +1,10 @@
-"""LeRobot environment plugin of MultiSmolVLA."""
+"""LIBERO with depth, segmentation and simulated thermal, and the mini suite. Registers ``--env.type=multismolvla_libero``.
+
+LeRobot imports this package to discover the environment, so it must import in a fraction of a second and without the
+simulator: ``multimodal_env``, ``mini.suite`` and ``rendering`` are imported when an environment is created.
+"""
+
+from .configuration_multismolvla_libero import MultiSmolVLALiberoConfig
+from .processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep, canonical_quaternion
+
+__all__ = ["MultiSmolVLALiberoConfig", "MultiSmolVLALiberoProcessorStep", "canonical_quaternion"]

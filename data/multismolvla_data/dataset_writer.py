@@ -1,0 +1,91 @@
+"""The shape of our data sets: features, per-modality metadata, and the file that tells where they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multismolvla.modalities import Modality, Origin, default_view_map
+
+if TYPE_CHECKING:
+    from .record import RecordConfig
+
+FPS = 20
+STATE_NAMES = ["x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right"]
+ACTION_NAMES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+
+
+def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """LeRobot features of a data set with all modalities of the default view map.
+
+    Args:
+        size: picture height and width in pixels.
+        labels: names of the segmentation classes; the position is the id.
+
+    Returns:
+        LeRobot v3 feature dictionary. Depth is a float32 image (stored as TIFF, lossless) in metres; segmentation is
+        an RGB PNG with the class in R and the instance in G, because LeRobot cannot store one-channel uint8 and a
+        lossy video would invent classes.
+    """
+    declared: dict[str, dict[str, Any]] = {
+        "observation.state": {"dtype": "float32", "shape": (8,), "names": STATE_NAMES},
+        "action": {"dtype": "float32", "shape": (7,), "names": ACTION_NAMES},
+    }
+    for streams in default_view_map().values():
+        for modality, key in streams.items():
+            channels = 1 if modality == Modality.DEPTH else 3
+            info: dict[str, Any] = {"modality": str(modality), "origin": str(Origin.SENSOR)}
+            if modality == Modality.DEPTH:
+                info |= {"is_depth_map": True}
+            if modality == Modality.SEG:
+                info |= {"labels": list(labels), "channels": ["class", "instance", "zero"]}
+            if modality == Modality.THERMAL:
+                info |= {"unit": "relative temperature, 0..255 = 0..1"}
+            names = ["height", "width", "channels"]
+            declared[key] = {"dtype": "image", "shape": (size, size, channels), "names": names, "info": info}
+    return declared
+
+
+def create_dataset(root: Path, config: RecordConfig) -> Any:
+    """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root`` (must not exist)."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot_env_multismolvla.labels import label_set
+
+    return LeRobotDataset.create(
+        repo_id=config.repo_id,
+        fps=FPS,
+        features=features(config.size, label_set(config.task)),
+        root=root,
+        robot_type="panda",
+        use_videos=False,
+    )
+
+
+def write_metadata(target: Path, config: RecordConfig, states: dict[int, list[int]], lengths: list[int]) -> None:
+    """Write where the data come from; its presence also marks the data set as whole."""
+    from lerobot_env_multismolvla.labels import label_set
+    from lerobot_env_multismolvla.mini import TASKS
+
+    views = default_view_map()
+    content = {
+        "recording": config.fingerprint(),
+        "suite": config.task,
+        "tasks": {str(t): TASKS[t].replace("_", " ") for t in states},
+        "init_split": config.init_split,
+        "init_states": {str(t): used for t, used in states.items()},
+        "episode_lengths": lengths,
+        "render_quality": config.render_quality,
+        "views": views,
+        "origin": {m: str(Origin.SENSOR) for m in next(iter(views.values()))},
+        "thermal": "simulated: temperature per body, rendered through segmentation, blurred, noisy",
+        "labels": list(label_set(config.task)),
+        "depth_unit": "m",
+        "actions": "clean; the executed ones were disturbed" if config.noise else "clean, executed as recorded",
+        "lerobot": version("lerobot"),
+    }
+    partial = target.with_name(f".{target.name}")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, target)

@@ -1,0 +1,333 @@
+"""``multismolvla-record``: scripted demonstrations with all modalities, as a LeRobotDataset v3.
+
+    multismolvla-record --output=outputs/demo/mini --episodes=50
+
+Simulator processes store one file per successful episode; this process turns the files into the data set, in an
+order that depends on the settings alone. Whatever kills it, the same command continues: finished episodes are kept,
+the half-assembled data set is assembled again from them, and the result appears under ``--output`` only when whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import draccus
+
+from .episode import EpisodeSettings, load_episode, record_episode
+
+logger = logging.getLogger(__name__)
+
+#: Our own metadata, beside LeRobot's; LeRobot 0.6.1 drops unknown fields of info.json.
+METADATA_FILE = "meta/multismolvla.json"
+
+
+@dataclass
+class RecordConfig:
+    """Options of the recorder.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+    """
+
+    # Folder of the data set to write. Must not exist, or be the result of this very command.
+    output: Path = Path("outputs/mini")
+    # Successful episodes per task.
+    episodes: int = 50
+    # Suite with a scripted expert; only the mini suite has one so far.
+    task: str = "multismolvla_mini"
+    # Tasks to record; all when not given.
+    task_ids: list[int] | None = None
+    # Pixels, height and width.
+    size: int = 64
+    # "default" or "fast"; stored in the metadata, must match the evaluation's.
+    render_quality: str = "default"
+    # Initial states: "train" keeps the evaluation's states out of the data.
+    init_split: str = "train"
+    # Scale of the disturbance of executed actions (recorded ones stay clean); 0 = none.
+    noise: float = 1.0
+    seed: int = 0
+    # Simulator processes; 0 = number of cores.
+    workers: int = 0
+    # Name stored in the data set.
+    repo_id: str = "multismolvla/mini"
+
+    def __post_init__(self) -> None:
+        from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
+
+        if self.task != SUITE_NAME:
+            raise ValueError(f"--task={self.task}: only {SUITE_NAME!r} has a scripted expert.")
+        if self.episodes < 1:
+            raise ValueError(f"--episodes={self.episodes}: expected at least 1 episode per task.")
+        if self.size < 16:
+            raise ValueError(f"--size={self.size}: expected at least 16 pixels.")
+        if self.noise < 0:
+            raise ValueError(f"--noise={self.noise}: expected 0 (none) or more.")
+        if self.init_split not in ("train", "eval"):
+            raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
+        self.task_ids = list(range(len(TASKS))) if self.task_ids is None else sorted(set(self.task_ids))
+        if not self.task_ids or not set(self.task_ids) <= set(range(len(TASKS))):
+            raise ValueError(f"--task_ids={self.task_ids}: the suite has tasks 0 to {len(TASKS) - 1}.")
+        self.workers = self.workers or max(1, len(os.sched_getaffinity(0)))
+
+    @property
+    def settings(self) -> EpisodeSettings:
+        """What decides the content of an episode."""
+        return EpisodeSettings(self.task, self.size, self.render_quality, self.init_split, self.noise, self.seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a recording to be continued."""
+        return {**asdict(self.settings), "episodes": self.episodes, "task_ids": self.task_ids, "version": 1}
+
+
+class RecordingError(RuntimeError):
+    """The recording cannot be started, continued or finished; the message says what to do."""
+
+
+def record(config: RecordConfig) -> Path:
+    """Record, or continue to record, the data set that ``config`` describes.
+
+    Returns:
+        The folder of the finished data set.
+
+    Raises:
+        RecordingError: ``--output`` holds something else, a recording with other settings was begun there, or the
+            expert fails far too often.
+        OSError: the disk is full; what was recorded stays and the command can be repeated.
+    """
+    if _finished(config):
+        logger.info("%s is complete already; nothing to do.", config.output)
+        return config.output
+    workspace = _open_workspace(config)
+    with _Assembler(config, workspace) as assembler:
+        for task_id, state in _rollouts(config, workspace / "episodes"):
+            assembler.outcome(task_id, state)
+    _publish(config, workspace)
+    return config.output
+
+
+def _workspace(config: RecordConfig) -> Path:
+    return config.output.parent / f".{config.output.name}.recording"
+
+
+def _finished(config: RecordConfig) -> bool:
+    """Whether the output is this very recording, whole; anything else there is refused."""
+    metadata = config.output / METADATA_FILE
+    if metadata.is_file():
+        known = json.loads(metadata.read_text()).get("recording")
+        if known == config.fingerprint():
+            return True
+        raise RecordingError(
+            f"{config.output} was recorded with other settings: {known}; asked for: {config.fingerprint()}. "
+            "Choose another --output or delete that folder."
+        )
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        raise RecordingError(
+            f"{config.output} exists and is not a data set written by multismolvla-record (no {METADATA_FILE}): "
+            "a foreign or half-written data set. Choose another --output or delete that folder."
+        )
+    return False
+
+
+def _open_workspace(config: RecordConfig) -> Path:
+    workspace = _workspace(config)
+    begun = workspace / "recording.json"
+    if begun.is_file():
+        known = json.loads(begun.read_text())
+        if known != config.fingerprint():
+            raise RecordingError(
+                f"{workspace} holds an unfinished recording with other settings: {known}; asked for: "
+                f"{config.fingerprint()}. Repeat the command that began it, or delete that folder."
+            )
+        logger.info("Continuing the recording in %s.", workspace)
+    elif workspace.exists():
+        shutil.rmtree(workspace)  # killed before its first line was written
+    (workspace / "episodes").mkdir(parents=True, exist_ok=True)
+    for partial in (workspace / "episodes").glob(".*.npz"):
+        partial.unlink()
+    if not begun.is_file():
+        partial = workspace / ".recording.json"
+        partial.write_text(json.dumps(config.fingerprint()))
+        os.replace(partial, begun)
+    return workspace
+
+
+def _rollouts(config: RecordConfig, folder: Path) -> Iterator[tuple[int, int]]:
+    """Run states 0, 1, 2... of each task until enough succeeded; yield (task, state) as each is decided."""
+    from tqdm import tqdm
+
+    assert config.task_ids is not None
+    goal = config.episodes * len(config.task_ids)
+    next_state = dict.fromkeys(config.task_ids, 0)
+    good = dict.fromkeys(config.task_ids, 0)
+    failed = dict.fromkeys(config.task_ids, 0)
+    running: dict[Future[int], tuple[int, int]] = {}
+    # lp_num_threads: two software renderers with a thread each beat one with two.
+    environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_worker, initargs=(environment,))
+    bar = tqdm(total=goal, desc="record", unit="episode", smoothing=0.1)
+    try:
+        while sum(good.values()) < goal:
+            pending = {t: sum(task == t for task, _ in running.values()) for t in config.task_ids}
+            open_tasks = [t for t in config.task_ids if good[t] + pending[t] < config.episodes]
+            if open_tasks and len(running) < 2 * config.workers:
+                task = min(open_tasks, key=lambda t: next_state[t])
+                state, next_state[task] = next_state[task], next_state[task] + 1
+                if _episode_file(folder, task, state).is_file():
+                    good[task] += 1
+                elif _failure_file(folder, task, state).is_file():
+                    failed[task] += 1
+                else:
+                    file = _episode_file(folder, task, state)
+                    running[pool.submit(record_episode, config.settings, task, state, file)] = (task, state)
+                    continue
+                bar.update(_episode_file(folder, task, state).is_file())
+                yield task, state
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, state = running.pop(future)
+                if future.result():
+                    good[task] += 1
+                    bar.update()
+                else:
+                    failed[task] += 1
+                    _failure_file(folder, task, state).touch()
+                    if failed[task] > 10 + config.episodes // 2:
+                        raise RecordingError(
+                            f"The expert failed on {failed[task]} initial states of task {task}, succeeded on "
+                            f"{good[task]}. At least two of three should succeed; lower --noise."
+                        )
+                yield task, state
+    finally:
+        bar.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker(environment: dict[str, str]) -> None:
+    """Set up a simulator process before anything heavy is imported in it."""
+    import signal
+
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers in order
+
+
+def _episode_file(folder: Path, task: int, state: int) -> Path:
+    return folder / f"task{task}_state{state:05d}.npz"
+
+
+def _failure_file(folder: Path, task: int, state: int) -> Path:
+    return folder / f"task{task}_state{state:05d}.failed"
+
+
+class _Assembler:
+    """Appends stored episodes to the data set in a fixed order: first of each task, second of each task, ...
+
+    The order is the settings' alone, so the data set does not depend on the number of workers or on interruptions.
+    """
+
+    def __init__(self, config: RecordConfig, workspace: Path) -> None:
+        assert config.task_ids is not None
+        self._config, self._workspace = config, workspace
+        self._tasks = config.task_ids
+        self._outcomes: dict[int, set[int]] = {t: set() for t in self._tasks}
+        self._good: dict[int, list[int]] = {t: [] for t in self._tasks}
+        self._decided = dict.fromkeys(self._tasks, 0)
+        self._written = 0
+        self._lengths: list[int] = []
+        self._first_frames: list[tuple[str, dict[str, Any]]] = []
+        self._dataset: Any = None
+
+    def __enter__(self) -> _Assembler:
+        from .dataset_writer import create_dataset
+
+        shutil.rmtree(self._workspace / "dataset", ignore_errors=True)
+        self._dataset = create_dataset(self._workspace / "dataset", self._config)
+        return self
+
+    def outcome(self, task: int, state: int) -> None:
+        """Note that a state is decided and write every episode whose turn has come."""
+        folder = self._workspace / "episodes"
+        self._outcomes[task].add(state)
+        while self._decided[task] in self._outcomes[task]:
+            if _episode_file(folder, task, self._decided[task]).is_file():
+                self._good[task].append(self._decided[task])
+            self._decided[task] += 1
+        while self._written < self._config.episodes * len(self._tasks):
+            turn, which = divmod(self._written, len(self._tasks))
+            task = self._tasks[which]
+            if len(self._good[task]) <= turn:
+                return
+            self._write(task, self._good[task][turn])
+
+    def _write(self, task: int, state: int) -> None:
+        from lerobot_env_multismolvla.mini import TASKS
+
+        from .preview import contact_sheet
+
+        episode = load_episode(_episode_file(self._workspace / "episodes", task, state))
+        instruction = TASKS[task].replace("_", " ")
+        length = len(episode["action"])
+        for t in range(length):
+            self._dataset.add_frame({**{key: value[t] for key, value in episode.items()}, "task": instruction})
+        self._dataset.save_episode()
+        self._lengths.append(length)
+        self._written += 1
+        if len(self._first_frames) < len(self._tasks):
+            self._first_frames.append((instruction, {key: value[0] for key, value in episode.items()}))
+            if len(self._first_frames) == len(self._tasks):
+                preview = self._workspace / "preview.png"
+                contact_sheet(self._first_frames, preview)
+                logger.info("First pictures of all modalities: %s", preview)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        from .dataset_writer import write_metadata
+
+        if kind is not None:
+            return  # the episodes stay; the data set is assembled again next time
+        self._dataset.finalize()
+        root = self._workspace / "dataset"
+        states = {t: self._good[t][: self._config.episodes] for t in self._tasks}
+        write_metadata(root / METADATA_FILE, self._config, states, self._lengths)
+        shutil.copyfile(self._workspace / "preview.png", root / "preview.png")
+
+
+def _publish(config: RecordConfig, workspace: Path) -> None:
+    """Move the whole data set into place in one step, then drop the workspace."""
+    with contextlib.suppress(FileNotFoundError):
+        config.output.rmdir()  # an empty folder made beforehand; anything else was refused at the start
+    os.replace(workspace / "dataset", config.output)
+    shutil.rmtree(workspace)
+    logger.info("Data set: %s (first pictures: %s)", config.output, config.output / "preview.png")
+
+
+def main() -> int:
+    """Entry point of ``multismolvla-record``.
+
+    Returns:
+        0 when the data set is complete, 1 on an error named on stderr, 130 when interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        record(draccus.parse(RecordConfig))
+    except (RecordingError, ValueError, OSError) as error:
+        sys.stderr.write(f"multismolvla-record: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("multismolvla-record: interrupted; the same command continues.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

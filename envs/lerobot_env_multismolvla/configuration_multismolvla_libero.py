@@ -1,0 +1,195 @@
+"""``--env.type=multismolvla_libero``: options of the multimodal LIBERO environment. Imports no simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import EnvConfig
+from lerobot.processor import PolicyProcessorPipeline
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from multismolvla.modalities import MODALITIES, Modality
+
+from . import mini
+from .processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
+
+#: LeRobot's camera names of LIBERO -> ours, third-person first.
+CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
+
+
+@EnvConfig.register_subclass("multismolvla_libero")
+@dataclass
+class MultiSmolVLALiberoConfig(EnvConfig):
+    """LIBERO suites and the mini suite with several sensors per camera.
+
+    Raises:
+        ValueError: an option has a value the environment cannot serve; the message names the option.
+    """
+
+    # Comma-separated suites: "multismolvla_mini" (needs no assets) or LIBERO's own ("libero_object", ...).
+    task: str = mini.SUITE_NAME
+    # Tasks of each suite to run; all when not given.
+    task_ids: list[int] | None = None
+    # Control rate in Hz. Actions are displacements per step, so another value changes what an action means.
+    fps: int = 20
+    # Step limit; the default is 120 for the mini suite and LeRobot's for LIBERO's suites.
+    episode_length: int | None = None
+    # Modalities to render, of rgb, depth, seg, thermal. Those left out are announced as absent.
+    streams: list[str] = field(default_factory=lambda: list(MODALITIES))
+    # Pixels; 0 means 64 for the mini suite and 256 (the public LIBERO data) otherwise.
+    observation_height: int = 0
+    observation_width: int = 0
+    # "default", or "fast" without multisampling and reflections. On CPU worth it for LIBERO's scenes only.
+    render_quality: str = "default"
+    # Which initial states: "eval", "train" (disjoint from eval) or "all".
+    init_split: str = "eval"
+    # No-op steps after a reset; -1 means 3 for the mini suite (nothing falls there) and LeRobot's 10 otherwise.
+    num_steps_wait: int = -1
+    # Rebuild the model at each reset. LIBERO's fixtures need it; the mini suite has none and saves 0.7 s per episode.
+    hard_reset: bool | None = None
+    # Relative (delta) or absolute end-effector control, as in LeRobot.
+    control_mode: str = "relative"
+    # Folder of LIBERO's assets; default: environment variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
+    libero_assets: str | None = None
+    # Seed of faults; only used when a fault condition is set by evaluation code.
+    fault_seed: int = 0
+    features: dict[str, PolicyFeature] = field(default_factory=dict)
+    features_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [s for s in self.streams if s not in MODALITIES]
+        if unknown or not self.streams:
+            raise ValueError(f"--env.streams={self.streams}: expected at least one of {list(MODALITIES)}.")
+        if self.fps <= 0:
+            raise ValueError(f"--env.fps must be positive, got {self.fps}.")
+        if not self.suites:
+            raise ValueError(f"--env.task={self.task!r} names no suite; expected e.g. {mini.SUITE_NAME!r}.")
+        default = 64 if self.suites == [mini.SUITE_NAME] else 256
+        self.observation_height = self.observation_height or default
+        self.observation_width = self.observation_width or default
+        if min(self.observation_height, self.observation_width) < 8:
+            raise ValueError(
+                f"--env.observation_height/width are {self.observation_height}x{self.observation_width}; "
+                "expected at least 8x8 pixels."
+            )
+        self._declare_features()
+
+    @property
+    def suites(self) -> list[str]:
+        """Names of the suites in ``task``."""
+        return [name.strip() for name in (self.task or "").split(",") if name.strip()]
+
+    @property
+    def gym_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`~lerobot_env_multismolvla.multimodal_env.MultiModalLiberoEnv`."""
+        return {
+            "streams": list(self.streams),
+            "render_quality": self.render_quality,
+            "init_split": self.init_split,
+            "libero_assets": self.libero_assets,
+            "obs_type": "pixels_agent_pos",
+            "observation_height": self.observation_height,
+            "observation_width": self.observation_width,
+            "control_freq": self.fps,
+            "control_mode": self.control_mode,
+            "episode_length": self.episode_length,
+            "camera_name": list(CAMERAS),
+            "camera_name_mapping": dict(CAMERAS),
+        }
+
+    def suite_kwargs(self, suite: str) -> dict[str, Any]:
+        """``gym_kwargs`` plus the options whose default depends on the suite."""
+        is_mini = suite == mini.SUITE_NAME
+        wait = self.num_steps_wait if self.num_steps_wait >= 0 else (3 if is_mini else 10)
+        hard = self.hard_reset if self.hard_reset is not None else not is_mini
+        return {**self.gym_kwargs, "num_steps_wait": wait, "hard_reset": hard}
+
+    def create_envs(
+        self, n_envs: int, use_async_envs: bool = False, condition: Any = None
+    ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
+        """Vector environments of all chosen tasks.
+
+        Args:
+            n_envs: environments per task; environment i starts with initial state i and advances by ``n_envs``.
+            use_async_envs: one process per environment (needs ``n_envs > 1``).
+            condition: a :class:`multismolvla.corruption.Condition` to apply to the observations, or ``None``.
+
+        Returns:
+            ``{suite: {task_id: vector environment}}``.
+
+        Raises:
+            ValueError: unknown suite or task id.
+            FileNotFoundError: a LIBERO suite without LIBERO's assets.
+        """
+        from .libero_setup import ensure_libero_config
+
+        ensure_libero_config()
+        from lerobot.envs.libero import _get_suite, _select_task_ids  # lerobot 0.6.1
+        from lerobot.envs.utils import _LazyAsyncVectorEnv  # lerobot 0.6.1
+
+        from .mini import suite as _  # noqa: F401 - registers the mini suite with LIBERO
+
+        envs: dict[str, dict[int, gym.vector.VectorEnv]] = {}
+        for name in self.suites:
+            suite = _get_suite(name)
+            spaces: tuple[Any, ...] = (None, None, None)
+            for task_id in _select_task_ids(len(suite.tasks), self.task_ids):
+                makers = [self.env_maker(name, task_id, i, n_envs, condition) for i in range(n_envs)]
+                if use_async_envs and n_envs > 1:
+                    vector = _LazyAsyncVectorEnv(makers, *spaces)
+                    spaces = (vector.observation_space, vector.action_space, vector.metadata)
+                else:
+                    mode = gym.vector.AutoresetMode.NEXT_STEP
+                    vector = gym.vector.SyncVectorEnv(makers, autoreset_mode=mode)
+                envs.setdefault(name, {})[task_id] = vector
+        return envs
+
+    def env_maker(
+        self, suite: str, task_id: int, episode_index: int = 0, n_envs: int = 1, condition: Any = None
+    ) -> Callable[[], gym.Env]:
+        """A picklable function that makes one environment, in this or in another process.
+
+        Args:
+            suite: name of the suite.
+            task_id: number of the task.
+            episode_index: first initial state.
+            n_envs: stride from one initial state to the next.
+            condition: fault condition or ``None``.
+        """
+        kwargs = {**self.suite_kwargs(suite), "episode_index": episode_index, "n_envs": n_envs}
+        return partial(_make_env, suite, task_id, kwargs, condition, self.fault_seed)
+
+    def get_env_processors(self) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+        """The step that makes dataset frames from raw observations, and nothing for actions."""
+        step = MultiSmolVLALiberoProcessorStep(cameras=list(CAMERAS.values()))
+        return PolicyProcessorPipeline(steps=[step]), PolicyProcessorPipeline(steps=[])
+
+    def _declare_features(self) -> None:
+        """What the processed observation holds, in LeRobot's terms (shapes are height, width, channels)."""
+        features = {ACTION: PolicyFeature(FeatureType.ACTION, (7,)), OBS_STATE: PolicyFeature(FeatureType.STATE, (8,))}
+        for camera in CAMERAS.values():
+            for modality in (m for m in MODALITIES if m in self.streams):
+                suffix = "" if modality == Modality.RGB else f"_{modality}"
+                channels = 1 if modality == Modality.DEPTH else 3
+                features[f"{OBS_IMAGES}.{camera}{suffix}"] = PolicyFeature(
+                    FeatureType.VISUAL, (self.observation_height, self.observation_width, channels)
+                )
+        self.features = features
+        self.features_map = {key: key for key in features}
+
+
+def _make_env(suite_name: str, task_id: int, kwargs: dict[str, Any], condition: Any, fault_seed: int) -> gym.Env:
+    """Make one environment; runs in the worker process."""
+    from .multimodal_env import MultiModalLiberoEnv, get_suite
+
+    env: gym.Env = MultiModalLiberoEnv(get_suite(suite_name), task_id, suite_name, **kwargs)
+    if condition is not None:
+        from .faults import FaultWrapper
+
+        env = FaultWrapper(env, condition, fault_seed)
+    return env

@@ -1,0 +1,146 @@
+"""Fixed class tables: what a segmentation id and a temperature mean, in every task of a suite alike.
+
+The simulator's own ids depend on a task's object list. Here each geom is assigned a class of a fixed table and an
+instance number by the body it belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multismolvla.modalities import MINI_LABELS
+
+from .mini import CATEGORY_LABELS, SUITE_NAME
+
+#: Classes of the four public LIBERO suites: structure first, then the object categories in alphabetical order.
+LIBERO_LABELS: tuple[str, ...] = (
+    "background",
+    "robot",
+    "gripper",
+    "mount",
+    "other",
+    "akita_black_bowl",
+    "alphabet_soup",
+    "basket",
+    "bbq_sauce",
+    "black_book",
+    "butter",
+    "chefmate_8_frypan",
+    "chocolate_pudding",
+    "cookies",
+    "cream_cheese",
+    "desk_caddy",
+    "flat_stove",
+    "glazed_rim_porcelain_ramekin",
+    "ketchup",
+    "microwave",
+    "milk",
+    "moka_pot",
+    "orange_juice",
+    "plate",
+    "porcelain_mug",
+    "red_coffee_mug",
+    "salad_dressing",
+    "tomato_sauce",
+    "white_cabinet",
+    "white_yellow_mug",
+    "wine_bottle",
+    "wine_rack",
+    "wooden_cabinet",
+)
+
+#: Relative temperature by class in [0, 1]: 0 = fridge, 1 = freshly heated. Classes not named stand at room level.
+TEMPERATURES: dict[str, float] = {
+    "background": 0.30,
+    "robot": 0.52,
+    "gripper": 0.62,
+    "mount": 0.36,
+    "cube": 0.92,
+    "can": 0.06,
+    "basket": 0.42,
+    "plate": 0.74,
+    # LIBERO: what comes from the fridge, what comes from the stove.
+    "milk": 0.08,
+    "orange_juice": 0.10,
+    "butter": 0.10,
+    "cream_cheese": 0.12,
+    "chocolate_pudding": 0.14,
+    "wine_bottle": 0.18,
+    "alphabet_soup": 0.70,
+    "tomato_sauce": 0.38,
+    "moka_pot": 0.85,
+    "porcelain_mug": 0.72,
+    "red_coffee_mug": 0.78,
+    "white_yellow_mug": 0.75,
+    "flat_stove": 0.55,
+    "microwave": 0.48,
+    "chefmate_8_frypan": 0.66,
+}
+ROOM_TEMPERATURE = 0.34
+
+
+def label_set(suite: str) -> tuple[str, ...]:
+    """Names of a suite's segmentation classes; the position is the id. At most 256."""
+    return MINI_LABELS if suite == SUITE_NAME else LIBERO_LABELS
+
+
+@dataclass(frozen=True)
+class GeomTables:
+    """Lookup tables over geom ids; the last entry (index -1) is "no geom".
+
+    Attributes:
+        class_ids: uint8 (ngeom + 1,), position in the label set.
+        instance_ids: uint8 (ngeom + 1,): 0 background, 1 robot, 2 gripper, 3... objects in the task's order.
+        temperatures: float32 (ngeom + 1,), relative temperature in [0, 1].
+    """
+
+    class_ids: np.ndarray
+    instance_ids: np.ndarray
+    temperatures: np.ndarray
+
+
+def geom_tables(domain: Any, suite: str) -> GeomTables:
+    """Assign a class, an instance and a temperature to every geom of a LIBERO problem.
+
+    Args:
+        domain: LIBERO's problem object (``ControlEnv.env``) with its simulation loaded.
+        suite: name of the suite, which decides the label set.
+
+    Raises:
+        ValueError: more than 253 objects in the scene, which uint8 instance numbers cannot hold.
+    """
+    labels = label_set(suite)
+    model = domain.sim.model._model
+    owners = {domain.obj_body_id[name]: (name, obj) for name, obj in _objects(domain).items()}
+    if len(owners) > 253:
+        raise ValueError(f"The scene has {len(owners)} objects; instance numbers are uint8, so at most 253 fit.")
+    numbers = {body: 3 + i for i, body in enumerate(owners)}
+    classes = np.zeros(model.ngeom + 1, np.uint8)
+    instances = np.zeros(model.ngeom + 1, np.uint8)
+    for geom in range(model.ngeom):
+        label, instance = "background", 0
+        body = model.geom_bodyid[geom]
+        while body > 0:
+            name = model.body(body).name
+            if body in owners:
+                category = owners[body][1].category_name
+                label, instance = CATEGORY_LABELS.get(category, category), numbers[body]
+                break
+            if name.startswith(("gripper0", "mount0", "robot0")):
+                label = {"g": "gripper", "m": "mount", "r": "robot"}[name[0]]
+                instance = 2 if label == "gripper" else 1
+                break
+            body = model.body_parentid[body]
+        label = label if label in labels else "other"
+        classes[geom], instances[geom] = labels.index(label), instance
+    celsius = np.array([TEMPERATURES.get(label, ROOM_TEMPERATURE) for label in labels], np.float32)
+    return GeomTables(classes, instances, celsius[classes])
+
+
+def _objects(domain: Any) -> dict[str, Any]:
+    """Objects and fixtures that have a body of their own (the floor or table named as a fixture has none)."""
+    everything = {**domain.objects_dict, **domain.fixtures_dict}
+    return {name: obj for name, obj in everything.items() if name in domain.obj_body_id}

@@ -1,0 +1,77 @@
+"""Initial states of the mini suite: numbered, regenerated from their number, training and evaluation disjoint.
+
+State ``i`` of a split is a pure function of (split, task, i), so nothing is stored and nothing can drift. The two
+splits draw from differently seeded generators. Objects and goal are drawn anew in every state: a policy that does
+not look cannot solve the task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import TASK_OBJECTS
+
+SPLITS = ("train", "eval")
+_SPLIT_SEEDS = {"train": 20_250_001, "eval": 77_310_042}
+
+#: Number of states per task and split that the environment cycles through.
+STATES_PER_SPLIT = 1000
+
+# Regions for the objects' centres on the floor, metres: (x low, x high), (y low, y high).
+OBJECT_REGION = ((-0.10, 0.06), (0.01, 0.21))
+GOAL_REGION = ((-0.08, 0.04), (-0.24, -0.12))
+# The palm is 20 cm wide along the finger axis (world y) and 6 cm across: it must not hit the other object.
+_CLEARANCE_X, _CLEARANCE_Y = 0.085, 0.145
+
+#: Height of the body origin when the object stands on the floor, metres.
+REST_HEIGHT = {"cube_1": 0.0225, "can_1": 0.0375, "basket_1": 0.0, "plate_1": 0.0}
+
+
+@dataclass(frozen=True)
+class InitialState:
+    """Where things stand before the first action.
+
+    Attributes:
+        positions: object instance -> (x, y, z) of its origin, metres, world.
+        arm_jitter: (7,) offsets to the home joint angles, radians.
+    """
+
+    positions: dict[str, tuple[float, float, float]]
+    arm_jitter: tuple[float, ...]
+
+
+def initial_state(split: str, task_id: int, index: int) -> InitialState:
+    """State number ``index`` of a task.
+
+    Args:
+        split: ``"train"`` or ``"eval"``.
+        task_id: 0, 1 or 2.
+        index: any number >= 0.
+
+    Raises:
+        ValueError: unknown split, task or negative index.
+    """
+    if split not in _SPLIT_SEEDS:
+        raise ValueError(f"Unknown split {split!r} of the mini suite; expected one of {SPLITS}.")
+    if not 0 <= task_id < len(TASK_OBJECTS):
+        raise ValueError(f"The mini suite has tasks 0 to {len(TASK_OBJECTS) - 1}, got task {task_id}.")
+    if index < 0:
+        raise ValueError(f"State numbers start at 0, got {index}.")
+    rng = np.random.default_rng([_SPLIT_SEEDS[split], task_id, index])
+    while True:
+        cube, can = (_draw(rng, OBJECT_REGION) for _ in range(2))
+        if abs(cube[0] - can[0]) > _CLEARANCE_X or abs(cube[1] - can[1]) > _CLEARANCE_Y:
+            break
+    goal_name = TASK_OBJECTS[task_id][1]
+    places = {"cube_1": cube, "can_1": can, goal_name: _draw(rng, GOAL_REGION)}
+    return InitialState(
+        positions={name: (x, y, REST_HEIGHT[name]) for name, (x, y) in places.items()},
+        arm_jitter=tuple(rng.uniform(-0.02, 0.02, 7).tolist()),
+    )
+
+
+def _draw(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> tuple[float, float]:
+    (x_low, x_high), (y_low, y_high) = region
+    return float(rng.uniform(x_low, x_high)), float(rng.uniform(y_low, y_high))

@@ -1,0 +1,313 @@
+"""LeRobot's LIBERO environment with depth, segmentation and simulated thermal next to RGB.
+
+Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from multismolvla.modalities import MODALITIES, Modality
+
+from .libero_setup import asset_root, ensure_libero_config, find_libero_assets
+
+ensure_libero_config()
+
+from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
+
+from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
+
+from . import mini  # noqa: E402
+from .labels import GeomTables, geom_tables, label_set  # noqa: E402
+from .mini import suite as mini_suite  # noqa: E402, F401 - registers the suite with LIBERO
+from .mini.initial_states import STATES_PER_SPLIT, initial_state  # noqa: E402
+from .rendering import QUALITIES, SceneRenderer  # noqa: E402
+from .thermal import ThermalCamera  # noqa: E402
+
+INIT_SPLITS = ("eval", "train", "all")
+#: LIBERO's own suites ship 50 states per task: the first 20 are for evaluation, the others for recording.
+LIBERO_EVAL_STATES = 20
+
+
+class MultiModalLiberoEnv(LiberoEnv):
+    """LIBERO task with several sensors per camera, all rendered from one simulator state.
+
+    Differs from :class:`lerobot.envs.libero.LiberoEnv` (lerobot 0.6.1) in how observations are made, in where
+    initial states come from, and in a step limit of its own for the mini suite; control, success and the order of
+    initial states are LeRobot's.
+
+    Raw observation (before LeRobot's and our processor step; pictures bottom row first):
+        ``pixels``: ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8
+        (H, W, 3); ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 = invalid; ``presence`` float32
+        (views * modalities,), view-major, 1 = the sensor is there; ``robot_state`` as upstream.
+
+    Args:
+        task_suite: LIBERO benchmark object.
+        task_id: number of the task in the suite.
+        task_suite_name: name of the suite.
+        streams: modalities to render, a subset of ``("rgb", "depth", "seg", "thermal")``.
+        render_quality: ``"default"`` or ``"fast"``.
+        init_split: ``"eval"``, ``"train"`` or ``"all"`` initial states; the first two are disjoint.
+        libero_assets: folder with LIBERO's own assets; unused by the mini suite.
+        **kwargs: as upstream.
+
+    Raises:
+        ValueError: unknown stream, quality or split.
+        FileNotFoundError: a LIBERO suite without LIBERO's assets.
+
+    Example:
+        >>> from lerobot.envs.factory import make_env, make_env_config
+        >>> import lerobot_env_multismolvla  # registers the type
+        >>> envs = make_env(make_env_config("multismolvla_libero", task="multismolvla_mini"), n_envs=1)
+        >>> observation, info = envs["multismolvla_mini"][0].reset(seed=[0])
+    """
+
+    def __init__(
+        self,
+        task_suite: Any,
+        task_id: int,
+        task_suite_name: str,
+        *,
+        streams: Sequence[str] = MODALITIES,
+        render_quality: str = "default",
+        init_split: str = "eval",
+        libero_assets: str | None = None,
+        init_states: bool = True,
+        hard_reset: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        _check_options(streams, render_quality, init_split)
+        self.suite = task_suite_name
+        self.streams = tuple(m for m in MODALITIES if m in streams)
+        self.render_quality = render_quality
+        self.init_split = init_split
+        self._is_mini = task_suite_name == mini.SUITE_NAME
+        self._assets = mini.ASSETS if self._is_mini else _require_assets(task_suite_name, libero_assets)
+        if self._is_mini:
+            kwargs["episode_length"] = kwargs.get("episode_length") or mini.MAX_STEPS
+        # The mini suite has no file of states: upstream must not try to unpickle one.
+        super().__init__(
+            task_suite,
+            task_id,
+            task_suite_name,
+            init_states=init_states and not self._is_mini,
+            **kwargs,
+        )
+        self.init_states = init_states
+        self.hard_reset = hard_reset
+        if self._init_states is not None:
+            self._init_states = _split_states(self._init_states, init_split)
+        self._renderer: SceneRenderer | None = None
+        self._tables: GeomTables | None = None
+        self._model: Any = None
+        self._thermal = ThermalCamera((0,))
+        self._step_index = 0
+        self._last_pictures: dict[str, np.ndarray] = {}
+        self.observation_space = self._multimodal_space(self.observation_space)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names as they appear in observation keys, third-person first."""
+        return tuple(self.camera_name_mapping[name] for name in self.camera_name)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of the segmentation pictures; the position is the id."""
+        return label_set(self.suite)
+
+    @property
+    def simulation(self) -> Any:
+        """LIBERO's problem object, for scripted experts and tests. The environment must have been reset."""
+        if self._env is None:
+            raise RuntimeError("The simulator starts at the first reset; call reset() first.")
+        return self._env.env
+
+    def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Upstream's reset plus an episode seed for the thermal camera; ``info`` names the initial state used.
+
+        With ``options={"init_state_id": i}`` the episode starts from state ``i`` instead of the next one.
+        """
+        options = kwargs.get("options") or {}
+        if "init_state_id" in options:
+            self.init_state_id = int(options["init_state_id"])
+        used = self.init_state_id
+        self._thermal = ThermalCamera((seed or 0, self.task_id, used))
+        self._step_index = 0
+        with asset_root(self._assets):
+            self._ensure_env()
+            if self._is_mini and self.init_states:
+                self._init_states = _MiniStates(self, self.init_split)  # depends on the model's joint addresses
+            observation, info = super().reset(seed=seed, **kwargs)
+        info["init_state_id"] = used
+        return observation, info
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """As upstream; the step number indexes the thermal camera's noise."""
+        self._step_index += 1
+        return super().step(action)
+
+    def render(self) -> np.ndarray:
+        """Third-person RGB of the current state, upright, uint8, at least 256 pixels high."""
+        self._ensure_env()
+        picture = self._last_pictures.get(self.cameras[0])
+        if picture is None:
+            picture = self._render_camera(self.camera_name[0], ("rgb",))["rgb"]
+        factor = max(1, -(-256 // picture.shape[0]))
+        return picture[::-1, ::-1].repeat(factor, 0).repeat(factor, 1)
+
+    def close(self) -> None:
+        """Free renderer and simulator."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer, self._model = None, None
+        super().close()
+
+    def _ensure_env(self) -> None:
+        """Unlike upstream: no camera observations in robosuite, because this class renders by itself."""
+        if self._env is not None:
+            return
+        with asset_root(self._assets):
+            env = ControlEnv(
+                bddl_file_name=self._task_bddl_file,
+                control_freq=self.control_freq,
+                hard_reset=self.hard_reset,
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+            )
+            # Mini states name every pose: LIBERO's sampler (global generator) must not run in between.
+            env.env.deterministic_reset = self._is_mini
+            env.reset()
+        self._env = env
+
+    def _multimodal_space(self, base: spaces.Dict) -> spaces.Dict:
+        """Upstream's space with the pictures of all chosen streams (a vector env drops undeclared keys)."""
+        size = (self.observation_height, self.observation_width)
+        pixels: dict[str, gym.Space] = {}
+        top: dict[str, gym.Space] = {}
+        suffixes = {Modality.RGB: "", Modality.SEG: "_seg", Modality.THERMAL: "_thermal"}
+        for camera in self.cameras:
+            for stream, suffix in suffixes.items():
+                if stream in self.streams:
+                    pixels[camera + suffix] = spaces.Box(0, 255, (*size, 3), np.uint8)
+            if Modality.DEPTH in self.streams:
+                top[f"{camera}_depth"] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
+        top["presence"] = spaces.Box(0.0, 1.0, (len(self.cameras) * len(MODALITIES),), np.float32)
+        if pixels:
+            top["pixels"] = spaces.Dict(pixels)
+        return spaces.Dict({**{k: v for k, v in base.spaces.items() if k != "pixels"}, **top})
+
+    def _format_raw_obs(self, raw_obs: dict[str, Any]) -> dict[str, Any]:
+        """Unlike upstream: pictures of all streams, rendered here; the robot state stays upstream's."""
+        placeholders = dict.fromkeys(self.camera_name)
+        observation = super()._format_raw_obs({**raw_obs, **placeholders})
+        pixels: dict[str, np.ndarray] = {}
+        for number, name in enumerate(self.camera_name):
+            camera = self.camera_name_mapping[name]
+            pictures = self._render_camera(name, self.streams, number)
+            for stream, suffix in (("rgb", ""), ("seg", "_seg"), ("thermal", "_thermal")):
+                if stream in pictures:
+                    pixels[camera + suffix] = pictures[stream]
+            if "depth" in pictures:
+                observation[f"{camera}_depth"] = pictures["depth"]
+        self._last_pictures = pixels
+        observation.pop("pixels")
+        if pixels:
+            observation["pixels"] = pixels
+        present = [float(m in self.streams) for m in MODALITIES]
+        observation["presence"] = np.array(present * len(self.cameras), np.float32)
+        return observation
+
+    def _render_camera(self, name: str, streams: Sequence[str], number: int = 0) -> dict[str, np.ndarray]:
+        """All ``streams`` of one camera from the current simulator state."""
+        sim = self.simulation.sim
+        if self._model is not sim.model._model:  # first frame, or a hard reset built a new model
+            if self._renderer is not None:
+                self._renderer.close()
+            self._model = sim.model._model
+            self._renderer = SceneRenderer(
+                self._model, self.observation_width, self.observation_height, self.render_quality
+            )
+            self._tables = geom_tables(self.simulation, self.suite)
+        assert self._renderer is not None and self._tables is not None
+        rendered = self._renderer.render(
+            sim.data._data,
+            name.removesuffix("_image"),
+            color="rgb" in streams,
+            depth="depth" in streams,
+            geoms="seg" in streams or "thermal" in streams,
+        )
+        geoms = rendered.pop("geoms", None)
+        pictures = rendered
+        if "seg" in streams:
+            classes, instances = self._tables.class_ids[geoms], self._tables.instance_ids[geoms]
+            pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
+        if "thermal" in streams:
+            pictures["thermal"] = self._thermal.picture(self._tables.temperatures[geoms], self._step_index, number)
+        return pictures
+
+
+def get_suite(name: str) -> Any:
+    """LIBERO benchmark object of a suite, the mini suite included.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    return _get_suite(name)
+
+
+class _MiniStates:
+    """The mini suite's states as upstream wants them: indexable, each a flattened simulator state."""
+
+    def __init__(self, env: MultiModalLiberoEnv, split: str) -> None:
+        self._env, self._split = env, split
+
+    def __len__(self) -> int:
+        return STATES_PER_SPLIT * (2 if self._split == "all" else 1)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        split = self._split
+        if split == "all":
+            split, index = ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
+        state = initial_state(split, self._env.task_id, index)
+        model = self._env.simulation.sim.model._model
+        qpos = np.zeros(model.nq)
+        for joint, angle in enumerate(mini_suite.HOME_QPOS + np.array(state.arm_jitter), start=1):
+            qpos[model.joint(f"robot0_joint{joint}").qposadr[0]] = angle
+        qpos[model.joint("gripper0_finger_joint1").qposadr[0]] = 0.04
+        qpos[model.joint("gripper0_finger_joint2").qposadr[0]] = -0.04
+        for name, position in state.positions.items():
+            start = model.joint(f"{name}_joint0").qposadr[0]
+            qpos[start : start + 7] = (*position, 1.0, 0.0, 0.0, 0.0)
+        return np.concatenate([[0.0], qpos, np.zeros(model.nv)])
+
+
+def _check_options(streams: Sequence[str], quality: str, split: str) -> None:
+    unknown = [s for s in streams if s not in MODALITIES]
+    if unknown or not streams:
+        raise ValueError(f"--env.streams is {list(streams)}; expected at least one of {list(MODALITIES)}.")
+    if quality not in QUALITIES:
+        raise ValueError(f"--env.render_quality is {quality!r}; expected one of {QUALITIES}.")
+    if split not in INIT_SPLITS:
+        raise ValueError(f"--env.init_split is {split!r}; expected one of {INIT_SPLITS}.")
+
+
+def _require_assets(suite: str, explicit: str | None) -> Path:
+    folder = find_libero_assets(explicit)
+    if folder is None:
+        raise FileNotFoundError(
+            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with --env.libero_assets or "
+            "MULTISMOLVLA_LIBERO_ASSETS (hub data set 'lerobot/libero-assets'), or use the suite "
+            f"{mini.SUITE_NAME!r}, which needs none."
+        )
+    return folder
+
+
+def _split_states(states: np.ndarray, split: str) -> np.ndarray:
+    """LIBERO's stored states of a split; ``"all"`` keeps upstream's order of 50."""
+    return {"all": states, "eval": states[:LIBERO_EVAL_STATES], "train": states[LIBERO_EVAL_STATES:]}[split]

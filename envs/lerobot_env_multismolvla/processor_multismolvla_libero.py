@@ -1,0 +1,125 @@
+"""Environment processor step: raw LIBERO observation -> the keys, orientation and state of our datasets.
+
+Recorder and evaluation run this same step, so that a frame in the data set is a frame in the evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lerobot.configs import PipelineFeatureType, PolicyFeature
+from lerobot.processor import ObservationProcessorStep, ProcessorStepRegistry
+from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
+from multismolvla.modalities import MODALITIES, padding_mask_key
+
+
+def canonical_quaternion(quaternion: Tensor) -> Tensor:
+    """Choose between the two quaternions of one rotation: the one with x >= 0.
+
+    A gripper that points straight down is turned by pi about x, where the sign of the quaternion decides between the
+    axis-angle +pi and -pi. Uncorrected, the first axis-angle component jumps by 2 pi between frames of top-down
+    episodes, in training and in evaluation at different places.
+
+    Args:
+        quaternion: (..., 4) float, x y z w.
+
+    Returns:
+        (..., 4), the same rotation with its first non-zero component positive.
+    """
+    sign = torch.zeros_like(quaternion[..., :1])
+    for component in range(4):
+        sign = torch.where(sign == 0, torch.sign(quaternion[..., component : component + 1]), sign)
+    return quaternion * torch.where(sign == 0, torch.ones_like(sign), sign)
+
+
+def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
+    """Rotation vectors of unit quaternions.
+
+    Args:
+        quaternion: (B, 4) float, x y z w.
+
+    Returns:
+        (B, 3) float32, axis times angle, angle in [0, 2 pi). Not wrapped: wrapping would bring the jump back.
+    """
+    quaternion = quaternion.to(torch.float32)
+    w = quaternion[:, 3:].clamp(-1.0, 1.0)
+    sine = torch.sqrt(torch.clamp(1.0 - w * w, min=0.0))
+    axis = quaternion[:, :3] / sine.clamp(min=1e-10)
+    return torch.where(sine > 1e-10, axis * 2.0 * torch.acos(w), torch.zeros_like(axis))
+
+
+@dataclass
+@ProcessorStepRegistry.register(name="multismolvla_libero_processor")
+class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
+    """Turns every stream by 180 degrees, builds the 8-dimensional state, expands presence to padding masks.
+
+    Replaces lerobot 0.6.1's ``LiberoProcessorStep``, which turns only RGB and leaves the quaternion's sign to chance.
+
+    Input, after LeRobot's ``preprocess_observation``: ``observation.images.<name>`` float (B, 3, H, W) in [0, 1];
+    ``observation.<camera>_depth`` float (B, H, W, 1) metres; ``observation.presence`` float (B, V * M);
+    ``observation.robot_state`` nested.
+
+    Output: ``observation.images.<name>`` turned; ``observation.images.<camera>_depth`` float32 (B, 1, H, W) metres,
+    0 = invalid; ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``observation.state``
+    float32 (B, 8): position (3, metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
+
+    Args:
+        cameras: camera names in the order of the presence vector.
+    """
+
+    cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Apply the step to one batch; see the class."""
+        processed = dict(observation)
+        for key in [k for k in processed if k.startswith(f"{OBS_IMAGES}.")]:
+            processed[key] = torch.flip(processed[key], dims=[2, 3])
+        for camera in self.cameras:
+            depth = processed.pop(f"{OBS_PREFIX}{camera}_depth", None)
+            if depth is not None:
+                channels_first = depth.to(torch.float32).permute(0, 3, 1, 2)
+                processed[f"{OBS_IMAGES}.{camera}_depth"] = torch.flip(channels_first, dims=[2, 3]).contiguous()
+        presence = processed.pop(f"{OBS_PREFIX}presence", None)
+        if presence is not None:
+            processed.update(self._padding_masks(presence))
+        robot = processed.pop(f"{OBS_PREFIX}robot_state", None)
+        if robot is not None:
+            processed[OBS_STATE] = self._state(robot)
+        return processed
+
+    def _padding_masks(self, presence: Tensor) -> dict[str, Tensor]:
+        expected = len(self.cameras) * len(MODALITIES)
+        if presence.ndim != 2 or presence.shape[1] != expected:
+            raise ValueError(
+                f"observation.presence has shape {tuple(presence.shape)}; expected (batch, {expected}): "
+                f"{len(self.cameras)} cameras {self.cameras} times modalities {list(MODALITIES)}."
+            )
+        masks = {}
+        for v, camera in enumerate(self.cameras):
+            for m, modality in enumerate(MODALITIES):
+                suffix = "" if modality == MODALITIES[0] else f"_{modality}"
+                key = f"{OBS_IMAGES}.{camera}{suffix}"
+                masks[padding_mask_key(key)] = presence[:, v * len(MODALITIES) + m] > 0.5
+        return masks
+
+    @staticmethod
+    def _state(robot: dict[str, Any]) -> Tensor:
+        """(B, 8) float32 from LIBERO's nested robot state."""
+        parts = [robot["eef"]["pos"], robot["eef"]["quat"], robot["gripper"]["qpos"]]
+        position, quaternion, fingers = (p if p.ndim == 2 else p.unsqueeze(0) for p in parts)
+        rotation = quaternion_to_axis_angle(canonical_quaternion(quaternion))
+        return torch.cat([position.float(), rotation, fingers.float()], dim=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments to rebuild the step."""
+        return {"cameras": self.cameras}
+
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        """Features are declared in their final form by the environment's config; nothing changes here."""
+        return features
