@@ -1,0 +1,141 @@
+"""Options of ``multismolvla-eval``. Standard library only, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Policies that need no checkpoint. They bound the results from below and check the harness.
+BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random")
+#: A name becomes part of file names and of the report's anchors.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass
+class EnvironmentArguments:
+    """Which environment, tasks and streams."""
+
+    # A LeRobot environment type, or `package.module:attribute` naming an `EnvironmentSource` factory.
+    type: str = "multismolvla_libero"
+    # Suite, as in LeRobot's --env.task.
+    task: str = "multismolvla_mini"
+    # Tasks of the suite; all when left out.
+    task_ids: list[int] | None = None
+    # Further fields of the environment's configuration, e.g. '{observation_height: 256, observation_width: 256}'.
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvalConfig:
+    """Paired evaluation of policies under failing sensors."""
+
+    # What is evaluated: `name=path`, path being a checkpoint folder or hub id, or `name=builtin:zero`.
+    policies: list[str] = field(default_factory=list)
+    # The policy that the others are compared with; the last one when left out.
+    baseline: str | None = None
+    env: EnvironmentArguments = field(default_factory=EnvironmentArguments)
+    # smoke, quick, standard or full: conditions and episodes per task.
+    level: str = "quick"
+    # Conditions instead of the level's, e.g. '[C1:-rgb, C3:rgb=gaussian_noise@3]'. C0 is always run.
+    conditions: list[str] | None = None
+    # Episodes per task of each condition but C0; the level's number when left out.
+    episodes: int | None = None
+    # Episodes per task of C0; the level's number when left out.
+    clean_episodes: int | None = None
+    # Everything random derives from it: environment, policy noise, faults, each from its own generator.
+    seed: int = 0
+    # Results are appended here; the same command continues an interrupted run.
+    output: Path = Path("outputs/eval")
+    # Simulator processes on this machine, each with its own copy of the policies.
+    workers: int = 1
+    # `i/n`: this process runs every n-th episode, starting with the i-th (job arrays, several machines).
+    shard: str = "0/1"
+    # Device of the policies; the checkpoint's own choice when left out.
+    device: str | None = None
+    # Clips per policy and condition, from the first tasks' first episode; 0 for none.
+    clips: int = 1
+    # An episode that takes longer is ended and counted as a failure [s].
+    episode_timeout: float = 900.0
+    # Modules to import in every process because they register environment or policy types.
+    plugins: list[str] = field(default_factory=list)
+    # Rename observation keys, as LeRobot's --rename_map.
+    rename_map: dict[str, str] = field(default_factory=dict)
+    # Print cells, episodes and an estimate; run nothing.
+    dry_run: bool = False
+
+    def policy_paths(self) -> dict[str, str]:
+        """Names and paths of the policies, in order.
+
+        Raises:
+            ValueError: no policy, a policy without ``name=path``, or a name used twice.
+        """
+        if not self.policies:
+            raise ValueError(
+                "No policies to evaluate. Give at least one: "
+                "--policies='[ours=outputs/mini/robust, vanilla=outputs/mini/base]'."
+            )
+        paths: dict[str, str] = {}
+        for text in self.policies:
+            name, _, path = text.partition("=")
+            if not path or not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"--policies has the entry {text!r}; expected name=path with a name of letters, digits, '_', '-', '.', "
+                    "e.g. ours=outputs/mini/robust or zero=builtin:zero."
+                )
+            if name in paths:
+                raise ValueError(
+                    f"--policies uses the name {name!r} twice. Give every policy a name of its own."
+                )
+            if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
+                raise ValueError(
+                    f"Unknown built-in policy {path!r}. Known: {[f'builtin:{n}' for n in BUILTIN_POLICIES]}."
+                )
+            paths[name] = path
+        return paths
+
+    def baseline_name(self) -> str:
+        """Name of the baseline.
+
+        Raises:
+            ValueError: ``--baseline`` names none of the policies.
+        """
+        names = list(self.policy_paths())
+        if self.baseline is None:
+            return names[-1]
+        if self.baseline not in names:
+            raise ValueError(f"--baseline={self.baseline} is none of the policies {names}.")
+        return self.baseline
+
+    def shard_numbers(self) -> tuple[int, int]:
+        """``(i, n)`` of ``--shard=i/n``.
+
+        Raises:
+            ValueError: not of that form, or i is not below n.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise ValueError(f"--shard={self.shard} must be i/n with 0 <= i < n, e.g. 0/4.")
+        return int(match[1]), int(match[2])
+
+    def check(self) -> None:
+        """Check what can be known before anything is loaded.
+
+        Raises:
+            ValueError: an option has no meaning; the message names it as typed.
+        """
+        self.baseline_name()
+        self.shard_numbers()
+        for option, value, least in (
+            ("workers", self.workers, 1),
+            ("episodes", self.episodes, 1),
+            ("clean_episodes", self.clean_episodes, 1),
+            ("clips", self.clips, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"--{option}={value} must be at least {least}.")
+        if self.env.task_ids is not None and not self.env.task_ids:
+            raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
+        if self.episode_timeout <= 0:
+            raise ValueError(f"--episode_timeout={self.episode_timeout} must be positive (seconds).")

@@ -1,0 +1,226 @@
+"""Results on disk: a manifest and append-only files with one line per episode.
+
+A line is written with one call and synced, so a killed run can leave at most one half-written last line, which the next
+run cuts off. Everything else that is not as expected (a foreign row, a broken line in the middle, an episode twice) is
+named and refused: a number computed from a doubtful file is worse than none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+MANIFEST = "run.json"
+SHARD_PATTERN = "episodes-*.jsonl"
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "run": str,
+    "policy": str,
+    "checkpoint": str,
+    "suite": str,
+    "task_id": int,
+    "condition": str,
+    "episode": int,
+    "init_state": int,
+    "success": bool,
+    "steps": int,
+}
+
+Row = dict[str, Any]
+
+
+class ResultsError(ValueError):
+    """A result file that must not be used: corrupt, foreign or contradictory."""
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Short stable hash of what makes episodes comparable (environment, seed, definitions).
+
+    Conditions, number of episodes, workers and further policies may change between two calls of the same run; what is
+    hashed here may not.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def episode_key(row: Mapping[str, Any]) -> str:
+    """Identity of an episode within a run."""
+    return f"{row['policy']}|{row['suite']}|{row['task_id']}|{row['condition']}|{row['episode']}"
+
+
+@contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; the kernel releases it with the process, also after kill -9.
+
+    Raises:
+        ResultsError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultsError(
+                f"{path} is locked: another multismolvla-eval writes the same shard. Wait for it, or give this one "
+                "its own --shard=i/n or --output."
+            ) from None
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as handle:
+            json.dump(content, handle, indent=1)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        ResultsError: missing, unreadable, or of another version of this format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ResultsError(f"{folder} holds no {MANIFEST}: not an output folder of multismolvla-eval.")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ResultsError(
+            f"{path} is not valid JSON ({error}). Delete it and run the evaluation again."
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or "fingerprint" not in manifest:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ResultsError(
+            f"{path} has the format version {found!r}, expected {SCHEMA}. Use the version of this package that wrote it, "
+            "or another --output."
+        )
+    return manifest
+
+
+class ShardWriter:
+    """Appends rows to one file, durably.
+
+    Attributes:
+        path: the file.
+        repaired: bytes of a half-written last line that were cut off when the file was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.repaired = _cut_half_line(path)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, row: Row) -> None:
+        """Write one row and wait until it is on the disk.
+
+        Raises:
+            OSError: the disk is full or gone; a partial line is cut off again first.
+        """
+        data = (json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
+        written = os.write(self._descriptor, data)
+        if written != len(data):
+            os.ftruncate(self._descriptor, before)
+            raise OSError(
+                f"Only {written} of {len(data)} bytes fitted into {self.path}. Free some disk space and run again."
+            )
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; rows are on the disk already."""
+        os.close(self._descriptor)
+
+
+def _cut_half_line(path: Path) -> int:
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    keep = data.rfind(b"\n") + 1
+    lost = len(data) - keep
+    if lost:
+        os.truncate(path, keep)
+        logger.warning("Cut a half-written line (%d bytes) off %s: that episode runs again.", lost, path)
+    return lost
+
+
+def read_rows(folder: Path, run: str) -> list[Row]:
+    """All rows of a run, from all its shards.
+
+    Args:
+        folder: output folder.
+        run: fingerprint that every row must carry.
+
+    Raises:
+        ResultsError: names file and line of the first thing that is wrong.
+    """
+    rows: list[Row] = []
+    seen: dict[str, str] = {}
+    for path in sorted(folder.glob(SHARD_PATTERN)):
+        for number, row in _read_shard(path):
+            place = f"{path.name}:{number}"
+            _check_row(row, place, run)
+            key = episode_key(row)
+            if key in seen:
+                raise ResultsError(
+                    f"{place} repeats the episode {key!r} of {seen[key]}. Two runs have written into {folder}: keep one "
+                    "of the files."
+                )
+            seen[key] = place
+            rows.append(row)
+    return rows
+
+
+def _read_shard(path: Path) -> Iterator[tuple[int, Row]]:
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1]:
+        logger.warning(
+            "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.", path
+        )
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ResultsError(
+                f"{path.name}:{number} is not valid JSON ({error}). The file was damaged after it was written: restore "
+                "it, or delete the line and run the evaluation again to repeat the episode."
+            ) from error
+        yield number, row
+
+
+def _check_row(row: Any, place: str, run: str) -> None:
+    if not isinstance(row, dict):
+        raise ResultsError(f"{place} holds a {type(row).__name__} instead of an episode.")
+    for name, kind in _REQUIRED.items():
+        value = row.get(name)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ResultsError(
+                f"{place}: field {name!r} is {value!r}, expected {getattr(kind, '__name__', kind)}."
+            )
+    if row["run"] != run:
+        raise ResultsError(
+            f"{place} belongs to the run {row['run']!r}, this folder's manifest to {run!r}: environment, seed or "
+            "definitions differ, so the figures are not comparable. Move the file to its own folder."
+        )
+
+
+def completed(rows: Iterable[Row]) -> set[str]:
+    """Keys of the episodes that need not run again."""
+    return {episode_key(r) for r in rows}

@@ -1,0 +1,187 @@
+"""Where environments come from: any LeRobot environment type, or an object of one's own with the same few methods."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from torch import Tensor
+
+from multismolvla.corruption import Condition
+from multismolvla_eval.config import EnvironmentArguments
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+class EnvironmentSource(Protocol):
+    """What the runner needs to know about an environment.
+
+    Attributes:
+        suite: name of the suite.
+        tasks: instruction per task id.
+        cameras: camera names as in observation keys.
+        config: LeRobot's environment configuration, ``None`` if it has none (then only built-in policies work).
+        action_dim: number of action components.
+    """
+
+    suite: str
+    tasks: dict[int, str]
+    cameras: tuple[str, ...]
+    config: Any
+    action_dim: int
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest: modality origins, hash of the assets, step limit."""
+
+    def make(self, task_id: int) -> gym.Env:
+        """A raw, unbatched environment. ``reset(seed=, options={"init_state_id": i})`` selects the start."""
+
+    def with_faults(self, env: gym.Env, condition: Condition, run_seed: int) -> gym.Env:
+        """The environment seen through the condition's faults; the clean condition changes nothing."""
+
+    def processors(self, policy_config: Any) -> tuple[Callable[[Batch], Batch], Callable[[Tensor], Tensor]]:
+        """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
+
+
+def add_batch_axis(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw observation as a vector environment with one member gives it."""
+    return {
+        k: add_batch_axis(v) if isinstance(v, Mapping) else np.asarray(v)[None]
+        for k, v in observation.items()
+    }
+
+
+class LeRobotSource:
+    """An environment type registered with LeRobot.
+
+    Args:
+        arguments: type, suite and options.
+
+    Raises:
+        ValueError: the type is not registered, an option does not exist, or a task id is unknown.
+    """
+
+    def __init__(self, arguments: EnvironmentArguments) -> None:
+        from lerobot.envs.configs import EnvConfig
+        from lerobot.utils.import_utils import register_third_party_plugins
+
+        register_third_party_plugins()
+        try:
+            config_class = EnvConfig.get_choice_class(arguments.type)
+        except KeyError as error:
+            known = sorted(EnvConfig.get_known_choices())
+            raise ValueError(
+                f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own is "
+                "registered by a module named in --plugins."
+            ) from error
+        options: dict[str, Any] = {"task": arguments.task, **arguments.options}
+        if arguments.task_ids is not None:
+            options["task_ids"] = list(arguments.task_ids)
+        try:
+            self.config = config_class(**options)
+        except TypeError as error:
+            raise ValueError(
+                f"--env.options do not fit the environment type {arguments.type!r}: {error}."
+            ) from error
+        envs = self.config.create_envs(n_envs=1, use_async_envs=False)
+        if len(envs) != 1:
+            raise ValueError(
+                f"--env.task={arguments.task} gives the suites {sorted(envs)}; evaluate one suite per run."
+            )
+        self.suite, members = next(iter(envs.items()))
+        # Only the members are used: a vector environment resets by itself and so would skip initial states.
+        self._envs: dict[int, gym.Env] = {task_id: vector.envs[0] for task_id, vector in members.items()}
+        self.tasks = {
+            i: _attribute(e, "task_description", _attribute(e, "task", "")) for i, e in self._envs.items()
+        }
+        first = next(iter(self._envs.values()))
+        self.cameras = tuple(_attribute(first, "cameras", ())) or _cameras_of(first)
+        self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest."""
+        first = next(iter(self._envs.values()))
+        return {
+            "type": self.config.type,
+            "max_steps": int(_attribute(first, "_max_episode_steps", 0)),
+            "fps": int(getattr(self.config, "fps", 0)),
+            "streams": list(_attribute(first, "streams", ("rgb",))),
+            "origins": dict(_attribute(first, "origins", {})),
+            "labels": list(_attribute(first, "labels", ())),
+            "assets": str(_attribute(first, "assets_hash", "")),
+        }
+
+    def make(self, task_id: int) -> gym.Env:
+        """The environment of a task; it starts its simulator at the first reset."""
+        return self._envs[task_id]
+
+    def with_faults(self, env: gym.Env, condition: Condition, run_seed: int) -> gym.Env:
+        """Wrap in the fault wrapper of our environment package; clean episodes run without it."""
+        if not condition.faults:
+            return env
+        from lerobot_env_multismolvla.faults import FaultWrapper
+
+        return FaultWrapper(env, condition, run_seed)
+
+    def processors(self, policy_config: Any) -> tuple[Callable[[Batch], Batch], Callable[[Tensor], Tensor]]:
+        """The steps of ``lerobot-eval`` around the policy's own processors, in its order."""
+        from lerobot.envs.factory import make_env_pre_post_processors
+        from lerobot.envs.utils import preprocess_observation
+        from lerobot.utils.constants import ACTION
+
+        before, after = make_env_pre_post_processors(env_cfg=self.config, policy_cfg=policy_config)
+
+        def observe(raw: Batch) -> Batch:
+            task = raw.pop("task")
+            batch = preprocess_observation(raw)
+            batch["task"] = task
+            return before(batch)
+
+        def act(action: Tensor) -> Tensor:
+            return after({ACTION: action})[ACTION]
+
+        return observe, act
+
+
+def _attribute(env: gym.Env, name: str, default: Any) -> Any:
+    return getattr(env.unwrapped, name, default)
+
+
+def _cameras_of(env: gym.Env) -> tuple[str, ...]:
+    space = env.observation_space
+    pixels = space["pixels"] if isinstance(space, gym.spaces.Dict) and "pixels" in space.spaces else None
+    return tuple(pixels.spaces) if isinstance(pixels, gym.spaces.Dict) else ("image",)
+
+
+def state_hash(env: gym.Env) -> str | None:
+    """Hash of the simulator's full state, where it can be had: shows that two arms really start the same."""
+    simulation = getattr(env.unwrapped, "simulation", None)
+    if simulation is None:
+        return None
+    state = np.ascontiguousarray(simulation.sim.get_state().flatten())
+    return hashlib.sha256(state.tobytes()).hexdigest()[:16]
+
+
+def load_source(arguments: EnvironmentArguments) -> EnvironmentSource:
+    """The environment source that the options name.
+
+    Raises:
+        ValueError: unknown type, or ``module:attribute`` that cannot be found.
+    """
+    module_name, colon, attribute = arguments.type.partition(":")
+    if not colon:
+        return LeRobotSource(arguments)
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"--env.type={arguments.type}: cannot load {attribute!r} from {module_name!r}: {error}."
+        ) from error
+    return factory(arguments)

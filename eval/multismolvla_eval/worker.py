@@ -1,0 +1,142 @@
+"""The process that owns simulators and policies: it runs one episode at a time and hands the row to its parent.
+
+It never writes results. Its parent is the single writer of its shard, so a worker that crashes, hangs or outlives its
+parent can neither lose nor repeat an episode.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from multismolvla_eval.config import EnvironmentArguments
+
+#: Simulators kept open at the same time; further tasks close the least recently used one.
+OPEN_ENVIRONMENTS = 4
+
+
+@dataclass(frozen=True)
+class WorkerArguments:
+    """What a worker needs; it must be picklable for the spawn start method.
+
+    Attributes:
+        number: of the worker.
+        env: environment options.
+        policies: path per name.
+        device: of the policies.
+        seed: run seed.
+        output: run folder, for logs and clips.
+        plugins: modules to import first.
+        rename_map: LeRobot's option.
+    """
+
+    number: int
+    env: EnvironmentArguments
+    policies: dict[str, str]
+    device: str | None
+    seed: int
+    output: Path
+    plugins: tuple[str, ...]
+    rename_map: dict[str, str]
+
+
+def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
+    """Load everything, describe it, then serve episodes until the pipe closes.
+
+    Messages to the parent: ``("ready", description)`` once, then ``("row", row)`` per episode. Whatever goes wrong ends
+    the process with a traceback in its log; the parent decides what that means.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    log = open(log_path(arguments), "a", buffering=1)  # noqa: SIM115 - lives as long as the process
+    os.dup2(log.fileno(), sys.stdout.fileno())
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    faulthandler.enable(log)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    for module in arguments.plugins:
+        import_module(module)
+
+    import torch
+
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.sources import load_source
+
+    torch.set_num_threads(1)  # small policies on shared cores: spinning threads cost more than they give
+    source = load_source(arguments.env)
+    policies = {
+        name: load_policy(path, source, arguments.device, arguments.rename_map)
+        for name, path in arguments.policies.items()
+    }
+    description = {
+        "suite": source.suite,
+        "tasks": {str(i): t for i, t in source.tasks.items()},
+        "cameras": list(source.cameras),
+        "env": source.describe(),
+        "policies": {n: {"checkpoint": p.checkpoint, **p.describe()} for n, p in policies.items()},
+    }
+    pipe.send(("ready", description))
+    state = _State(arguments, source, policies)
+    while True:
+        try:
+            message: Episode | None = pipe.recv()
+        except EOFError:
+            return  # the parent is gone
+        if message is None:
+            return
+        pipe.send(("row", state.run(message)))
+
+
+def log_path(arguments: WorkerArguments) -> Path:
+    """Where a worker's output goes."""
+    folder = arguments.output / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"worker-{arguments.number}.log"
+
+
+class _State:
+    """Open simulators and loaded policies of one worker."""
+
+    def __init__(self, arguments: WorkerArguments, source: Any, policies: dict[str, Any]) -> None:
+        self.arguments, self.source, self.policies = arguments, source, policies
+        self._open: list[int] = []
+
+    def run(self, episode: Any) -> dict[str, Any]:
+        from multismolvla_eval.clips import ClipRecorder, clip_name
+        from multismolvla_eval.rollout import run_episode
+
+        self._make_room(episode.task_id)
+        policy = self.policies[episode.policy]
+        recorder = None
+        if episode.clip:
+            recorder = ClipRecorder(self.source.cameras, f"{episode.policy}   {episode.condition}")
+        row = run_episode(
+            episode, self.source, policy, self.arguments.seed, recorder, self._door_picture(episode, policy)
+        )
+        row["worker"] = self.arguments.number
+        row["clip"] = None
+        if recorder is not None:
+            path = self.arguments.output / "clips" / clip_name(episode)
+            if recorder.write(path, row["success"], row["cause"]):
+                row["clip"] = f"clips/{path.name}"
+        return row
+
+    def _door_picture(self, episode: Any, policy: Any) -> Path | None:
+        """Path of the modalities picture, if this episode should draw it: clean, by the policy that reads most."""
+        path: Path = self.arguments.output / "modalities.png"
+        most = max(self.policies.values(), key=lambda p: len(p.describe()["reads"]))
+        return path if policy is most and episode.condition == "C0" and not path.exists() else None
+
+    def _make_room(self, task_id: int) -> None:
+        if task_id in self._open:
+            self._open.remove(task_id)
+        self._open.append(task_id)
+        while len(self._open) > OPEN_ENVIRONMENTS:
+            self.source.make(self._open.pop(0)).close()
