@@ -1,0 +1,72 @@
+"""The registry: names, order, keys, and the errors of a wrong view map."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multismolvla.modalities import (
+    MODALITIES,
+    SPECS,
+    default_view_map,
+    padding_mask_key,
+    valid_key,
+    validate_view_map,
+)
+
+
+def test_order_and_keys_are_the_project_wide_ones():
+    assert MODALITIES == ("rgb", "depth", "seg", "thermal")
+    assert set(SPECS) == set(MODALITIES)
+    assert default_view_map() == {
+        "image": {
+            "rgb": "observation.images.image",
+            "depth": "observation.images.image_depth",
+            "seg": "observation.images.image_seg",
+            "thermal": "observation.images.image_thermal",
+        },
+        "image2": {
+            "rgb": "observation.images.image2",
+            "depth": "observation.images.image2_depth",
+            "seg": "observation.images.image2_seg",
+            "thermal": "observation.images.image2_thermal",
+        },
+    }
+    assert padding_mask_key("observation.images.image") == "observation.images.image_padding_mask"
+    assert valid_key("observation.images.image_depth") == "observation.images.image_depth_valid"
+
+
+def test_only_measured_quantities_may_be_interpolated():
+    assert [m for m in MODALITIES if not SPECS[m].interpolate] == ["seg"]
+
+
+@given(
+    cameras=st.lists(
+        st.sampled_from(["front", "wrist", "image", "image2"]), min_size=1, max_size=3, unique=True
+    ),
+    modalities=st.lists(st.sampled_from(MODALITIES), min_size=1, unique=True),
+)
+def test_every_default_map_is_valid(cameras, modalities):
+    views = default_view_map(tuple(cameras), tuple(modalities))
+    validate_view_map(views)
+    assert list(views) == cameras
+    assert all(list(streams) == modalities for streams in views.values())
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ({}, "view map is empty.*--policy.views"),
+        ({"front": {}}, "'front' has no streams"),
+        ({"front": {"lidar": "observation.lidar"}}, "'front' names the unknown modality 'lidar'.*'rgb'"),
+        ({"front": {"rgb": "images.front"}}, "'images.front' must start with 'observation.'"),
+        (
+            {"front": {"rgb": "observation.a"}, "wrist": {"depth": "observation.a"}},
+            "'observation.a' is used twice.*front.rgb and wrist.depth",
+        ),
+    ],
+)
+def test_a_wrong_view_map_is_named(views, message):
+    with pytest.raises(ValueError, match=message):
+        validate_view_map(views)
