@@ -66,8 +66,8 @@ def sample_presence(
     """Draw which modalities each sample keeps.
 
     Each sample x view x modality is lost independently with ``probability``; samples that would lose everything are drawn
-    again. The first ``ceil(complete_share * B)`` samples stay complete (the batch order is already random), so that the
-    policy never forgets the undamaged case.
+    again. The first ``complete_share * B`` samples, rounded up or down at random, stay complete (the batch order is already
+    random), so that the policy never forgets the undamaged case and a batch of one is not complete every time.
 
     Args:
         available: bool (B, V, M), sensors that are there at all.
@@ -84,7 +84,7 @@ def sample_presence(
         return available.clone()
     there = available.cpu()
     keep = torch.rand(there.shape, generator=generator) >= probability
-    untouched = math.ceil(complete_share * len(there)) if complete_share > 0 else 0
+    untouched = math.floor(complete_share * len(there) + torch.rand((), generator=generator).item())
     keep[:untouched] = True
     presence = there & keep
     lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
