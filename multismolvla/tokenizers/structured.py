@@ -24,8 +24,8 @@ def structured_token_embedding(
         tokenizer: whose ids to embed.
         dim: width D of the rows.
         generator: CPU generator of the projection; ``None`` = PyTorch's global one.
-        std: standard deviation of the returned entries. 0.02 is what a plain table would have. Sin-cos positions have
-            a root mean square of 0.7, so a tower that has only minutes to train wants a content of 0.3 to 0.7.
+        std: root mean square of the returned entries; 0.02 is what a plain table has. In a short localisation probe
+            (250 steps, width 64) segmentation did best at 0.02 and lost beyond 0.3; depth liked 0.3 a little better.
 
     Returns:
         float32 (vocab_size, D), mean zero over the ids.
