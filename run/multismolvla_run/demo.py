@@ -27,7 +27,7 @@ class Size:
 
     Attributes:
         preset: training preset.
-        episodes: recorded demonstrations.
+        episodes: recorded demonstrations of each task.
         level: level of the evaluation.
         minutes: expected duration of each chapter on 2 cores.
     """
@@ -39,7 +39,7 @@ class Size:
 
 
 SIZES = {
-    "demo": Size("mini", 120, "quick", {"doctor": 0.3, "record": 4, "train": 17, "eval": 7, "report": 0.5}),
+    "demo": Size("mini", 40, "quick", {"doctor": 0.3, "record": 4, "train": 17, "eval": 7, "report": 0.5}),
     "smoke": Size(
         "mini_smoke", 4, "smoke", {"doctor": 0.3, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
     ),
@@ -95,7 +95,7 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
              f"--report={out / 'doctor.json'}"), always=True,
         ),
         Chapter(
-            "record", f"A scripted expert shows the mini suite {size.episodes} times",
+            "record", f"A scripted expert shows each task of the mini suite {size.episodes} times",
             (_tool("multismolvla-record"), f"--output={out / 'dataset'}", f"--episodes={size.episodes}",
              f"--workers={workers}"),
         ),
