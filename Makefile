@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt .python-version scripts/find-python.sh 
 	@scripts/system-packages.sh
 	@test -x $(PY) && $(PY) -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null \
 	  || { python=$$(scripts/find-python.sh) && echo "+ $$python -m venv $(VENV)" && "$$python" -m venv --clear $(VENV); }
-	$(PY) -m pip install -q -c constraints.txt "setuptools<82" wheel cmake
+	$(PY) -m pip install -q -c constraints.txt "setuptools<82" cmake
 	PATH="$(abspath $(VENV))/bin:$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 HF_HUB_OFFLINE=0 \
 	  $(PY) -m pip install -c constraints.txt -e ".[dev]"
 	@touch $@
