@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -101,7 +102,7 @@ def detectable_unpaired(n: int, rate: float = 0.8, power: float = 0.8, alpha: fl
     return float(z * math.sqrt(2 * rate * (1 - rate) / n))
 
 
-def paired_difference(pairs: Mapping[object, Sequence[tuple[bool, bool]]]) -> PairedDifference:
+def paired_difference(pairs: Mapping[Any, Sequence[tuple[bool, bool]]]) -> PairedDifference:
     """Compare two arms on the same episodes.
 
     The interval comes from a bootstrap that resamples tasks and then episodes within each drawn task, because episodes

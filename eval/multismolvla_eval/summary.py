@@ -1,0 +1,411 @@
+"""From episodes to figures: everything a report states, computed from the rows and the manifest alone.
+
+The result is plain data (it is written as ``results.json``); tables, plots and pages only format it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from multismolvla.corruption import SEVERITIES, parse_condition
+from multismolvla.modalities import MODALITIES, default_view_map
+from multismolvla_eval.conditions import LEVELS, describe
+from multismolvla_eval.results import ResultsError, Row
+from multismolvla_eval.statistics import (
+    detectable_unpaired,
+    holm,
+    mean_corruption_error,
+    paired_difference,
+    relative_robustness,
+    severity_area,
+    subset_profile,
+    wilson,
+)
+
+#: A policy must reach this share of the baseline's clean success before its robustness is reported.
+GATE_SHARE = 0.5
+
+Index = dict[tuple[str, str], dict[tuple[int, int], Row]]
+
+
+def summarise(rows: Sequence[Row], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Compute a run's figures.
+
+    Args:
+        rows: from :func:`multismolvla_eval.results.read_rows`.
+        manifest: from :func:`multismolvla_eval.results.read_manifest`.
+
+    Returns:
+        JSON-ready data: ``run``, ``policies``, ``cells``, ``aggregates``, ``checks``, ``causes``, ``notes``.
+
+    Raises:
+        ResultsError: no rows, or rows of a policy or checkpoint that the manifest does not know.
+    """
+    if not rows:
+        raise ResultsError(
+            "There are no finished episodes yet. Run multismolvla-eval first, or wait for its first episodes."
+        )
+    index = _index(rows, manifest)
+    names = [n for n in manifest["policies"] if any(p == n for p, _ in index)]
+    baseline = manifest["baseline"]
+    conditions = [c for c in manifest["conditions"] if any((n, c) in index for n in names)]
+    policies = [_policy(n, manifest["policies"][n], baseline, index, manifest) for n in names]
+    reported = {p["name"]: p["gate"]["passed"] for p in policies}
+    cells = [_cell(c, names, baseline, index, manifest, reported) for c in conditions]
+    _adjust(cells, names)
+    return {
+        "run": _run_facts(manifest, rows),
+        "policies": policies,
+        "cells": cells,
+        "aggregates": {n: _aggregates(n, baseline, index, conditions) for n in names if reported[n]},
+        "tasks": _tasks(names, conditions, index, manifest),
+        "checks": _checks(names, conditions, index, manifest),
+        "causes": {
+            n: dict(Counter(_cause(r) for r in rows if r["policy"] == n and not r["success"])) for n in names
+        },
+        "notes": _notes(manifest, rows, policies),
+    }
+
+
+def _index(rows: Iterable[Row], manifest: dict[str, Any]) -> Index:
+    index: Index = defaultdict(dict)
+    for row in rows:
+        policy = manifest["policies"].get(row["policy"])
+        if policy is None or policy["checkpoint"] != row["checkpoint"]:
+            raise ResultsError(
+                f"A row is of policy {row['policy']!r} with checkpoint {row['checkpoint']}, which the manifest does not "
+                "know: the file belongs to another run. Move it to its own folder."
+            )
+        index[row["policy"], row["condition"]][row["task_id"], row["episode"]] = row
+    return dict(index)
+
+
+def _rate(rows: Iterable[Row]) -> dict[str, Any] | None:
+    outcomes = [r["success"] for r in rows]
+    return asdict(wilson(sum(outcomes), len(outcomes))) if outcomes else None
+
+
+def _pairs(
+    first: dict[tuple[int, int], Row], second: dict[tuple[int, int], Row]
+) -> dict[int, list[tuple[bool, bool]]]:
+    pairs: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
+    for key in sorted(first.keys() & second.keys()):
+        pairs[key[0]].append((first[key]["success"], second[key]["success"]))
+    return pairs
+
+
+def _difference(
+    first: dict[tuple[int, int], Row], second: dict[tuple[int, int], Row]
+) -> dict[str, Any] | None:
+    pairs = _pairs(first, second)
+    return asdict(paired_difference(pairs)) if pairs else None
+
+
+def _policy(
+    name: str, facts: dict[str, Any], baseline: str, index: Index, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    rows = [r for (p, _), cell in index.items() if p == name for r in cell.values()]
+    clean = _rate(index.get((name, "C0"), {}).values())
+    steps = sum(r["steps"] for r in rows)
+    seconds = sum(r.get("seconds", {}).get("policy", 0.0) for r in rows)
+    return {
+        "name": name,
+        "baseline": name == baseline,
+        **{
+            k: facts.get(k)
+            for k in ("path", "type", "checkpoint", "parameters", "n_action_steps", "vision_tower", "peft")
+        },
+        "reads": facts.get("reads", []),
+        "origins": facts.get("origins") or manifest["env"].get("origins") or {},
+        "clean": clean,
+        "gate": _gate(name, clean, baseline, index),
+        "policy_ms_per_step": round(1000 * seconds / steps, 2) if steps else None,
+        "gripper_closed": _mean(r.get("gripper", {}).get("closed") for r in rows),
+        "gripper_switches": _mean(r.get("gripper", {}).get("switches") for r in rows),
+        "steps_to_success": _mean(r.get("steps_to_success") for r in rows),
+    }
+
+
+def _gate(name: str, clean: dict[str, Any] | None, baseline: str, index: Index) -> dict[str, Any]:
+    if clean is None:
+        return {"passed": False, "reason": "it has no clean episodes yet"}
+    if clean["successes"] == 0:
+        return {"passed": False, "reason": f"it never succeeds on clean input (0 of {clean['n']})"}
+    reference = _rate(index.get((baseline, "C0"), {}).values())
+    if name == baseline or reference is None:
+        return {"passed": True, "reason": ""}
+    if clean["rate"] < GATE_SHARE * reference["rate"]:
+        return {
+            "passed": False,
+            "reason": f"its clean success of {clean['rate']:.0%} is below half of the baseline's {reference['rate']:.0%}",
+        }
+    return {"passed": True, "reason": ""}
+
+
+def _cell(
+    condition_id: str,
+    names: Sequence[str],
+    baseline: str,
+    index: Index,
+    manifest: dict[str, Any],
+    reported: dict[str, bool],
+) -> dict[str, Any]:
+    condition = parse_condition(condition_id)
+    results: dict[str, Any] = {}
+    for name in names:
+        rows = index.get((name, condition_id), {})
+        if not rows:
+            continue
+        clean, other = index.get((name, "C0"), {}), index.get((baseline, condition_id), {})
+        rate = _rate(rows.values())
+        against_clean = _difference(clean, rows) if condition.faults and reported[name] else None
+        against_baseline = _difference(other, rows) if name != baseline and reported[name] else None
+        # On the same episodes: the clean cell may have more of them, and harder ones.
+        shared = _rate(clean[k] for k in rows if k in clean)
+        assert rate is not None
+        results[name] = {
+            **rate,
+            "versus_clean": against_clean,
+            "versus_baseline": against_baseline,
+            "relative": relative_robustness(rate["rate"], shared["rate"])
+            if shared and against_clean is not None
+            else None,
+            "steps_to_success": _mean(r["steps_to_success"] for r in rows.values()),
+            "time_outs": sum(_cause(r) == "time_out" for r in rows.values()),
+            "clip": next((r["clip"] for r in rows.values() if r.get("clip")), None),
+            "reads_fault": _reads_fault(manifest["policies"][name].get("reads", []), condition_id, manifest),
+        }
+    return {
+        "condition": condition_id,
+        "group": condition.group,
+        "description": describe(condition),
+        "results": results,
+        "command": _command(condition_id, manifest),
+    }
+
+
+def _faulted_keys(condition_id: str, manifest: dict[str, Any]) -> set[str]:
+    condition = parse_condition(condition_id)
+    views = default_view_map(tuple(manifest["cameras"]))
+    return {
+        views[camera][m]
+        for camera in views
+        for m in MODALITIES
+        if any(f.hits(camera, m) for f in condition.faults)
+    }
+
+
+def _reads_fault(reads: Sequence[str], condition_id: str, manifest: dict[str, Any]) -> bool | None:
+    """Whether a policy reads any faulted stream; ``None`` when unknown or nothing is faulted."""
+    keys = _faulted_keys(condition_id, manifest)
+    return bool(keys & set(reads)) if keys and reads else None
+
+
+def _adjust(cells: list[dict[str, Any]], names: Sequence[str]) -> None:
+    """Add Holm's adjusted p-values, one family per policy and comparison."""
+    for name in names:
+        for comparison in ("versus_clean", "versus_baseline"):
+            family = [
+                c["results"][name][comparison] for c in cells if c["results"].get(name, {}).get(comparison)
+            ]
+            for entry, p_value in zip(family, holm([e["p_value"] for e in family]), strict=True):
+                entry["p_holm"] = p_value
+
+
+def _aggregates(name: str, baseline: str, index: Index, conditions: Sequence[str]) -> dict[str, Any]:
+    def rate(policy: str, condition: str) -> float | None:
+        rows = index.get((policy, condition), {})
+        return sum(r["success"] for r in rows.values()) / len(rows) if rows else None
+
+    subsets: dict[tuple[str, ...], float] = {}
+    for condition in conditions:
+        value = rate(name, condition)
+        if condition.startswith("C1:") and "camera=" not in condition and value is not None:
+            subsets[tuple(condition[3:].split("+"))] = value
+    profile = subset_profile(subsets)
+    areas: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
+    reference: dict[str, list[float]] = {}
+    clean = rate(name, "C0")
+    for type_, per_severity in soft_types(conditions).items():
+        values = [rate(name, c) for c in per_severity.values()]
+        others = [rate(baseline, c) for c in per_severity.values()]
+        if any(v is None for v in values):
+            continue
+        curves[type_] = [v for v in values if v is not None]
+        reference[type_] = [v for v in others if v is not None]
+        if set(per_severity) == set(SEVERITIES) and clean is not None:
+            area = severity_area([clean, *curves[type_]])
+            if area is not None:
+                areas[type_] = area
+    mce, left_out = mean_corruption_error(curves, reference) if name != baseline else (None, ())
+    return {
+        "subset_profile": asdict(profile) if profile else None,
+        "severity_area": {"mean": float(np.mean(list(areas.values()))), "types": areas} if areas else None,
+        "mce": None if mce is None else {"value": mce, "types": sorted(set(curves) - set(left_out))},
+        "mce_left_out": list(left_out),
+    }
+
+
+def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Soft corruption types among conditions: ``{"rgb=noise": {severity: condition id}}``, severities ascending."""
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    for condition in conditions:
+        if condition.startswith("C3:") and "+" not in condition:
+            name, _, severity = condition[3:].rpartition("@")
+            found[name][int(severity)] = condition
+    return {k: dict(sorted(v.items())) for k, v in found.items()}
+
+
+def _tasks(
+    names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
+) -> list[dict[str, Any]]:
+    table = []
+    for task, text in sorted(manifest["tasks"].items(), key=lambda item: int(item[0])):
+        cells = {}
+        for name in names:
+            for condition in conditions:
+                rows = [r for (t, _), r in index.get((name, condition), {}).items() if t == int(task)]
+                if rows:
+                    cells[f"{name}|{condition}"] = [sum(r["success"] for r in rows), len(rows)]
+        table.append({"task_id": int(task), "task": text, "cells": cells})
+    return table
+
+
+def _checks(
+    names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Proofs, from hashes, that arms are paired and that faults reach the policy.
+
+    ``starts``: episodes whose simulator state equals that of the same episode in every other arm. ``faults``: per policy
+    and condition, in how many episodes the faulted streams differ from the clean arm at the first frame, and the others
+    do not. A frozen picture cannot differ at the first frame and is not counted.
+    """
+    starts: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for cell in index.values():
+        for key, row in cell.items():
+            if row.get("start"):
+                starts[key].add(row["start"])
+    faults = []
+    for name in names:
+        for condition in conditions:
+            clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})
+            keys = _faulted_keys(condition, manifest)
+            if not keys or any(f.type == "freeze" for f in parse_condition(condition).faults):
+                continue
+            reached = untouched = seen = 0
+            for key in cell.keys() & clean.keys():
+                before, after = clean[key].get("door"), cell[key].get("door")
+                if not before or not after or not keys & after.keys():
+                    continue
+                seen += 1
+                reached += any(before.get(k) != after.get(k) for k in keys & after.keys())
+                others = [
+                    k
+                    for k in after
+                    if not any(
+                        k == f or k.startswith(f"{f}_padding") or k.startswith(f"{f}_valid") for f in keys
+                    )
+                ]
+                untouched += all(before.get(k) == after[k] for k in others)
+            if seen:
+                faults.append(
+                    {
+                        "policy": name,
+                        "condition": condition,
+                        "episodes": seen,
+                        "reached": reached,
+                        "rest_equal": untouched,
+                    }
+                )
+    paired = {k: v for k, v in starts.items() if v}
+    return {
+        "starts": {"episodes": len(paired), "equal": sum(len(v) == 1 for v in paired.values())},
+        "faults": faults,
+    }
+
+
+def _command(condition_id: str, manifest: dict[str, Any]) -> str:
+    policies = ", ".join(f"{n}={p.get('path') or p['checkpoint']}" for n, p in manifest["policies"].items())
+    env = manifest["comparable"]["env"]
+    parts = [
+        f"--policies=[{policies}]",
+        f"--baseline={manifest['baseline']}",
+        f"--env.type={env['type']}",
+        f"--env.task={env['task']}",
+        *([f"--env.options={env['options']}"] if env.get("options") else []),
+        f"--conditions=[{'' if condition_id == 'C0' else condition_id}]",
+        f"--clean_episodes={manifest['clean_episodes']}",
+        f"--episodes={manifest['episodes']}",
+        f"--seed={manifest['seed']}",
+        "--output=outputs/recheck",
+    ]
+    return "multismolvla-eval " + " ".join(shlex.quote(p) for p in parts)
+
+
+def _run_facts(manifest: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    counts = {
+        c: manifest["clean_episodes"] if c == "C0" else manifest["episodes"] for c in manifest["conditions"]
+    }
+    planned = sum(counts.values()) * len(manifest["policies"]) * len(manifest["tasks"])
+    seconds = [r["seconds"]["total"] for r in rows if "seconds" in r]
+    kept = ("fingerprint", "created", "level", "suite", "tasks", "cameras", "env", "baseline", "clean_episodes",
+            "episodes", "seed", "workers", "versions", "commit", "hardware", "commands")  # fmt: skip
+    return {
+        **{k: manifest.get(k) for k in kept},
+        "corruption_version": manifest["comparable"]["corruption_version"],
+        "finished": len(rows),
+        "planned": max(planned, len(rows)),
+        "last": max((r.get("time", "") for r in rows), default=""),
+        "simulator_hours": round(sum(seconds) / 3600, 3),
+        "seconds_per_episode": _mean(seconds),
+        "synthetic": bool(manifest.get("synthetic", False)),
+    }
+
+
+def _notes(manifest: dict[str, Any], rows: Sequence[Row], policies: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    level = LEVELS.get(manifest.get("level") or "")
+    if level is None or not level.quotable:
+        notes.append(
+            f"Level {manifest.get('level')!r} gives a first look. Only the levels standard and full may be quoted."
+        )
+    if manifest["suite"] == "multismolvla_mini":
+        notes.append(
+            "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not comparable with "
+            "published LIBERO results."
+        )
+    smallest = min(Counter((r["policy"], r["condition"]) for r in rows).values())
+    notes.append(
+        f"The smallest cell has n = {smallest}. Unpaired, such a cell could show only differences of about "
+        f"{100 * detectable_unpaired(smallest):.0f} points; read every rate with its interval."
+    )
+    for policy in policies:
+        if not policy["gate"]["passed"]:
+            notes.append(f"No robustness figures for {policy['name']}: {policy['gate']['reason']}.")
+        derived = [m for m, origin in policy["origins"].items() if origin == "derived"]
+        if derived:
+            notes.append(
+                f"{policy['name']} computes {', '.join(derived)} from RGB: this is no sensor redundancy."
+            )
+    crashes = sum(_cause(r).startswith(("crash", "stuck")) for r in rows if not r["success"])
+    if crashes:
+        notes.append(
+            f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
+        )
+    return notes
+
+
+def _cause(row: Row) -> str:
+    return str(row.get("cause") or "")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return round(float(np.mean(known)), 3) if known else None
