@@ -30,6 +30,8 @@ from .configuration_multismolvla import MultiSmolVLAConfig
 _IMPLAUSIBLE_METRES = 100.0
 # ... and one in millimetres whose largest value is below this was delivered in metres.
 _IMPLAUSIBLE_MILLIMETRES = 20.0
+# LeRobot 0.6.1 gives invalid pixels back as 10 mm after video; they say nothing about the unit.
+_INVALID_MILLIMETRES = 10.0
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
@@ -87,7 +89,7 @@ class SensorStep(ObservationProcessorStep):
     def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:
         _expect_channels(key, image, (1,))
         if not image.is_floating_point():
-            metres = image.to(torch.float32) / 1000.0  # uint16 has hardly any operators in torch: cast first
+            metres = image.to(torch.float32) / 1000.0
         else:
             if torch.isnan(image).any():
                 raise ValueError(
@@ -101,7 +103,7 @@ class SensorStep(ObservationProcessorStep):
         return torch.where(valid, metres, 0.0), valid
 
     def _check_unit(self, key: str, image: Tensor) -> None:
-        seen = image[image > 0]
+        seen = image[image.isfinite() & (image > 0) & ((image - _INVALID_MILLIMETRES).abs() > 0.5)]
         if seen.numel() == 0:
             return
         if self.depth_unit == "m" and seen.median() > _IMPLAUSIBLE_METRES:
@@ -167,7 +169,8 @@ def _last_frame(key: str, image: Any) -> Tensor:
         image = image[:, -1]
     if image.ndim != 4:
         raise ValueError(f"{key} has shape {tuple(image.shape)}. Expected (B, C, H, W), channels first.")
-    return image
+    # a depth camera's uint16 has hardly any operators in torch, not even a flip
+    return image.to(torch.int32) if image.dtype == torch.uint16 else image
 
 
 def _expect_channels(key: str, image: Tensor, allowed: tuple[int, ...]) -> None:
