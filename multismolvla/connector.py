@@ -82,7 +82,9 @@ class GatedFusion(nn.Module):
             masks.append(mask)
         mask = torch.stack(masks)  # (M, B, g, g)
         logit = torch.stack(logits).masked_fill(~mask, torch.finfo(values[0].dtype).min)
-        weight = torch.softmax(logit, dim=0) * mask  # all-absent cells: softmax is uniform, the mask zeroes it
+        weight = (
+            torch.softmax(logit, dim=0) * mask
+        )  # all-absent cells: softmax is uniform, the mask zeroes it
         fused = (weight[..., None] * torch.stack(values)).sum(0)  # (B, g, g, D)
         return fused, mask.any(0)
 
@@ -105,11 +107,19 @@ class GridConnector(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, mid_grid: int, unshuffle: int, hidden_dim: int, with_globals: bool = False
+        self,
+        in_dim: int,
+        out_dim: int,
+        mid_grid: int,
+        unshuffle: int,
+        hidden_dim: int,
+        with_globals: bool = False,
     ):
         super().__init__()
         if mid_grid % unshuffle:
-            raise ValueError(f"connector_grid={mid_grid} is not divisible by connector_unshuffle={unshuffle}.")
+            raise ValueError(
+                f"connector_grid={mid_grid} is not divisible by connector_unshuffle={unshuffle}."
+            )
         self.mid_grid, self.unshuffle = mid_grid, unshuffle
         folded = in_dim * unshuffle**2
         self.norm = nn.LayerNorm(folded)

@@ -16,7 +16,13 @@ MODES = ("linear", "fixed", "none")
 
 
 def dropout_probability(
-    step: int, total_steps: int, *, mode: str = "linear", p_max: float = 0.5, ramp: float = 0.6, clean: float = 0.1
+    step: int,
+    total_steps: int,
+    *,
+    mode: str = "linear",
+    p_max: float = 0.5,
+    ramp: float = 0.6,
+    clean: float = 0.1,
 ) -> float:
     """Probability of losing a modality at a training step.
 
@@ -40,11 +46,17 @@ def dropout_probability(
     if mode not in MODES:
         raise ValueError(f"--policy.dropout_mode={mode!r} is unknown. Expected one of {MODES}.")
     if not 0 <= p_max < 1:
-        raise ValueError(f"--policy.dropout_p_max={p_max} must lie in [0, 1): at 1 no modality would be left.")
+        raise ValueError(
+            f"--policy.dropout_p_max={p_max} must lie in [0, 1): at 1 no modality would be left."
+        )
     if not 0 < ramp <= 1 or not 0 <= clean < 1:
-        raise ValueError(f"--policy.dropout_ramp={ramp} must lie in (0, 1] and dropout_clean={clean} in [0, 1).")
+        raise ValueError(
+            f"--policy.dropout_ramp={ramp} must lie in (0, 1] and dropout_clean={clean} in [0, 1)."
+        )
     if step < 0 or total_steps <= 0:
-        raise ValueError(f"step={step} must be >= 0 and total_steps={total_steps} > 0 (--policy.curriculum_steps).")
+        raise ValueError(
+            f"step={step} must be >= 0 and total_steps={total_steps} > 0 (--policy.curriculum_steps)."
+        )
     # integer boundary: 0.9 * 1000 is 900.0000000000001 in binary, and step 900 must already be clean
     clean_from = total_steps - math.floor(clean * total_steps + 1e-9)
     if mode == "none" or step >= clean_from:

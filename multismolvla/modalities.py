@@ -80,7 +80,9 @@ def valid_key(key: str) -> str:
     return f"{key}_valid"
 
 
-def default_view_map(cameras: tuple[str, ...] = ("image", "image2"), modalities: tuple[str, ...] = MODALITIES) -> ViewMap:
+def default_view_map(
+    cameras: tuple[str, ...] = ("image", "image2"), modalities: tuple[str, ...] = MODALITIES
+) -> ViewMap:
     """The view map of the datasets and environments that this package writes.
 
     Args:
@@ -109,7 +111,9 @@ def validate_view_map(views: Mapping[str, Mapping[str, str]]) -> None:
     seen: dict[str, str] = {}
     for view, streams in views.items():
         if not streams:
-            raise ValueError(f"View {view!r} has no streams. Remove it or give it at least one of {list(MODALITIES)}.")
+            raise ValueError(
+                f"View {view!r} has no streams. Remove it or give it at least one of {list(MODALITIES)}."
+            )
         for modality, key in streams.items():
             if modality not in MODALITIES:
                 raise ValueError(

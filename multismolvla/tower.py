@@ -144,7 +144,9 @@ class MultimodalTower(nn.Module):
             return self.tokenizers[modality].encode(resize_ids(image, self.image_size))
         if modality == Modality.DEPTH:
             valid = streams.get("depth_valid")
-            valid = torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, self.square)
+            valid = (
+                torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, self.square)
+            )
             return self.tokenizers[modality].encode(*resize_depth(image, valid, self.image_size))
         return self.tokenizers[modality].encode(resize_continuous(image, self.image_size))
 

@@ -82,10 +82,14 @@ def resolve_weights(source: str) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if not (folder / _WEIGHTS).is_file():
-            raise FileNotFoundError(f"{folder} has no {_WEIGHTS}. Expected a checkpoint folder (…/pretrained_model).")
+            raise FileNotFoundError(
+                f"{folder} has no {_WEIGHTS}. Expected a checkpoint folder (…/pretrained_model)."
+            )
         return folder / _WEIGHTS
     if folder.is_absolute() or source.startswith((".", "outputs")):
-        raise FileNotFoundError(f"{source} does not exist. Expected a checkpoint folder (…/pretrained_model) or a hub id.")
+        raise FileNotFoundError(
+            f"{source} does not exist. Expected a checkpoint folder (…/pretrained_model) or a hub id."
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

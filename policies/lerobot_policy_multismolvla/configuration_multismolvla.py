@@ -42,9 +42,14 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     origins: dict[str, str] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Origin.SENSOR.value))
     depth_unit: str = "m"  # unit of *float* depth (integers are millimetres, LeRobot's rule); train with
     # --dataset.depth_output_unit=m, because LeRobot 0.6.1 delivers millimetres by default and simulators give metres
-    depth_range_m: tuple[float, float] = (0.011, 10.0)  # outside = invalid; LeRobot returns invalid pixels as 10 mm
+    depth_range_m: tuple[float, float] = (
+        0.011,
+        10.0,
+    )  # outside = invalid; LeRobot returns invalid pixels as 10 mm
     num_labels: int = 8  # size of the segmentation label set, id 0 = background
-    half_turns: dict[str, int] = field(default_factory=dict)  # view -> 180-degree turns of a camera mounted upside down
+    half_turns: dict[str, int] = field(
+        default_factory=dict
+    )  # view -> 180-degree turns of a camera mounted upside down
     square: str = "crop"  # how a non-square view becomes square, for all its streams alike
 
     # -- tower ------------------------------------------------------------------------------------------------
@@ -67,7 +72,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     base_checkpoint: str | None = None
     flow_weight: float = 1.0  # weight of the action loss in stage 1
     align_weight: float = 1.0  # weight of the distillation in stage 1
-    consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; costs a second forward
+    consistency_weight: float = (
+        0.0  # stage 2: distance to the complete sample's velocity; costs a second forward
+    )
     bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
 
     # -- dropout curriculum (stage 2) ---------------------------------------------------------------------------
@@ -77,7 +84,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     dropout_clean: float = 0.1  # last share of the stage without dropout
     dropout_complete: float = 0.1  # share of each batch that stays complete
     curriculum_steps: int = 0  # length of the stage; set it to --steps
-    curriculum_step: int = 0  # progress; lives in the config because PEFT checkpoints save no buffers (lerobot 0.6.1)
+    curriculum_step: int = (
+        0  # progress; lives in the config because PEFT checkpoints save no buffers (lerobot 0.6.1)
+    )
     curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
     curriculum_seed: int = 0
 
@@ -110,12 +119,21 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             self._check_choice("domains keys", modality, MODALITIES)
         low, high = self.depth_range_m
         if not 0 <= low < high:
-            raise ValueError(f"--policy.depth_range_m={self.depth_range_m} must be 0 <= near < far, in metres.")
+            raise ValueError(
+                f"--policy.depth_range_m={self.depth_range_m} must be 0 <= near < far, in metres."
+            )
         if self.add_image_special_tokens and self.vision_tower != "siglip":
-            raise ValueError("--policy.add_image_special_tokens=true is only supported with --policy.vision_tower=siglip.")
+            raise ValueError(
+                "--policy.add_image_special_tokens=true is only supported with --policy.vision_tower=siglip."
+            )
         # the curriculum's own checks, so that a wrong value fails before the first step and not at the last tenth
         dropout.dropout_probability(
-            0, 1, mode=self.dropout_mode, p_max=self.dropout_p_max, ramp=self.dropout_ramp, clean=self.dropout_clean
+            0,
+            1,
+            mode=self.dropout_mode,
+            p_max=self.dropout_p_max,
+            ramp=self.dropout_ramp,
+            clean=self.dropout_clean,
         )
 
     @staticmethod

@@ -200,7 +200,8 @@ def _unit_interval(key: str, image: Tensor, channels: tuple[int, ...]) -> Tensor
 def make_multismolvla_pre_post_processors(
     config: MultiSmolVLAConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
 ) -> tuple[
-    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
+    PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
     """SmolVLA's pipelines with ``SensorStep`` after the device step (found by LeRobot through this name).
 

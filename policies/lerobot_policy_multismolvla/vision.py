@@ -5,7 +5,12 @@ from __future__ import annotations
 from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
 from multismolvla.fourm import FourMEncoder
 from multismolvla.modalities import Modality
-from multismolvla.tokenizers import ImageTokenizer, PatchDepthTokenizer, QuadrantSegTokenizer, ThermalGridTokenizer
+from multismolvla.tokenizers import (
+    ImageTokenizer,
+    PatchDepthTokenizer,
+    QuadrantSegTokenizer,
+    ThermalGridTokenizer,
+)
 from multismolvla.tower import MultimodalTower
 
 from .checkpoints import tensors_hash
@@ -25,7 +30,9 @@ def build_tokenizers(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> dict[str
         domain = cfg.domains[modality]
         info = encoder.modality(domain)
         if info.grid is None:
-            raise ValueError(f"The {cfg.tokenizers!r} tokenizer for {modality} needs a domain with a grid; {domain!r} has none.")
+            raise ValueError(
+                f"The {cfg.tokenizers!r} tokenizer for {modality} needs a domain with a grid; {domain!r} has none."
+            )
         side = info.grid[0]
         tokenizer: ImageTokenizer
         if modality == Modality.DEPTH:
