@@ -106,7 +106,7 @@ def validate_view_map(views: Mapping[str, Mapping[str, str]]) -> None:
     if not views:
         raise ValueError(
             "The view map is empty. Expected {view: {modality: key}}, e.g. "
-            "--policy.views='{image: {rgb: observation.images.image}}'."
+            """--policy.views='{"image": {"rgb": "observation.images.image"}}'."""
         )
     seen: dict[str, str] = {}
     for view, streams in views.items():

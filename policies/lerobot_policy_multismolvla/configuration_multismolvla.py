@@ -14,7 +14,15 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 from multismolvla import dropout
 from multismolvla.geometry import SQUARE_MODES
-from multismolvla.modalities import MODALITIES, Modality, Origin, ViewMap, default_view_map, validate_view_map
+from multismolvla.modalities import (
+    MODALITIES,
+    Modality,
+    Origin,
+    ViewMap,
+    default_view_map,
+    padding_mask_key,
+    validate_view_map,
+)
 
 TOWERS = ("fourm", "siglip", "siglip+fourm")
 STAGES = ("connector", "robust")
@@ -165,7 +173,8 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         """Check the dataset's (or environment's) features against the view map.
 
         Declared streams that the data lack are legal (an absent sensor); features that are neither declared nor
-        wanted are dropped, so that a stray depth camera cannot reach SigLIP (lerobot 0.6.1 would feed it).
+        wanted are dropped, so that a stray depth camera cannot reach SigLIP (lerobot 0.6.1 would feed it). What remains
+        is put into the order of the view map.
 
         Raises:
             ValueError: no declared stream is there at all, or one has the wrong number of channels.
@@ -182,11 +191,12 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         for key, (view, modality) in declared.items():
             if key in features:
                 self._check_channels(key, view, modality, features[key])
-        self.input_features = {
-            key: feature
-            for key, feature in features.items()
-            if key in declared or feature.type is not FeatureType.VISUAL
-        }
+        # in the order of the view map: upstream walks the features, we walk the views, and the two are compared
+        pictures = {key: features[key] for key in declared if key in features}
+        # recorded presence flags are typed STATE (lerobot 0.6.1) and would be normalised into nonsense
+        flags = {padding_mask_key(key) for key in declared}
+        others = {k: f for k, f in features.items() if f.type is not FeatureType.VISUAL and k not in flags}
+        self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
 
     @staticmethod
     def _check_channels(key: str, view: str, modality: str, feature: PolicyFeature) -> None:
