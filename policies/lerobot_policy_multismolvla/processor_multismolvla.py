@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from lerobot.configs.types import PipelineFeatureType, PolicyFeature
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from lerobot.processor import (
@@ -21,17 +20,10 @@ from lerobot.processor import (
 )
 from torch import Tensor
 
-from multismolvla.geometry import rotate_half_turns
-from multismolvla.modalities import Modality, ViewMap, padding_mask_key, valid_key, validate_view_map
+from multismolvla.modalities import ViewMap
+from multismolvla.sensors import SensorReader
 
 from .configuration_multismolvla import MultiSmolVLAConfig
-
-# A float depth picture whose median is beyond this many metres was delivered in millimetres: robot arms do not look further.
-_IMPLAUSIBLE_METRES = 100.0
-# ... and one in millimetres whose largest value is below this was delivered in metres.
-_IMPLAUSIBLE_MILLIMETRES = 20.0
-# LeRobot 0.6.1 gives invalid pixels back as 10 mm after video; they say nothing about the unit.
-_INVALID_MILLIMETRES = 10.0
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
@@ -39,19 +31,8 @@ _INVALID_MILLIMETRES = 10.0
 class SensorStep(ObservationProcessorStep):
     """Bring every declared stream to its canonical form (``multismolvla.modalities.SPECS``).
 
-    In: what datasets, environments and robots deliver. Out, under the same keys, batch first, channels first:
-    RGB float32 [0, 1]; depth float32 metres plus ``<key>_valid`` bool; segmentation int64 ids; thermal float32 [0, 1].
-    A declared key that is missing stays missing (an absent sensor). Undeclared keys pass untouched.
-
-    Attributes:
-        views: the view map.
-        depth_unit: ``m`` or ``mm``, the unit of float depth. Integer depth is millimetres, as everywhere in LeRobot.
-        depth_range_m: (near, far); depth at or below near, or beyond far, is invalid.
-        num_labels: ids must be below this.
-        half_turns: view -> number of 180-degree turns.
-
-    Raises:
-        ValueError: NaN pictures, a wrong dtype, shape, unit or range. The message names key, value and remedy.
+    All the work is :class:`multismolvla.sensors.SensorReader`'s, which the dataset tools call too; attributes and errors are
+    described there.
     """
 
     views: ViewMap = field(default_factory=dict)
@@ -61,88 +42,14 @@ class SensorStep(ObservationProcessorStep):
     half_turns: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        validate_view_map(self.views)
-        self.depth_range_m = (float(self.depth_range_m[0]), float(self.depth_range_m[1]))
+        self._reader = SensorReader(
+            self.views, self.depth_unit, self.depth_range_m, self.num_labels, self.half_turns
+        )
+        self.depth_range_m = self._reader.depth_range_m  # JSON brings a list back
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Make the declared streams of one observation canonical."""
-        out = dict(observation)
-        for view, streams in self.views.items():
-            turns = self.half_turns.get(view, 0)
-            for modality, key in streams.items():
-                if key not in out:
-                    continue
-                image = rotate_half_turns(_last_frame(key, out[key]), turns)
-                if modality == Modality.DEPTH:
-                    out[key], out[valid_key(key)] = self._depth(key, image)
-                elif modality == Modality.SEG:
-                    out[key] = self._ids(key, image)
-                elif modality == Modality.THERMAL:
-                    out[key] = _unit_interval(key, image, (1, 3))[:, :1]
-                else:
-                    out[key] = _unit_interval(key, image, (3,))
-                mask = out.get(padding_mask_key(key))
-                if mask is not None:
-                    out[padding_mask_key(key)] = torch.as_tensor(mask, device=image.device).reshape(-1) > 0.5
-        return out
-
-    def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:
-        _expect_channels(key, image, (1,))
-        if not image.is_floating_point():
-            metres = image.to(torch.float32) / 1000.0
-        else:
-            if torch.isnan(image).any():
-                raise ValueError(
-                    f"{key} contains NaN. Expected metric depth with invalid pixels as 0. Replace NaN by 0 where the "
-                    "frames are made."
-                )
-            metres = image.float() if self.depth_unit == "m" else image.float() / 1000.0
-            self._check_unit(key, image)
-        near, far = self.depth_range_m
-        valid = (metres > near) & (metres <= far)
-        return torch.where(valid, metres, 0.0), valid
-
-    def _check_unit(self, key: str, image: Tensor) -> None:
-        seen = image[image.isfinite() & (image > 0) & ((image - _INVALID_MILLIMETRES).abs() > 0.5)]
-        if seen.numel() == 0:
-            return
-        if self.depth_unit == "m" and seen.median() > _IMPLAUSIBLE_METRES:
-            raise ValueError(
-                f"{key}: median depth is {seen.median().item():.0f}, which cannot be metres; it looks like millimetres. "
-                "Expected metres. Train with --dataset.depth_output_unit=m, or declare --policy.depth_unit=mm."
-            )
-        if self.depth_unit == "mm" and seen.max() < _IMPLAUSIBLE_MILLIMETRES:
-            raise ValueError(
-                f"{key}: largest depth is {seen.max().item():.3f}, which cannot be millimetres; it looks like metres. "
-                "Declare --policy.depth_unit=m, or deliver millimetres."
-            )
-
-    def _ids(self, key: str, image: Tensor) -> Tensor:
-        _expect_channels(key, image, (1, 3))
-        first = image[:, :1]  # recorded as PNG: red = class id, green = instance id
-        if first.is_floating_point():
-            if torch.isnan(first).any():
-                raise ValueError(f"{key} contains NaN. Expected segmentation ids.")
-            if first.max() > 1.0 or first.min() < 0.0:
-                raise ValueError(
-                    f"{key}: float values up to {first.max().item():.4g}. Float segmentation must be uint8 ids divided by 255, as "
-                    "LeRobot delivers them; deliver raw ids as integers."
-                )
-            scaled = first * 255.0  # exact: uint8 / 255 comes back
-            ids = scaled.round().to(torch.int64)
-            if (scaled - ids).abs().max() > 0.02:
-                raise ValueError(
-                    f"{key}: values such as {first.flatten()[(scaled - ids).abs().argmax()].item():.4f} are not ids. Segmentation "
-                    "must be stored losslessly (PNG or integers), never as lossy video, and never resized with interpolation."
-                )
-        else:
-            ids = first.to(torch.int64)
-        if ids.numel() and (ids.max() >= self.num_labels or ids.min() < 0):
-            raise ValueError(
-                f"{key}: class id {int(ids.max())} (smallest {int(ids.min())}) is outside the label set of {self.num_labels} "
-                "classes. Map the ids to the declared label set, or set --policy.num_labels."
-            )
-        return ids
+        return self._reader.read(observation)
 
     def get_config(self) -> dict[str, Any]:
         """What is written to ``policy_preprocessor.json``."""
@@ -159,42 +66,6 @@ class SensorStep(ObservationProcessorStep):
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
         """Keys stay as they are."""
         return features
-
-
-def _last_frame(key: str, image: Any) -> Tensor:
-    """(B, T, C, H, W) -> the last frame; (B, C, H, W) as it is. Datasets of single images add a time axis."""
-    if not isinstance(image, Tensor):
-        raise ValueError(f"{key} is a {type(image).__name__}. Expected a tensor (B, C, H, W).")
-    if image.ndim == 5:
-        image = image[:, -1]
-    if image.ndim != 4:
-        raise ValueError(f"{key} has shape {tuple(image.shape)}. Expected (B, C, H, W), channels first.")
-    # a depth camera's uint16 has hardly any operators in torch, not even a flip
-    return image.to(torch.int32) if image.dtype == torch.uint16 else image
-
-
-def _expect_channels(key: str, image: Tensor, allowed: tuple[int, ...]) -> None:
-    if image.shape[1] not in allowed:
-        raise ValueError(
-            f"{key} has {image.shape[1]} channels (shape {tuple(image.shape)}). Expected {' or '.join(map(str, allowed))}, "
-            "channels first. Check the view map (--policy.views)."
-        )
-
-
-def _unit_interval(key: str, image: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """Picture in [0, 1] as float32; uint8 is divided by 255."""
-    _expect_channels(key, image, channels)
-    if image.dtype == torch.uint8:
-        return image.float() / 255.0
-    if not image.is_floating_point():
-        raise ValueError(f"{key} has dtype {image.dtype}. Expected uint8, or float in [0, 1].")
-    low, high = image.min().item(), image.max().item()
-    if not (low >= -1e-4 and high <= 1 + 1e-4):  # also false for NaN
-        raise ValueError(
-            f"{key} ranges from {low:.4g} to {high:.4g}. Expected uint8, or float in [0, 1] without NaN. "
-            "Scale the frames before they reach the policy."
-        )
-    return image.float()
 
 
 def make_multismolvla_pre_post_processors(
