@@ -63,6 +63,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         WorkerError: environment or policies cannot be loaded.
         ValueError: unknown condition, level, task or camera.
     """
+    from multismolvla.corruption import parse_condition
     from multismolvla_eval.conditions import level_conditions, resolve
     from multismolvla_eval.plan import episodes, remaining
     from multismolvla_eval.pool import WorkerPool
@@ -70,7 +71,8 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
 
     level = level_conditions(config.level)
     texts = level.conditions if config.conditions is None else tuple(config.conditions)
-    resolve(texts, cameras=()) if not texts else None
+    for text in texts:
+        parse_condition(text)  # what can be known before the simulator is started is said before
     shard, shards = config.shard_numbers()
     output = config.output
     _prepare_process_environment()

@@ -1,0 +1,188 @@
+"""The report, from synthetic rows that say so."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from multismolvla_eval.conditions import ALL_SUBSETS, resolve
+from multismolvla_eval.plan import episodes
+from multismolvla_eval.report import main
+from multismolvla_eval.results import ResultsError, ShardWriter, write_json
+
+CONDITIONS = (
+    *ALL_SUBSETS,
+    "C1:camera=image2",
+    "C2:rgb=zero",
+    *(f"C3:rgb=builtin_noise@{s}" for s in range(1, 6)),
+    "C3:depth=holes@3",
+)
+
+
+def synthetic_run(folder, clean=(0.8, 0.7), **changes):
+    """A run folder whose successes are drawn at random around made-up rates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    conditions = resolve(CONDITIONS, ("image", "image2"))
+    policies = {
+        name: {"checkpoint": f"made-up-{name}", "type": "synthetic", "parameters": 1234567, "path": f"outputs/{name}",
+               "reads": ["observation.images.image", "observation.images.image2"], "origins": {"rgb": "sensor"}}
+        for name in ("ours", "vanilla")
+    }  # fmt: skip
+    manifest = {
+        "schema": 1, "fingerprint": "feedc0ffee00", "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
+        "comparable": {"env": {"type": "toy", "task": "toy", "options": {}}, "corruption_version": "1"},
+        "level": "quick", "suite": "toy", "tasks": {"0": "put <it> there", "1": "take it & go"},
+        "cameras": ["image", "image2"], "env": {"type": "toy", "max_steps": 9, "assets": "", "origins": {}},
+        "policies": policies, "baseline": "vanilla", "conditions": [c.id for c in conditions],
+        "clean_episodes": 10, "episodes": 5, "seed": 0, "workers": 1, "versions": {"python": "3"}, "commit": None,
+        "hardware": {"processor": "abacus", "cores": 1, "memory_gb": 1, "system": "none", "renderer": "none",
+                     "threads_per_worker": 1},
+        "commands": [["--policies=[ours=outputs/ours]"]],
+        **changes,
+    }  # fmt: skip
+    write_json(folder / "run.json", manifest)
+    rng = np.random.default_rng(1)
+    writer = ShardWriter(folder / "episodes-0of1.jsonl")
+    for e in episodes(list(policies), "toy", [0, 1], conditions, 10, 5, clips=1):
+        rate = clean[e.policy == "vanilla"] * (1 if e.condition == "C0" else 0.6)
+        success = bool(rng.random() < rate)
+        door = {
+            "observation.images.image": "a" if e.condition == "C0" else e.condition,
+            "observation.images.image2": "b",
+        }
+        row = {
+            "run": "feedc0ffee00", "policy": e.policy, "checkpoint": policies[e.policy]["checkpoint"], "suite": "toy",
+            "task_id": e.task_id, "condition": e.condition, "episode": e.episode, "init_state": e.episode,
+            "success": success, "steps": 5, "steps_to_success": 5 if success else None, "door": door,
+            "cause": None if success else "time_out", "start": f"{e.task_id}/{e.episode}", "clip": None,
+            "seconds": {"total": 1.0, "policy": 0.1, "env": 0.5}, "gripper": {"closed": 0.5, "switches": 1},
+        }  # fmt: skip
+        if e.clip and e.condition in ("C0", "C2:rgb=zero"):
+            row["clip"] = f"clips/{e.policy}-{e.condition[:2]}.webp"
+            path = folder / row["clip"]
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"RIFF not really a picture")
+        writer.append(row)
+    writer.close()
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, pictures without text, and identifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls, self.images, self.ids, self.labelled = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.urls += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "poster")]
+        if tag == "img":
+            self.images.append(attributes)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.labelled += [attributes["aria-labelledby"]] if "aria-labelledby" in attributes else []
+
+
+def test_report_from_synthetic_rows(tmp_path, capsys):
+    folder = synthetic_run(tmp_path / "run")
+    assert main([str(folder), f"--output={tmp_path / 'report'}"]) == 0
+    text = capsys.readouterr().out
+    assert "C2:rgb=zero" in text
+    assert re.search(r"C0 +\d+ % \(\d+/20, \d+–\d+\)", text)
+
+    page_text = (tmp_path / "report" / "report.html").read_text()
+    page = Page()
+    page.feed(page_text)
+    assert all(u.startswith("data:") for u in page.urls), "self-contained"
+    assert "@import" not in page_text
+    assert not re.search(r"url\((?!data:)", page_text)
+    assert len(page.images) == 3 + 4
+    assert all(i["alt"].strip() for i in page.images)
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.labelled) <= set(page.ids)
+    assert "Synthetic rows" in page_text
+    assert "put &lt;it&gt; there" in page_text
+    assert "mean corruption error" in page_text
+    assert "severity area" in page_text
+    assert "over 15 subsets" in page_text
+    assert len(page_text) < 20_000_000
+
+    summary = json.loads((tmp_path / "report" / "results.json").read_text())
+    cell = next(c for c in summary["cells"] if c["condition"] == "C2:rgb=zero")
+    ours = cell["results"]["ours"]
+    assert ours["n"] == 10
+    assert ours["versus_clean"]["n"] == ours["versus_baseline"]["n"] == 10
+    assert ours["versus_clean"]["p_holm"] >= ours["versus_clean"]["p_value"]
+    assert "--conditions=[C2:rgb=zero]" in cell["command"]
+    assert summary["checks"]["starts"] == {"episodes": 20, "equal": 20}
+    assert (
+        next(c for c in summary["cells"] if c["condition"] == "C3:depth=holes@3")["results"]["ours"][
+            "reads_fault"
+        ]
+        is False
+    )
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "Synthetic rows" in markdown
+    assert "| `C2:rgb=zero` |" in markdown
+
+    first = page_text
+    main([str(folder), f"--output={tmp_path / 'report'}"])
+    assert (tmp_path / "report" / "report.html").read_text() == first, "the same results give the same page"
+
+
+def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
+    folder = synthetic_run(tmp_path / "run", clean=(0.15, 0.9))
+    assert main([str(folder)]) == 0
+    summary = json.loads((folder / "results.json").read_text())
+    ours = summary["policies"][0]
+    assert not ours["gate"]["passed"]
+    assert "below half of the baseline's" in ours["gate"]["reason"]
+    assert "ours" not in summary["aggregates"]
+    assert all(c["results"]["ours"]["relative"] is None for c in summary["cells"])
+    assert any("No robustness figures for ours" in n for n in summary["notes"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "run.json").unlink(), "holds no run.json"),
+        (lambda f: (f / "episodes-0of1.jsonl").write_text(""), "no finished episodes"),
+        (lambda f: (f / "episodes-0of1.jsonl").write_text("{}\n"), "field 'run' is None"),
+        (
+            lambda f: (f / "episodes-0of1.jsonl").write_text(
+                (f / "episodes-0of1.jsonl").read_text().replace("made-up-ours", "other", 1)
+            ),
+            "which the manifest does not know",
+        ),
+        (
+            lambda f: (f / "episodes-1of2.jsonl").write_bytes((f / "episodes-0of1.jsonl").read_bytes()),
+            "repeats the episode",
+        ),
+    ],
+)
+def test_damaged_and_foreign_results_are_refused(tmp_path, capsys, damage, message):
+    folder = synthetic_run(tmp_path / "run")
+    damage(folder)
+    assert main([str(folder)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "report.html").exists()
+
+
+def test_unfinished_run_says_so(tmp_path):
+    folder = synthetic_run(tmp_path / "run")
+    shard = folder / "episodes-0of1.jsonl"
+    shard.write_bytes(b"".join(shard.read_bytes().splitlines(keepends=True)[:30]))
+    assert main([str(folder)]) == 0
+    assert "The run is not finished" in (folder / "report.html").read_text()
+
+
+def test_an_empty_run_is_an_error_not_an_empty_page(tmp_path):
+    from multismolvla_eval.report import write_report
+
+    with pytest.raises(ResultsError):
+        write_report(tmp_path)

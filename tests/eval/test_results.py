@@ -1,0 +1,128 @@
+"""Result files: durable, repairable at the end, and refused when doubtful."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from multismolvla_eval.conditions import resolve
+from multismolvla_eval.plan import Episode, episodes, remaining
+from multismolvla_eval.results import (
+    ResultsError,
+    ShardWriter,
+    completed,
+    episode_key,
+    read_manifest,
+    read_rows,
+    run_lock,
+    write_json,
+)
+
+
+def row(episode: int = 0, **changes):
+    base = {
+        "run": "abc", "policy": "ours", "checkpoint": "c", "suite": "toy", "task_id": 0, "condition": "C0",
+        "episode": episode, "init_state": episode, "success": True, "steps": 3,
+    }  # fmt: skip
+    return {**base, **changes}
+
+
+def write(folder, *rows, name="episodes-0of1.jsonl"):
+    writer = ShardWriter(folder / name)
+    for r in rows:
+        writer.append(r)
+    writer.close()
+    return folder / name
+
+
+def test_round_trip_over_shards(tmp_path):
+    write(tmp_path, row(0), row(1))
+    write(tmp_path, row(2), name="episodes-1of2.jsonl")
+    rows = read_rows(tmp_path, "abc")
+    assert [r["episode"] for r in rows] == [0, 1, 2]
+    assert completed(rows) == {episode_key(row(i)) for i in range(3)}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_half_written_last_line_is_cut_and_nothing_else_is_lost(tmp_path, cut):
+    path = write(tmp_path, row(0), row(1))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [r["episode"] for r in read_rows(tmp_path, "abc")] == [0]
+    writer = ShardWriter(path)
+    assert writer.repaired > 0
+    writer.append(row(1))
+    writer.close()
+    assert [r["episode"] for r in read_rows(tmp_path, "abc")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"run": "abc", \n', r"episodes-0of1.jsonl:2 is not valid JSON"),
+        (b"\x00\xff\n", r"episodes-0of1.jsonl:2 is not valid JSON"),
+        (b"[1, 2]\n", "holds a list"),
+        (json.dumps(row(1, run="zzz")).encode() + b"\n", "belongs to the run 'zzz'"),
+        (json.dumps(row(1, success=1)).encode() + b"\n", "field 'success' is 1, expected bool"),
+        (json.dumps(row(1, steps=True)).encode() + b"\n", "field 'steps' is True, expected int"),
+        (json.dumps(row(0)).encode() + b"\n", "repeats the episode"),
+    ],
+)
+def test_doubtful_rows_are_named_and_refused(tmp_path, line, message):
+    path = write(tmp_path, row(0))
+    with open(path, "ab") as handle:
+        handle.write(line)
+    with pytest.raises(ResultsError, match=message):
+        read_rows(tmp_path, "abc")
+
+
+def test_nan_never_reaches_a_file(tmp_path):
+    writer = ShardWriter(tmp_path / "episodes-0of1.jsonl")
+    with pytest.raises(ValueError, match="JSON"):
+        writer.append(row(0, seconds={"total": float("nan")}))
+    writer.append(row(1))
+    assert [r["episode"] for r in read_rows(tmp_path, "abc")] == [1]
+
+
+def test_manifest_errors(tmp_path):
+    with pytest.raises(ResultsError, match="holds no run.json"):
+        read_manifest(tmp_path)
+    (tmp_path / "run.json").write_text("{half")
+    with pytest.raises(ResultsError, match="not valid JSON"):
+        read_manifest(tmp_path)
+    write_json(tmp_path / "run.json", {"schema": 99})
+    with pytest.raises(ResultsError, match="version 99"):
+        read_manifest(tmp_path)
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_lock_refuses_a_second_writer(tmp_path):
+    with (
+        run_lock(tmp_path / "x.lock"),
+        pytest.raises(ResultsError, match="locked"),
+        run_lock(tmp_path / "x.lock"),
+    ):
+        pass
+    with run_lock(tmp_path / "x.lock"):
+        pass
+
+
+def test_plan_order_and_shards():
+    conditions = resolve(["C1:-rgb", "C2:rgb=zero"], ("image",))
+    plan = episodes(["ours", "vanilla"], "toy", [0, 1], conditions, 10, 5, clips=1)
+    assert len(plan) == 2 * 2 * (10 + 5 + 5)
+    assert [(e.policy, e.task_id, e.condition) for e in plan[:4]] == [
+        ("ours", 0, "C0"), ("vanilla", 0, "C0"), ("ours", 1, "C0"), ("vanilla", 1, "C0"),
+    ]  # fmt: skip
+    half = plan[: len(plan) // 2]
+    assert sum(e.condition == "C0" for e in half) == pytest.approx(20, abs=2)
+    assert len({e.key for e in plan}) == len(plan)
+    assert sum(e.clip for e in plan) == 2 * 3
+    parts = [remaining(plan, set(), i, 3) for i in range(3)]
+    assert sorted(e.key for p in parts for e in p) == sorted(e.key for e in plan)
+    more = episodes(["ours", "vanilla"], "toy", [0, 1], conditions[:2], 10, 5)
+    for i in range(3):
+        assert {e.key for e in remaining(more, set(), i, 3)} <= {e.key for e in parts[i]}, "shards are stable"
+    done = {plan[0].key}
+    assert plan[0] not in remaining(plan, done)
+    assert isinstance(plan[0], Episode)

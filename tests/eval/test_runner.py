@@ -1,0 +1,278 @@
+"""The runner with a toy environment: pairing, resume, crashes, refusals, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from multismolvla.corruption import CLEAN
+from multismolvla_eval import run
+from multismolvla_eval.plan import Episode
+from multismolvla_eval.policies import BuiltinPolicy, resolve_checkpoint
+from multismolvla_eval.pool import WorkerError
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows
+from multismolvla_eval.rollout import derived_seed, run_episode
+from multismolvla_eval.run import evaluate, main
+from multismolvla_eval.summary import summarise
+
+HERE = Path(__file__).parent
+
+
+def rows_of(folder: Path):
+    return read_rows(folder, read_manifest(folder)["fingerprint"])
+
+
+def toy_source(**options):
+    from toy_environment import ToySource
+
+    from multismolvla_eval.config import EnvironmentArguments
+
+    return ToySource(EnvironmentArguments("toy_environment:ToySource", "toy", None, options))
+
+
+def test_run_extend_and_rerun(make_config, capsys):
+    config = make_config(workers=2, clips=1)
+    evaluate(config, ["first"])
+    rows = rows_of(config.output)
+    assert len(rows) == 2 * 2 * (2 + 1 + 1)
+    assert all(r["success"] == (r["episode"] % 2 == 0) for r in rows)
+    assert {r["cause"] for r in rows} == {None, "time_out"}
+    by_key = {(r["policy"], r["task_id"], r["condition"], r["episode"]): r for r in rows}
+    for (policy, task, condition, episode), r in by_key.items():
+        twin = by_key["vanilla" if policy == "ours" else "ours", task, condition, episode]
+        assert r["noise_seed"] == twin["noise_seed"]
+        assert r["start"] == twin["start"] is not None
+        assert r["door"] == twin["door"]
+    clips = sorted(p.name for p in (config.output / "clips").iterdir())
+    assert len(clips) == 2 * 3
+    assert (config.output / "modalities.png").stat().st_size > 1000
+
+    checks = summarise(rows, read_manifest(config.output))["checks"]
+    assert checks["starts"] == {"episodes": 4, "equal": 4}
+    assert all(f["reached"] == f["rest_equal"] == f["episodes"] == 2 for f in checks["faults"])
+    assert len(checks["faults"]) == 4
+
+    shard = config.output / "episodes-0of1.jsonl"
+    before = shard.read_bytes()
+    config.conditions = ["C1:-rgb", "C2:rgb=zero", "C2:rgb=grey"]
+    evaluate(config, ["second"])
+    assert shard.read_bytes().startswith(before), "finished episodes are kept as they are"
+    assert len(rows_of(config.output)) == len(rows) + 4
+    manifest = read_manifest(config.output)
+    assert manifest["commands"] == [["first"], ["second"]]
+    assert manifest["conditions"] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero", "C2:rgb=grey"]
+    assert "episodes" in capsys.readouterr().out
+
+
+def command(output: Path, **options: object) -> list[str]:
+    arguments = {
+        "policies": "[ours=builtin:random, vanilla=builtin:zero]",
+        "env.type": "toy_environment:ToySource",
+        "env.options": "{sleep: 0.06}",
+        "conditions": "[C1:-rgb]",
+        "clean_episodes": 2,
+        "episodes": 1,
+        "clips": 0,
+        "output": output,
+        **options,
+    }
+    return [sys.executable, "-m", "multismolvla_eval.run", *(f"--{k}={v}" for k, v in arguments.items())]
+
+
+def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
+    output = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    process = subprocess.Popen(
+        command(output), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    shard = output / "episodes-0of1.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not shard.exists() or shard.read_bytes().count(b"\n") < 3):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    survived = shard.read_bytes()
+    assert 3 <= survived.count(b"\n") < 12
+    with open(shard, "ab") as handle:  # what a machine that loses power leaves behind
+        handle.write(b'{"run": "half a li')
+
+    result = subprocess.run(command(output), env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert "half-written line" in result.stderr
+    assert shard.read_bytes().startswith(survived)
+    counts = Counter((r["policy"], r["task_id"], r["condition"], r["episode"]) for r in rows_of(output))
+    assert len(counts) == 12
+    assert set(counts.values()) == {1}
+
+
+def test_control_c_leaves_a_resumable_state(tmp_path):
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(output), env={**os.environ, "PYTHONPATH": str(HERE)},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    shard = output / "episodes-0of1.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not shard.exists() or not shard.read_bytes()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "same command continues" in text
+    assert 1 <= len(rows_of(output)) < 12
+
+
+def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_config):
+    config = make_config(
+        options={"crash": [1, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
+        episode_timeout=1.5,
+    )  # fmt: skip
+    evaluate(config)
+    rows = rows_of(config.output)
+    causes = {(r["task_id"], r["episode"]): r["cause"] for r in rows}
+    assert len(causes) == len(rows) == 4
+    assert "exit code -6" in causes[1, 1]
+    assert causes[0, 0].startswith("stuck")
+    assert (causes[1, 0], causes[0, 1]) == (None, "time_out")
+    assert not any(r["success"] for r in rows if r["cause"])
+    summary = summarise(rows, read_manifest(config.output))
+    assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
+
+
+def test_a_broken_setup_records_nothing(make_config):
+    config = make_config(options={"broken": True})
+    with pytest.raises(WorkerError, match="the toy is broken on purpose"):
+        evaluate(config)
+    assert not list(config.output.glob("episodes-*.jsonl"))
+
+
+def test_foreign_results_are_refused(make_config):
+    """The manifest of another run is refused; no process is needed to see that."""
+    facts = {
+        "suite": "toy", "tasks": {"0": "t"}, "cameras": ["image"], "env": {"max_steps": 6, "assets": "x", "labels": []},
+        "policies": {"ours": {"checkpoint": "a"}},
+    }  # fmt: skip
+    config = make_config(policies=["ours=builtin:zero"])
+    manifest = run._manifest(config, facts, [CLEAN], 1, 1, [])
+    run._write_manifest(config, manifest)
+    assert run._manifest(config, facts, [CLEAN], 1, 1, [])["fingerprint"] == manifest["fingerprint"]
+    config.seed = 1
+    with pytest.raises(ResultsError, match=r"another run.*\['seed'\] differ"):
+        run._manifest(config, facts, [CLEAN], 1, 1, [])
+    config.seed = 0
+    facts["policies"]["ours"]["checkpoint"] = "b"
+    with pytest.raises(ResultsError, match="'ours' has changed since this run began"):
+        run._manifest(config, facts, [CLEAN], 1, 1, [])
+    (config.output / "episodes-0of1.jsonl").touch()
+    (config.output / "run.json").unlink()
+    with pytest.raises(ResultsError, match="result files but no run.json"):
+        run._manifest(config, facts, [CLEAN], 1, 1, [])
+
+
+def test_dry_run_writes_no_results(make_config, capsys):
+    config = make_config(dry_run=True)
+    evaluate(config)
+    text = capsys.readouterr().out
+    assert "C2:rgb=zero" in text
+    assert "16 episodes, 16 of this shard missing" in text
+    assert not (config.output / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "No policies to evaluate"),
+        (["--policies=[ours]"], "expected name=path"),
+        (["--policies=[a=builtin:zero, a=builtin:zero]"], "uses the name 'a' twice"),
+        (["--policies=[a=builtin:nonsense]"], "Unknown built-in policy"),
+        (["--policies=[a=builtin:zero]", "--baseline=b"], "--baseline=b is none of"),
+        (["--policies=[a=builtin:zero]", "--shard=4/4"], "--shard=4/4"),
+        (["--policies=[a=builtin:zero]", "--workers=0"], "--workers=0"),
+        (["--policies=[a=builtin:zero]", "--level=huge"], "Known levels"),
+        (["--policies=[a=builtin:zero]", "--conditions=[C7]"], "Known: C0, C1"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(arguments, message, tmp_path, capsys):
+    assert main([*arguments, f"--output={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_action_is_that_episodes_failure():
+    class Broken(BuiltinPolicy):
+        def act(self, batch):
+            return torch.full((1, 7), torch.nan)
+
+    row = run_episode(Episode("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
+    assert (row["success"], row["cause"], row["steps"]) == (False, "nan_action", 0)
+    json.dumps(row, allow_nan=False)
+
+
+def test_policy_noise_is_paired_and_independent_of_faults():
+    class Spy(BuiltinPolicy):
+        def __init__(self):
+            super().__init__("random", 7)
+            self.seen = []
+
+        def act(self, batch):
+            action = super().act(batch)
+            self.seen.append(action)
+            return action
+
+    seen = []
+    for condition in ("C0", "C2:rgb=zero", "C0"):
+        torch.manual_seed(np.random.default_rng().integers(2**31))  # whatever ran before must not matter
+        spy = Spy()
+        run_episode(Episode("p", "toy", 1, condition, 3), toy_source(), spy, 5)
+        seen.append(torch.cat(spy.seen))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_seeds_depend_on_the_episode_and_not_on_policy_or_condition():
+    base = Episode("a", "toy", 0, "C0", 0)
+    assert derived_seed("env", 0, base) == derived_seed("env", 0, Episode("b", "toy", 0, "C2:rgb=zero", 0))
+    others = [
+        Episode("a", "toy", 1, "C0", 0),
+        Episode("a", "toy", 0, "C0", 1),
+        Episode("a", "toz", 0, "C0", 0),
+    ]
+    seeds = {derived_seed("env", 0, e) for e in (base, *others)}
+    seeds |= {derived_seed("env", 1, base), derived_seed("policy", 0, base)}
+    assert len(seeds) == 6
+
+
+def test_checkpoint_paths(tmp_path):
+    folder = tmp_path / "checkpoints" / "last" / "pretrained_model"
+    folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        resolve_checkpoint(str(tmp_path))
+    (folder / "config.json").write_text("{}")
+    assert resolve_checkpoint(str(tmp_path)) == str(folder)
+    assert resolve_checkpoint(str(folder)) == str(folder)
+    assert resolve_checkpoint("lerobot/smolvla_base") == "lerobot/smolvla_base"
+    with pytest.raises(FileNotFoundError, match="Train first"):
+        resolve_checkpoint("./nowhere")
+
+
+def test_help_is_quick():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.run", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0
+    assert "--policies" in result.stdout
+    assert not {"torch", "lerobot", "scipy"} & {
+        line.split("|")[-1].strip() for line in result.stderr.splitlines()
+    }
