@@ -341,12 +341,14 @@ def test_shipped_presets_can_be_planned(name, tmp_path, capsys):
 
 
 def test_thread_choice_prefers_one_thread_unless_clearly_slower():
-    one, two = threads.candidates(2)[:2]
+    one, two, spinning = threads.candidates(2)
     trial = threads.ThreadTrial
     assert threads.fastest([trial(one, 1.0), trial(two, 0.95)]) == one
     assert threads.fastest([trial(one, 1.0), trial(two, 0.5)]) == two
     assert threads.fastest([trial(one, None), trial(two, 0.5)]) == two
     assert threads.fastest([trial(one, None), trial(two, None)]) == one
+    assert threads.fastest([trial(one, 1.0), trial(two, 0.5), trial(spinning, 0.45)]) == two
+    assert threads.fastest([trial(one, 1.0), trial(two, 0.5), trial(spinning, 0.3)]) == spinning
     assert threads.candidates(1) == [one]
 
 

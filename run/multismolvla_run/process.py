@@ -70,6 +70,8 @@ class Progress:
 
     def update(self, step: int) -> None:
         """Move to ``step`` and draw, if it is time to."""
+        if self._first is not None and step == self.step:
+            return
         if self._first is None:
             self._first, self._started = step, time.monotonic()
             self._bar.initial = step
@@ -132,7 +134,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def show_command(command: list[str], env: Mapping[str, str] | None = None) -> str:
-    """A command as one can paste it, one option per line."""
+    """A command as one can paste it in the working directory, one option per line."""
+    here = f"{Path.cwd()}{os.sep}"
+    command = [word.removeprefix(here) for word in command]
     head = [f"{k}={shlex.quote(v)}" for k, v in (env or {}).items()]
     words = [shlex.quote(word) for word in command]
     options = next((i for i, word in enumerate(command) if word.startswith("--")), len(words))
