@@ -225,6 +225,20 @@ def test_extra_arguments_go_to_their_stage(sandbox, capsys):
     assert "expected --key=value" in capsys.readouterr().err
 
 
+def test_length_of_a_stage_can_be_given(sandbox, capsys):
+    assert drive(sandbox, "--", "base:--steps=3", "--seed=1") == 0
+    assert trace(sandbox) == ["base 1", "base 2", "base 3", *ALL[5:]]
+    assert "base/checkpoints/000003/pretrained_model" in capsys.readouterr().out
+    assert drive(sandbox, "--dry-run", "--", "--steps=none") == 2
+    assert "positive whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--output_dir=x", "base:--resume=true", "--config_path=x"])
+def test_driver_keeps_its_own_options(sandbox, capsys, word):
+    assert drive(sandbox, "--dry-run", "--", word) == 2
+    assert "is set by the driver" in capsys.readouterr().err
+
+
 def test_missing_dataset_names_the_recorder(sandbox, capsys):
     assert drive(sandbox, "--dataset", str(sandbox / "nothing")) == 2
     assert "multismolvla-record" in capsys.readouterr().err

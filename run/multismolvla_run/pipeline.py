@@ -8,6 +8,7 @@ last checkpoint, and a stage whose settings have changed since is refused rather
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import shutil
 import sys
@@ -129,6 +130,42 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+_DRIVER_OPTIONS = {
+    "output_dir": "Use --output.",
+    "resume": "Start the same command again to resume.",
+    "config_path": "Write a preset that extends this one.",
+    "job_name": "It is made of the preset's and the stage's name.",
+}
+
+
+def override_steps(preset: Preset, extra: dict[str, list[str]]) -> Preset:
+    """Take ``--steps=N`` out of the additional arguments and put it where the stage's length is kept.
+
+    Args:
+        preset: the preset.
+        extra: see `parse_extra`; changed in place.
+
+    Returns:
+        The preset with the lengths asked for.
+
+    Raises:
+        PresetError: not a positive whole number.
+    """
+    stages = []
+    for stage in preset.stages:
+        for words in (extra.get("", []), extra.get(stage.name, [])):
+            for word in words if stage.trains else []:
+                if word.startswith("--steps="):
+                    value = word.removeprefix("--steps=")
+                    if not value.isdigit() or int(value) < 1:
+                        raise PresetError(f"{word}: expected a positive whole number of steps.")
+                    stage = dataclasses.replace(stage, steps=int(value))
+        stages.append(stage)
+    for name, words in extra.items():
+        extra[name] = [word for word in words if not word.startswith("--steps=")]
+    return dataclasses.replace(preset, stages=tuple(stages))
+
+
 def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
     """Sort additional arguments by stage: ``--x=1`` is for every training stage, ``base:--x=1`` for one.
 
@@ -140,11 +177,16 @@ def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
         Stage name (or ``""``) -> arguments.
 
     Raises:
-        PresetError: unknown stage, or an argument that is not ``--key=value``.
+        PresetError: unknown stage, an argument that is not ``--key=value``, or one that is the driver's to set.
     """
     extra: dict[str, list[str]] = {}
     for word in words:
         name, found, option = word.partition(":--")
+        key = (option if found else word.removeprefix("--")).partition("=")[0]
+        if key in _DRIVER_OPTIONS:
+            raise PresetError(
+                f"Additional argument {word!r}: {key} is set by the driver. {_DRIVER_OPTIONS[key]}"
+            )
         if found and not name.startswith("-"):
             extra.setdefault(preset.stage(name).name, []).append("--" + option)
         elif word.startswith("--") and "=" in word:
@@ -180,11 +222,12 @@ def _make_run(options: argparse.Namespace, extra: Sequence[str]) -> Run:
     repeat = names[names.index(preset.stage(options.first).name) :] if options.first else []
     if options.until:
         preset.stage(options.until)
+    wishes = parse_extra(extra, preset)
     return Run(
-        preset=preset,
+        preset=override_steps(preset, wishes),
         out=options.output or Path(preset.output),
         dataset=options.dataset or Path(preset.dataset),
-        extra=parse_extra(extra, preset),
+        extra=wishes,
         launcher=tuple(shlex.split(options.launcher)),
         repeat=frozenset(repeat),
     )
