@@ -51,9 +51,12 @@ def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def create_dataset(root: Path, config: RecordConfig) -> Any:
     """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root`` (must not exist)."""
+    import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
     from lerobot_env_multismolvla.labels import label_set
 
+    datasets.disable_progress_bars()  # one bar per episode would bury the recorder's own
     return LeRobotDataset.create(
         repo_id=config.repo_id,
         fps=FPS,
@@ -64,7 +67,9 @@ def create_dataset(root: Path, config: RecordConfig) -> Any:
     )
 
 
-def write_metadata(target: Path, config: RecordConfig, states: dict[int, list[int]], lengths: list[int]) -> None:
+def write_metadata(
+    target: Path, config: RecordConfig, states: dict[int, list[int]], lengths: list[int]
+) -> None:
     """Write where the data come from; its presence also marks the data set as whole."""
     from lerobot_env_multismolvla.labels import label_set
     from lerobot_env_multismolvla.mini import TASKS
@@ -83,7 +88,9 @@ def write_metadata(target: Path, config: RecordConfig, states: dict[int, list[in
         "thermal": "simulated: temperature per body, rendered through segmentation, blurred, noisy",
         "labels": list(label_set(config.task)),
         "depth_unit": "m",
-        "actions": "clean; the executed ones were disturbed" if config.noise else "clean, executed as recorded",
+        "actions": "clean; the executed ones were disturbed"
+        if config.noise
+        else "clean, executed as recorded",
         "lerobot": version("lerobot"),
     }
     partial = target.with_name(f".{target.name}")

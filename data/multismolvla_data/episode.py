@@ -83,7 +83,7 @@ def dataset_frame(raw: dict[str, Any], processor: Any) -> dict[str, np.ndarray]:
     """
     from lerobot.envs.utils import preprocess_observation
 
-    processed = processor.process_observation(preprocess_observation(_batch(raw)))
+    processed = processor.process_observation(preprocess_observation(batch_of_one(raw)))
     frame = {"observation.state": processed["observation.state"][0].numpy()}
     for streams in default_view_map().values():
         for modality, key in streams.items():
@@ -109,7 +109,7 @@ def _restore(key: str, value: np.ndarray) -> np.ndarray:
 
 def _store(frames: list[dict[str, np.ndarray]], target: Path) -> None:
     """Write all frames to one file, atomically. Redundant channels are left out (half the size)."""
-    arrays = {key: np.stack([f[key] for f in frames]) for key in frames[0]}
+    arrays: dict[str, Any] = {key: np.stack([f[key] for f in frames]) for key in frames[0]}
     for key in arrays:
         if key.endswith("_thermal"):
             arrays[key] = arrays[key][..., :1]
@@ -136,6 +136,6 @@ def _environment(settings: EpisodeSettings, task_id: int) -> tuple[Any, Any]:
     return _ENVS[settings, task_id]
 
 
-def _batch(raw: dict[str, Any]) -> dict[str, Any]:
+def batch_of_one(raw: dict[str, Any]) -> dict[str, Any]:
     """Add the leading axis that a vector environment would add."""
-    return {k: _batch(v) if isinstance(v, dict) else np.asarray(v)[None] for k, v in raw.items()}
+    return {k: batch_of_one(v) if isinstance(v, dict) else np.asarray(v)[None] for k, v in raw.items()}

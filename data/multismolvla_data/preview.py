@@ -71,7 +71,11 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for number, (title, frame) in enumerate(rows):
         top = number * block_height
-        draw.text((gap, top + 3), f"{title}   |   {'   '.join(MODALITIES)}   |   {', '.join(views)}", fill=(20, 20, 20))
+        draw.text(
+            (gap, top + 3),
+            f"{title}   |   {'   '.join(MODALITIES)}   |   {', '.join(views)}",
+            fill=(20, 20, 20),
+        )
         for v, streams in enumerate(views.values()):
             for m, modality in enumerate(MODALITIES):
                 if streams[modality] not in frame:

@@ -13,9 +13,11 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -73,6 +75,8 @@ class RecordConfig:
             raise ValueError(f"--size={self.size}: expected at least 16 pixels.")
         if self.noise < 0:
             raise ValueError(f"--noise={self.noise}: expected 0 (none) or more.")
+        if self.render_quality not in ("default", "fast"):
+            raise ValueError(f"--render_quality={self.render_quality}: expected 'default' or 'fast'.")
         if self.init_split not in ("train", "eval"):
             raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
         self.task_ids = list(range(len(TASKS))) if self.task_ids is None else sorted(set(self.task_ids))
@@ -83,7 +87,9 @@ class RecordConfig:
     @property
     def settings(self) -> EpisodeSettings:
         """What decides the content of an episode."""
-        return EpisodeSettings(self.task, self.size, self.render_quality, self.init_split, self.noise, self.seed)
+        return EpisodeSettings(
+            self.task, self.size, self.render_quality, self.init_split, self.noise, self.seed
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a recording to be continued."""
@@ -172,10 +178,12 @@ def _rollouts(config: RecordConfig, folder: Path) -> Iterator[tuple[int, int]]:
     good = dict.fromkeys(config.task_ids, 0)
     failed = dict.fromkeys(config.task_ids, 0)
     running: dict[Future[int], tuple[int, int]] = {}
-    # lp_num_threads: two software renderers with a thread each beat one with two.
+    # LP_NUM_THREADS: two software renderers with a thread each beat one with two.
     environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_worker, initargs=(environment,))
+    pool = ProcessPoolExecutor(
+        config.workers, mp_context=context, initializer=_worker, initargs=(environment,)
+    )
     bar = tqdm(total=goal, desc="record", unit="episode", smoothing=0.1)
     try:
         while sum(good.values()) < goal:
@@ -219,7 +227,16 @@ def _worker(environment: dict[str, str]) -> None:
     import signal
 
     os.environ.update(environment)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers in order
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent is gone: after kill -9 a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _episode_file(folder: Path, task: int, state: int) -> Path:
@@ -279,7 +296,9 @@ class _Assembler:
         instruction = TASKS[task].replace("_", " ")
         length = len(episode["action"])
         for t in range(length):
-            self._dataset.add_frame({**{key: value[t] for key, value in episode.items()}, "task": instruction})
+            self._dataset.add_frame(
+                {**{key: value[t] for key, value in episode.items()}, "task": instruction}
+            )
         self._dataset.save_episode()
         self._lengths.append(length)
         self._written += 1
@@ -317,7 +336,8 @@ def main() -> int:
     Returns:
         0 when the data set is complete, 1 on an error named on stderr, 130 when interrupted.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logger.setLevel(logging.INFO)
     try:
         record(draccus.parse(RecordConfig))
     except (RecordingError, ValueError, OSError) as error:

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from multismolvla.corruption import parse_condition
 from multismolvla.modalities import MODALITIES, Modality
 
 from . import mini
@@ -56,7 +57,9 @@ class MultiSmolVLALiberoConfig(EnvConfig):
     control_mode: str = "relative"
     # Folder of LIBERO's assets; default: environment variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
     libero_assets: str | None = None
-    # Seed of faults; only used when a fault condition is set by evaluation code.
+    # Sensor faults, e.g. "C1:-rgb" (RGB gone and announced); grammar in multismolvla.corruption.conditions.
+    condition: str | None = None
+    # Run seed of the faults' own generators.
     fault_seed: int = 0
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(default_factory=dict)
@@ -77,6 +80,8 @@ class MultiSmolVLALiberoConfig(EnvConfig):
                 f"--env.observation_height/width are {self.observation_height}x{self.observation_width}; "
                 "expected at least 8x8 pixels."
             )
+        if self.condition is not None:
+            parse_condition(self.condition)  # a typing error must show before a simulator starts
         self._declare_features()
 
     @property
@@ -117,7 +122,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         Args:
             n_envs: environments per task; environment i starts with initial state i and advances by ``n_envs``.
             use_async_envs: one process per environment (needs ``n_envs > 1``).
-            condition: a :class:`multismolvla.corruption.Condition` to apply to the observations, or ``None``.
+            condition: a :class:`multismolvla.corruption.Condition` instead of the option ``condition``.
 
         Returns:
             ``{suite: {task_id: vector environment}}``.
@@ -159,8 +164,10 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             task_id: number of the task.
             episode_index: first initial state.
             n_envs: stride from one initial state to the next.
-            condition: fault condition or ``None``.
+            condition: fault condition instead of the option ``condition``.
         """
+        if condition is None and self.condition is not None:
+            condition = parse_condition(self.condition)
         kwargs = {**self.suite_kwargs(suite), "episode_index": episode_index, "n_envs": n_envs}
         return partial(_make_env, suite, task_id, kwargs, condition, self.fault_seed)
 
@@ -171,7 +178,10 @@ class MultiSmolVLALiberoConfig(EnvConfig):
 
     def _declare_features(self) -> None:
         """What the processed observation holds, in LeRobot's terms (shapes are height, width, channels)."""
-        features = {ACTION: PolicyFeature(FeatureType.ACTION, (7,)), OBS_STATE: PolicyFeature(FeatureType.STATE, (8,))}
+        features = {
+            ACTION: PolicyFeature(FeatureType.ACTION, (7,)),
+            OBS_STATE: PolicyFeature(FeatureType.STATE, (8,)),
+        }
         for camera in CAMERAS.values():
             for modality in (m for m in MODALITIES if m in self.streams):
                 suffix = "" if modality == Modality.RGB else f"_{modality}"
@@ -183,7 +193,9 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         self.features_map = {key: key for key in features}
 
 
-def _make_env(suite_name: str, task_id: int, kwargs: dict[str, Any], condition: Any, fault_seed: int) -> gym.Env:
+def _make_env(
+    suite_name: str, task_id: int, kwargs: dict[str, Any], condition: Any, fault_seed: int
+) -> gym.Env:
     """Make one environment; runs in the worker process."""
     from .multimodal_env import MultiModalLiberoEnv, get_suite
 

@@ -116,7 +116,9 @@ def geom_tables(domain: Any, suite: str) -> GeomTables:
     model = domain.sim.model._model
     owners = {domain.obj_body_id[name]: (name, obj) for name, obj in _objects(domain).items()}
     if len(owners) > 253:
-        raise ValueError(f"The scene has {len(owners)} objects; instance numbers are uint8, so at most 253 fit.")
+        raise ValueError(
+            f"The scene has {len(owners)} objects; instance numbers are uint8, so at most 253 fit."
+        )
     numbers = {body: 3 + i for i, body in enumerate(owners)}
     classes = np.zeros(model.ngeom + 1, np.uint8)
     instances = np.zeros(model.ngeom + 1, np.uint8)

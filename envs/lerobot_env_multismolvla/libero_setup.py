@@ -63,7 +63,9 @@ def ensure_libero_config() -> Path:
     Raises:
         ModuleNotFoundError: hf-libero is not installed.
     """
-    os.environ.setdefault("MUJOCO_GL", "egl")  # robosuite reads it at import; without a display only egl/osmesa work
+    os.environ.setdefault(
+        "MUJOCO_GL", "egl"
+    )  # robosuite reads it at import; without a display only egl/osmesa work
     named = os.environ.get("LIBERO_CONFIG_PATH")
     existing = Path(named) if named else Path.home() / ".libero"
     if (existing / "config.yaml").is_file():

@@ -5,6 +5,7 @@ Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.modalities import MODALITIES, Modality, Origin
 
 from .libero_setup import asset_root, ensure_libero_config, find_libero_assets
 
 ensure_libero_config()
 
-from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
-
 from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
+from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 
 from . import mini  # noqa: E402
 from .labels import GeomTables, geom_tables, label_set  # noqa: E402
@@ -101,6 +101,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         )
         self.init_states = init_states
         self.hard_reset = hard_reset
+        self._init_states: Any
         if self._init_states is not None:
             self._init_states = _split_states(self._init_states, init_split)
         self._renderer: SceneRenderer | None = None
@@ -120,6 +121,21 @@ class MultiModalLiberoEnv(LiberoEnv):
     def labels(self) -> tuple[str, ...]:
         """Class names of the segmentation pictures; the position is the id."""
         return label_set(self.suite)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Where each modality comes from: all are independent renderings, none is computed from another."""
+        return {m: str(Origin.SENSOR) for m in self.streams}
+
+    @property
+    def assets_hash(self) -> str:
+        """Hash over the mini suite's asset files; empty for LIBERO's own assets (100 MB, not ours)."""
+        if not self._is_mini:
+            return ""
+        digest = hashlib.sha256()
+        for file in sorted(p for p in self._assets.rglob("*") if p.is_file()):
+            digest.update(file.relative_to(self._assets).as_posix().encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:16]
 
     @property
     def simulation(self) -> Any:
@@ -142,7 +158,9 @@ class MultiModalLiberoEnv(LiberoEnv):
         with asset_root(self._assets):
             self._ensure_env()
             if self._is_mini and self.init_states:
-                self._init_states = _MiniStates(self, self.init_split)  # depends on the model's joint addresses
+                self._init_states = _MiniStates(
+                    self, self.init_split
+                )  # depends on the model's joint addresses
             observation, info = super().reset(seed=seed, **kwargs)
         info["init_state_id"] = used
         return observation, info
@@ -173,15 +191,16 @@ class MultiModalLiberoEnv(LiberoEnv):
         if self._env is not None:
             return
         with asset_root(self._assets):
-            env = ControlEnv(
+            env = _Simulator(
                 bddl_file_name=self._task_bddl_file,
                 control_freq=self.control_freq,
                 hard_reset=self.hard_reset,
                 use_camera_obs=False,
                 has_offscreen_renderer=False,
             )
+            env.forget = self._is_mini or not self.hard_reset
             # Mini states name every pose: LIBERO's sampler (global generator) must not run in between.
-            env.env.deterministic_reset = self._is_mini
+            env.env.deterministic_reset = self._is_mini and self.init_states
             env.reset()
         self._env = env
 
@@ -234,7 +253,8 @@ class MultiModalLiberoEnv(LiberoEnv):
                 self._model, self.observation_width, self.observation_height, self.render_quality
             )
             self._tables = geom_tables(self.simulation, self.suite)
-        assert self._renderer is not None and self._tables is not None
+        assert self._renderer is not None
+        assert self._tables is not None
         rendered = self._renderer.render(
             sim.data._data,
             name.removesuffix("_image"),
@@ -248,7 +268,9 @@ class MultiModalLiberoEnv(LiberoEnv):
             classes, instances = self._tables.class_ids[geoms], self._tables.instance_ids[geoms]
             pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
         if "thermal" in streams:
-            pictures["thermal"] = self._thermal.picture(self._tables.temperatures[geoms], self._step_index, number)
+            pictures["thermal"] = self._thermal.picture(
+                self._tables.temperatures[geoms], self._step_index, number
+            )
         return pictures
 
 
@@ -259,6 +281,26 @@ def get_suite(name: str) -> Any:
         ValueError: no such suite.
     """
     return _get_suite(name)
+
+
+class _Simulator(ControlEnv):
+    """LIBERO's simulator whose episodes do not depend on the one before.
+
+    Attributes:
+        forget: clear what a soft reset keeps. Off for hard resets of LIBERO's suites, which are then upstream's.
+    """
+
+    forget = False
+
+    def set_state(self, mujoco_state: np.ndarray) -> None:
+        """As upstream; the solver's warm start and the gripper's command ramp begin anew."""
+        super().set_state(mujoco_state)
+        if self.forget:
+            data = self.env.sim.data._data
+            data.qacc_warmstart[:] = 0.0
+            data.ctrl[:] = 0.0
+            for robot in self.env.robots:
+                robot.gripper.current_action = np.array([1.0, -1.0])  # open, as the fingers are
 
 
 class _MiniStates:
@@ -273,7 +315,9 @@ class _MiniStates:
     def __getitem__(self, index: int) -> np.ndarray:
         split = self._split
         if split == "all":
-            split, index = ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
+            split, index = (
+                ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
+            )
         state = initial_state(split, self._env.task_id, index)
         model = self._env.simulation.sim.model._model
         qpos = np.zeros(model.nq)

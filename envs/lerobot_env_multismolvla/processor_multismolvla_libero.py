@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from lerobot.configs import PipelineFeatureType, PolicyFeature
 from lerobot.processor import ObservationProcessorStep, ProcessorStepRegistry
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
+from torch import Tensor
+
 from multismolvla.modalities import MODALITIES, padding_mask_key
 
 
@@ -82,7 +82,9 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
             depth = processed.pop(f"{OBS_PREFIX}{camera}_depth", None)
             if depth is not None:
                 channels_first = depth.to(torch.float32).permute(0, 3, 1, 2)
-                processed[f"{OBS_IMAGES}.{camera}_depth"] = torch.flip(channels_first, dims=[2, 3]).contiguous()
+                processed[f"{OBS_IMAGES}.{camera}_depth"] = torch.flip(
+                    channels_first, dims=[2, 3]
+                ).contiguous()
         presence = processed.pop(f"{OBS_PREFIX}presence", None)
         if presence is not None:
             processed.update(self._padding_masks(presence))

@@ -7,6 +7,8 @@ orientation (bottom row first); the environment's processor step turns them.
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import mujoco
@@ -18,6 +20,28 @@ QUALITIES = ("default", "fast")
 MAX_DEPTH_M = 10.0
 
 
+def _gl_context(width: int, height: int) -> Any:
+    """An off-screen GL context of the back end in ``MUJOCO_GL`` (default ``egl``).
+
+    ``mujoco.GLContext`` is bound at the first import of mujoco, which may come before anybody chose a back end.
+
+    Raises:
+        ValueError: unknown back end.
+        RuntimeError: the back end is not installed; names the package.
+    """
+    backend = os.environ.get("MUJOCO_GL", "").lower() or "egl"
+    if backend not in ("egl", "osmesa", "glfw", "glx"):
+        raise ValueError(f"MUJOCO_GL={backend!r} is not known; expected 'egl' (default) or 'osmesa'.")
+    try:
+        context = importlib.import_module(f"mujoco.{'glfw' if backend == 'glx' else backend}").GLContext
+        return context(width, height)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise RuntimeError(
+            f"No off-screen GL context with MUJOCO_GL={backend}: {error}. On Debian: "
+            "apt install libegl1 libegl-mesa0 libgl1-mesa-dri (egl) or libosmesa6 (osmesa)."
+        ) from error
+
+
 class SceneRenderer:
     """Off-screen renderer of one MuJoCo model.
 
@@ -26,7 +50,8 @@ class SceneRenderer:
         width: picture width in pixels.
         height: picture height in pixels.
         quality: ``"default"`` (4 samples per pixel, reflections) or ``"fast"`` (neither; on a CPU up to twice as
-            fast, the picture changes by about 1 %).
+            fast, the picture changes by about 1 %). Multisampled depth is that of one sample per pixel, 0.4 pixels
+            beside its centre: up to 3 mm on a slanted floor one metre away. Single-sampled depth is exact.
 
     Raises:
         ValueError: unknown quality.
@@ -40,7 +65,7 @@ class SceneRenderer:
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         if quality == "fast":
             model.vis.quality.offsamples = 0
-        self._gl = mujoco.GLContext(width, height)
+        self._gl: Any = _gl_context(width, height)
         self._gl.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
         if quality == "fast":

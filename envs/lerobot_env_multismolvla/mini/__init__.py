@@ -16,7 +16,11 @@ TASKS: tuple[str, ...] = (
 )
 
 #: ``(object to move, goal object)`` of each task, by instance name.
-TASK_OBJECTS: tuple[tuple[str, str], ...] = (("cube_1", "basket_1"), ("can_1", "plate_1"), ("can_1", "basket_1"))
+TASK_OBJECTS: tuple[tuple[str, str], ...] = (
+    ("cube_1", "basket_1"),
+    ("can_1", "plate_1"),
+    ("can_1", "basket_1"),
+)
 
 #: Category of LIBERO's object registry -> class of MINI_LABELS.
 CATEGORY_LABELS: dict[str, str] = {

@@ -109,7 +109,10 @@ class MiniExpert:
             self._enter(Phase.CARRY)
         elif self.phase == Phase.CARRY and to_goal < 0.012:
             self._enter(Phase.LOWER)
-        elif self.phase == Phase.LOWER and state.target[2] < state.goal[2] + RELEASE_HEIGHT[self._goal_name] + 0.004:
+        elif (
+            self.phase == Phase.LOWER
+            and state.target[2] < state.goal[2] + RELEASE_HEIGHT[self._goal_name] + 0.004
+        ):
             self._enter(Phase.RELEASE)
 
     def _waypoint(self, state: Snapshot) -> np.ndarray:
@@ -142,7 +145,7 @@ class ActionNoise:
 
     def __init__(self, rng: np.random.Generator, scale: float = 1.0) -> None:
         self._rng, self._scale = rng, scale
-        self._push = np.zeros(3)
+        self._push: np.ndarray = np.zeros(3)
         self._push_left = 0
 
     def disturb(self, action: np.ndarray, phase: Phase) -> np.ndarray:
@@ -150,7 +153,7 @@ class ActionNoise:
         free = phase in (Phase.APPROACH, Phase.CARRY)
         if self._push_left == 0 and free and self._rng.random() < 0.05:
             self._push, self._push_left = self._rng.uniform(-0.9, 0.9, 3), int(self._rng.integers(2, 5))
-        noise = self._rng.normal(0.0, 0.25 if free else 0.08, 3)
+        noise: np.ndarray = self._rng.normal(0.0, 0.25 if free else 0.08, 3)
         if self._push_left > 0:
             self._push_left -= 1
             noise = noise + (self._push if free else 0.0)

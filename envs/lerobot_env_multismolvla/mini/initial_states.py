@@ -72,6 +72,8 @@ def initial_state(split: str, task_id: int, index: int) -> InitialState:
     )
 
 
-def _draw(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> tuple[float, float]:
+def _draw(
+    rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]
+) -> tuple[float, float]:
     (x_low, x_high), (y_low, y_high) = region
     return float(rng.uniform(x_low, x_high)), float(rng.uniform(y_low, y_high))

@@ -7,7 +7,6 @@ Panda's visual meshes are 0.33 million vertices, most of the price of a software
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,8 +195,3 @@ def _register() -> None:
 
 
 _register()
-
-
-def scene_xml() -> Path:
-    """The mini suite's scene."""
-    return ASSETS / "scenes" / "mini_floor.xml"
