@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key, valid_key
 
-#: Depth range of the colour scale [m].
-DEPTH_SPAN_M = (0.2, 2.0)
+#: Depth range of the colour scale in moving pictures [m]; a still picture uses its own range.
+DEPTH_SPAN_M = (0.2, 1.6)
 #: Okabe and Ito's palette, then a fixed sequence for larger label sets. Class 0 is the background.
 _PALETTE = (
     (40, 40, 44),
@@ -42,7 +42,12 @@ def _class_colours() -> np.ndarray:
     return colours
 
 
-def colourise(modality: str, values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+def colourise(
+    modality: str,
+    values: np.ndarray,
+    valid: np.ndarray | None = None,
+    depth_span: tuple[float, float] | None = DEPTH_SPAN_M,
+) -> np.ndarray:
     """Turn one picture into RGB.
 
     Args:
@@ -50,6 +55,7 @@ def colourise(modality: str, values: np.ndarray, valid: np.ndarray | None = None
         values: (C, H, W). rgb and thermal: float in [0, 1]; depth: float metres, 0 = invalid; seg: class ids in channel
             0, as integers or as the float share of 255 that LeRobot makes of 8-bit pictures.
         valid: bool (1, H, W) for depth; where it is False the picture is black.
+        depth_span: nearest and farthest distance of the colour scale [m]; ``None`` for the picture's own.
 
     Returns:
         uint8 (H, W, 3).
@@ -61,16 +67,33 @@ def colourise(modality: str, values: np.ndarray, valid: np.ndarray | None = None
         ids = np.rint(plane * 255) if np.issubdtype(plane.dtype, np.floating) else plane
         return _class_colours()[ids.astype(np.int64) % 256]
     if modality == "depth":
-        near, far = DEPTH_SPAN_M
-        share = np.clip((plane - near) / (far - near), 0, 1)
-        picture = _colour_map("viridis")[255 - (share * 255).astype(np.uint8)]
         mask = plane > 0 if valid is None else valid[0] & (plane > 0)
+        near, far = depth_span or own_depth_span(plane, mask)
+        share = np.clip((plane - near) / max(far - near, 1e-6), 0, 1)
+        picture = _colour_map("viridis")[255 - (share * 255).astype(np.uint8)]
         return np.where(mask[..., None], picture, np.uint8(0))
     return _colour_map("inferno")[(np.clip(plane, 0, 1) * 255).astype(np.uint8)]
 
 
-def streams(batch: Mapping[str, Any], cameras: Sequence[str]) -> dict[tuple[str, str], np.ndarray | None]:
+def own_depth_span(plane: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Second and ninety-eighth percentile of the valid distances [m]."""
+    if not mask.any():
+        return DEPTH_SPAN_M
+    near, far = np.percentile(plane[mask], [2, 98])
+    return float(near), float(far)
+
+
+def streams(
+    batch: Mapping[str, Any],
+    cameras: Sequence[str],
+    depth_span: tuple[float, float] | None = DEPTH_SPAN_M,
+) -> dict[tuple[str, str], np.ndarray | None]:
     """The pictures of a batch's first sample.
+
+    Args:
+        batch: observation tensors by LeRobot's keys.
+        cameras: camera names.
+        depth_span: as in :func:`colourise`.
 
     Returns:
         RGB per (camera, modality), in the order of cameras and modalities; ``None`` for a stream that the batch
@@ -92,6 +115,7 @@ def streams(batch: Mapping[str, Any], cameras: Sequence[str]) -> dict[tuple[str,
                 modality,
                 value[0].detach().to("cpu").numpy(),
                 valid[0].detach().to("cpu").numpy() if isinstance(valid, Tensor) else None,
+                depth_span,
             )
     return found
 
@@ -127,7 +151,7 @@ def draw_encoder_door(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pictures = streams(batch, cameras)
+    pictures = streams(batch, cameras, depth_span=None)
     columns = [m for m in MODALITIES if any(k[1] == m for k in pictures)]
     rows = [(c, kind) for c in cameras for kind in (("picture", "tokens") if tokens else ("picture",))]
     figure = Figure(

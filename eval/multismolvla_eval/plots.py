@@ -37,34 +37,36 @@ def _tidy(axis: Any) -> None:
 
 
 def success_bars(summary: dict[str, Any]) -> str:
-    """Success per condition and policy with Wilson intervals."""
+    """Success per condition and policy with Wilson intervals, one horizontal group per condition."""
     names = [p["name"] for p in summary["policies"]]
     cells = summary["cells"]
-    figure = Figure(
-        figsize=(max(6.0, 1.6 + len(cells) * (0.34 * len(names) + 0.45)), 4.4), layout="constrained"
-    )
+    height = 0.8 / len(names)
+    figure = Figure(figsize=(8.4, 1.0 + len(cells) * (0.2 * len(names) + 0.16)), layout="constrained")
     axis = figure.subplots()
-    width = 0.8 / len(names)
     for number, name in enumerate(names):
         places, rates, errors = [], [], []
         for place, cell in enumerate(cells):
             result = cell["results"].get(name)
             if result is None:
                 continue
-            places.append(place + (number - (len(names) - 1) / 2) * width)
+            places.append(place + (number - (len(names) - 1) / 2) * height)
             rates.append(result["rate"])
             errors.append((result["rate"] - result["low"], result["high"] - result["rate"]))
-        axis.bar(
-            places, rates, width * 0.94, label=name, color=COLOURS[number % 6], hatch=HATCHES[number % 6],
-            edgecolor="white", linewidth=0.5, yerr=list(zip(*errors, strict=True)) if errors else None,
+        axis.barh(
+            places, rates, height * 0.94, label=name, color=COLOURS[number % 6], hatch=HATCHES[number % 6],
+            edgecolor="white", linewidth=0.5, xerr=list(zip(*errors, strict=True)) if errors else None,
             error_kw={"ecolor": "#222222", "elinewidth": 1.1, "capsize": 2.5},
         )  # fmt: skip
-    axis.set_xticks(
-        range(len(cells)), [_short(c["condition"]) for c in cells], rotation=30, ha="right", fontsize=8
-    )
-    axis.set_ylabel("success rate, 95 % Wilson interval")
-    _tidy(axis)
-    axis.legend(frameon=False, ncols=min(4, len(names)), loc="upper right", fontsize=9)
+    axis.set_yticks(range(len(cells)), [_short(c["condition"]) for c in cells], fontsize=9)
+    axis.set_ylim(len(cells) - 0.45, -0.55)
+    axis.set_xlim(0, 1)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.grid(axis="x", color="#d0d0d0", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("success rate, 95 % Wilson interval", fontsize=9)
+    figure.legend(frameon=False, ncols=min(4, len(names)), loc="outside upper center", fontsize=9)
     return _svg(figure)
 
 

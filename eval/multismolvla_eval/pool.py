@@ -149,8 +149,9 @@ class WorkerPool:
         worker.process.join(10)
         if not worker.ready:
             raise self._setup_error(worker)
-        lines = _tail(worker).splitlines()
-        cause = f"crash: exit code {worker.process.exitcode}" + (f", {lines[-1]}" if lines else "")
+        cause = f"crash: exit code {worker.process.exitcode}"
+        if worker.process.exitcode == 1:  # a Python exception: the log ends with it
+            cause += f", {_last_line(worker)}"
         self._replace(worker, cause[:300])
 
     def _replace(self, worker: _Worker, cause: str) -> None:
@@ -175,10 +176,16 @@ class WorkerPool:
         self._pending.clear()
 
     def _setup_error(self, worker: _Worker) -> WorkerError:
+        reason = f": {_last_line(worker)}" if worker.process.exitcode == 1 else ""
         return WorkerError(
-            f"Environment or policies could not be loaded (exit code {worker.process.exitcode}). "
-            f"End of {log_path(worker.arguments)}:\n{_tail(worker)}"
+            f"Environment or policies could not be loaded (exit code {worker.process.exitcode}){reason}\n"
+            f"The whole log is {log_path(worker.arguments)}."
         )
+
+
+def _last_line(worker: _Worker) -> str:
+    lines = _tail(worker).splitlines()
+    return lines[-1] if lines else "no message"
 
 
 def _tail(worker: _Worker) -> str:

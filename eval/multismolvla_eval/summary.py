@@ -382,9 +382,14 @@ def _notes(manifest: dict[str, Any], rows: Sequence[Row], policies: Sequence[dic
             "published LIBERO results."
         )
     smallest = min(Counter((r["policy"], r["condition"]) for r in rows).values())
+    points = 100 * detectable_unpaired(smallest)
+    shows = (
+        f"could show only differences of about {points:.0f} points"
+        if points < 100
+        else "can show no difference at all"
+    )
     notes.append(
-        f"The smallest cell has n = {smallest}. Unpaired, such a cell could show only differences of about "
-        f"{100 * detectable_unpaired(smallest):.0f} points; read every rate with its interval."
+        f"The smallest cell has n = {smallest}: unpaired, it {shows}. Read every rate with its interval."
     )
     for policy in policies:
         if not policy["gate"]["passed"]:
