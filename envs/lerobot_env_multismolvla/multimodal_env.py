@@ -68,6 +68,9 @@ class MultiModalLiberoEnv(LiberoEnv):
         >>> observation, info = envs["multismolvla_mini"][0].reset(seed=[0])
     """
 
+    # lerobot 0.6.1 says 80, but control runs at 20 Hz: its videos play four times too fast.
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
     def __init__(
         self,
         task_suite: Any,
