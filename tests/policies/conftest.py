@@ -10,12 +10,13 @@ import pytest
 import torch
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from tiny_dataset import write_dataset
+from tiny_policy import SIDE, TINY, actions, all_features, canonical_batch, common_options, rgb_features
+
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
 from lerobot_policy_multismolvla.tiny_vlm import build_tiny_vlm
-from tiny_policy import SIDE, TINY, actions, all_features, canonical_batch, common_options, rgb_features
-
 from multismolvla.fourm import FourMEncoder
 
 
@@ -27,9 +28,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     small = mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2))
     FourMEncoder(small, list(MINI_DOMAINS.values())).save_pretrained(root / "fourm")
-    base = SmolVLAPolicy(SmolVLAConfig(**common_options(root), input_features=rgb_features(), output_features=actions()))
+    base = SmolVLAPolicy(
+        SmolVLAConfig(**common_options(root), input_features=rgb_features(), output_features=actions())
+    )
     base.save_pretrained(root / "base")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset of two short episodes with all modalities."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture

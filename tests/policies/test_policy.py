@@ -6,11 +6,10 @@ import pytest
 import torch
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-
-from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
-
 from tiny_policy import actions, canonical_batch, chunk, common_options, flow_inputs, rgb_features
+
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
 
 VIEWS = default_view_map()
 
@@ -28,7 +27,9 @@ def test_vanilla_inside_our_harness_is_upstream_bit_for_bit(tower, upstream, mak
     ours = make_policy(vision_tower=tower, stage="robust", dropout_mode="none")
     rgb_only = {k: v for k, v in batch.items() if not any(m in k for m in ("depth", "seg", "thermal"))}
     for policy in (ours, _reloaded(ours, tmp_path)):
-        assert torch.equal(policy.forward(dict(batch), **flow_inputs())[0], upstream.forward(rgb_only, **flow_inputs())[0])
+        assert torch.equal(
+            policy.forward(dict(batch), **flow_inputs())[0], upstream.forward(rgb_only, **flow_inputs())[0]
+        )
         assert torch.equal(chunk(policy, batch), chunk(upstream, rgb_only))
 
 
@@ -60,9 +61,13 @@ def test_masking_a_modality_equals_not_having_it(modality, make_policy, batch):
 def test_masking_a_view_equals_a_robot_without_that_camera(make_policy, batch):
     policy, single = make_policy(), make_policy(views={"image": VIEWS["image"]})
     single.load_state_dict(policy.state_dict())
-    masked = dict(batch) | {padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in VIEWS["image2"].values()}
+    masked = dict(batch) | {
+        padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in VIEWS["image2"].values()
+    }
     assert torch.allclose(chunk(policy, masked), chunk(single, batch), atol=1e-6)
-    assert torch.allclose(policy(dict(masked), **flow_inputs())[0], single(dict(batch), **flow_inputs())[0], atol=1e-6)
+    assert torch.allclose(
+        policy(dict(masked), **flow_inputs())[0], single(dict(batch), **flow_inputs())[0], atol=1e-6
+    )
 
 
 def test_presence_is_per_sample(make_policy, batch):
@@ -92,7 +97,8 @@ def test_stage_one_trains_the_bridge_alone(make_policy, batch):
     loss, logs = policy.forward(dict(batch), **flow_inputs())
     loss.backward()
     touched = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert touched and all(n.startswith("model.bridge.") for n in touched)
+    assert touched
+    assert all(n.startswith("model.bridge.") for n in touched)
     assert {"align_cosine", "losses_after_forward"} <= logs.keys()
     # every modality's way into the fusion learns
     for m in MODALITIES:
@@ -113,7 +119,9 @@ def test_connector_starts_at_the_teachers_norm(make_policy, batch):
     policy.forward(dict(batch), **flow_inputs())
     teacher, _ = policy.teacher_tokens(dict(batch))
     student, _ = policy.prepare_images(dict(batch))
-    assert student[0].pow(2).mean().sqrt().item() == pytest.approx(teacher.pow(2).mean().sqrt().item(), rel=1e-3)
+    assert student[0].pow(2).mean().sqrt().item() == pytest.approx(
+        teacher.pow(2).mean().sqrt().item(), rel=1e-3
+    )
 
 
 def test_checkpoint_leaves_the_frozen_tower_out_and_acts_the_same(make_policy, batch, tmp_path):
@@ -150,7 +158,13 @@ def test_real_time_chunking_uses_the_leftover_of_the_last_chunk(make_policy, bat
 
 
 def test_consistency_vanishes_without_dropout_and_not_with_it(make_policy, batch):
-    options = {"stage": "robust", "consistency_weight": 1.0, "curriculum_steps": 10, "dropout_mode": "fixed", "dropout_ramp": 1.0}
+    options = {
+        "stage": "robust",
+        "consistency_weight": 1.0,
+        "curriculum_steps": 10,
+        "dropout_mode": "fixed",
+        "dropout_ramp": 1.0,
+    }
     clean = make_policy(**options, dropout_p_max=0.0).train().forward(dict(batch), **flow_inputs())[1]
     faulty = make_policy(**options, dropout_p_max=0.5).train().forward(dict(batch), **flow_inputs())[1]
     assert clean["consistency"] == 0.0

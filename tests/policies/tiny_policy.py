@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot_policy_multismolvla.tiny_vlm import TinyVLMConfig
 
+from lerobot_policy_multismolvla.tiny_vlm import TinyVLMConfig
 from multismolvla.modalities import default_view_map
 
 SIDE = 64
-TINY = TinyVLMConfig(text_width=48, text_layers=2, text_heads=3, text_kv_heads=1, text_mlp=96, vision_width=32, vision_layers=1)
+TINY = TinyVLMConfig(
+    text_width=48, text_layers=2, text_heads=3, text_kv_heads=1, text_mlp=96, vision_width=32, vision_layers=1
+)
 
 
 def common_options(root: Path) -> dict[str, Any]:
@@ -28,7 +30,10 @@ def actions() -> dict[str, PolicyFeature]:
 
 
 def rgb_features() -> dict[str, PolicyFeature]:
-    pictures = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, SIDE, SIDE)) for c in ("image", "image2")}
+    pictures = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, SIDE, SIDE))
+        for c in ("image", "image2")
+    }
     return pictures | {"observation.state": PolicyFeature(FeatureType.STATE, (8,))}
 
 
@@ -70,4 +75,6 @@ def flow_inputs(size: int = 3) -> dict[str, torch.Tensor]:
 
 def chunk(policy: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The action chunk for fixed sampling noise."""
-    return policy.predict_action_chunk(dict(batch), noise=flow_inputs(len(batch["observation.state"]))["noise"])
+    return policy.predict_action_chunk(
+        dict(batch), noise=flow_inputs(len(batch["observation.state"]))["noise"]
+    )
