@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.sources import Batch, EnvironmentSource
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,21 @@ class Policy(Protocol):
     def act(self, batch: Batch) -> Tensor:
         """Action for the environment, float (1, A), from a prepared batch."""
 
-    def tokens(self, batch: Batch) -> dict[tuple[str, str], np.ndarray] | None:
-        """Token ids (h, w) per (camera, modality) of a prepared batch, for the picture; ``None`` without tokenizers."""
+    def at_the_door(self) -> EncoderDoor | None:
+        """What the last ``act`` gave to the encoder; ``None`` for policies that do not show it."""
+
+
+@dataclass(frozen=True)
+class EncoderDoor:
+    """What a multimodal encoder was given.
+
+    Attributes:
+        hashes: per modality present, the hash of everything the encoder sees of it.
+        tokens: token ids (h, w) per (camera, modality), for those that are tokenized.
+    """
+
+    hashes: dict[str, str]
+    tokens: dict[tuple[str, str], np.ndarray]
 
 
 class BuiltinPolicy:
@@ -70,8 +84,8 @@ class BuiltinPolicy:
             return torch.zeros(1, self.action_dim)
         return torch.rand(1, self.action_dim) * 2 - 1
 
-    def tokens(self, batch: Batch) -> None:
-        """It has no tokenizers."""
+    def at_the_door(self) -> None:
+        """It has no encoder."""
         return
 
 
@@ -149,48 +163,22 @@ class LeRobotPolicy:
             action = self.policy.select_action(batch)
         return self.postprocessor(action)
 
-    def tokens(self, batch: Batch) -> dict[tuple[str, str], np.ndarray] | None:
-        """Token ids of the tower's tokenizers, if the policy offers them."""
-        token_grids = getattr(self.policy, "token_grids", None)
-        if token_grids is None:
+    def at_the_door(self) -> EncoderDoor | None:
+        """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies."""
+        door = getattr(self.policy, "door", None)
+        if door is None:
             return None
-        with torch.no_grad():
-            return token_grids(batch)
-
-
-def resolve_checkpoint(path: str) -> str:
-    """The folder with ``config.json`` that a path means.
-
-    Accepts the folder itself, LeRobot's checkpoint folder around it, and a training run's output folder (its last
-    checkpoint). Anything that is no local folder is taken for a hub id.
-
-    Raises:
-        FileNotFoundError: the folder exists and holds no policy, or the path looks like a file path and does not exist.
-    """
-    folder = Path(path).expanduser()
-    candidates = (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model")
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return str(candidate)
-    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise FileNotFoundError(
-            f"No policy under {path!r}: none of {[str(c / 'config.json') for c in candidates]} exists. Train first, or "
-            "give the folder that holds config.json, or a hub id like user/name."
-        )
-    return path
-
-
-def checkpoint_hash(folder: str) -> str:
-    """Hash of a local checkpoint's weights and JSON files; the hub id itself for a hub checkpoint."""
-    root = Path(folder)
-    if not root.is_dir():
-        return f"hub:{folder}"
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.iterdir() if p.suffix in (".json", ".safetensors")):
-        digest.update(path.name.encode())
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
+        prints = door.fingerprint()
+        hashes = {m: prints[d][:12] for m, d in door.domains.items() if d in prints}
+        tokens = {}
+        for modality, domain in door.domains.items():
+            ids = door.inputs.get(domain)
+            if ids is None or ids.ndim != 3:  # pixels, or tokens without a grid
+                continue
+            shown = torch.where(door.present[domain], ids, -1).cpu().numpy()
+            for number, view in enumerate(self.config.views):
+                tokens[view, modality] = shown[number]
+        return EncoderDoor(hashes, tokens)
 
 
 def load_policy(

@@ -18,7 +18,7 @@ from multismolvla.corruption import parse_condition
 from multismolvla_eval.clips import ClipRecorder
 from multismolvla_eval.pictures import draw_encoder_door
 from multismolvla_eval.plan import Episode
-from multismolvla_eval.policies import Policy
+from multismolvla_eval.policies import EncoderDoor, Policy
 from multismolvla_eval.results import Row
 from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, state_hash
 
@@ -103,7 +103,10 @@ def run_episode(
     _seed_everything(noise_seed)
 
     limit = int(source.describe()["max_steps"])
-    success, cause, door, gripper = False, "time_out", {}, []
+    success, cause = False, "time_out"
+    door: dict[str, str] = {}
+    encoder: EncoderDoor | None = None
+    gripper: list[float] = []
     steps = 0
     while steps < limit:
         tick = time.perf_counter()
@@ -116,10 +119,12 @@ def run_episode(
         batch = policy.prepare(batch)
         if steps == 0:
             door = door_hashes(batch)
-            if door_picture is not None:
-                draw_encoder_door(door_picture, batch, source.cameras, policy.tokens(batch))
         action = finish(policy.act(batch)).to("cpu").numpy()[0]
         clock.policy += time.perf_counter() - tick
+        if steps == 0:
+            encoder = policy.at_the_door()
+            if door_picture is not None:
+                draw_encoder_door(door_picture, batch, source.cameras, encoder.tokens if encoder else None)
         if not np.isfinite(action).all():
             cause = "nan_action"
             break
@@ -154,6 +159,7 @@ def run_episode(
         "steps_to_success": steps if success else None,
         "gripper": _gripper(gripper),
         "door": door,
+        "encoder": encoder.hashes if encoder else None,
         "seconds": {
             "total": round(time.perf_counter() - started, 3),
             "policy": round(clock.policy, 3),

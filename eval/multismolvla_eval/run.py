@@ -64,6 +64,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         ValueError: unknown condition, level, task or camera.
     """
     from multismolvla.corruption import parse_condition
+    from multismolvla_eval.checkpoints import resolve_checkpoint
     from multismolvla_eval.conditions import level_conditions, resolve
     from multismolvla_eval.plan import episodes, remaining
     from multismolvla_eval.pool import WorkerPool
@@ -73,6 +74,9 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     texts = level.conditions if config.conditions is None else tuple(config.conditions)
     for text in texts:
         parse_condition(text)  # what can be known before the simulator is started is said before
+    for path in config.policy_paths().values():
+        if not path.startswith("builtin:"):
+            resolve_checkpoint(path)
     shard, shards = config.shard_numbers()
     output = config.output
     _prepare_process_environment()

@@ -284,8 +284,10 @@ def _checks(
     """Proofs, from hashes, that arms are paired and that faults reach the policy.
 
     ``starts``: episodes whose simulator state equals that of the same episode in every other arm. ``faults``: per policy
-    and condition, in how many episodes the faulted streams differ from the clean arm at the first frame, and the others
-    do not. A frozen picture cannot differ at the first frame and is not counted.
+    and condition, in how many episodes the faulted streams differ from the clean arm at the first frame (``reached``)
+    and all others do not (``rest_equal``), measured on what the encoder was given if the policy shows it, else on the
+    policy's input. A frozen picture cannot differ at the first frame, and what a policy does not read cannot reach it:
+    neither is counted.
     """
     starts: dict[tuple[int, int], set[str]] = defaultdict(set)
     for cell in index.values():
@@ -295,40 +297,53 @@ def _checks(
     faults = []
     for name in names:
         for condition in conditions:
-            clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})
-            keys = _faulted_keys(condition, manifest)
-            if not keys or any(f.type == "freeze" for f in parse_condition(condition).faults):
+            if any(f.type == "freeze" for f in parse_condition(condition).faults):
                 continue
-            reached = untouched = seen = 0
-            for key in cell.keys() & clean.keys():
-                before, after = clean[key].get("door"), cell[key].get("door")
-                if not before or not after or not keys & after.keys():
-                    continue
-                seen += 1
-                reached += any(before.get(k) != after.get(k) for k in keys & after.keys())
-                others = [
-                    k
-                    for k in after
-                    if not any(
-                        k == f or k.startswith(f"{f}_padding") or k.startswith(f"{f}_valid") for f in keys
-                    )
+            if _reads_fault(manifest["policies"][name].get("reads", []), condition, manifest) is not False:
+                clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})
+                keys = _faulted_keys(condition, manifest)
+                outcomes = [
+                    o
+                    for k in cell.keys() & clean.keys()
+                    if (o := _reached(clean[k], cell[k], keys, condition))
                 ]
-                untouched += all(before.get(k) == after[k] for k in others)
-            if seen:
-                faults.append(
-                    {
-                        "policy": name,
-                        "condition": condition,
-                        "episodes": seen,
-                        "reached": reached,
-                        "rest_equal": untouched,
-                    }
-                )
-    paired = {k: v for k, v in starts.items() if v}
+                if outcomes:
+                    faults.append(
+                        {
+                            "policy": name,
+                            "condition": condition,
+                            "where": outcomes[0][2],
+                            "episodes": len(outcomes),
+                            "reached": sum(o[0] for o in outcomes),
+                            "rest_equal": sum(o[1] for o in outcomes),
+                        }
+                    )
     return {
-        "starts": {"episodes": len(paired), "equal": sum(len(v) == 1 for v in paired.values())},
+        "starts": {"episodes": len(starts), "equal": sum(len(v) == 1 for v in starts.values())},
         "faults": faults,
     }
+
+
+def _reached(clean: Row, faulted: Row, keys: set[str], condition: str) -> tuple[bool, bool, str] | None:
+    """``(fault arrived, everything else equal, where)`` of one pair of episodes; ``None`` without hashes."""
+    before, after = clean.get("encoder"), faulted.get("encoder")
+    if before and after is not None:
+        hit = {f.modality for f in parse_condition(condition).faults} & before.keys()
+        rest = before.keys() - hit
+        return (
+            any(before[m] != after.get(m) for m in hit),
+            all(before[m] == after.get(m) for m in rest),
+            "encoder",
+        )
+    before, after = clean.get("door"), faulted.get("door")
+    if not before or not after or not keys & after.keys():
+        return None
+    own = {k for k in after if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)}
+    return (
+        any(before.get(k) != after[k] for k in keys & after.keys()),
+        all(before.get(k) == after[k] for k in after.keys() - own),
+        "input",
+    )
 
 
 def _command(condition_id: str, manifest: dict[str, Any]) -> str:

@@ -17,8 +17,9 @@ import torch
 
 from multismolvla.corruption import CLEAN
 from multismolvla_eval import run
+from multismolvla_eval.checkpoints import resolve_checkpoint
 from multismolvla_eval.plan import Episode
-from multismolvla_eval.policies import BuiltinPolicy, resolve_checkpoint
+from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
 from multismolvla_eval.results import ResultsError, read_manifest, read_rows
 from multismolvla_eval.rollout import derived_seed, run_episode
@@ -200,6 +201,7 @@ def test_dry_run_writes_no_results(make_config, capsys):
         (["--policies=[a=builtin:zero]", "--workers=0"], "--workers=0"),
         (["--policies=[a=builtin:zero]", "--level=huge"], "Known levels"),
         (["--policies=[a=builtin:zero]", "--conditions=[C7]"], "Known: C0, C1"),
+        (["--policies=[a=./no/such/folder]"], "No policy under './no/such/folder'"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(arguments, message, tmp_path, capsys):

@@ -1,0 +1,41 @@
+"""Checkpoints on disk: which folder a path means, and what it holds. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def resolve_checkpoint(path: str) -> str:
+    """The folder with ``config.json`` that a path means.
+
+    Accepts the folder itself, LeRobot's checkpoint folder around it, and a training run's output folder (its last
+    checkpoint). Anything that is no local folder is taken for a hub id.
+
+    Raises:
+        FileNotFoundError: the folder exists and holds no policy, or the path looks like a file path and does not exist.
+    """
+    folder = Path(path).expanduser()
+    candidates = (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model")
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(
+            f"No policy under {path!r}: none of {[str(c / 'config.json') for c in candidates]} exists. Train first, or "
+            "give the folder that holds config.json, or a hub id like user/name."
+        )
+    return path
+
+
+def checkpoint_hash(folder: str) -> str:
+    """Hash of a local checkpoint's weights and JSON files; the hub id itself for a hub checkpoint."""
+    root = Path(folder)
+    if not root.is_dir():
+        return f"hub:{folder}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.iterdir() if p.suffix in (".json", ".safetensors")):
+        digest.update(path.name.encode())
+        with open(path, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
