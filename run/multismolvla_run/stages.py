@@ -228,9 +228,8 @@ def _start_command(run: Run, stage: Stage) -> list[str]:
 def _resume_command(run: Run, stage: Stage, checkpoint: Path) -> list[str]:
     config = checkpoint / "pretrained_model" / "train_config.json"
     # The saved configuration names the folders of the first start; the run may have been moved since.
-    folders = [f"--output_dir={run.out / stage.name}"]
-    if stage.uses_dataset():
-        folders.append(f"--dataset.root={run.dataset}")
+    args = resolve_args(run.preset, stage, run.out, run.dataset)
+    folders = [f"--output_dir={run.out / stage.name}", *(a for a in args if a.startswith("--dataset.root="))]
     return [*program(run, stage), f"--config_path={config}", "--resume=true", *folders]
 
 
