@@ -1,0 +1,86 @@
+"""The benchmarks parse their options and produce ratios on the smallest sizes; nothing is asserted about time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))  # the scripts import their neighbours, as when run by path
+
+
+@pytest.mark.parametrize(("script", "option"), [("policy", "--towers"), ("simulator", "--variants")])
+def test_help_names_the_options_without_heavy_imports(script: str, option: str):
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{script}.py"), "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert option in done.stdout
+
+
+def test_ratios_are_taken_within_rounds_and_the_order_alternates():
+    from measuring import Case, Series, interleave, ratios, spread
+
+    order: list[str] = []
+    cases = {name: Case(lambda name=name: order.append(name), units=2) for name in ("a", "b")}
+    timed = interleave(cases, rounds=3, warmup=1, title="test")
+    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert [len(timed[name].wall) for name in cases] == [3, 3]
+    # the second round ran on a machine three times as slow: no ratio shows it
+    series = {"a": Series([1.0, 3.0, 1.0], [1.0] * 3), "b": Series([2.0, 6.0, 2.0], [3.0] * 3)}
+    ratio = ratios(series, "a")["b"]
+    assert (ratio["wall"]["min"], ratio["wall"]["max"], ratio["cpu"]["median"]) == (2.0, 2.0, 3.0)
+    assert spread([5.0])["q75"] == 5.0
+
+
+def test_policy_benchmark_on_the_smallest_sizes(tmp_path: Path):
+    from policy import PolicyBenchmark, run
+
+    output = tmp_path / "policy.json"
+    run(PolicyBenchmark(preset="smallest", rounds=1, warmup=0, threads=0, scratch=tmp_path, output=output))
+    content = json.loads(output.read_text())
+    for quantity in ("train", "action", "vision"):
+        assert content["ratios"][quantity]["fourm"]["wall"]["median"] > 0
+        assert content["results"][quantity]["siglip"]["wall_s"]["n"] == 1
+    assert content["parameters"]["fourm"]["fourm_tower"] > 0
+    assert content["parameters"]["siglip"]["fourm_tower"] == 0
+    assert list(tmp_path.iterdir()) == [output]  # the random weights are gone
+
+
+@pytest.mark.sim
+def test_simulator_benchmark_on_a_few_steps(tmp_path: Path):
+    pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
+    from simulator import SimulatorBenchmark, run
+
+    output = tmp_path / "simulator.json"
+    run(SimulatorBenchmark(variants=["rgb+seg"], size=16, steps=1, rounds=1, warmup=0, output=output))
+    content = json.loads(output.read_text())
+    assert set(content["results"]) == {"physics only", "rgb", "rgb+seg"}
+    assert content["ratios"]["rgb+seg"]["wall"]["median"] > 0
+    assert content["physics_share_of_rgb"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("preset", "huge"), ("towers", []), ("stage", "both"), ("trained", "none"), ("quantities", ["loss"])],
+)
+def test_wrong_policy_options_name_themselves(option: str, value: object):
+    from policy import PolicyBenchmark
+
+    with pytest.raises(ValueError, match=f"--{option}="):
+        PolicyBenchmark(**{option: value})
+
+
+def test_wrong_simulator_options_name_themselves():
+    from simulator import SimulatorBenchmark
+
+    with pytest.raises(ValueError, match="--steps=500"):
+        SimulatorBenchmark(steps=500, rounds=2)
