@@ -1,0 +1,163 @@
+"""Real policies in the real environment: the runner does what ``lerobot-eval`` does, and faults reach the encoder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A tiny SmolVLA and a tiny MultiSmolVLA with random weights, saved with their processors."""
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from tiny_policy import SIDE, TINY, actions, all_features, common_options, rgb_features
+
+    from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+    from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+    from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+    from lerobot_policy_multismolvla.tiny_vlm import build_tiny_vlm
+    from multismolvla.fourm import FourMEncoder
+
+    root = tmp_path_factory.mktemp("policies")
+    build_tiny_vlm(root / "vlm", TINY)
+    torch.manual_seed(0)
+    FourMEncoder(
+        mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2)), list(MINI_DOMAINS.values())
+    ).save_pretrained(root / "fourm")
+    stats = {
+        "observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)},
+        "action": {"mean": torch.zeros(7), "std": torch.ones(7)},
+    }
+
+    def save(policy, name):
+        policy.save_pretrained(root / name)
+        for processor in make_pre_post_processors(policy.config, dataset_stats=stats):
+            processor.save_pretrained(root / name)
+
+    options = common_options(root)
+    save(
+        SmolVLAPolicy(SmolVLAConfig(**options, input_features=rgb_features(), output_features=actions())),
+        "vanilla",
+    )
+    ours = MultiSmolVLAConfig(
+        **options, input_features=all_features(), output_features=actions(), encoder=str(root / "fourm"),
+        domains=MINI_DOMAINS, image_size=SIDE, fusion_grid=8, connector_grid=8, connector_hidden=64, dtype="float32",
+        base_checkpoint=str(root / "vanilla"),
+    )  # fmt: skip
+    save(MultiSmolVLAPolicy(ours), "ours")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source():
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.sources import load_source
+
+    arguments = EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS})
+    found = load_source(arguments)
+    yield found
+    found.make(0).close()
+
+
+class ActionSpy:
+    """A policy that remembers its actions."""
+
+    def __init__(self, policy) -> None:
+        self._policy, self.actions = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def act(self, batch):
+        action = self._policy.act(batch)
+        self.actions.append(action.clone())
+        return action
+
+
+@pytest.mark.parametrize("name", ["vanilla", "ours"])
+def test_same_actions_as_lerobot_eval(checkpoints, source, name):
+    from lerobot.envs.factory import make_env_pre_post_processors
+    from lerobot.scripts.lerobot_eval import rollout
+
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import derived_seed, run_episode
+
+    policy = load_policy(str(checkpoints / name), source)
+    episode = Episode(name, source.suite, 0, "C0", 0)
+    spy = ActionSpy(policy)
+    row = run_episode(episode, source, spy, run_seed=3)
+    assert row["steps"] == STEPS
+
+    before, after = make_env_pre_post_processors(env_cfg=source.config, policy_cfg=policy.config)
+    vector = source.config.create_envs(n_envs=1)[source.suite][0]
+    seeded = []
+
+    def seed_noise(_):
+        if not seeded:
+            torch.manual_seed(derived_seed("policy", 3, episode))
+            seeded.append(True)
+
+    result = rollout(
+        vector, policy.policy, before, after, policy.preprocessor, policy.postprocessor,
+        seeds=[derived_seed("env", 3, episode)], render_callback=seed_noise,
+    )  # fmt: skip
+    vector.close()
+    assert torch.equal(torch.cat(spy.actions), result["action"][0])
+
+
+def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    clean = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert set(clean["encoder"]) == set(MODALITIES)
+    again = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert (again["encoder"], again["door"], again["start"]) == (
+        clean["encoder"],
+        clean["door"],
+        clean["start"],
+    )
+    for condition, hit in {
+        "C1:-rgb": {"rgb"},
+        "C1:depth": {"rgb", "seg", "thermal"},
+        "C1:camera=image2": set(MODALITIES),
+        "C2:seg=zero": {"seg"},
+        "C2:thermal=grey": {"thermal"},
+        "C3:rgb=builtin_noise@1": {"rgb"},
+        "C3:depth=holes@3": {"depth"},
+    }.items():
+        row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
+        changed = {m for m in MODALITIES if row["encoder"].get(m) != clean["encoder"][m]}
+        assert changed == hit, condition
+        assert row["start"] == clean["start"]
+
+
+def test_token_grids_for_the_picture(checkpoints, source, tmp_path):
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    run_episode(
+        Episode("ours", source.suite, 0, "C0", 0), source, policy, 0, door_picture=tmp_path / "door.png"
+    )
+    grids = policy.at_the_door().tokens
+    assert {m for _, m in grids} >= {"depth", "seg"}
+    assert all(np.issubdtype(g.dtype, np.integer) and g.ndim == 2 for g in grids.values())
+    assert (tmp_path / "door.png").stat().st_size > 10_000
