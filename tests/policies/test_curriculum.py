@@ -1,0 +1,171 @@
+"""Rule 6 in the policy: when dropout happens, what advances it, what resets it, and what the ranks see."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from tiny_policy import canonical_batch, chunk, flow_inputs
+
+from lerobot_policy_multismolvla import modeling_multismolvla
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+
+
+def keep_of(policy, batch) -> tuple[torch.Tensor, dict]:
+    """What stood at the encoder's door in one training forward, and the log."""
+    _, logs = policy.forward(dict(batch), **flow_inputs(len(batch["observation.state"])))
+    present = torch.stack([policy.door.present[d].flatten(1).any(1) for d in sorted(policy.door.present)])
+    return present, logs
+
+
+@pytest.fixture
+def robust(make_policy):
+    def make(**options) -> MultiSmolVLAPolicy:
+        return make_policy(**({"stage": "robust", "dropout_complete": 0.0} | options))
+
+    return make
+
+
+def test_evaluation_never_drops(robust, batch):
+    policy = robust(dropout_mode="fixed", dropout_p_max=0.9).eval()
+    present, logs = keep_of(policy, batch)
+    assert present.all()
+    assert "dropout_p" not in logs
+    assert torch.equal(chunk(policy, batch), chunk(policy, batch))
+
+
+def test_training_drops_and_the_log_says_how_much(robust):
+    policy = robust(dropout_mode="fixed", dropout_p_max=0.4).train()
+    kept = []
+    for _ in range(12):
+        _, logs = keep_of(policy, canonical_batch(size=8))
+        assert logs["dropout_p"] == 0.4
+        kept.append(logs["modalities_kept"])
+        policy.update()
+    assert sum(kept) / len(kept) == pytest.approx(0.6, abs=0.05)  # 768 draws
+    assert len(set(kept)) > 3
+
+
+def test_stage_one_never_drops(make_policy, batch):
+    policy = make_policy(stage="connector", dropout_mode="fixed", dropout_p_max=0.9).train()
+    assert keep_of(policy, batch)[0].all()
+
+
+def test_the_probability_follows_the_counter_that_update_advances(robust, batch):
+    policy = robust(curriculum_steps=10, dropout_ramp=0.5).train()
+    seen = []
+    for _ in range(12):
+        seen.append(keep_of(policy, batch)[1]["dropout_p"])
+        policy.update()
+    assert seen == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0, 0, 0])
+    assert policy.config.curriculum_step == 12
+
+
+def test_mode_none_leaves_everything(robust, batch):
+    policy = robust(dropout_mode="none", dropout_p_max=0.9).train()
+    present, logs = keep_of(policy, batch)
+    assert present.all()
+    assert "dropout_p" not in logs
+
+
+def test_a_clean_batch_gives_the_loss_without_dropout(robust, batch):
+    clean = robust(dropout_mode="none").train()
+    done = robust(
+        dropout_mode="fixed", curriculum_steps=10, curriculum_step=9, curriculum_stage="robust"
+    ).train()
+    assert torch.equal(
+        clean.forward(dict(batch), **flow_inputs())[0], done.forward(dict(batch), **flow_inputs())[0]
+    )
+
+
+def test_masks_depend_on_seed_step_and_rank_alone(robust, monkeypatch):
+    batch = canonical_batch(size=8)
+
+    def masks(rank: int = 0, **options) -> torch.Tensor:
+        monkeypatch.setattr(modeling_multismolvla, "_rank", lambda: rank)
+        settings = {"dropout_mode": "fixed", "curriculum_stage": "robust", "curriculum_step": 5} | options
+        policy = robust(**settings).train()
+        torch.manual_seed(torch.seed())  # the global generator has no part in it
+        return keep_of(policy, batch)[0]
+
+    first = masks()
+    assert torch.equal(masks(), first)
+    assert not torch.equal(masks(rank=1), first)
+    assert not torch.equal(masks(curriculum_step=6), first)
+    assert not torch.equal(masks(curriculum_seed=1), first)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rank_is_the_process_groups(rank):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert modeling_multismolvla._rank() == 0
+    torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+    try:
+        assert modeling_multismolvla._rank() == rank
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# -- the counter over checkpoints and stages -----------------------------------------------------------------------------
+
+
+def test_the_counter_survives_save_and_load(robust, batch, tmp_path):
+    policy = robust().train()
+    for _ in range(3):
+        policy.update()
+    before = keep_of(policy, batch)
+    policy.save_pretrained(tmp_path)
+    again = MultiSmolVLAPolicy.from_pretrained(tmp_path).train()
+    assert again.config.curriculum_step == 3
+    after = keep_of(again, batch)
+    assert torch.equal(before[0], after[0])
+    assert before[1]["dropout_p"] == after[1]["dropout_p"] > 0
+
+
+def test_a_new_stage_begins_at_zero(make_policy, batch, tmp_path):
+    policy = make_policy(stage="connector").train()
+    for _ in range(7):
+        policy.update()
+    policy.save_pretrained(tmp_path)
+    same = MultiSmolVLAPolicy.from_pretrained(tmp_path)
+    assert (same.config.curriculum_stage, same.config.curriculum_step) == ("connector", 7)
+    config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--stage=robust"])
+    other = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=config)
+    assert (other.config.curriculum_stage, other.config.curriculum_step) == ("robust", 0)
+
+
+def test_a_stage_without_a_length_warns_at_once_and_fails_when_trained(robust, batch, caplog):
+    with caplog.at_level(logging.WARNING):
+        policy = robust(curriculum_steps=0)
+    assert "--policy.curriculum_steps is not set" in caplog.text
+    chunk(policy, batch)  # acting needs no curriculum
+    with pytest.raises(ValueError, match="--policy.curriculum_steps=0.*--steps.*--policy.dropout_mode=none"):
+        policy.train().forward(dict(batch), **flow_inputs())
+
+
+def test_dropout_kills_what_is_derived_from_a_lost_modality(robust):
+    policy = robust(
+        dropout_mode="fixed",
+        dropout_p_max=0.5,
+        origins={"rgb": "sensor", "depth": "derived", "seg": "sensor"},
+    ).train()
+    for _ in range(5):
+        policy.forward(canonical_batch(size=8), **flow_inputs(8))
+        door = policy.door.present
+        rgb, depth = (door[d].flatten(1).any(1) for d in ("rgb@64", "tok_depth@64"))
+        assert not (depth & ~rgb).any()
+        policy.update()
+
+
+def test_dropout_respects_sensors_that_are_not_there(robust):
+    policy = robust(dropout_mode="fixed", dropout_p_max=0.5).train()
+    batch = {k: v for k, v in canonical_batch(size=8).items() if "thermal" not in k}
+    for _ in range(5):
+        policy.forward(dict(batch), **flow_inputs(8))
+        assert "tok_thermal@64" not in policy.door.present
+        alive = torch.stack([m.flatten(1).any(1) for m in policy.door.present.values()]).any(0)
+        assert alive.unflatten(0, (8, 2)).any(1).all()  # something is left of each sample
+        policy.update()
