@@ -6,10 +6,10 @@ import hashlib
 import json
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from multismolvla.corruption import parse_condition
 from multismolvla_eval.clips import ClipRecorder
 from multismolvla_eval.pictures import draw_encoder_door
 from multismolvla_eval.plan import Episode
-from multismolvla_eval.policies import EncoderDoor, Policy
+from multismolvla_eval.policies import Policy
 from multismolvla_eval.results import Row
 from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, state_hash
 
@@ -56,13 +56,6 @@ def door_hashes(batch: Batch) -> dict[str, str]:
     return hashes
 
 
-@dataclass
-class _Clock:
-    policy: float = 0.0
-    env: float = 0.0
-    clip: float = 0.0
-
-
 def run_episode(
     episode: Episode,
     source: EnvironmentSource,
@@ -85,88 +78,113 @@ def run_episode(
         The episode's row without the run's own fields. A NaN action ends the episode as a failure with its cause.
     """
     started = time.perf_counter()
-    clock = _Clock()
     condition = parse_condition(episode.condition)
     raw_env = source.make(episode.task_id)
     env = source.with_faults(raw_env, condition, run_seed)
-    observe, finish = source.processors(policy.config)
-    env_seed = derived_seed("env", run_seed, episode)
-    noise_seed = derived_seed("policy", run_seed, episode)
-    task = source.tasks[episode.task_id]
-
-    observation, info = env.reset(
-        seed=env_seed, options={"init_state_id": episode.episode, "lerobot_new_rollout": True}
-    )
+    seeds = {purpose: derived_seed(purpose, run_seed, episode) for purpose in ("env", "policy")}
+    options = {"init_state_id": episode.episode, "lerobot_new_rollout": True}
+    observation, info = env.reset(seed=seeds["env"], options=options)
     start, init_state = state_hash(raw_env), int(info.get("init_state_id", episode.episode))
-    clock.env = time.perf_counter() - started
+    loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], recorder, door_picture)
+    loop.seconds["env"] = time.perf_counter() - started
     policy.reset()
-    _seed_everything(noise_seed)
+    _seed_everything(seeds["policy"])
 
-    limit = int(source.describe()["max_steps"])
-    success, cause = False, "time_out"
-    door: dict[str, str] = {}
-    encoder: EncoderDoor | None = None
-    gripper: list[float] = []
-    steps = 0
-    while steps < limit:
-        tick = time.perf_counter()
-        batch = observe({**add_batch_axis(observation), "task": [task]})
-        if recorder is not None:
-            clip_tick = time.perf_counter()
-            recorder.frame(raw_env, batch, steps)
-            clock.clip += time.perf_counter() - clip_tick
-            tick += time.perf_counter() - clip_tick
-        batch = policy.prepare(batch)
-        if steps == 0:
-            door = door_hashes(batch)
-        action = finish(policy.act(batch)).to("cpu").numpy()[0]
-        clock.policy += time.perf_counter() - tick
-        if steps == 0:
-            encoder = policy.at_the_door()
-            if door_picture is not None:
-                draw_encoder_door(door_picture, batch, source.cameras, encoder.tokens if encoder else None)
+    cause: str | None = "time_out"
+    while loop.steps < source.max_steps:
+        action = loop.decide(observation)
         if not np.isfinite(action).all():
             cause = "nan_action"
             break
-        gripper.append(float(action[-1]))
         tick = time.perf_counter()
         observation, _, terminated, truncated, info = env.step(action)
-        clock.env += time.perf_counter() - tick
-        steps += 1
-        if bool(info.get("is_success", False)):
-            success, cause = True, ""
-            break
-        if terminated or truncated:
-            cause = "ended"
+        loop.seconds["env"] += time.perf_counter() - tick
+        loop.steps += 1
+        if info.get("is_success", False) or terminated or truncated:
+            cause = None if info.get("is_success", False) else "ended"
             break
     if recorder is not None:
-        recorder.frame(raw_env, None, steps)
+        recorder.frame(raw_env, None, loop.steps)
     return {
         "policy": episode.policy,
         "checkpoint": policy.checkpoint,
         "suite": episode.suite,
         "task_id": episode.task_id,
-        "task": task,
+        "task": source.tasks[episode.task_id],
         "condition": condition.id,
         "episode": episode.episode,
         "init_state": init_state,
-        "env_seed": env_seed,
-        "noise_seed": noise_seed,
+        "env_seed": seeds["env"],
+        "noise_seed": seeds["policy"],
         "start": start,
-        "success": success,
-        "cause": cause or None,
-        "steps": steps,
-        "steps_to_success": steps if success else None,
-        "gripper": _gripper(gripper),
-        "door": door,
-        "encoder": encoder.hashes if encoder else None,
+        "success": cause is None,
+        "cause": cause,
+        "steps": loop.steps,
+        "steps_to_success": loop.steps if cause is None else None,
+        "gripper": _gripper(loop.gripper),
+        "door": loop.door,
+        "encoder": loop.encoder,
         "seconds": {
             "total": round(time.perf_counter() - started, 3),
-            "policy": round(clock.policy, 3),
-            "env": round(clock.env, 3),
-            "clip": round(clock.clip, 3),
+            **{k: round(v, 3) for k, v in loop.seconds.items()},
         },
     }
+
+
+class _Loop:
+    """From observation to action, with what is measured on the way.
+
+    Attributes:
+        steps: environment steps made.
+        gripper: last component of every action.
+        door: hashes of the policy's input at the first step.
+        encoder: hashes of the encoder's input at the first step, if the policy shows it.
+        seconds: time spent per part.
+    """
+
+    def __init__(
+        self,
+        source: EnvironmentSource,
+        policy: Policy,
+        raw_env: gym.Env,
+        task: str,
+        recorder: ClipRecorder | None,
+        door_picture: Path | None,
+    ) -> None:
+        self._source, self._policy, self._env, self._task = source, policy, raw_env, task
+        self._recorder, self._door_picture = recorder, door_picture
+        self._observe, self._finish = source.processors(policy.config)
+        self.steps = 0
+        self.gripper: list[float] = []
+        self.door: dict[str, str] = {}
+        self.encoder: dict[str, str] | None = None
+        self.seconds = {"policy": 0.0, "env": 0.0, "clip": 0.0}
+
+    def decide(self, observation: dict[str, Any]) -> np.ndarray:
+        """Action (A,) for a raw observation."""
+        tick = time.perf_counter()
+        batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
+        self.seconds["policy"] += time.perf_counter() - tick
+        if self._recorder is not None:
+            tick = time.perf_counter()
+            self._recorder.frame(self._env, batch, self.steps)
+            self.seconds["clip"] += time.perf_counter() - tick
+        tick = time.perf_counter()
+        batch = self._policy.prepare(batch)
+        if self.steps == 0:
+            self.door = door_hashes(batch)
+        action = self._finish(self._policy.act(batch)).to("cpu").numpy()[0]
+        self.seconds["policy"] += time.perf_counter() - tick
+        if self.steps == 0:
+            self._look_at_the_door(batch)
+        self.gripper.append(float(action[-1]))
+        return action
+
+    def _look_at_the_door(self, batch: Batch) -> None:
+        door = self._policy.at_the_door()
+        self.encoder = door.hashes if door else None
+        if self._door_picture is not None:
+            draw_encoder_door(self._door_picture, batch, self._source.cameras, door.tokens if door else None)
 
 
 def _gripper(commands: list[float]) -> dict[str, Any]:

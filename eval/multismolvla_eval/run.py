@@ -66,9 +66,10 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     from multismolvla.corruption import parse_condition
     from multismolvla_eval.checkpoints import resolve_checkpoint
     from multismolvla_eval.conditions import level_conditions, resolve
+    from multismolvla_eval.manifest import build_manifest
     from multismolvla_eval.plan import episodes, remaining
     from multismolvla_eval.pool import WorkerPool
-    from multismolvla_eval.results import ShardWriter, completed, read_rows, run_lock
+    from multismolvla_eval.results import MANIFEST, ShardWriter, completed, read_rows, run_lock, write_json
 
     level = level_conditions(config.level)
     texts = level.conditions if config.conditions is None else tuple(config.conditions)
@@ -92,21 +93,24 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
                 list(config.policy_paths()), facts["suite"], sorted(map(int, facts["tasks"])), conditions,
                 clean, count, config.clips,
             )  # fmt: skip
-            manifest = _manifest(config, facts, conditions, clean, count, command)
+            manifest = build_manifest(config, facts, conditions, clean, count, command)
             rows = read_rows(output, manifest["fingerprint"])
             todo = remaining(plan, completed(rows), shard, shards)
             _announce(config, plan, todo, rows, facts, conditions)
             if config.dry_run:
                 return
-            _write_manifest(config, manifest)
+            if not todo:
+                _say(f"Nothing is missing. Next: multismolvla-report {output}")
+                return
+            write_json(output / MANIFEST, manifest)
             writer = ShardWriter(output / f"episodes-{shard}of{shards}.jsonl")
             try:
                 _run(pool, plan, todo, rows, writer, manifest)
             finally:
                 writer.close()
+            _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {output}")
         finally:
             pool.close()
-    _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {output}")
 
 
 def _run(
@@ -182,82 +186,6 @@ def _prepare_process_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _manifest(
-    config: EvalConfig,
-    facts: dict[str, Any],
-    conditions: Sequence[Condition],
-    clean_episodes: int,
-    condition_episodes: int,
-    command: Sequence[str],
-) -> dict[str, Any]:
-    from multismolvla.corruption import CORRUPTION_VERSION
-    from multismolvla_eval.provenance import hardware, package_versions, source_commit
-    from multismolvla_eval.results import MANIFEST, SCHEMA, ResultsError, fingerprint, read_manifest
-
-    comparable = {
-        "schema": SCHEMA,
-        "env": {"type": config.env.type, "task": config.env.task, "options": config.env.options},
-        "facts": {k: facts["env"].get(k) for k in ("max_steps", "assets", "labels")},
-        "seed": config.seed,
-        "corruption_version": CORRUPTION_VERSION,
-    }
-    manifest = {
-        "schema": SCHEMA,
-        "fingerprint": fingerprint(comparable),
-        "comparable": comparable,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "level": config.level if config.conditions is None else "custom",
-        "suite": facts["suite"],
-        "tasks": facts["tasks"],
-        "cameras": facts["cameras"],
-        "env": facts["env"],
-        "policies": facts["policies"],
-        "baseline": config.baseline_name(),
-        "conditions": [c.id for c in conditions],
-        "clean_episodes": clean_episodes,
-        "episodes": condition_episodes,
-        "seed": config.seed,
-        "workers": config.workers,
-        "versions": package_versions(),
-        "commit": source_commit(),
-        "hardware": hardware(),
-        "commands": [list(command)],
-    }
-    if not (config.output / MANIFEST).exists():
-        if any(config.output.glob("episodes-*.jsonl")):
-            raise ResultsError(
-                f"{config.output} has result files but no {MANIFEST}. Choose another --output."
-            )
-        return manifest
-    old = read_manifest(config.output)
-    if old["fingerprint"] != manifest["fingerprint"]:
-        differing = [k for k in comparable if old.get("comparable", {}).get(k) != comparable[k]]
-        raise ResultsError(
-            f"{config.output} holds another run ({old['fingerprint']}, now {manifest['fingerprint']}): {differing} differ. "
-            "Choose another --output, or the old options to continue it."
-        )
-    for name, policy in old["policies"].items():
-        new = manifest["policies"].get(name)
-        if new is not None and new["checkpoint"] != policy["checkpoint"]:
-            raise ResultsError(
-                f"Policy {name!r} has changed since this run began (checkpoint {policy['checkpoint']}, now "
-                f"{new['checkpoint']}). Give it another name or choose another --output."
-            )
-    manifest["created"] = old["created"]
-    manifest["policies"] = {**old["policies"], **manifest["policies"]}
-    manifest["conditions"] = list(dict.fromkeys((*old["conditions"], *manifest["conditions"])))
-    manifest["tasks"] = {**old["tasks"], **manifest["tasks"]}
-    manifest["commands"] = [*old["commands"], *(c for c in manifest["commands"] if c not in old["commands"])]
-    return manifest
-
-
-def _write_manifest(config: EvalConfig, manifest: dict[str, Any]) -> None:
-    from multismolvla_eval.results import MANIFEST, write_json
-
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_json(config.output / MANIFEST, manifest)
-
-
 def _announce(
     config: EvalConfig,
     plan: Sequence[Episode],
@@ -273,6 +201,11 @@ def _announce(
         for condition in conditions:
             number = sum(e.condition == condition.id for e in plan)
             _say(f"{condition.id:34} {number:8d}  {describe(condition)}")
+    states = facts["env"].get("init_states")
+    if states is not None and max(e.episode for e in plan) >= states:
+        _say(
+            f"warning: there are {states} different initial states; further episodes repeat them with other policy noise."
+        )
     measured = [r["seconds"]["total"] for r in rows if "seconds" in r]
     seconds = sum(measured) / len(measured) if measured else NOMINAL_STEP_S * facts["env"]["max_steps"]
     hours = seconds * len(todo) / config.workers / 3600

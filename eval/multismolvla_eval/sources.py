@@ -29,6 +29,7 @@ class EnvironmentSource(Protocol):
         cameras: camera names as in observation keys.
         config: LeRobot's environment configuration, ``None`` if it has none (then only built-in policies work).
         action_dim: number of action components.
+        max_steps: steps after which an episode has failed.
     """
 
     suite: str
@@ -36,6 +37,7 @@ class EnvironmentSource(Protocol):
     cameras: tuple[str, ...]
     config: Any
     action_dim: int
+    max_steps: int
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest: modality origins, hash of the assets, step limit."""
@@ -104,13 +106,19 @@ class LeRobotSource:
         first = next(iter(self._envs.values()))
         self.cameras = tuple(_attribute(first, "cameras", ())) or _cameras_of(first)
         self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
+        self.max_steps = int(_attribute(first, "_max_episode_steps", 0))
+        if self.max_steps < 1:
+            raise ValueError(
+                f"The environment type {arguments.type!r} has no step limit (_max_episode_steps)."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
         first = next(iter(self._envs.values()))
         return {
             "type": self.config.type,
-            "max_steps": int(_attribute(first, "_max_episode_steps", 0)),
+            "max_steps": self.max_steps,
+            "init_states": _count_states(first),
             "fps": int(getattr(self.config, "fps", 0)),
             "streams": list(_attribute(first, "streams", ("rgb",))),
             "origins": dict(_attribute(first, "origins", {})),
@@ -152,6 +160,12 @@ class LeRobotSource:
 
 def _attribute(env: gym.Env, name: str, default: Any) -> Any:
     return getattr(env.unwrapped, name, default)
+
+
+def _count_states(env: gym.Env) -> int | None:
+    """Number of different initial states, where the environment knows it; LIBERO starts again after the last."""
+    states = _attribute(env, "_init_states", None)
+    return len(states) if states is not None else _attribute(env, "num_init_states", None)
 
 
 def _cameras_of(env: gym.Env) -> tuple[str, ...]:

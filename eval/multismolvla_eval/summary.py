@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from multismolvla.corruption import SEVERITIES, parse_condition
-from multismolvla.modalities import MODALITIES, default_view_map
+from multismolvla_eval.checks import Index, fairness_checks, reads_fault
 from multismolvla_eval.conditions import LEVELS, describe
 from multismolvla_eval.results import ResultsError, Row
 from multismolvla_eval.statistics import (
@@ -30,8 +30,6 @@ from multismolvla_eval.statistics import (
 
 #: A policy must reach this share of the baseline's clean success before its robustness is reported.
 GATE_SHARE = 0.5
-
-Index = dict[tuple[str, str], dict[tuple[int, int], Row]]
 
 
 def summarise(rows: Sequence[Row], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +63,7 @@ def summarise(rows: Sequence[Row], manifest: dict[str, Any]) -> dict[str, Any]:
         "cells": cells,
         "aggregates": {n: _aggregates(n, baseline, index, conditions) for n in names if reported[n]},
         "tasks": _tasks(names, conditions, index, manifest),
-        "checks": _checks(names, conditions, index, manifest),
+        "checks": fairness_checks(names, conditions, index, manifest),
         "causes": {
             n: dict(Counter(_cause(r) for r in rows if r["policy"] == n and not r["success"])) for n in names
         },
@@ -179,7 +177,7 @@ def _cell(
             "steps_to_success": _mean(r["steps_to_success"] for r in rows.values()),
             "time_outs": sum(_cause(r) == "time_out" for r in rows.values()),
             "clip": next((r["clip"] for r in rows.values() if r.get("clip")), None),
-            "reads_fault": _reads_fault(manifest["policies"][name].get("reads", []), condition_id, manifest),
+            "reads_fault": reads_fault(manifest["policies"][name].get("reads", []), condition_id, manifest),
         }
     return {
         "condition": condition_id,
@@ -188,23 +186,6 @@ def _cell(
         "results": results,
         "command": _command(condition_id, manifest),
     }
-
-
-def _faulted_keys(condition_id: str, manifest: dict[str, Any]) -> set[str]:
-    condition = parse_condition(condition_id)
-    views = default_view_map(tuple(manifest["cameras"]))
-    return {
-        views[camera][m]
-        for camera in views
-        for m in MODALITIES
-        if any(f.hits(camera, m) for f in condition.faults)
-    }
-
-
-def _reads_fault(reads: Sequence[str], condition_id: str, manifest: dict[str, Any]) -> bool | None:
-    """Whether a policy reads any faulted stream; ``None`` when unknown or nothing is faulted."""
-    keys = _faulted_keys(condition_id, manifest)
-    return bool(keys & set(reads)) if keys and reads else None
 
 
 def _adjust(cells: list[dict[str, Any]], names: Sequence[str]) -> None:
@@ -276,74 +257,6 @@ def _tasks(
                     cells[f"{name}|{condition}"] = [sum(r["success"] for r in rows), len(rows)]
         table.append({"task_id": int(task), "task": text, "cells": cells})
     return table
-
-
-def _checks(
-    names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """Proofs, from hashes, that arms are paired and that faults reach the policy.
-
-    ``starts``: episodes whose simulator state equals that of the same episode in every other arm. ``faults``: per policy
-    and condition, in how many episodes the faulted streams differ from the clean arm at the first frame (``reached``)
-    and all others do not (``rest_equal``), measured on what the encoder was given if the policy shows it, else on the
-    policy's input. A frozen picture cannot differ at the first frame, and what a policy does not read cannot reach it:
-    neither is counted.
-    """
-    starts: dict[tuple[int, int], set[str]] = defaultdict(set)
-    for cell in index.values():
-        for key, row in cell.items():
-            if row.get("start"):
-                starts[key].add(row["start"])
-    faults = []
-    for name in names:
-        for condition in conditions:
-            if any(f.type == "freeze" for f in parse_condition(condition).faults):
-                continue
-            if _reads_fault(manifest["policies"][name].get("reads", []), condition, manifest) is not False:
-                clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})
-                keys = _faulted_keys(condition, manifest)
-                outcomes = [
-                    o
-                    for k in cell.keys() & clean.keys()
-                    if (o := _reached(clean[k], cell[k], keys, condition))
-                ]
-                if outcomes:
-                    faults.append(
-                        {
-                            "policy": name,
-                            "condition": condition,
-                            "where": outcomes[0][2],
-                            "episodes": len(outcomes),
-                            "reached": sum(o[0] for o in outcomes),
-                            "rest_equal": sum(o[1] for o in outcomes),
-                        }
-                    )
-    return {
-        "starts": {"episodes": len(starts), "equal": sum(len(v) == 1 for v in starts.values())},
-        "faults": faults,
-    }
-
-
-def _reached(clean: Row, faulted: Row, keys: set[str], condition: str) -> tuple[bool, bool, str] | None:
-    """``(fault arrived, everything else equal, where)`` of one pair of episodes; ``None`` without hashes."""
-    before, after = clean.get("encoder"), faulted.get("encoder")
-    if before and after is not None:
-        hit = {f.modality for f in parse_condition(condition).faults} & before.keys()
-        rest = before.keys() - hit
-        return (
-            any(before[m] != after.get(m) for m in hit),
-            all(before[m] == after.get(m) for m in rest),
-            "encoder",
-        )
-    before, after = clean.get("door"), faulted.get("door")
-    if not before or not after or not keys & after.keys():
-        return None
-    own = {k for k in after if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)}
-    return (
-        any(before.get(k) != after[k] for k in keys & after.keys()),
-        all(before.get(k) == after[k] for k in after.keys() - own),
-        "input",
-    )
 
 
 def _command(condition_id: str, manifest: dict[str, Any]) -> str:

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN
-from multismolvla_eval import run
 from multismolvla_eval.checkpoints import resolve_checkpoint
+from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
-from multismolvla_eval.results import ResultsError, read_manifest, read_rows
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows, write_json
 from multismolvla_eval.rollout import derived_seed, run_episode
 from multismolvla_eval.run import evaluate, main
 from multismolvla_eval.summary import summarise
@@ -164,20 +164,21 @@ def test_foreign_results_are_refused(make_config):
         "policies": {"ours": {"checkpoint": "a"}},
     }  # fmt: skip
     config = make_config(policies=["ours=builtin:zero"])
-    manifest = run._manifest(config, facts, [CLEAN], 1, 1, [])
-    run._write_manifest(config, manifest)
-    assert run._manifest(config, facts, [CLEAN], 1, 1, [])["fingerprint"] == manifest["fingerprint"]
+    manifest = build_manifest(config, facts, [CLEAN], 1, 1, [])
+    config.output.mkdir()
+    write_json(config.output / "run.json", manifest)
+    assert build_manifest(config, facts, [CLEAN], 1, 1, [])["fingerprint"] == manifest["fingerprint"]
     config.seed = 1
     with pytest.raises(ResultsError, match=r"another run.*\['seed'\] differ"):
-        run._manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], 1, 1, [])
     config.seed = 0
     facts["policies"]["ours"]["checkpoint"] = "b"
     with pytest.raises(ResultsError, match="'ours' has changed since this run began"):
-        run._manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], 1, 1, [])
     (config.output / "episodes-0of1.jsonl").touch()
     (config.output / "run.json").unlink()
     with pytest.raises(ResultsError, match="result files but no run.json"):
-        run._manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], 1, 1, [])
 
 
 def test_dry_run_writes_no_results(make_config, capsys):

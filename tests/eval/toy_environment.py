@@ -62,7 +62,7 @@ class BlackOut(gym.ObservationWrapper):
 class ToySource:
     """See ``EnvironmentSource``."""
 
-    suite, cameras, config, action_dim = "toy", ("image",), None, 7
+    suite, cameras, config, action_dim, max_steps = "toy", ("image",), None, 7, MAX_STEPS
 
     def __init__(self, arguments) -> None:
         ids = [0, 1] if arguments.task_ids is None else arguments.task_ids
