@@ -80,6 +80,14 @@ def valid_key(key: str) -> str:
     return f"{key}_valid"
 
 
+def token_key(view: str, modality: str) -> str:
+    """Key of the cached token ids of a stream: int16 (N,) per frame, row-major, -1 = this token is absent.
+
+    Under ``observation.``, because LeRobot 0.6.1 drops all other keys on their way to the policy.
+    """
+    return f"observation.tokens.{view}.{modality}"
+
+
 def default_view_map(
     cameras: tuple[str, ...] = ("image", "image2"), modalities: tuple[str, ...] = MODALITIES
 ) -> ViewMap:

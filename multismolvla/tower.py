@@ -18,6 +18,9 @@ from .geometry import resize_continuous, resize_depth, resize_ids, to_square
 from .modalities import MODALITIES, Modality
 from .tokenizers import ImageTokenizer
 
+#: Id of a token that is not there.
+ABSENT = -1
+
 
 @dataclass
 class DoorInputs:
@@ -110,7 +113,8 @@ class MultimodalTower(nn.Module):
 
         Args:
             views: per view, modality -> canonical picture (see ``modalities.SPECS``); depth comes with its validity
-                under ``"depth_valid"`` (bool, optional: default all valid). A view may lack any modality.
+                under ``"depth_valid"`` (bool, optional: default all valid), cached ids int64 (B, N) under
+                ``ids_name(modality)`` and take precedence. A view may lack any modality.
             presence: bool (B, V, M), M in ``MODALITIES`` order, True = there.
 
         Returns:
@@ -120,7 +124,9 @@ class MultimodalTower(nn.Module):
         present: dict[str, Tensor] = {}
         for modality, domain in self.domains.items():
             m = MODALITIES.index(modality)
-            having = [v for v, streams in enumerate(views) if modality in streams]
+            having = [
+                v for v, streams in enumerate(views) if modality in streams or ids_name(modality) in streams
+            ]
             if not having or not presence[:, having, m].any():
                 continue
             pictures = [self._prepare(modality, views[v]) for v in having]
@@ -135,20 +141,15 @@ class MultimodalTower(nn.Module):
 
     def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """One modality of one view -> (pixels or ids, presence of its cells)."""
-        image = to_square(streams[modality], self.square)
         if modality == Modality.RGB:
-            pixels = resize_continuous(image, self.image_size)
+            pixels = resize_continuous(to_square(streams[modality], self.square), self.image_size)
             grid = self.grid(modality)
             return pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
-        if modality == Modality.SEG:
-            return self.tokenizers[modality].encode(resize_ids(image, self.image_size))
-        if modality == Modality.DEPTH:
-            valid = streams.get("depth_valid")
-            valid = (
-                torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, self.square)
-            )
-            return self.tokenizers[modality].encode(*resize_depth(image, valid, self.image_size))
-        return self.tokenizers[modality].encode(resize_continuous(image, self.image_size))
+        if ids_name(modality) in streams:
+            ids = streams[ids_name(modality)].unflatten(-1, self.grid(modality))
+        else:
+            ids = tokenize_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
+        return ids.clamp_min(0), ids != ABSENT
 
     def forward(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> TowerOutput:
         """Encode all views at once; arguments as :meth:`door`."""
@@ -180,6 +181,38 @@ class MultimodalTower(nn.Module):
     def num_globals(self) -> int:
         """Global tokens per view."""
         return sum(self.grid(m)[0] for m in self.domains if self.is_global(m))
+
+
+def ids_name(modality: str) -> str:
+    """Name under which a view carries cached token ids of a modality."""
+    return f"{modality}_ids"
+
+
+def tokenize_view(
+    modality: str, streams: Mapping[str, Tensor], tokenizer: ImageTokenizer, image_size: int, square: str
+) -> Tensor:
+    """Token ids of one canonical stream, the same live and when they are cached.
+
+    Args:
+        modality: depth, seg or thermal.
+        streams: the view's canonical pictures, see :meth:`MultimodalTower.door`.
+        tokenizer: of that modality.
+        image_size: side in pixels at which the picture is tokenized.
+        square: see :func:`multismolvla.geometry.to_square`.
+
+    Returns:
+        int64 (B, h, w); ``ABSENT`` where there is no token (no valid depth).
+    """
+    image = to_square(streams[modality], square)
+    if modality == Modality.SEG:
+        ids, there = tokenizer.encode(resize_ids(image, image_size))
+    elif modality == Modality.DEPTH:
+        valid = streams.get("depth_valid")
+        valid = torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, square)
+        ids, there = tokenizer.encode(*resize_depth(image, valid, image_size))
+    else:
+        ids, there = tokenizer.encode(resize_continuous(image, image_size))
+    return torch.where(there, ids, ABSENT)
 
 
 def _spread(x: Tensor, having: list[int], num_views: int) -> Tensor:

@@ -64,7 +64,6 @@ def cache_tokens(cfg: TokensConfig) -> Path:
         _check_same(cfg)
         logger.info("%s is complete already.", cfg.output)
         return cfg.output
-    source = json.loads((cfg.dataset / "meta/info.json").read_text())
     name = cfg.repo_id or f"local/{cfg.dataset.name}_tokens"
     data = LeRobotDataset(
         f"local/{cfg.dataset.name}", root=cfg.dataset, depth_output_unit="m", return_uint8=True
@@ -85,7 +84,7 @@ def cache_tokens(cfg: TokensConfig) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     drop = None if cfg.keep_pictures else sorted(streams.values())
     modify_features(data, add_features=added, remove_features=drop, output_dir=partial, repo_id=name)
-    _carry_info(source, partial / "meta/info.json")
+    _carry_metadata(cfg.dataset, partial)
     partial.rename(cfg.output)
     return cfg.output
 
@@ -145,11 +144,11 @@ def _check_same(cfg: TokensConfig) -> None:
                 )
 
 
-def _carry_info(source: dict[str, Any], path: Path) -> None:
-    """Keep what the source's info says beyond LeRobot's own fields (origins, label set, suite)."""
-    info = json.loads(path.read_text())
-    info |= {k: v for k, v in source.items() if k not in info}
-    path.write_text(json.dumps(info, indent=4))
+def _carry_metadata(source: Path, target: Path) -> None:
+    """Keep the recorder's own metadata (suite, label set, origins, initial states) with the derived dataset."""
+    own = source / "meta" / "multismolvla.json"
+    if own.is_file():
+        shutil.copy2(own, target / "meta" / own.name)
 
 
 def main() -> None:

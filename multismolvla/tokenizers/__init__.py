@@ -4,6 +4,7 @@
 and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same interface.
 """
 
+from multismolvla.tokenizers.factory import TOKENIZER_FAMILIES, make_tokenizers
 from multismolvla.tokenizers.interface import ImageTokenizer
 from multismolvla.tokenizers.structured import structured_token_embedding
 from multismolvla.tokenizers.weight_free import (
@@ -14,10 +15,12 @@ from multismolvla.tokenizers.weight_free import (
 )
 
 __all__ = [
+    "TOKENIZER_FAMILIES",
     "ImageTokenizer",
     "PatchDepthTokenizer",
     "QuadrantSegTokenizer",
     "ThermalGridTokenizer",
     "WeightFreeTokenizer",
+    "make_tokenizers",
     "structured_token_embedding",
 ]

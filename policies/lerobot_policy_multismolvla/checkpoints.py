@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -51,7 +52,7 @@ def load_base_checkpoint(model: nn.Module, source: str) -> None:
         ValueError: the keys or shapes differ.
     """
     path = resolve_weights(source)
-    state = {k.removeprefix("model."): v for k, v in load_file(path).items()}
+    state = {k.removeprefix("model."): v for k, v in read_weights(path).items()}
     own = model.state_dict()
     # lm_head is tied away or unused in some exports (lerobot 0.6.1 never calls it)
     optional = {k for k in own if k.endswith("lm_head.weight")}
@@ -71,6 +72,21 @@ def load_base_checkpoint(model: nn.Module, source: str) -> None:
             "first go through `python -m lerobot.processor.migrate_policy_normalization`."
         )
     model.load_state_dict(state, strict=False)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is truncated or no safetensors file, as a full disk or a broken download leaves it.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        size = Path(path).stat().st_size
+        raise ValueError(
+            f"{path} ({size} bytes) is truncated or no safetensors file: {e}. Fetch it again, or resume from an earlier checkpoint."
+        ) from e
 
 
 def resolve_weights(source: str) -> Path:

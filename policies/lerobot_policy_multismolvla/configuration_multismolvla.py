@@ -6,7 +6,9 @@ policy is in here and therefore in ``config.json``; the frozen encoder is named 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -21,12 +23,15 @@ from multismolvla.modalities import (
     ViewMap,
     default_view_map,
     padding_mask_key,
+    token_key,
     validate_view_map,
 )
+from multismolvla.tokenizers import TOKENIZER_FAMILIES
+
+logger = logging.getLogger(__name__)
 
 TOWERS = ("fourm", "siglip", "siglip+fourm")
 STAGES = ("connector", "robust")
-TOKENIZER_FAMILIES = ("patch",)
 DEPTH_UNITS = ("m", "mm")
 _VISUAL_CHANNELS = {Modality.RGB: (3,), Modality.DEPTH: (1,), Modality.SEG: (1, 3), Modality.THERMAL: (1, 3)}
 
@@ -193,10 +198,69 @@ class MultiSmolVLAConfig(SmolVLAConfig):
                 self._check_channels(key, view, modality, features[key])
         # in the order of the view map: upstream walks the features, we walk the views, and the two are compared
         pictures = {key: features[key] for key in declared if key in features}
-        # recorded presence flags are typed STATE (lerobot 0.6.1) and would be normalised into nonsense
-        flags = {padding_mask_key(key) for key in declared}
+        pictures |= self._pictures_known_by_their_tokens(features)
+        # recorded presence flags and cached ids are typed STATE (lerobot 0.6.1) and would be normalised into nonsense
+        flags = {padding_mask_key(key) for key in declared} | set(self.token_keys())
         others = {k: f for k, f in features.items() if f.type is not FeatureType.VISUAL and k not in flags}
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
+
+    def _pictures_known_by_their_tokens(self, features: dict[str, PolicyFeature]) -> dict[str, PolicyFeature]:
+        """Streams of which the data hold cached ids only; at run time their pictures are expected."""
+        found = {}
+        for token, (view, modality) in self.token_keys().items():
+            key = self.views[view][modality]
+            if token in features and key not in features:
+                side = self.image_size
+                shape = (_VISUAL_CHANNELS[Modality(modality)][0], side, side)
+                found[key] = PolicyFeature(FeatureType.VISUAL, shape)
+        return found
+
+    def set_dataset_feature_metadata(self, features: dict[str, dict[str, Any]]) -> None:
+        """Check cached ids against this configuration; called by LeRobot's policy factory before the features are typed.
+
+        Raises:
+            ValueError: the ids were made with other tokenizers, sizes or labels than this policy uses at run time.
+        """
+        cached = {k: f for k, f in features.items() if k in self.token_keys()}
+        for key, feature in cached.items():
+            view, modality = self.token_keys()[key]
+            info = feature.get("info") or {}
+            for name, value in self.token_recipe(view).items():
+                if info.get(name) != value:
+                    raise ValueError(
+                        f"{key}: the dataset's ids were made with {name}={info.get(name)!r}, this policy uses {value!r}. Make them anew "
+                        f"with `multismolvla-tokens`, or set the policy's option accordingly."
+                    )
+        if cached:
+            logger.info("Training reads cached token ids of %s.", ", ".join(sorted(cached)))
+
+    def token_recipe(self, view: str) -> dict[str, Any]:
+        """What decides which ids a picture of ``view`` becomes; stored beside cached ids."""
+        return {
+            "tokenizers": self.tokenizers,
+            "image_size": self.image_size,
+            "square": self.square,
+            "num_labels": self.num_labels,
+            "half_turns": self.half_turns.get(view, 0),
+        }
+
+    def token_keys(self) -> dict[str, tuple[str, str]]:
+        """Key of cached ids -> (view, modality), for every declared stream that is tokenized."""
+        return {
+            token_key(view, m): (view, m)
+            for view, streams in self.views.items()
+            for m in streams
+            if m != Modality.RGB
+        }
+
+    @property
+    def observation_delta_indices(self) -> None:
+        """No observation history.
+
+        Upstream's ``[0]`` means the same, but makes LeRobot 0.6.1 decode every picture of the frame once more per
+        observation key: ten times the work for eight streams.
+        """
+        return
 
     @staticmethod
     def _check_channels(key: str, view: str, modality: str, feature: PolicyFeature) -> None:

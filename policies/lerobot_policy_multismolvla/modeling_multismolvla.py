@@ -20,9 +20,9 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from multismolvla.dropout import dropout_probability, sample_presence, step_generator
-from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, valid_key
+from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, token_key, valid_key
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
-from multismolvla.tower import DoorInputs
+from multismolvla.tower import DoorInputs, ids_name
 
 from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint
 from .configuration_multismolvla import MultiSmolVLAConfig
@@ -82,7 +82,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._teacher: tuple[nn.Module, nn.Module] | None = None
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
         restoring = restoring or config.pretrained_path is not None
-        needs_teacher = config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
+        needs_teacher = (
+            config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
+        )
         if config.base_checkpoint and (needs_teacher or not restoring):
             load_base_checkpoint(self.model, config.base_checkpoint)
         elif needs_teacher:
@@ -126,7 +128,12 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         cfg = self.config
         if cfg.curriculum_stage != cfg.stage:
             cfg.curriculum_stage, cfg.curriculum_step = cfg.stage, 0
-        if cfg.uses_fourm and cfg.stage == "robust" and cfg.dropout_mode != "none" and cfg.curriculum_steps <= 0:
+        if (
+            cfg.uses_fourm
+            and cfg.stage == "robust"
+            and cfg.dropout_mode != "none"
+            and cfg.curriculum_steps <= 0
+        ):
             logger.warning(
                 "--policy.curriculum_steps is not set: training this stage will fail. Set it to --steps, or "
                 "--policy.dropout_mode=none."
@@ -158,7 +165,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if isinstance(batch, _Prepared):
             return batch.visual
         if not self.config.uses_fourm:
-            return super().prepare_images(_without(batch, set(self.config.image_features) - set(self.config.rgb_keys)))
+            return super().prepare_images(
+                _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
+            )
         available = self.availability(batch)
         return self.visual_tokens(batch, self._drop(available))
 
@@ -169,10 +178,12 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         state = batch[OBS_STATE]
         cfg = self.config
-        there = torch.zeros(len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device)
-        for v, streams in enumerate(cfg.views.values()):
+        there = torch.zeros(
+            len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device
+        )
+        for v, (view, streams) in enumerate(cfg.views.items()):
             for modality, key in streams.items():
-                if key in batch:
+                if key in batch or token_key(view, modality) in batch:
                     mask = batch.get(padding_mask_key(key))
                     there[:, v, MODALITIES.index(modality)] = True if mask is None else mask.bool()
         return self._kill_derived(there)
@@ -190,9 +201,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if not self.training or cfg.stage != "robust" or cfg.dropout_mode == "none":
             return available
         generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank())
-        presence = sample_presence(
-            available, self.dropout_p, generator, complete_share=cfg.dropout_complete
-        )
+        presence = sample_presence(available, self.dropout_p, generator, complete_share=cfg.dropout_complete)
         return self._kill_derived(presence)
 
     @property
@@ -211,11 +220,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     def visual_tokens(self, batch: dict[str, Tensor], presence: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Run tower and bridge for given presence (B, V, M); result as :meth:`prepare_images`."""
-        views = [self._streams(batch, streams) for streams in self.config.views.values()]
+        views = [self._streams(batch, view) for view in self.config.views]
         door = self.model.tower.door(views, presence)
         self.door = door
         num_views = len(views)
-        extra: list[tuple[Tensor, Tensor]] = []  # global tokens, masked apart from the grid tokens of their view
+        extra: list[
+            tuple[Tensor, Tensor]
+        ] = []  # global tokens, masked apart from the grid tokens of their view
         if not door.inputs:
             shape = (len(presence), num_views, self.model.bridge_tokens, self.model.text_width)
             tokens = torch.zeros(shape, device=presence.device)
@@ -228,14 +239,23 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             alive = alive.unflatten(0, (-1, num_views))  # (B, V)
             if global_tokens is not None:
                 per_view = global_tokens.unflatten(0, (-1, num_views)).unbind(1)
-                extra = list(zip(per_view, encoded.globals_present.unflatten(0, (-1, num_views)).unbind(1), strict=True))
+                extra = list(
+                    zip(
+                        per_view, encoded.globals_present.unflatten(0, (-1, num_views)).unbind(1), strict=True
+                    )
+                )
         if self.config.vision_tower == "siglip+fourm":
             tokens, alive = self._beside_siglip(batch, tokens, alive, presence)
         return [*tokens.unbind(1), *[t for t, _ in extra]], [*alive.unbind(1), *[m for _, m in extra]]
 
-    @staticmethod
-    def _streams(batch: dict[str, Tensor], streams: dict[str, str]) -> dict[str, Tensor]:
+    def _streams(self, batch: dict[str, Tensor], view: str) -> dict[str, Tensor]:
+        """Canonical pictures of a view, and cached ids where the batch has them instead."""
+        streams = self.config.views[view]
         out = {m: batch[key] for m, key in streams.items() if key in batch}
+        for modality in streams:
+            ids = batch.get(token_key(view, modality))
+            if ids is not None:
+                out[ids_name(modality)] = ids.flatten(1).to(torch.int64)
         depth = streams.get(Modality.DEPTH)
         if depth in batch:
             valid = batch.get(valid_key(depth))
@@ -251,7 +271,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self, batch: dict[str, Tensor], tokens: Tensor, alive: Tensor, presence: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone."""
-        images, _ = super().prepare_images(_without(batch, set(self.config.image_features) - set(self.config.rgb_keys)))
+        images, _ = super().prepare_images(
+            _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
+        )
         rgb_views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
         seen = presence[:, :, MODALITIES.index(Modality.RGB)]
         out = tokens.clone()
@@ -264,7 +286,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     # -- losses ---------------------------------------------------------------------------------------------------
 
     def forward(
-        self, batch: dict[str, Tensor], noise: Tensor | None = None, time: Tensor | None = None, reduction: str = "mean"
+        self,
+        batch: dict[str, Tensor],
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        reduction: str = "mean",
     ) -> tuple[Tensor, dict[str, Any]]:
         """Training loss of the current stage; arguments and result as upstream's.
 
@@ -344,11 +370,16 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def teacher_tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """SigLIP-after-connector of the clean pictures: (B, V_rgb, N, D) and masks bool (B, V_rgb)."""
         if self._teacher is None:
-            raise RuntimeError("There is no teacher: it exists in stage 'connector' with align_weight > 0 only.")
+            raise RuntimeError(
+                "There is no teacher: it exists in stage 'connector' with align_weight > 0 only."
+            )
         clean = _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
         images, masks = SmolVLAPolicy.prepare_images(self, clean)
         vision, connector = (m.to(images[0].device) for m in self._teacher)
-        tokens = [connector(vision(pixel_values=i.to(vision.dtype), patch_attention_mask=None).last_hidden_state) for i in images]
+        tokens = [
+            connector(vision(pixel_values=i.to(vision.dtype), patch_attention_mask=None).last_hidden_state)
+            for i in images
+        ]
         return torch.stack(tokens, 1), torch.stack(masks, 1)
 
     def _alignment(self, batch, tokens, alive, target):
@@ -368,9 +399,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """LoRA on language model, expert and state/action projections; the bridge is trained in full and saved."""
         projections = "state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out"
         layers = r"(q|k|v|o|gate|up|down)_proj"
-        targets = (
-            rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
-        )
+        targets = rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
         saved = ["bridge"] if self.config.uses_fourm else []
         return {"target_modules": targets, "modules_to_save": saved}
 
@@ -386,7 +415,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super()._save_pretrained(save_directory, {k: v for k, v in state.items() if not is_frozen_key(k)})
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any):
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
+    ):
         """Load strictly: the frozen tower must be the only thing the file does not hold.
 
         Raises:

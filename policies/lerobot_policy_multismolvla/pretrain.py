@@ -20,11 +20,11 @@ import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,17 @@ class Frames:
     depth: Tensor  # float32 (R, 1, S, S) metres, 0 = invalid
     seg: Tensor  # uint8 (R, 1, S, S)
     thermal: Tensor  # uint8 (R, 1, S, S)
+    state: Tensor  # float32 (R / V, 8), raw
+    task: list[str]  # instruction per frame
 
     def __len__(self) -> int:
-        return len(self.rgb)
+        """Number of frames, each with V consecutive rows in the pictures."""
+        return len(self.task)
+
+    def rows(self, frames: Tensor) -> Tensor:
+        """Picture rows of the given frames, views adjacent."""
+        views = len(self.rgb) // len(self)
+        return (frames[:, None] * views + torch.arange(views)).flatten()
 
 
 def load_frames(cfg: PretrainConfig) -> Frames:
@@ -79,7 +87,6 @@ def load_frames(cfg: PretrainConfig) -> Frames:
     Raises:
         ValueError: the dataset lacks a modality or has another picture size.
     """
-    import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     from tqdm import tqdm
 
@@ -94,8 +101,11 @@ def load_frames(cfg: PretrainConfig) -> Frames:
     count = min(cfg.max_frames, len(data))
     rows = torch.linspace(0, len(data) - 1, count).long().tolist()
     parts: dict[str, list[Tensor]] = {"": [], "_depth": [], "_seg": [], "_thermal": []}
+    states, tasks = [], []
     for row in tqdm(rows, desc="decode frames", unit="frame"):
         item = data[row]
+        states.append(item["observation.state"].float())
+        tasks.append(item["task"])
         for cam in cfg.cameras:
             for suffix, store in parts.items():
                 picture = item[f"observation.images.{cam}{suffix}"]
@@ -105,11 +115,11 @@ def load_frames(cfg: PretrainConfig) -> Frames:
                     )
                 store.append(picture if suffix == "" else picture[:1])
     as_u8 = {k: torch.stack(v) for k, v in parts.items()}
-    return Frames(_u8(as_u8[""]), as_u8["_depth"].float(), _u8(as_u8["_seg"]), _u8(as_u8["_thermal"]))
+    pictures = (_u8(as_u8[""]), as_u8["_depth"].float(), _u8(as_u8["_seg"]), _u8(as_u8["_thermal"]))
+    return Frames(*pictures, torch.stack(states), tasks)
 
 
 def _u8(x: Tensor) -> Tensor:
-    import torch
 
     return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
 
@@ -118,18 +128,18 @@ class CellHeads:
     """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training."""
 
     def __init__(self, dim: int, labels: int, patch: int, generator: torch.Generator):
-        import torch
-        from torch import nn
 
         self.labels = labels
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            self.net: nn.Module = nn.Linear(dim, 4 * labels + 4 + 4 + 12)  # labels, depth, temperature, colour of 4 quadrants
+            self.net: nn.Module = nn.Linear(
+                dim, 4 * labels + 4 + 4 + 12
+            )  # labels, depth, temperature, colour of 4 quadrants
 
-    def loss(self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss of (R, N, D) features against per-quadrant targets (R, N, 4[, C])."""
-        import torch.nn.functional as F  # noqa: N812
-
         out = self.net(features)
         label, depth, heat, colour = out.split([4 * self.labels, 4, 4, 12], dim=-1)
         label = label.unflatten(-1, (4, self.labels))
@@ -155,9 +165,6 @@ def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid:
     Returns:
         ``seg`` int64 (R, N, 4), ``depth`` and ``thermal`` float (R, N, 4), ``rgb`` float (R, N, 12).
     """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
     side = 2 * grid
 
     def quadrants(x: Tensor) -> Tensor:  # (R, C, 2g, 2g) -> (R, N, 4 * C)
@@ -178,22 +185,30 @@ def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid:
 
 def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     """Run the stage; see the module's docstring. Returns the log of the last steps."""
-    import torch
     from tqdm import trange
 
     generator = torch.Generator().manual_seed(cfg.seed)
     torch.manual_seed(cfg.seed)
     frames = load_frames(cfg)
     tower, policy = _build(cfg, generator)
-    vision = policy.model.vlm_with_expert.get_vlm_model().vision_model
     grid = cfg.image_size // cfg.patch_size
     heads = {
         "fourm": CellHeads(cfg.dim, cfg.num_labels, cfg.patch_size, generator),
         "siglip": CellHeads(cfg.vision_width, cfg.num_labels, cfg.patch_size, generator),
     }
     fusion = _fusion(cfg, grid)
-    trained = [tower.encoder, vision, fusion, heads["fourm"].net, heads["siglip"].net]
-    parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
+    language = LanguageHalf(cfg, policy, frames)
+    trained = [
+        tower.encoder,
+        fusion,
+        heads["fourm"].net,
+        heads["siglip"].net,
+        policy.model.vlm_with_expert.vlm.model,
+    ]
+    trained += [policy.model.state_proj, language.grounding]
+    parameters = [p for m in trained for p in m.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)  # upstream freezes the last layer, which the action loss cannot reach
     optimizer = torch.optim.AdamW(parameters, cfg.lr, weight_decay=0.01)
     warmup = max(1, min(50, cfg.steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -203,17 +218,19 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     history: list[dict[str, float]] = []
     bar = trange(cfg.steps, desc="pretrain towers", unit="step")
     for step in bar:
-        rows = torch.randint(len(frames), (2 * cfg.batch_size,), generator=generator)
+        chosen = torch.randint(len(frames), (cfg.batch_size,), generator=generator)
+        rows = frames.rows(chosen)
         rgb, depth = frames.rgb[rows].float() / 255, frames.depth[rows]
         seg, thermal = frames.seg[rows].long(), frames.thermal[rows].float() / 255
         target = cell_targets(rgb, depth, seg, thermal, grid)
         views = [{"rgb": rgb, "depth": depth, "depth_valid": depth > 0.011, "seg": seg, "thermal": thermal}]
         fourm = fused_features(tower, fusion, views, generator)
         loss_f, log_f = heads["fourm"].loss(fourm, target, weight)
-        siglip = vision(pixel_values=rgb * 2 - 1, patch_attention_mask=None).last_hidden_state
+        siglip, loss_g, where_error = language.loss(chosen, rgb, seg)
         loss_s, log_s = heads["siglip"].loss(siglip, target, weight)
+        log_s["where_error"] = where_error
         optimizer.zero_grad()
-        (loss_f + loss_s).backward()
+        (loss_f + loss_s + loss_g).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -226,10 +243,51 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     return {"history": history}
 
 
-def fused_features(tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]], generator: torch.Generator) -> Tensor:
-    """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
-    import torch
+class LanguageHalf:
+    """Instruction, state and pictures of a batch -> grounding loss through SigLIP, connector and language model."""
 
+    def __init__(self, cfg: PretrainConfig, policy: Any, frames: Frames):
+        from transformers import AutoTokenizer
+
+        from .grounding import Grounding, named_labels
+
+        self.model = policy.model
+        self.views = len(cfg.cameras)
+        self.grounding = Grounding(cfg.text_width, self.views)
+        tokenizer = AutoTokenizer.from_pretrained(cfg.output / "vlm")
+        texts = sorted(set(frames.task))
+        encoded = tokenizer(
+            [t + "\n" for t in texts], padding=True, padding_side="right", return_tensors="pt"
+        )
+        self.task = torch.tensor([texts.index(t) for t in frames.task])
+        self.tokens, self.mask = encoded["input_ids"], encoded["attention_mask"].bool()
+        self.wanted = torch.tensor([named_labels(t) for t in texts])
+        std, mean = torch.std_mean(frames.state, dim=0)
+        state = (frames.state - mean) / std.clamp_min(1e-6)
+        self.state = F.pad(state, (0, policy.config.max_state_dim - state.shape[1]))
+
+    def loss(self, chosen: Tensor, rgb: Tensor, seg: Tensor) -> tuple[Tensor, Tensor, float]:
+        """SigLIP's features (R, N, D) on the way, the grounding loss, and the mean position error in sides of the picture."""
+        from .grounding import centroids, prefix_state
+
+        seen: list[Tensor] = []
+        vision = self.model.vlm_with_expert.get_vlm_model().vision_model
+        handle = vision.register_forward_hook(lambda _m, _i, out: seen.append(out.last_hidden_state))
+        task = self.task[chosen]
+        images = [2 * rgb[v :: self.views] - 1 for v in range(self.views)]
+        try:
+            hidden = prefix_state(self.model, images, self.tokens[task], self.mask[task], self.state[chosen])
+        finally:
+            handle.remove()
+        where, visible = centroids(seg[:, 0].unflatten(0, (-1, self.views)), self.wanted[task])
+        loss, error = self.grounding(hidden, where, visible)
+        return torch.stack(seen, 1).flatten(0, 1), loss, error
+
+
+def fused_features(
+    tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]], generator: torch.Generator
+) -> Tensor:
+    """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
     from multismolvla.dropout import sample_presence
     from multismolvla.modalities import MODALITIES
 
@@ -248,7 +306,6 @@ def fused_features(tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]]
 
 
 def _class_weight(frames: Frames, labels: int) -> Tensor:
-    import torch
 
     counts = torch.bincount(frames.seg[::7].flatten().long(), minlength=labels).float()
     return (counts.sum() / counts.clamp_min(1)).pow(0.5).clamp_max(30.0) / 3.0
@@ -280,7 +337,6 @@ def mini_fourm_config(cfg: PretrainConfig) -> Any:
 
 def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
     """The tiny 4M tower and an upstream SmolVLA policy around the tiny VLM folder."""
-    import torch
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     from multismolvla.fourm import FourMEncoder
@@ -323,7 +379,9 @@ def _smolvla_config(cfg: PretrainConfig) -> Any:
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
     side = cfg.image_size
-    cams = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for c in cfg.cameras}
+    cams = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for c in cfg.cameras
+    }
     return SmolVLAConfig(
         vlm_model_name=str(cfg.output / "vlm"),
         load_vlm_weights=False,
@@ -352,7 +410,10 @@ def _write(cfg: PretrainConfig, tower: Any, policy: Any, history: list[dict[str,
     policy.save_pretrained(cfg.output / "smolvla_init")
     for pipeline in make_smolvla_pre_post_processors(policy.config, stats):
         pipeline.save_pretrained(cfg.output / "smolvla_init")
-    report = {"config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(cfg).items()}, "history": history}
+    report = {
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(cfg).items()},
+        "history": history,
+    }
     (cfg.output / DONE).write_text(json.dumps(report, indent=1))
 
 

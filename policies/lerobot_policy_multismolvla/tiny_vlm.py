@@ -88,6 +88,7 @@ def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
             "head_dim": head,
             "vocab_size": vocab,
             "max_position_embeddings": 1024,
+            "initializer_range": 0.1,
             "pad_token_id": 0,
         },
         vision_config={

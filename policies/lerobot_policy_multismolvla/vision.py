@@ -4,51 +4,11 @@ from __future__ import annotations
 
 from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
 from multismolvla.fourm import FourMEncoder
-from multismolvla.modalities import Modality
-from multismolvla.tokenizers import (
-    ImageTokenizer,
-    PatchDepthTokenizer,
-    QuadrantSegTokenizer,
-    ThermalGridTokenizer,
-)
+from multismolvla.tokenizers import make_tokenizers
 from multismolvla.tower import MultimodalTower
 
 from .checkpoints import tensors_hash
 from .configuration_multismolvla import MultiSmolVLAConfig
-
-
-def build_tokenizers(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> dict[str, ImageTokenizer]:
-    """Tokenizers for the tower's modalities, checked against the encoder's grids and vocabularies.
-
-    Raises:
-        ValueError: a tokenizer's grid or vocabulary does not fit the encoder's domain.
-    """
-    made: dict[str, ImageTokenizer] = {}
-    for modality in cfg.tower_modalities:
-        if modality == Modality.RGB:
-            continue
-        domain = cfg.domains[modality]
-        info = encoder.modality(domain)
-        if info.grid is None:
-            raise ValueError(
-                f"The {cfg.tokenizers!r} tokenizer for {modality} needs a domain with a grid; {domain!r} has none."
-            )
-        side = info.grid[0]
-        tokenizer: ImageTokenizer
-        if modality == Modality.DEPTH:
-            tokenizer = PatchDepthTokenizer(grid=side)
-        elif modality == Modality.SEG:
-            tokenizer = QuadrantSegTokenizer(grid=side, num_labels=cfg.num_labels)
-        else:
-            tokenizer = ThermalGridTokenizer(grid=side)
-        if info.vocab is None or tokenizer.vocab_size > info.vocab:
-            raise ValueError(
-                f"The {cfg.tokenizers!r} tokenizer for {modality} makes ids up to {tokenizer.vocab_size - 1}, but the encoder's "
-                f"{domain!r} knows {info.vocab}. The weight-free tokenizers belong to the mini preset's encoder; "
-                "official 4M-21 weights need the official tokenizers."
-            )
-        made[modality] = tokenizer
-    return made
 
 
 def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
@@ -67,7 +27,9 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
             f"The encoder at {cfg.encoder!r} hashes to {found[:12]}…, but this policy was trained with {cfg.encoder_hash[:12]}…. "
             "Point --policy.encoder at the original weights, or set --policy.encoder_hash=null to retrain the connector."
         )
-    return MultimodalTower(encoder, domains, build_tokenizers(cfg, encoder), cfg.image_size, cfg.square)
+    infos = {m: encoder.modality(d) for m, d in domains.items()}
+    tokenizers = make_tokenizers(cfg.tokenizers, infos, cfg.num_labels)
+    return MultimodalTower(encoder, domains, tokenizers, cfg.image_size, cfg.square)
 
 
 def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) -> VisualBridge:

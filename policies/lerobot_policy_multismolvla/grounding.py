@@ -1,0 +1,113 @@
+"""Grounding for the tiny language model of the mini preset: where in the pictures is what the instruction names?
+
+SmolVLM2 arrives knowing how to find a named thing in a picture; a random language model does not, and through the action loss
+alone it takes tens of thousands of samples to learn it. This is the language half of the mini preset's stand-in for
+pre-training; targets are centroids of segmentation labels, so nothing but the recorded frames is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lerobot.policies.common.vla_utils import make_att_2d_masks
+from torch import Tensor, nn
+
+from multismolvla.modalities import MINI_LABELS
+
+
+def named_labels(instruction: str, labels: Sequence[str] = MINI_LABELS) -> list[int]:
+    """Ids of the labels that an instruction names, in the order of the words, then the gripper's.
+
+    Args:
+        instruction: e.g. ``"put the cube in the basket"``.
+        labels: the label set.
+
+    Returns:
+        e.g. ``[3, 5, 2]``.
+
+    Raises:
+        ValueError: it does not name exactly two labels (what to take and where to put it).
+    """
+    words = instruction.lower().replace(".", "").split()
+    named = [labels.index(w) for w in words if w in labels and w != "gripper"]
+    if len(named) != 2:
+        raise ValueError(
+            f"Instruction {instruction!r} names {[labels[i] for i in named]} of the label set {list(labels)}. The mini preset's "
+            "pre-training expects two: what to take and where to put it."
+        )
+    return [*named, labels.index("gripper")]
+
+
+def centroids(seg: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean position of labels in label pictures.
+
+    Args:
+        seg: int64 (B, V, S, S).
+        wanted: int64 (B, K), labels to find.
+
+    Returns:
+        Positions (B, V, K, 2), x then y in [-1, 1], 0 where unseen, and visibility bool (B, V, K).
+    """
+    side = seg.shape[-1]
+    axis = torch.linspace(-1, 1, side, device=seg.device)
+    mask = (seg[:, :, None] == wanted[:, None, :, None, None]).float()  # (B, V, K, S, S)
+    mass = mask.sum((-1, -2))
+    x = (mask.sum(-2) * axis).sum(-1) / mass.clamp_min(1)
+    y = (mask.sum(-1) * axis).sum(-1) / mass.clamp_min(1)
+    return torch.stack([x, y], -1), mass > 0
+
+
+class Grounding(nn.Module):
+    """Head on the language model's last prefix token: position and visibility of the named things in each view.
+
+    Args:
+        width: hidden size of the language model.
+        views: number of views V.
+        things: number of named labels K.
+    """
+
+    def __init__(self, width: int, views: int, things: int = 3):
+        super().__init__()
+        self.shape = (views, things, 3)
+        self.head = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, views * things * 3)
+        )
+
+    def forward(self, hidden: Tensor, where: Tensor, visible: Tensor) -> tuple[Tensor, float]:
+        """Loss of hidden states (B, width) against :func:`centroids`, and the mean error in shares of the picture's side."""
+        out = self.head(hidden).unflatten(-1, self.shape)  # (B, V, K, 3)
+        seen = visible[..., None].float()
+        error = (out[..., :2] - where).abs() * seen
+        position = (
+            F.smooth_l1_loss(out[..., :2], where, reduction="none", beta=0.1) * seen
+        ).sum() / seen.sum().clamp_min(1)
+        presence = F.binary_cross_entropy_with_logits(out[..., 2], visible.float())
+        return 2 * position + 0.2 * presence, (error.sum() / (4 * seen.sum()).clamp_min(1)).item()
+
+
+def prefix_state(model: Any, images: list[Tensor], tokens: Tensor, mask: Tensor, state: Tensor) -> Tensor:
+    """Run upstream's prefix (pictures, language, state) through the language model alone.
+
+    Args:
+        model: upstream's ``VLAFlowMatching``.
+        images: per view float (B, 3, S, S) in [-1, 1].
+        tokens: int64 (B, L).
+        mask: bool (B, L).
+        state: float (B, max_state_dim), normalised.
+
+    Returns:
+        Hidden state (B, width) of the last token (the state token, which sees everything).
+    """
+    there = [torch.ones(len(state), dtype=torch.bool, device=state.device)] * len(images)
+    embs, pad, att = model.embed_prefix(images, there, tokens, mask, state=state)
+    outputs, _ = model.vlm_with_expert.forward(
+        attention_mask=make_att_2d_masks(pad, att),
+        position_ids=torch.cumsum(pad, dim=1) - 1,
+        past_key_values=None,
+        inputs_embeds=[embs, None],
+        use_cache=True,  # upstream's prefill path: the prefix attends to itself in every layer
+    )
+    return outputs[0][:, -1]
