@@ -1,0 +1,147 @@
+"""Stage 0 of the mini preset on a tiny dataset: folders in the official formats, and the marker last."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from tiny_dataset import EPISODES, FRAMES
+from tiny_policy import SIDE
+
+from lerobot_policy_multismolvla import pretrain as stage
+from lerobot_policy_multismolvla.pretrain import (
+    DONE,
+    MINI_DOMAINS,
+    PretrainConfig,
+    cell_targets,
+    load_frames,
+    pretrain,
+)
+from multismolvla.fourm import FourMEncoder
+
+SMALL = {
+    "dim": 32, "depth": 1, "heads": 2, "text_width": 48, "text_layers": 2, "vision_width": 32, "vision_layers": 1,
+    "steps": 4, "batch_size": 4, "log_every": 1,
+}  # fmt: skip
+
+
+def small(dataset: Path, output: Path, **options) -> PretrainConfig:
+    return PretrainConfig(dataset=dataset, output=output, **(SMALL | options))
+
+
+@pytest.fixture(scope="module")
+def done(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained")
+    pretrain(small(tiny_dataset, out))
+    return out
+
+
+def test_the_encoder_loads_as_an_official_one(done):
+    encoder = FourMEncoder.from_pretrained(done / "fourm", list(MINI_DOMAINS.values()))
+    assert encoder.grid("rgb@64") == (8, 8)
+    out = encoder({"rgb@64": torch.rand(2, 3, SIDE, SIDE)})
+    assert out["rgb@64"].shape == (2, 64, 32)
+    assert out["rgb@64"].isfinite().all()
+
+
+def test_the_checkpoint_is_upstreams_own(done):
+    policy = SmolVLAPolicy.from_pretrained(done / "smolvla_init")
+    pre, post = make_pre_post_processors(policy.config, pretrained_path=str(done / "smolvla_init"))
+    frame = {f"observation.images.{c}": torch.rand(3, SIDE, SIDE) for c in ("image", "image2")}
+    action = post(policy.select_action(pre(frame | {"observation.state": torch.zeros(8), "task": "push"})))
+    assert action.shape == (1, 7)
+    assert action.isfinite().all()
+    assert policy.config.vlm_model_name == str(done / "vlm")
+    # the base stage of the preset trains all of it
+    assert policy.config.train_expert_only is False
+    assert policy.config.freeze_vision_encoder is False
+
+
+def test_the_report_has_every_logged_step(done):
+    report = json.loads((done / DONE).read_text())
+    assert [row["step"] for row in report["history"]] == [0, 1, 2, 3]
+    assert {"fourm", "siglip", "fourm_object_recall", "siglip_object_recall"} <= report["history"][0].keys()
+    assert report["config"]["steps"] == 4
+
+
+def test_the_marker_is_written_last(tiny_dataset, tmp_path, monkeypatch):
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lerobot.processor.pipeline.DataProcessorPipeline.save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(small(tiny_dataset, tmp_path))
+    assert (tmp_path / "fourm").is_dir()  # so the failure came late
+    assert not (tmp_path / DONE).exists()
+
+
+def test_a_second_run_takes_the_marker_away_first(tiny_dataset, tmp_path, monkeypatch):
+    (tmp_path / DONE).write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["pretrain", f"--dataset={tiny_dataset}", f"--output={tmp_path}"])
+    seen = []
+    monkeypatch.setattr(stage, "pretrain", lambda cfg: seen.append((cfg.output / DONE).exists()))
+    stage.main()
+    assert seen == [False]
+
+
+def test_training_moves_both_towers_down_their_losses(tiny_dataset, tmp_path):
+    history = pretrain(small(tiny_dataset, tmp_path, steps=25, lr=3e-3))["history"]
+    assert history[-1]["fourm"] < 0.7 * history[0]["fourm"]
+    assert history[-1]["siglip"] < 0.7 * history[0]["siglip"]
+
+
+# -- frames and targets -------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_canonical_and_spread_over_the_dataset(tiny_dataset, tmp_path):
+    frames = load_frames(small(tiny_dataset, tmp_path))
+    rows = EPISODES * FRAMES * 2
+    assert len(frames) == rows
+    assert frames.rgb.shape == (rows, 3, SIDE, SIDE)
+    assert frames.rgb.dtype == frames.seg.dtype == frames.thermal.dtype == torch.uint8
+    assert frames.seg.unique().tolist() == [0, 3]
+    assert sorted({round(v, 2) for v in frames.depth.unique().tolist()}) == [0.0, 0.8, 1.2]
+    assert frames.thermal.unique().tolist() == [50, 200]
+    few = load_frames(small(tiny_dataset, tmp_path, max_frames=3))
+    assert len(few) == 6
+    assert torch.equal(few.rgb[-1], frames.rgb[-1])  # the last frame of the last episode is among them
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cameras": ["image", "side"]}, r"lacks \['observation.images.side'.*multismolvla-record"),
+        ({"image_size": 32}, "expected side 32"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_named(tiny_dataset, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_frames(small(tiny_dataset, tmp_path, **options))
+
+
+def test_targets_say_what_is_in_each_quadrant():
+    rgb, thermal = torch.zeros(1, 3, 16, 16), torch.full((1, 1, 16, 16), 0.25)
+    depth, seg = torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16, dtype=torch.int64)
+    rows, columns = slice(4, 8), slice(8, 12)  # lower left quadrant of the cell (0, 1) in a 2x2 grid
+    (
+        rgb[:, 0, rows, columns],
+        thermal[..., rows, columns],
+        depth[..., rows, columns],
+        seg[..., rows, columns],
+    ) = 1, 0.75, 2.0, 5
+    target = cell_targets(rgb, depth, seg, thermal, grid=2)
+    cell, quadrant = 1, 2
+    expected = torch.zeros(1, 4, 4, dtype=torch.int64)
+    expected[0, cell, quadrant] = 5
+    assert torch.equal(target["seg"], expected)
+    assert torch.allclose(target["thermal"], torch.where(expected > 0, 0.75, 0.25))
+    assert torch.allclose(
+        target["depth"], torch.where(expected > 0, 2 * torch.log(torch.tensor(2.0)), 0.0), atol=1e-6
+    )
+    red = target["rgb"].unflatten(-1, (3, 4))[:, :, 0]
+    assert torch.equal(red, (expected > 0).float())
