@@ -37,6 +37,7 @@ class Level:
         clean_episodes: episodes per task of C0.
         episodes: episodes per task of every other condition.
         quotable: whether the protocol allows its figures to be quoted.
+        tasks: only the first so many tasks; all if ``None``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Level:
     clean_episodes: int
     episodes: int
     quotable: bool
+    tasks: int | None = None
 
 
 #: All 15 non-empty subsets of the modalities, the complete one first.
@@ -71,7 +73,7 @@ CORE_SOFT_TYPES: dict[str, tuple[str, ...]] = {
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
-        Level("smoke", ("C0", "C1:-rgb", "C2:rgb=zero"), 1, 1, False),
+        Level("smoke", ("C0", "C1:-rgb", "C2:rgb=zero"), 1, 1, False, tasks=1),
         Level(
             "quick",
             (

@@ -89,6 +89,8 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
             conditions = resolve(texts, facts["cameras"])
             clean = config.clean_episodes or (config.episodes if config.episodes else level.clean_episodes)
             count = config.episodes or level.episodes
+            if config.env.task_ids is None and level.tasks is not None:
+                facts["tasks"] = dict(sorted(facts["tasks"].items(), key=lambda t: int(t[0]))[: level.tasks])
             plan = episodes(
                 list(config.policy_paths()), facts["suite"], sorted(map(int, facts["tasks"])), conditions,
                 clean, count, config.clips,
