@@ -29,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt .python-version scripts/find-python.sh 
 	$(PY) -m pip install -q -c constraints.txt "setuptools<82" cmake
 	PATH="$(abspath $(VENV))/bin:$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 HF_HUB_OFFLINE=0 \
 	  $(PY) -m pip install -c constraints.txt -e ".[dev]"
+	@rm -rf *.egg-info # left by the build; a stale one would hide the installed metadata from programs started here
 	@touch $@
 
 demo: venv

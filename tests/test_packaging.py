@@ -27,7 +27,13 @@ PACKAGES = (
     "multismolvla_eval",
     "multismolvla_run",
 )
-COMMANDS = ("multismolvla-doctor", "multismolvla-record", "multismolvla-eval", "multismolvla-report")
+COMMANDS = (
+    "multismolvla-doctor",
+    "multismolvla-record",
+    "multismolvla-tokens",
+    "multismolvla-eval",
+    "multismolvla-report",
+)
 
 
 def project() -> dict:
