@@ -51,7 +51,8 @@ def fairness_checks(
     faults = []
     for name in names:
         for condition in conditions:
-            if any(f.type == "freeze" for f in parse_condition(condition).faults):
+            faults_of_arm = parse_condition(condition).faults
+            if not faults_of_arm or any(f.type == "freeze" for f in faults_of_arm):
                 continue
             if reads_fault(manifest["policies"][name].get("reads", []), condition, manifest) is not False:
                 clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})

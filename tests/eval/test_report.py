@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.conditions import ALL_SUBSETS, resolve
 from multismolvla_eval.plan import episodes
 from multismolvla_eval.report import main
@@ -133,6 +134,38 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     first = page_text
     main([str(folder), f"--output={tmp_path / 'report'}"])
     assert (tmp_path / "report" / "report.html").read_text() == first, "the same results give the same page"
+
+
+def test_fairness_checks_prefer_the_encoder_and_skip_what_cannot_show():
+    def row(policy, condition, encoder, door):
+        return {"policy": policy, "condition": condition, "start": "s", "encoder": encoder, "door": door}
+
+    clean = {"rgb": "1", "depth": "2"}
+    door = {
+        "observation.images.image": "a",
+        "observation.images.image_depth": "b",
+        "observation.images.image_padding_mask": "m",
+    }
+    index = {
+        ("ours", "C0"): {(0, 0): row("ours", "C0", clean, door)},
+        ("ours", "C1:-rgb"): {(0, 0): row("ours", "C1:-rgb", {"depth": "2"}, door)},
+        ("ours", "C2:rgb=freeze"): {(0, 0): row("ours", "C2:rgb=freeze", clean, door)},
+        ("ours", "C2:rgb=zero"): {(0, 0): row("ours", "C2:rgb=zero", {"rgb": "9", "depth": "8"}, door)},
+        ("rgb", "C0"): {(0, 0): row("rgb", "C0", None, door)},
+        ("rgb", "C2:rgb=zero"): {(0, 0): row("rgb", "C2:rgb=zero", None, door)},
+        ("rgb", "C3:depth=holes@3"): {(0, 0): row("rgb", "C3:depth=holes@3", None, door)},
+    }
+    manifest = {
+        "cameras": ["image"],
+        "policies": {"ours": {"reads": []}, "rgb": {"reads": ["observation.images.image"]}},
+    }
+    conditions = ["C0", "C1:-rgb", "C2:rgb=freeze", "C2:rgb=zero", "C3:depth=holes@3"]
+    faults = fairness_checks(["ours", "rgb"], conditions, index, manifest)["faults"]
+    assert [(f["policy"], f["condition"], f["where"], f["reached"], f["rest_equal"]) for f in faults] == [
+        ("ours", "C1:-rgb", "encoder", 1, 1),
+        ("ours", "C2:rgb=zero", "encoder", 1, 0),
+        ("rgb", "C2:rgb=zero", "input", 0, 1),
+    ]
 
 
 def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
