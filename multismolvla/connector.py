@@ -153,6 +153,18 @@ class GridConnector(nn.Module):
         self.gain.fill_(teacher_tokens.float().pow(2).mean().sqrt().item())
 
 
+class ZeroGate(nn.Module):
+    """tanh of one learned number that starts at zero: what passes begins as if it were not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale a tensor of any shape."""
+        return torch.tanh(self.value) * x
+
+
 class VisualBridge(nn.Module):
     """Fusion and connector: everything trainable between the frozen tower and the language model, in one module.
 

@@ -51,8 +51,20 @@ def load_base_checkpoint(model: nn.Module, source: str) -> None:
         FileNotFoundError: the folder has no weights.
         ValueError: the keys or shapes differ.
     """
-    path = resolve_weights(source)
-    state = {k.removeprefix("model."): v for k, v in read_weights(path).items()}
+    state = {k.removeprefix("model."): v for k, v in read_weights(resolve_weights(source)).items()}
+    _load_strictly(model, state, source)
+
+
+def load_teacher(vision: nn.Module, connector: nn.Module, source: str) -> None:
+    """Load SigLIP and its connector, the teacher of stage 1, from a SmolVLA checkpoint; arguments and errors as above."""
+    state = read_weights(resolve_weights(source))
+    for module, name in ((vision, "vision_model"), (connector, "connector")):
+        prefix = f"model.vlm_with_expert.vlm.model.{name}."
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        _load_strictly(module, part, source)
+
+
+def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     own = model.state_dict()
     # lm_head is tied away or unused in some exports (lerobot 0.6.1 never calls it)
     optional = {k for k in own if k.endswith("lm_head.weight")}

@@ -19,12 +19,13 @@ from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
+from multismolvla.connector import ZeroGate
 from multismolvla.dropout import dropout_probability, sample_presence, step_generator
 from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, token_key, valid_key
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
 from multismolvla.tower import DoorInputs, ids_name
 
-from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint
+from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint, load_teacher, read_weights
 from .configuration_multismolvla import MultiSmolVLAConfig
 from .vision import build_bridge, build_tower
 
@@ -69,7 +70,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     Args:
         config: the configuration.
         restoring: weights will be loaded right after construction, so ``base_checkpoint`` need not be read
-            (stage 1 still reads it: the teacher lives there).
+            (stage 1 reads the teacher from it, but only once it is trained further).
         kwargs: ``dataset_stats`` and ``dataset_meta``, passed by LeRobot's factory and not needed.
     """
 
@@ -85,9 +86,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
         )
-        if config.base_checkpoint and (needs_teacher or not restoring):
+        self._teacher_loaded = not restoring
+        if config.base_checkpoint and not restoring:
             load_base_checkpoint(self.model, config.base_checkpoint)
-        elif needs_teacher:
+        elif needs_teacher and not config.base_checkpoint:
             raise ValueError(
                 "Stage 1 (--policy.stage=connector) distils from the base checkpoint's SigLIP, but --policy.base_checkpoint "
                 "is not set. Name a SmolVLA checkpoint (folder or hub id), or set --policy.align_weight=0."
@@ -114,14 +116,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.model.bridge = build_bridge(self.config, self.model.tower, self.model.text_width)
         self.model.bridge_tokens = self.model.bridge.connector.num_tokens
         if self.config.vision_tower == "siglip+fourm":
-            self.model.fourm_gate = nn.Parameter(torch.zeros(()))
+            self.model.fourm_gate = ZeroGate()
         self._freeze_for_stage()
 
     def _freeze_for_stage(self) -> None:
         self.model.tower.requires_grad_(False)
         if self.config.stage == "connector":
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith("bridge.") or name == "fourm_gate")
+                parameter.requires_grad_(name.startswith(("bridge.", "fourm_gate.")))
 
     def _reset_curriculum_on_new_stage(self) -> None:
         """A stage-1 counter arrives in stage 2 through the checkpoint's config; another stage starts at zero."""
@@ -279,7 +281,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         out = tokens.clone()
         for v, image in zip(rgb_views, images, strict=True):
             siglip = SmolVLMWithExpertModel.embed_image(self.model.vlm_with_expert, image)
-            both = siglip + torch.tanh(self.model.fourm_gate) * tokens[:, v]
+            both = siglip + self.model.fourm_gate(tokens[:, v])
             out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
         return out, alive
 
@@ -311,6 +313,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         teacher = None if self._teacher is None else self.teacher_tokens(batch)
         if teacher is not None and self.training and self.config.curriculum_step == 0:
             self.model.bridge.connector.match_norm(teacher[0])  # before the first forward: it writes in place
+            _average_over_ranks(
+                self.model.bridge.connector.gain
+            )  # each saw other pictures; DDP never compares weights
         tokens, alive = self.prepare_images(batch)
         if teacher is not None:
             align, align_logs = self._alignment(batch, tokens, alive, teacher)
@@ -373,6 +378,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             raise RuntimeError(
                 "There is no teacher: it exists in stage 'connector' with align_weight > 0 only."
             )
+        if not self._teacher_loaded:
+            load_teacher(*self._teacher, str(self.config.base_checkpoint))
+            self._teacher_loaded = True
         clean = _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
         images, masks = SmolVLAPolicy.prepare_images(self, clean)
         vision, connector = (m.to(images[0].device) for m in self._teacher)
@@ -401,6 +409,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         layers = r"(q|k|v|o|gate|up|down)_proj"
         targets = rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
         saved = ["bridge"] if self.config.uses_fourm else []
+        saved += ["fourm_gate"] if self.config.vision_tower == "siglip+fourm" else []
         return {"target_modules": targets, "modules_to_save": saved}
 
     def _validate_peft_config(self, peft_config: Any) -> None:
@@ -429,9 +438,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
-        from safetensors.torch import load_file
-
-        state = load_file(model_file, device="cpu")
+        state = read_weights(model_file)
         missing, unexpected = model.load_state_dict(state, strict=False)
         check_restored_keys(model_file, missing, unexpected)
         return model
@@ -453,3 +460,12 @@ def _without(batch: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]
 def _rank() -> int:
     distributed = torch.distributed
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+@torch.no_grad()
+def _average_over_ranks(x: Tensor) -> None:
+    """Make a tensor the same on all ranks, in place."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(x)
+        x /= distributed.get_world_size()
