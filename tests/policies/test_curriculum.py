@@ -109,6 +109,20 @@ def test_the_rank_is_the_process_groups(rank):
         torch.distributed.destroy_process_group()
 
 
+def test_all_ranks_start_stage_one_from_one_norm(make_policy, batch, monkeypatch):
+    # each rank measures the teacher on its own pictures, and DDP never compares weights after construction
+    alone = make_policy(stage="connector").train()
+    alone.forward(dict(batch), **flow_inputs())
+    mine = alone.model.bridge.connector.gain.detach().clone()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(3 * mine))
+    together = make_policy(stage="connector").train()
+    together.forward(dict(batch), **flow_inputs())
+    assert torch.allclose(together.model.bridge.connector.gain, 2 * mine)
+
+
 # -- the counter over checkpoints and stages -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,172 @@
+"""LoRA as lerobot-train applies it in stage 2: what is trained, what is saved, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_policy as lerobot_make_policy
+from tiny_policy import actions, all_features, canonical_batch, chunk, flow_inputs
+
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from multismolvla.modalities import MODALITIES, default_view_map
+
+VIEWS = default_view_map()
+OVERRIDES = {
+    "method_type": "LORA",
+    "r": 4,
+    "target_modules": None,
+    "full_training_modules": None,
+    "init_type": None,
+}
+
+
+@pytest.fixture(params=[True, False], ids=["expert_only", "everything"])
+def stage_one(request, make_policy, tmp_path) -> Path:
+    """A checkpoint of stage 1; with SmolVLA's default freezing (expert only) and without."""
+    make_policy(
+        stage="connector", train_expert_only=request.param, freeze_vision_encoder=request.param
+    ).save_pretrained(tmp_path / "one")
+    return tmp_path / "one"
+
+
+def stage_two(path: Path):
+    """What lerobot-train --policy.path=... --policy.stage=robust --peft.method_type=LORA builds."""
+    config = PreTrainedConfig.from_pretrained(path, cli_overrides=["--stage=robust", "--curriculum_steps=10"])
+    config.pretrained_path = path
+    policy = MultiSmolVLAPolicy.from_pretrained(path, config=config)
+    torch.manual_seed(3)
+    return policy.wrap_with_peft(peft_cli_overrides=dict(OVERRIDES))
+
+
+def trained(wrapped, batch, steps: int = 3):
+    optimizer = torch.optim.AdamW(wrapped.get_optim_params(), 1e-2)
+    wrapped.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        wrapped.forward(dict(batch), **flow_inputs())[0].backward()
+        optimizer.step()
+        wrapped.update()
+    return wrapped.eval()
+
+
+def saved(wrapped, folder: Path) -> Path:
+    """As LeRobot's save_checkpoint does it: adapters, and the policy's configuration beside them."""
+    wrapped.save_pretrained(folder)
+    wrapped.config.save_pretrained(folder)
+    return folder
+
+
+class Metadata:
+    """The part of a dataset's metadata that make_policy reads."""
+
+    features = {
+        **{k: {"dtype": "image", "shape": (f.shape[1], f.shape[2], f.shape[0]), "names": ["height", "width", "channels"]}
+           for k, f in all_features().items() if len(f.shape) == 3},
+        "observation.state": {"dtype": "float32", "shape": (8,), "names": None},
+        "action": {"dtype": "float32", "shape": actions()["action"].shape, "names": None},
+    }  # fmt: skip
+    stats: dict = {}
+
+
+def reloaded(path: Path):
+    config = PreTrainedConfig.from_pretrained(path)
+    config.pretrained_path = path
+    return lerobot_make_policy(config, ds_meta=Metadata()).eval()
+
+
+def test_trainable_are_lora_on_language_model_and_expert_the_projections_and_the_bridge(stage_one):
+    wrapped = stage_two(stage_one)
+    names = [n for n, p in wrapped.named_parameters() if p.requires_grad]
+    assert all(".lora_" in n or ".bridge.modules_to_save." in n for n in names), names
+    assert not any("tower" in n for n in names)
+    for part in ("text_model.layers", "lm_expert.layers", "state_proj", "action_in_proj", "action_out_proj",
+                 "action_time_mlp_in", "action_time_mlp_out", "bridge"):  # fmt: skip
+        assert any(part in n for n in names), part
+    layers = [n for n in names if "text_model.layers.0." in n]
+    assert all(
+        any(f".{p}_proj.lora_A" in n for n in layers) for p in ("q", "k", "v", "o", "gate", "up", "down")
+    )
+    optimized = wrapped.get_optim_params()
+    assert {id(p) for p in optimized} == {id(p) for p in wrapped.parameters() if p.requires_grad}
+
+
+def test_gradients_reach_bridge_language_model_and_expert(stage_one, batch):
+    wrapped = stage_two(stage_one).train()
+    wrapped.forward(dict(batch), **flow_inputs())[0].backward()
+    touched = {n for n, p in wrapped.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("text_model" in n for n in touched)
+    assert any("lm_expert" in n for n in touched)
+    assert any("bridge.modules_to_save" in n and "connector" in n for n in touched)
+    for modality in MODALITIES:
+        assert any("bridge.modules_to_save" in n and f"fusion.value.{modality}." in n for n in touched), (
+            modality
+        )
+    assert not any("original_module" in n or "tower" in n for n in touched)
+
+
+@pytest.mark.parametrize("view", list(VIEWS))
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_each_modality_still_changes_the_action(modality, view, make_policy, batch, tmp_path):
+    make_policy(stage="connector").save_pretrained(tmp_path)
+    wrapped = trained(stage_two(tmp_path), batch)
+    other, key = canonical_batch(seed=5), VIEWS[view][modality]
+    changed = dict(batch) | {k: other[k] for k in other if k in (key, f"{key}_valid")}
+    assert (chunk(wrapped, changed) - chunk(wrapped, batch)).abs().amax((1, 2)).min() > 1e-6
+
+
+def test_saved_and_reloaded_through_lerobots_factory_it_acts_the_same(stage_one, batch, tmp_path):
+    untouched = chunk(MultiSmolVLAPolicy.from_pretrained(stage_one), batch)
+    wrapped = trained(stage_two(stage_one), batch)
+    again = reloaded(saved(wrapped, tmp_path / "two"))
+    assert torch.equal(chunk(again, batch), chunk(wrapped, batch))
+    assert not torch.allclose(chunk(again, batch), untouched, atol=1e-3)
+
+
+def test_what_is_saved_are_adapters_and_the_bridge(stage_one, batch, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = saved(trained(stage_two(stage_one), batch), tmp_path / "two")
+    keys = load_file(folder / "adapter_model.safetensors").keys()
+    assert all("lora_" in k or ".bridge." in k for k in keys)
+    assert any(".bridge.connector." in k for k in keys)
+
+
+def test_merged_it_acts_the_same_and_is_a_full_checkpoint(stage_one, batch, tmp_path):
+    wrapped = trained(stage_two(stage_one), batch)
+    before = chunk(wrapped, batch)
+    merged = wrapped.merge_and_unload()
+    assert isinstance(merged, MultiSmolVLAPolicy)
+    assert torch.allclose(chunk(merged, batch), before, atol=1e-5)
+    merged.config.use_peft = False
+    merged.save_pretrained(tmp_path / "merged")
+    again = MultiSmolVLAPolicy.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(chunk(again, batch), before, atol=1e-5)
+
+
+def test_stage_and_progress_survive_in_the_configuration(stage_one, batch, tmp_path):
+    folder = saved(trained(stage_two(stage_one), batch, steps=4), tmp_path / "two")
+    config = PreTrainedConfig.from_pretrained(folder)
+    assert (config.stage, config.curriculum_stage, config.curriculum_step) == ("robust", "robust", 4)
+    assert config.use_peft is True
+    assert config.encoder_hash
+    again = reloaded(folder)
+    assert again.config.curriculum_step == 4
+    again.update()
+    assert again.config.curriculum_step == 5
+
+
+def test_adapters_without_a_checkpoint_to_stand_on_are_refused(make_policy):
+    with pytest.raises(ValueError, match=r"pretrained_path"):
+        make_policy(stage="robust").wrap_with_peft(peft_cli_overrides=dict(OVERRIDES))
+
+
+def test_the_gate_of_siglip_plus_fourm_is_trained_and_saved(make_policy, batch, tmp_path):
+    make_policy(stage="connector", vision_tower="siglip+fourm").save_pretrained(tmp_path / "one")
+    wrapped = trained(stage_two(tmp_path / "one"), batch)
+    gates = {n: p for n, p in wrapped.named_parameters() if "gate" in n and p.requires_grad and "fourm" in n}
+    assert gates
+    again = reloaded(saved(wrapped, tmp_path / "two"))
+    assert torch.equal(chunk(again, batch), chunk(wrapped, batch))
