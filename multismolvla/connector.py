@@ -53,13 +53,13 @@ class GatedFusion(nn.Module):
         self.modalities = tuple(modalities)
         self.grid = grid
         self.norm = nn.ModuleDict({m: nn.LayerNorm(dim) for m in self.modalities})
-        self.value = nn.ModuleDict({m: nn.Linear(dim, dim) for m in self.modalities})
-        self.gate = nn.ModuleDict({m: nn.Linear(dim, 1) for m in self.modalities})
+        values = {m: nn.Linear(dim, dim) for m in self.modalities}
+        gates = {m: nn.Linear(dim, 1) for m in self.modalities}
         for m in self.modalities:
-            nn.init.eye_(self.value[m].weight)
-            nn.init.zeros_(self.value[m].bias)
-            nn.init.zeros_(self.gate[m].weight)
-            nn.init.zeros_(self.gate[m].bias)
+            nn.init.eye_(values[m].weight)
+            for parameter in (values[m].bias, gates[m].weight, gates[m].bias):
+                nn.init.zeros_(parameter)
+        self.value, self.gate = nn.ModuleDict(values), nn.ModuleDict(gates)
 
     def forward(self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Fuse.

@@ -366,7 +366,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         seen: list[Tensor] = []
         handle = self.model.action_out_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
         try:
-            loss, logs = self._flow(batch, *visual, noise, time, reduction)
+            tokens, alive = visual
+            loss, logs = self._flow(batch, tokens, alive, noise, time, reduction)
         finally:
             handle.remove()
         return seen[-1], loss, logs

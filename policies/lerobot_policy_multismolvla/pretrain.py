@@ -323,7 +323,7 @@ def mini_fourm_config(cfg: PretrainConfig) -> Any:
     from multismolvla.fourm import FourMConfig
 
     grid = cfg.image_size // cfg.patch_size
-    domains = {
+    domains: dict[str, dict[str, Any]] = {
         "rgb@64": {"kind": "pixels", "grid": [grid, grid], "positions": "sincos"},
         "tok_depth@64": {"kind": "tokens", "vocab": 1024, "grid": [grid, grid], "positions": "sincos"},
         "tok_semseg@64": {"kind": "tokens", "vocab": 4096, "grid": [grid, grid], "positions": "sincos"},
@@ -361,7 +361,8 @@ def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
     with torch.no_grad():
         for modality, tokenizer in tokenizers.items():
             table = structured_token_embedding(tokenizer, cfg.dim, generator)
-            encoder.encoder_embeddings[MINI_DOMAINS[modality]].token_emb.weight[: len(table)].copy_(table)
+            rows = encoder.get_parameter(f"encoder_embeddings.{MINI_DOMAINS[modality]}.token_emb.weight")
+            rows[: len(table)].copy_(table)
     tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, cfg.image_size)
     build_tiny_vlm(
         cfg.output / "vlm",

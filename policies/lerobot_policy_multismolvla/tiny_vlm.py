@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -121,7 +122,7 @@ def _byte_tokenizer(folder: Path):
 
     symbols = sorted(ByteLevel.alphabet())
     vocab = {tok: i for i, tok in enumerate((*_SPECIAL_TOKENS, *symbols))}
-    definition = {
+    definition: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
