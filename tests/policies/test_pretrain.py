@@ -14,6 +14,7 @@ from tiny_dataset import EPISODES, FRAMES
 from tiny_policy import SIDE
 
 from lerobot_policy_multismolvla import pretrain as stage
+from lerobot_policy_multismolvla.grounding import Grounding, centroids, named_labels
 from lerobot_policy_multismolvla.pretrain import (
     DONE,
     MINI_DOMAINS,
@@ -101,14 +102,17 @@ def test_training_moves_both_towers_down_their_losses(tiny_dataset, tmp_path):
 def test_frames_are_canonical_and_spread_over_the_dataset(tiny_dataset, tmp_path):
     frames = load_frames(small(tiny_dataset, tmp_path))
     rows = EPISODES * FRAMES * 2
-    assert len(frames) == rows
+    assert len(frames) == EPISODES * FRAMES
+    assert frames.rows(torch.tensor([3, 0])).tolist() == [6, 7, 0, 1]  # both views of a frame, adjacent
+    assert frames.state.shape == (EPISODES * FRAMES, 8)
+    assert len(set(frames.task)) == 1
     assert frames.rgb.shape == (rows, 3, SIDE, SIDE)
     assert frames.rgb.dtype == frames.seg.dtype == frames.thermal.dtype == torch.uint8
     assert frames.seg.unique().tolist() == [0, 3]
     assert sorted({round(v, 2) for v in frames.depth.unique().tolist()}) == [0.0, 0.8, 1.2]
     assert frames.thermal.unique().tolist() == [50, 200]
     few = load_frames(small(tiny_dataset, tmp_path, max_frames=3))
-    assert len(few) == 6
+    assert len(few) == 3
     assert torch.equal(few.rgb[-1], frames.rgb[-1])  # the last frame of the last episode is among them
 
 
@@ -145,3 +149,40 @@ def test_targets_say_what_is_in_each_quadrant():
     )
     red = target["rgb"].unflatten(-1, (3, 4))[:, :, 0]
     assert torch.equal(red, (expected > 0).float())
+
+
+# -- grounding ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_named_things_are_taken_from_the_instruction():
+    assert named_labels("Put the cube in the basket.") == [3, 5, 2]
+    assert named_labels("put the can on the plate") == [4, 6, 2]
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["open the gripper", "push the square", "put the cube, the can in the basket and on the plate"],
+)
+def test_an_instruction_that_does_not_name_two_things_is_refused(instruction):
+    with pytest.raises(ValueError, match="names .* of the label set.*expects two"):
+        named_labels(instruction)
+
+
+def test_centroids_are_where_the_label_is():
+    seg = torch.zeros(1, 2, 5, 5, dtype=torch.int64)
+    seg[0, 0, 0, 4] = 3  # upper right corner of the first view
+    seg[0, 1, 2, :] = 3  # a bar through the middle of the second
+    where, visible = centroids(seg, torch.tensor([[3, 5]]))
+    assert visible.tolist() == [[[True, False], [True, False]]]
+    assert where[0, 0, 0].tolist() == [1.0, -1.0]  # x to the right, y downwards
+    assert where[0, 1, 0].tolist() == [0.0, 0.0]
+
+
+def test_what_is_not_visible_has_no_position_to_learn():
+    torch.manual_seed(0)
+    head = Grounding(width=8, views=1, things=1)
+    hidden = torch.randn(4, 8)
+    unseen = torch.zeros(4, 1, 1, dtype=torch.bool)
+    far = torch.full((4, 1, 1, 2), 9.0)
+    assert head(hidden, far, unseen)[0].item() == head(hidden, -far, unseen)[0].item()
+    assert head(hidden, far, ~unseen)[0].item() > head(hidden, far, unseen)[0].item() + 1
