@@ -85,8 +85,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     base_checkpoint: str | None = None
     flow_weight: float = 1.0  # weight of the action loss in stage 1
     align_weight: float = 1.0  # weight of the distillation in stage 1
-    consistency_weight: float = (
-        0.0  # stage 2: distance to the complete sample's velocity; costs a second forward
+    consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; a second forward
+    flow_samples: int = (
+        1  # draws of noise and time per observation; 1 is upstream's, more cost only the expert
     )
     bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
 
@@ -130,6 +131,8 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             self._check_choice("half_turns keys", view, tuple(self.views))
         for modality in self.domains:
             self._check_choice("domains keys", modality, MODALITIES)
+        if self.flow_samples < 1:
+            raise ValueError(f"--policy.flow_samples={self.flow_samples} must be at least 1.")
         low, high = self.depth_range_m
         if not 0 <= low < high:
             raise ValueError(

@@ -61,7 +61,7 @@ def centroids(seg: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Grounding(nn.Module):
-    """Head on the language model's last prefix token: position and visibility of the named things in each view.
+    """Heads on the language model's last prefix token: position and visibility of the named things in each view.
 
     Args:
         width: hidden size of the language model.
@@ -77,15 +77,18 @@ class Grounding(nn.Module):
         )
 
     def forward(self, hidden: Tensor, where: Tensor, visible: Tensor) -> tuple[Tensor, float]:
-        """Loss of hidden states (B, width) against :func:`centroids`, and the mean error in shares of the picture's side."""
-        out = self.head(hidden).unflatten(-1, self.shape)  # (B, V, K, 3)
+        """Loss of hidden states (B, D, width) against :func:`centroids`, and the last head's mean error in sides of the picture."""
         seen = visible[..., None].float()
-        error = (out[..., :2] - where).abs() * seen
-        position = (
-            F.smooth_l1_loss(out[..., :2], where, reduction="none", beta=0.1) * seen
-        ).sum() / seen.sum().clamp_min(1)
-        presence = F.binary_cross_entropy_with_logits(out[..., 2], visible.float())
-        return 2 * position + 0.2 * presence, (error.sum() / (4 * seen.sum()).clamp_min(1)).item()
+        count = seen.sum().clamp_min(1)
+        loss = hidden.new_zeros(())
+        error = 0.0
+        for head, state in zip(self.heads, hidden.unbind(1), strict=True):
+            out = head(state).unflatten(-1, self.shape)  # (B, V, K, 3)
+            distance = F.smooth_l1_loss(out[..., :2], where, reduction="none", beta=0.1)
+            presence = F.binary_cross_entropy_with_logits(out[..., 2], visible.float())
+            loss = loss + 2 * (distance * seen).sum() / count + 0.2 * presence
+            error = (((out[..., :2] - where).abs() * seen).sum() / (4 * count)).item()
+        return loss / len(self.heads), error
 
 
 def prefix_state(model: Any, images: list[Tensor], tokens: Tensor, mask: Tensor, state: Tensor) -> Tensor:
@@ -99,15 +102,26 @@ def prefix_state(model: Any, images: list[Tensor], tokens: Tensor, mask: Tensor,
         state: float (B, max_state_dim), normalised.
 
     Returns:
-        Hidden state (B, width) of the last token (the state token, which sees everything).
+        Hidden states (B, D, width) of the last token (the state token, which sees everything), as they *enter* the last
+        D = 2 layers: that is what the action expert reads there. The output of the last layer reaches nobody.
     """
     there = [torch.ones(len(state), dtype=torch.bool, device=state.device)] * len(images)
     embs, pad, att = model.embed_prefix(images, there, tokens, mask, state=state)
-    outputs, _ = model.vlm_with_expert.forward(
-        attention_mask=make_att_2d_masks(pad, att),
-        position_ids=torch.cumsum(pad, dim=1) - 1,
-        past_key_values=None,
-        inputs_embeds=[embs, None],
-        use_cache=True,  # upstream's prefill path: the prefix attends to itself in every layer
-    )
-    return outputs[0][:, -1]
+    layers = model.vlm_with_expert.get_vlm_model().text_model.layers[-2:]
+    entering: list[Tensor] = []
+    handles = [
+        layer.input_layernorm.register_forward_pre_hook(lambda _m, args: entering.append(args[0][:, -1]))
+        for layer in layers
+    ]
+    try:
+        model.vlm_with_expert.forward(
+            attention_mask=make_att_2d_masks(pad, att),
+            position_ids=torch.cumsum(pad, dim=1) - 1,
+            past_key_values=None,
+            inputs_embeds=[embs, None],
+            use_cache=True,  # upstream's prefill path: the prefix attends to itself in every layer
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(entering, 1)

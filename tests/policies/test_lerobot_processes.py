@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from multismolvla.dropout import dropout_probability, sample_presence, step_gene
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 STEPS, SAVE = 12, 4
-TRAIN = Path(sys.executable).with_name("lerobot-train")
+HERE = Path(__file__).parent
 
 
 def environment() -> dict[str, str]:
@@ -37,14 +38,25 @@ def environment() -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return os.environ | quiet
+    sources = os.pathsep.join(
+        [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # finds the fake arm
+    return os.environ | quiet | {"PYTHONPATH": sources}
+
+
+def command(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start ``lerobot-train`` with its output in ``folder``'s log."""
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            [str(TRAIN), *options], env=environment(), stdout=log, stderr=subprocess.STDOUT, text=True
+            [command("lerobot-train"), *options],
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 
@@ -206,3 +218,40 @@ def test_the_checkpoint_acts_through_lerobots_factories(stage, request, tiny_dat
     assert actions[0].shape == (1, 7)
     assert actions[0].isfinite().all()
     assert torch.equal(*actions)
+
+
+def run(name: str, *options: str) -> str:
+    done = subprocess.run(
+        [command(name), *options], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def test_lerobot_eval_plays_an_episode_of_the_mini_suite(robust_run, tmp_path):
+    pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
+    run(
+        "lerobot-eval",
+        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
+        "--env.type=multismolvla_libero", "--env.task_ids=[0]", "--env.episode_length=6", "--env.condition=C1:-rgb",
+        "--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false", f"--output_dir={tmp_path}", "--seed=3",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "eval_info.json").read_text())
+    assert result["overall"]["n_episodes"] == 1
+    assert "multismolvla_mini" in result["per_group"]
+
+
+@pytest.mark.parametrize("inference", ["sync", "rtc"])
+def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(inference, robust_run, tmp_path):
+    report = tmp_path / "report.json"
+    run(
+        "lerobot-rollout",
+        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu", "--device=cpu",
+        "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test", f"--robot.report={report}",
+        "--task=put the cube in the basket", "--fps=20", "--duration=1.5", "--play_sounds=false",
+        "--return_to_initial_position=false", f"--inference.type={inference}",
+    )  # fmt: skip
+    told = json.loads(report.read_text())["actions"]
+    assert len(told) > 3
+    assert all(math.isfinite(v) for action in told for v in action.values())
+    assert set(told[0]) == {f"a{i}.pos" for i in range(7)}

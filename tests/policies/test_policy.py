@@ -182,3 +182,22 @@ def test_the_door_tells_a_fault_from_none(make_policy, batch):
     chunk(policy, noisy)
     changed = {k for k, v in policy.door.fingerprint().items() if v != clean[k]}
     assert changed == {policy.config.domains["rgb"]}
+
+
+@pytest.mark.parametrize("tower", ["siglip", "fourm"])
+def test_several_draws_per_observation_are_upstreams_loss(tower, make_policy, batch, monkeypatch):
+    """With equal noise and time in all draws, the shared prefix gives upstream's loss and gradient."""
+    policy = make_policy(vision_tower=tower, stage="robust", dropout_mode="none", flow_samples=3)
+    fixed = flow_inputs()
+    expected, _ = policy.forward(dict(batch), **fixed)
+    expected.backward()
+    before = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    monkeypatch.setattr(policy.model, "sample_noise", lambda shape, device: fixed["noise"].repeat_interleave(3, 0))
+    monkeypatch.setattr(policy.model, "sample_time", lambda size, device: fixed["time"].repeat_interleave(3, 0))
+    loss, _ = policy.train().forward(dict(batch))
+    loss.backward()
+    assert torch.allclose(loss, expected, atol=1e-6)
+    after = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[n], g, atol=1e-5) for n, g in before.items())

@@ -35,7 +35,7 @@ def features() -> dict[str, dict[str, Any]]:
 
 def frame(rng: np.random.Generator, place: tuple[int, int]) -> dict[str, Any]:
     rows, columns = (slice(p, p + 16) for p in place)
-    out: dict[str, Any] = {"task": "push the square"}
+    out: dict[str, Any] = {"task": "put the cube in the basket"}
     for streams in default_view_map().values():
         rgb = rng.integers(60, 90, (SIDE, SIDE, 3), dtype=np.uint8)
         depth = np.full((SIDE, SIDE, 1), 1.2, dtype=np.float32)

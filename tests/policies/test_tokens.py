@@ -1,0 +1,101 @@
+"""Cached token ids: the same tokens, loss and actions as live tokenisation, and a recipe that must agree."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.types import FeatureType
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
+from lerobot_policy_multismolvla.processor_multismolvla import SensorStep
+from tiny_policy import chunk, flow_inputs
+
+from multismolvla.modalities import default_view_map, padding_mask_key, token_key
+from multismolvla_data.tokens import TokensConfig, cache_tokens
+
+VIEWS = default_view_map()
+TOKENIZED = {m: d for m, d in MINI_DOMAINS.items() if m != "rgb"}
+
+
+@pytest.fixture(scope="module")
+def cached(tiny_dataset, hub, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokens") / "tiny_tokens"
+    cfg = TokensConfig(dataset=tiny_dataset, output=out, encoder=hub / "fourm", domains=TOKENIZED, batch_size=5)
+    return cfg, cache_tokens(cfg)
+
+
+def _batch(root, rows=(0, 7, 20)):
+    data = LeRobotDataset("tests/tiny", root=root, depth_output_unit="m")
+    items = [data[r] for r in rows]
+    pictures = {k: torch.stack([i[k] for i in items]) for k in items[0] if k.startswith("observation.")}
+    out = SensorStep(views=VIEWS).observation(pictures)
+    g = torch.Generator().manual_seed(0)
+    out["action"] = torch.randn(len(rows), 4, 7, generator=g)
+    out["observation.language.tokens"] = torch.full((len(rows), 5), 20)
+    out["observation.language.attention_mask"] = torch.ones(len(rows), 5, dtype=torch.bool)
+    return out
+
+
+def test_cached_and_live_ids_give_the_same_door_loss_and_actions(tiny_dataset, cached, make_policy):
+    live, tokens = _batch(tiny_dataset), _batch(cached[1])
+    assert not any("depth" in k and "images" in k for k in tokens)
+    policy = make_policy()
+    assert torch.equal(chunk(policy, live), chunk(policy, tokens))
+    first = policy.door.fingerprint()
+    chunk(policy, live)
+    assert policy.door.fingerprint() == first
+    losses = [policy.forward(dict(b), **flow_inputs())[0] for b in (live, tokens)]
+    assert torch.equal(*losses)
+
+
+def test_an_unmeasured_patch_is_an_absent_token(cached):
+    data = LeRobotDataset("tests/tiny", root=cached[1])
+    ids = data[0][token_key("image", "depth")].reshape(8, 8)
+    # the top four pixel rows were not measured: half of the first row of patches, which is enough to keep it
+    assert (ids >= 0).all()
+    assert ids.dtype in (torch.int64, torch.int16)
+
+
+def test_presence_flags_and_dropout_work_on_ids(cached, make_policy):
+    policy = make_policy()
+    tokens = _batch(cached[1])
+    keys = [VIEWS[v]["depth"] for v in VIEWS]
+    masked = tokens | {padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in keys}
+    without = {k: v for k, v in tokens.items() if k not in {token_key(v, "depth") for v in VIEWS}}
+    assert torch.allclose(chunk(policy, masked), chunk(policy, without), atol=1e-6)
+    assert not torch.allclose(chunk(policy, masked), chunk(policy, tokens), atol=1e-6)
+
+
+def test_ids_are_never_normalised_and_their_pictures_are_expected_at_run_time(cached, make_config):
+    info = json.loads((cached[1] / "meta/info.json").read_text())["features"]
+    cfg = make_config(input_features=dataset_to_policy_features(info))
+    cfg.set_dataset_feature_metadata(info)
+    cfg.validate_features()
+    assert not any("tokens" in k for k in cfg.input_features)
+    assert cfg.input_features[VIEWS["image"]["depth"]].type is FeatureType.VISUAL
+
+
+@pytest.mark.parametrize(("option", "value"), [("image_size", 32), ("num_labels", 7), ("half_turns", {"image": 1})])
+def test_another_recipe_is_refused(option, value, cached, make_config):
+    info = json.loads((cached[1] / "meta/info.json").read_text())["features"]
+    with pytest.raises(ValueError, match=option):
+        make_config(**{option: value}).set_dataset_feature_metadata(info)
+
+
+def test_a_second_run_keeps_what_is_there_and_refuses_another_recipe(cached):
+    cfg, out = cached
+    before = (out / "meta/info.json").stat().st_mtime_ns
+    assert cache_tokens(cfg) == out
+    assert (out / "meta/info.json").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="num_labels"):
+        cache_tokens(TokensConfig(**{**vars(cfg), "num_labels": 5}))
+
+
+def test_two_kilobytes_per_view_are_enough(cached):
+    data = LeRobotDataset("tests/tiny", root=cached[1])
+    size = sum(np.prod(data.features[token_key("image", m)]["shape"]) * 2 for m in TOKENIZED)
+    assert size <= 2000
