@@ -181,7 +181,7 @@ def test_centroids_are_where_the_label_is():
 def test_what_is_not_visible_has_no_position_to_learn():
     torch.manual_seed(0)
     head = Grounding(width=8, views=1, things=1)
-    hidden = torch.randn(4, 8)
+    hidden = torch.randn(4, 2, 8)  # the two depths that are read
     unseen = torch.zeros(4, 1, 1, dtype=torch.bool)
     far = torch.full((4, 1, 1, 2), 9.0)
     assert head(hidden, far, unseen)[0].item() == head(hidden, -far, unseen)[0].item()
