@@ -52,6 +52,12 @@ def test_the_clean_tenth_begins_on_the_exact_step(total, first_clean):
     assert dropout_probability(first_clean, total, mode="fixed") == 0.0
 
 
+def test_rounding_does_not_eat_a_clean_step():
+    assert 0.29 * 100 < 29  # in binary
+    assert dropout_probability(70, 100, mode="fixed", clean=0.29) == 0.5
+    assert dropout_probability(71, 100, mode="fixed", clean=0.29) == 0.0
+
+
 def test_without_a_clean_phase_it_stays_up_to_the_last_step():
     assert dropout_probability(99, 100, clean=0.0) == 0.5
     assert dropout_probability(100, 100, clean=0.0) == 0.0
