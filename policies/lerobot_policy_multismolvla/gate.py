@@ -1,0 +1,439 @@
+r"""The gate between two stages: does this checkpoint look at its pictures?
+
+Offline action error on recorded frames, with the true pictures, with zeroed ones and with those of other frames. A policy
+whose error does not grow clearly under both controls acts from state and instruction alone, and no roll-out of it says
+anything about robustness. For our own policies every modality is also shuffled and masked alone; that is shown, not judged.
+
+It is a proxy: the error says that pictures matter, not that the task is solved.
+
+Example:
+    $ python -m lerobot_policy_multismolvla.gate --policy=outputs/mini/train/base/checkpoints/last/pretrained_model \
+        --dataset=outputs/mini/dataset --output=outputs/mini/train/gate_base/gate.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multismolvla.modalities import Modality, padding_mask_key
+
+logger = logging.getLogger(__name__)
+
+CONTROLS = ("zeroed", "shuffled")
+#: By how much of the true error each control must be worse, besides an interval that excludes zero.
+MIN_RELATIVE = 0.10
+CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 20_240_607
+BOOTSTRAP_DRAWS = 10_000
+
+
+@dataclass
+class GateConfig:
+    """Options of ``python -m lerobot_policy_multismolvla.gate``."""
+
+    policy: Path = Path("outputs/mini/train/base/checkpoints/last/pretrained_model")  # with config.json
+    dataset: Path = Path("outputs/mini/dataset")  # LeRobotDataset: pictures, or pictures and cached ids
+    output: Path = Path("outputs/mini/gate.json")
+    frames: int = 256
+    episodes: list[int] | None = None  # only these; None: all, i.e. the training frames
+    seed: int = 0  # which frames, which pairs, which sampling noise
+    batch_size: int = 64
+    device: str | None = None  # None: the checkpoint's
+    strict: bool = True  # exit code 1 when the gate is closed; false only warns
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 2), ("batch_size", 1)):  # one frame has no other to swap pictures with
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}.")
+        if self.episodes is not None and not self.episodes:
+            raise ValueError("--episodes=[] selects nothing. Name episodes, or leave the option out for all.")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N frames in memory.
+
+    Attributes:
+        observation: key -> (N, ...), as the dataset delivers it (RGB pictures as uint8).
+        task: instruction per frame.
+        action: float (N, n, A), raw: the first n actions of the chunk that starts at the frame.
+        is_pad: bool (N, n), True beyond the end of the episode.
+        episode: int64 (N,).
+    """
+
+    observation: dict[str, Tensor]
+    task: list[str]
+    action: Tensor
+    is_pad: Tensor
+    episode: Tensor
+
+    def __len__(self) -> int:
+        """Number of frames N."""
+        return len(self.task)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to show the pictures: ``change`` is none, zero, shuffle or mask; ``modality`` None means all of them."""
+
+    name: str
+    change: str
+    modality: str | None = None
+
+
+#: modality -> {picture key: key of its cached ids or None}
+Streams = dict[str, dict[str, str | None]]
+
+
+def streams_of(config: Any) -> Streams:
+    """The streams that a policy of this configuration looks at; for policies other than ours all pictures are RGB."""
+    if not hasattr(config, "stream_keys"):
+        return {Modality.RGB.value: dict.fromkeys(config.image_features)}
+    ids = {place: key for key, place in config.token_keys().items()}
+    read = {*(config.tower_modalities if config.uses_fourm else ()), *(
+        () if config.vision_tower == "fourm" else (Modality.RGB.value,)
+    )}  # fmt: skip
+    found: Streams = {}
+    for key, (view, modality) in config.stream_keys().items():
+        if modality in read:
+            found.setdefault(modality, {})[key] = ids.get((view, modality))
+    return found
+
+
+def arms_for(streams: Streams, per_modality: bool) -> list[Arm]:
+    """True pictures and the two controls first, then each modality alone."""
+    arms = [Arm("true", "none"), Arm("zeroed", "zero"), Arm("shuffled", "shuffle")]
+    if per_modality:
+        if len(streams) > 1:  # with one modality this is the control itself
+            arms += [Arm(f"{m} shuffled", "shuffle", m) for m in streams]
+        arms += [Arm(f"{m} masked", "mask", m) for m in streams]
+    return arms
+
+
+# -- frames ----------------------------------------------------------------------------------------------------------
+
+
+def spread(total: int, count: int, seed: int) -> list[int]:
+    """One row out of each of ``count`` equal parts of ``range(total)``, ascending; all rows when there are no more."""
+    if count >= total:
+        return list(range(total))
+    edges = np.linspace(0, total, count + 1)
+    offset = np.random.default_rng(seed).random(count)
+    return np.floor(edges[:-1] + offset * np.diff(edges)).astype(int).clip(0, total - 1).tolist()
+
+
+def partners(count: int, seed: int) -> Tensor:
+    """For each of ``count`` frames another one, int64 (count,): a random cycle through all, so never itself."""
+    order = torch.from_numpy(np.random.default_rng(seed + 1).permutation(count))
+    other = torch.empty(count, dtype=torch.int64)
+    other[order] = order.roll(1)
+    return other
+
+
+def load_frames(cfg: GateConfig, data: Any, config: Any, streams: Streams) -> Frames:
+    """Read the frames; the pictures of each are decoded once.
+
+    LeRobot 0.6.1 decodes every picture of every row that ``delta_timestamps`` touches, hence the actions are read from
+    their own column.
+
+    Args:
+        cfg: options.
+        data: LeRobotDataset without ``delta_timestamps``.
+        config: the policy's.
+        streams: what the policy looks at.
+
+    Raises:
+        ValueError: the dataset has none of the policy's pictures, or fewer than two frames.
+    """
+    from tqdm import tqdm
+
+    pictures = {k for by_key in streams.values() for pair in by_key.items() for k in pair if k}
+    flags = {padding_mask_key(k) for by_key in streams.values() for k in by_key}
+    others = {k for k in config.input_features if k not in config.image_features}
+    keys = [k for k in data.features if k in pictures | flags | others]
+    if not pictures & set(keys):
+        raise ValueError(
+            f"{cfg.dataset} has none of the pictures {sorted(pictures)} of {cfg.policy}. Name the dataset (or its token "
+            "cache) that the policy was trained on."
+        )
+    rows = spread(len(data), cfg.frames, cfg.seed)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{cfg.dataset} has {len(rows)} frames there; at least 2 are needed to swap pictures."
+        )
+    items = [data[row] for row in tqdm(rows, desc="read frames", unit="frame")]
+    action, is_pad, episode = _chunks(data, rows, list(config.action_delta_indices)[: config.n_action_steps])
+    observation = {k: torch.stack([_compact(i[k], k in config.image_features) for i in items]) for k in keys}
+    return Frames(observation, [i["task"] for i in items], action, is_pad, episode)
+
+
+def _compact(picture: Tensor, visual: bool) -> Tensor:
+    """Three-channel pictures as the uint8 that they are on disk: a quarter of the memory, undone without loss."""
+    if visual and picture.is_floating_point() and picture.ndim == 3 and len(picture) == 3:
+        return (picture * 255).round().to(torch.uint8)
+    return picture
+
+
+def _chunks(data: Any, rows: Sequence[int], deltas: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Actions (N, n, A), padding (N, n) and episode (N,) of the chunks that start at ``rows``."""
+    last = len(data) - 1
+    wanted = [row + d for row in rows for d in deltas]
+    column = data.hf_dataset.select_columns(["action", "episode_index"])
+    found = column[[min(max(w, 0), last) for w in wanted]]
+    inside = torch.tensor([0 <= w <= last for w in wanted]).unflatten(0, (len(rows), -1))
+    episode = torch.stack(list(column[list(rows)]["episode_index"])).flatten()
+    same = torch.stack(list(found["episode_index"])).unflatten(0, (len(rows), -1)) == episode[:, None]
+    action = torch.stack(list(found["action"])).unflatten(0, (len(rows), -1))
+    return action, ~(inside & same), episode
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def show(frames: Frames, streams: Streams, arm: Arm, rows: Tensor, other: Tensor) -> dict[str, Any]:
+    """The raw batch of ``rows`` as ``arm`` shows it, before the policy's pre-processor.
+
+    Args:
+        frames: all frames.
+        streams: what the policy looks at.
+        arm: what is changed; zeroed depth is invalid depth, cached ids become id 0.
+        rows: int64 (B,), positions in ``frames``.
+        other: int64 (N,), see :func:`partners`.
+    """
+    chosen = {m: s for m, s in streams.items() if arm.modality in (None, m)}
+    content = {k for by_key in chosen.values() for pair in by_key.items() for k in pair if k}
+    flags = {padding_mask_key(k) for by_key in chosen.values() for k in by_key}
+    batch: dict[str, Any] = {"task": [frames.task[r] for r in rows.tolist()], "action": frames.action[rows]}
+    for key, values in frames.observation.items():
+        swap = arm.change == "shuffle" and key in content | flags
+        value = values[other[rows] if swap else rows]
+        if arm.change == "zero" and key in content:
+            value = torch.zeros_like(value)
+        batch[key] = value.float() / 255 if value.dtype == torch.uint8 and value.ndim == 4 else value
+    if arm.change == "mask":
+        batch |= {flag: torch.zeros(len(rows), dtype=torch.bool) for flag in flags}
+    return batch
+
+
+def action_errors(
+    policy: Any, preprocess: Callable[[dict[str, Any]], dict[str, Any]], frames: Frames, arms: Sequence[Arm],
+    streams: Streams, seed: int = 0, batch_size: int = 64,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Mean absolute error of each frame's first n actions, normalised units, padding excluded.
+
+    All arms start from the same sampling noise.
+
+    Returns:
+        Arm -> float64 (N,).
+
+    Raises:
+        FloatingPointError: the policy returns NaN or infinity.
+    """
+    from tqdm import tqdm
+
+    other = partners(len(frames), seed)
+    errors: dict[str, list[Tensor]] = {arm.name: [] for arm in arms}
+    batches = torch.arange(len(frames)).split(batch_size)
+    with tqdm(total=len(arms) * len(frames), desc="gate", unit="chunk") as bar, torch.random.fork_rng():
+        for number, rows in enumerate(batches):
+            real = ~frames.is_pad[rows]
+            for arm in arms:
+                batch = preprocess(show(frames, streams, arm, rows, other))
+                target = batch.pop("action").cpu()
+                torch.manual_seed(seed + number)
+                with torch.inference_mode():
+                    predicted = policy.predict_action_chunk(batch)[:, : target.shape[1]].float().cpu()
+                error = (predicted - target).abs().mean(-1)  # (B, n)
+                errors[arm.name].append((error * real).sum(1) / real.sum(1))
+                bar.update(len(rows))
+    joined = {name: torch.cat(parts).double().numpy() for name, parts in errors.items()}
+    broken = [name for name, values in joined.items() if not np.isfinite(values).all()]
+    if broken:
+        raise FloatingPointError(
+            f"The policy's actions are not finite with pictures {broken}. Do not use it."
+        )
+    return joined
+
+
+# -- verdict ---------------------------------------------------------------------------------------------------------
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of (N,) values; always the same draws."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    means = np.concatenate([values[rng.integers(0, len(values), (500, len(values)))].mean(1)
+                            for _ in range(BOOTSTRAP_DRAWS // 500)])  # fmt: skip
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def table(errors: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Arm -> its error with interval, and the paired difference to the true pictures, absolute and relative."""
+    true = errors["true"]
+    rows: dict[str, dict[str, float]] = {}
+    for name, values in errors.items():
+        low, high = interval(values)
+        rows[name] = {"error": float(values.mean()), "low": low, "high": high}
+        if name != "true":
+            low, high = interval(values - true)
+            difference = float((values - true).mean())
+            rows[name] |= {"difference": difference, "difference_low": low, "difference_high": high}
+            rows[name]["relative"] = difference / max(float(true.mean()), 1e-12)
+    return rows
+
+
+def failures(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """One message for each control that is not clearly worse than the true pictures; empty = the gate is open."""
+    found = []
+    for name in CONTROLS:
+        row = rows[name]
+        if row["difference_low"] <= 0 or row["relative"] < MIN_RELATIVE:
+            found.append(
+                f"gate closed by {name} pictures: error {row['error']:.3f} against {rows['true']['error']:.3f} with the "
+                f"true ones, difference {row['difference']:+.3f} [{row['difference_low']:+.3f}, "
+                f"{row['difference_high']:+.3f}] = {row['relative']:+.1%}. Expected an interval above 0 and at least "
+                f"{MIN_RELATIVE:+.0%}. The policy hardly looks at its pictures: train longer, or check view map, "
+                "orientation and units of the streams; --strict=false goes on regardless."
+            )
+    return found
+
+
+def render(rows: Mapping[str, Mapping[str, float]], where: str, n: int) -> str:
+    """The table as text."""
+    lines = [
+        f"action error, normalised units, n = {n}, {where}; difference to the true pictures with 95 % interval",
+        f"{'pictures':<18}{'error':>8}{'difference':>14}{'interval':>20}{'relative':>11}",
+    ]
+    for name, row in rows.items():
+        line = f"{name:<18}{row['error']:>8.3f}"
+        if "difference" in row:
+            bounds = f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            line += f"{row['difference']:>+14.3f}{bounds:>20}{row['relative']:>+11.1%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+# -- command ---------------------------------------------------------------------------------------------------------
+
+
+def load_policy(cfg: GateConfig, meta: Any) -> tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Policy and pre-processor of a checkpoint, built as LeRobot's scripts do it (adapters included).
+
+    Raises:
+        FileNotFoundError: the folder holds no policy.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_policy, make_pre_post_processors
+
+    if not (cfg.policy / "config.json").is_file():
+        raise FileNotFoundError(
+            f"--policy={cfg.policy} is no checkpoint (no config.json). Expected a folder like .../checkpoints/last/pretrained_model."
+        )
+    config = PreTrainedConfig.from_pretrained(cfg.policy)
+    config.pretrained_path = cfg.policy
+    if cfg.device is not None:
+        config.device = cfg.device
+    policy = make_policy(config, ds_meta=meta).eval()
+    preprocess, _ = make_pre_post_processors(
+        policy_cfg=config,
+        pretrained_path=str(cfg.policy),
+        preprocessor_overrides={"device_processor": {"device": str(config.device)}},
+    )
+    return policy, preprocess
+
+
+def open_dataset(cfg: GateConfig) -> Any:
+    """The dataset, restricted to ``--episodes``; depth in metres.
+
+    Raises:
+        FileNotFoundError: the folder is no LeRobotDataset.
+        ValueError: an episode does not exist.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    info = cfg.dataset / "meta/info.json"
+    if not info.is_file():
+        raise FileNotFoundError(f"--dataset={cfg.dataset} is no LeRobotDataset (no meta/info.json).")
+    total = json.loads(info.read_text())["total_episodes"]
+    strangers = [e for e in cfg.episodes or () if not 0 <= e < total]
+    if strangers:
+        raise ValueError(f"--episodes names {strangers}; {cfg.dataset} has episodes 0 to {total - 1}.")
+    depth_unit = "m"
+    config = cfg.policy / "config.json"
+    if config.is_file():  # what the policy was trained with
+        depth_unit = json.loads(config.read_text()).get("depth_unit", depth_unit)
+    return LeRobotDataset(
+        f"local/{cfg.dataset.name}", root=cfg.dataset, episodes=cfg.episodes, return_uint8=True,
+        depth_output_unit=depth_unit,
+    )  # fmt: skip
+
+
+def run_gate(cfg: GateConfig) -> dict[str, Any]:
+    """Measure, judge and write ``cfg.output``; returns what was written."""
+    data = open_dataset(cfg)
+    policy, preprocess = load_policy(cfg, data.meta)
+    config = policy.config
+    streams = streams_of(config)
+    frames = load_frames(cfg, data, config, streams)
+    # a declared stream that the dataset lacks can be neither shuffled nor masked
+    there = set(frames.observation)
+    streams = {m: s for m, s in streams.items() if any(there & {k, ids} for k, ids in s.items())}
+    arms = arms_for(streams, per_modality=hasattr(config, "stream_keys"))
+    rows = table(action_errors(policy, preprocess, frames, arms, streams, cfg.seed, cfg.batch_size))
+    closed = failures(rows)
+    where = "on training frames" if cfg.episodes is None else f"on frames of the episodes {cfg.episodes}"
+    result = {
+        "passed": not closed, "failures": closed, "where": where, "n": len(frames),
+        "episodes": len(frames.episode.unique()), "n_action_steps": frames.action.shape[1], "seed": cfg.seed,
+        "min_relative": MIN_RELATIVE, "confidence": CONFIDENCE, "arms": rows,
+        "policy": str(cfg.policy), "policy_type": config.type, "dataset": str(cfg.dataset),
+        "lerobot": _lerobot_version(),
+        "command": shlex.join([Path(sys.executable).name, "-m", "lerobot_policy_multismolvla.gate", *sys.argv[1:]]),
+    }  # fmt: skip
+    _write(cfg.output, result)
+    return result
+
+
+def _lerobot_version() -> str:
+    from importlib.metadata import version
+
+    return version("lerobot")
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    """Complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def main() -> int:
+    """Command line entry; 0 = the gate is open (or ``--strict=false``), 1 = it is closed."""
+    import draccus
+
+    cfg = draccus.parse(GateConfig)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    result = run_gate(cfg)
+    sys.stdout.write(render(result["arms"], result["where"], result["n"]) + "\n")
+    for message in result["failures"]:
+        logger.log(logging.ERROR if cfg.strict else logging.WARNING, message)
+    if result["passed"]:
+        sys.stdout.write("gate open: the policy looks at its pictures\n")
+    return 1 if result["failures"] and cfg.strict else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
