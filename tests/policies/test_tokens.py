@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs.types import FeatureType
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
-from lerobot_policy_multismolvla.processor_multismolvla import SensorStep
+from lerobot.utils.feature_utils import dataset_to_policy_features
 from tiny_policy import chunk, flow_inputs
 
+from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
+from lerobot_policy_multismolvla.processor_multismolvla import SensorStep
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 from multismolvla_data.tokens import TokensConfig, cache_tokens
 
@@ -24,7 +24,9 @@ TOKENIZED = {m: d for m, d in MINI_DOMAINS.items() if m != "rgb"}
 @pytest.fixture(scope="module")
 def cached(tiny_dataset, hub, tmp_path_factory):
     out = tmp_path_factory.mktemp("tokens") / "tiny_tokens"
-    cfg = TokensConfig(dataset=tiny_dataset, output=out, encoder=hub / "fourm", domains=TOKENIZED, batch_size=5)
+    cfg = TokensConfig(
+        dataset=tiny_dataset, output=out, encoder=hub / "fourm", domains=TOKENIZED, batch_size=5
+    )
     return cfg, cache_tokens(cfg)
 
 
@@ -79,7 +81,9 @@ def test_ids_are_never_normalised_and_their_pictures_are_expected_at_run_time(ca
     assert cfg.input_features[VIEWS["image"]["depth"]].type is FeatureType.VISUAL
 
 
-@pytest.mark.parametrize(("option", "value"), [("image_size", 32), ("num_labels", 7), ("half_turns", {"image": 1})])
+@pytest.mark.parametrize(
+    ("option", "value"), [("image_size", 32), ("num_labels", 7), ("half_turns", {"image": 1})]
+)
 def test_another_recipe_is_refused(option, value, cached, make_config):
     info = json.loads((cached[1] / "meta/info.json").read_text())["features"]
     with pytest.raises(ValueError, match=option):
