@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import sys
@@ -28,8 +27,6 @@ import torch
 from torch import Tensor
 
 from multismolvla.modalities import Modality, padding_mask_key
-
-logger = logging.getLogger(__name__)
 
 CONTROLS = ("zeroed", "shuffled")
 #: By how much of the true error each control must be worse, besides an interval that excludes zero.
@@ -47,6 +44,7 @@ class GateConfig:
     dataset: Path = Path("outputs/mini/dataset")  # LeRobotDataset: pictures, or pictures and cached ids
     output: Path = Path("outputs/mini/gate.json")
     frames: int = 256
+    modality_frames: int = 64  # of these, for each modality alone: shown and not judged, so fewer will do
     episodes: list[int] | None = None  # only these; None: all, i.e. the training frames
     seed: int = 0  # which frames, which pairs, which sampling noise
     batch_size: int = 64
@@ -54,7 +52,7 @@ class GateConfig:
     strict: bool = True  # exit code 1 when the gate is closed; false only warns
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 2), ("batch_size", 1)):  # one frame has no other to swap pictures with
+        for name, least in (("frames", 2), ("modality_frames", 1), ("batch_size", 1)):  # 2: to swap pictures
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}.")
         if self.episodes is not None and not self.episodes:
@@ -229,42 +227,45 @@ def show(frames: Frames, streams: Streams, arm: Arm, rows: Tensor, other: Tensor
 
 def action_errors(
     policy: Any, preprocess: Callable[[dict[str, Any]], dict[str, Any]], frames: Frames, arms: Sequence[Arm],
-    streams: Streams, seed: int = 0, batch_size: int = 64,
+    streams: Streams, cfg: GateConfig,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Mean absolute error of each frame's first n actions, normalised units, padding excluded.
 
-    All arms start from the same sampling noise.
+    All arms start from the same sampling noise. A modality alone is measured on a random part of the frames.
 
     Returns:
-        Arm -> float64 (N,).
+        Arm -> float64 (N,), NaN where it was not measured.
 
     Raises:
         FloatingPointError: the policy returns NaN or infinity.
     """
     from tqdm import tqdm
 
-    other = partners(len(frames), seed)
-    errors: dict[str, list[Tensor]] = {arm.name: [] for arm in arms}
-    batches = torch.arange(len(frames)).split(batch_size)
-    with tqdm(total=len(arms) * len(frames), desc="gate", unit="chunk") as bar, torch.random.fork_rng():
-        for number, rows in enumerate(batches):
+    count = len(frames)
+    other = partners(count, cfg.seed)
+    # in random order, so that the first modality_frames are spread over the dataset like all of them
+    order = torch.from_numpy(np.random.default_rng(cfg.seed + 2).permutation(count))
+    jobs = []
+    for arm in arms:
+        rows = order if arm.modality is None else order[: cfg.modality_frames]
+        jobs += [(arm, number, part) for number, part in enumerate(rows.split(cfg.batch_size))]
+    errors = {arm.name: np.full(count, np.nan) for arm in arms}
+    with tqdm(total=sum(len(j[2]) for j in jobs), desc="gate", unit="chunk") as bar, torch.random.fork_rng():
+        for arm, number, rows in jobs:
+            batch = preprocess(show(frames, streams, arm, rows, other))
+            target = batch.pop("action").cpu()
+            torch.manual_seed(cfg.seed + number)
+            with torch.inference_mode():
+                predicted = policy.predict_action_chunk(batch)[:, : target.shape[1]].float().cpu()
+            if not predicted.isfinite().all():
+                raise FloatingPointError(
+                    f"The policy's actions are not finite (pictures: {arm.name}). Do not use it."
+                )
             real = ~frames.is_pad[rows]
-            for arm in arms:
-                batch = preprocess(show(frames, streams, arm, rows, other))
-                target = batch.pop("action").cpu()
-                torch.manual_seed(seed + number)
-                with torch.inference_mode():
-                    predicted = policy.predict_action_chunk(batch)[:, : target.shape[1]].float().cpu()
-                error = (predicted - target).abs().mean(-1)  # (B, n)
-                errors[arm.name].append((error * real).sum(1) / real.sum(1))
-                bar.update(len(rows))
-    joined = {name: torch.cat(parts).double().numpy() for name, parts in errors.items()}
-    broken = [name for name, values in joined.items() if not np.isfinite(values).all()]
-    if broken:
-        raise FloatingPointError(
-            f"The policy's actions are not finite with pictures {broken}. Do not use it."
-        )
-    return joined
+            error = ((predicted - target).abs().mean(-1) * real).sum(1) / real.sum(1)  # (B,)
+            errors[arm.name][rows.numpy()] = error.double().numpy()
+            bar.update(len(rows))
+    return errors
 
 
 # -- verdict ---------------------------------------------------------------------------------------------------------
@@ -280,12 +281,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def table(errors: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Arm -> its error with interval, and the paired difference to the true pictures, absolute and relative."""
-    true = errors["true"]
+    """Arm -> its error with interval, and the paired difference to the true pictures, absolute and relative.
+
+    Both over the frames on which the arm was measured.
+    """
     rows: dict[str, dict[str, float]] = {}
     for name, values in errors.items():
+        measured = np.isfinite(values)
+        values, true = values[measured], errors["true"][measured]
         low, high = interval(values)
-        rows[name] = {"error": float(values.mean()), "low": low, "high": high}
+        rows[name] = {"n": len(values), "error": float(values.mean()), "low": low, "high": high}
         if name != "true":
             low, high = interval(values - true)
             difference = float((values - true).mean())
@@ -310,14 +315,14 @@ def failures(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
     return found
 
 
-def render(rows: Mapping[str, Mapping[str, float]], where: str, n: int) -> str:
+def render(rows: Mapping[str, Mapping[str, float]], where: str) -> str:
     """The table as text."""
     lines = [
-        f"action error, normalised units, n = {n}, {where}; difference to the true pictures with 95 % interval",
-        f"{'pictures':<18}{'error':>8}{'difference':>14}{'interval':>20}{'relative':>11}",
+        f"action error, normalised units, {where}; difference to the true pictures of the same frames with 95 % interval",
+        f"{'pictures':<18}{'n':>5}{'error':>8}{'difference':>14}{'interval':>20}{'relative':>11}",
     ]
     for name, row in rows.items():
-        line = f"{name:<18}{row['error']:>8.3f}"
+        line = f"{name:<18}{row['n']:>5.0f}{row['error']:>8.3f}"
         if "difference" in row:
             bounds = f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
             line += f"{row['difference']:>+14.3f}{bounds:>20}{row['relative']:>+11.1%}"
@@ -391,7 +396,7 @@ def run_gate(cfg: GateConfig) -> dict[str, Any]:
     there = set(frames.observation)
     streams = {m: s for m, s in streams.items() if any(there & {k, ids} for k, ids in s.items())}
     arms = arms_for(streams, per_modality=hasattr(config, "stream_keys"))
-    rows = table(action_errors(policy, preprocess, frames, arms, streams, cfg.seed, cfg.batch_size))
+    rows = table(action_errors(policy, preprocess, frames, arms, streams, cfg))
     closed = failures(rows)
     where = "on training frames" if cfg.episodes is None else f"on frames of the episodes {cfg.episodes}"
     result = {
@@ -425,11 +430,10 @@ def main() -> int:
     import draccus
 
     cfg = draccus.parse(GateConfig)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     result = run_gate(cfg)
-    sys.stdout.write(render(result["arms"], result["where"], result["n"]) + "\n")
+    sys.stdout.write(render(result["arms"], result["where"]) + "\n")
     for message in result["failures"]:
-        logger.log(logging.ERROR if cfg.strict else logging.WARNING, message)
+        sys.stderr.write(f"{'error' if cfg.strict else 'warning'}: {message}\n")
     if result["passed"]:
         sys.stdout.write("gate open: the policy looks at its pictures\n")
     return 1 if result["failures"] and cfg.strict else 0

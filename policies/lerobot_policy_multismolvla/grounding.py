@@ -67,13 +67,18 @@ class Grounding(nn.Module):
         width: hidden size of the language model.
         views: number of views V.
         things: number of named labels K.
+        depths: number of layers D that are read.
     """
 
-    def __init__(self, width: int, views: int, things: int = 3):
+    def __init__(self, width: int, views: int, things: int = 3, depths: int = 2):
         super().__init__()
         self.shape = (views, things, 3)
-        self.head = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, views * things * 3)
+        outputs = views * things * 3
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, outputs)
+            )
+            for _ in range(depths)
         )
 
     def forward(self, hidden: Tensor, where: Tensor, visible: Tensor) -> tuple[Tensor, float]:

@@ -23,8 +23,8 @@ from multismolvla.modalities import MODALITIES
 
 SIZE = 64
 ALL_TYPES = [(m, t) for m in MODALITIES for t in SOFT_TYPES[m]]
-#: Types whose effect need not grow pixel by pixel: the block of another size lies elsewhere, frost changes its picture.
-UNORDERED = {"frost", "snow", "saturate", "elastic_transform"}
+#: Types whose mean difference need not grow: other weather picture, other hue direction, another aliasing grid.
+UNORDERED = {"frost", "snow", "saturate", "elastic_transform", "pixelate"}
 
 
 def picture(modality: str) -> torch.Tensor:

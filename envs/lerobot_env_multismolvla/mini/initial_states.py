@@ -22,8 +22,6 @@ STATES_PER_SPLIT = 1000
 # Regions for the objects' centres on the floor, metres: (x low, x high), (y low, y high).
 OBJECT_REGION = ((-0.10, 0.06), (0.01, 0.21))
 GOAL_REGION = ((-0.08, 0.04), (-0.24, -0.12))
-# The palm is 20 cm wide along the finger axis (world y) and 6 cm across: it must not hit the other object.
-_CLEARANCE_X, _CLEARANCE_Y = 0.085, 0.145
 
 #: Height of the body origin when the object stands on the floor, metres.
 REST_HEIGHT = {"cube_1": 0.0225, "can_1": 0.0375, "basket_1": 0.0, "plate_1": 0.0}
@@ -60,12 +58,8 @@ def initial_state(split: str, task_id: int, index: int) -> InitialState:
     if index < 0:
         raise ValueError(f"State numbers start at 0, got {index}.")
     rng = np.random.default_rng([_SPLIT_SEEDS[split], task_id, index])
-    while True:
-        cube, can = (_draw(rng, OBJECT_REGION) for _ in range(2))
-        if abs(cube[0] - can[0]) > _CLEARANCE_X or abs(cube[1] - can[1]) > _CLEARANCE_Y:
-            break
-    goal_name = TASK_OBJECTS[task_id][1]
-    places = {"cube_1": cube, "can_1": can, goal_name: _draw(rng, GOAL_REGION)}
+    target_name, goal_name = TASK_OBJECTS[task_id]
+    places = {target_name: _draw(rng, OBJECT_REGION), goal_name: _draw(rng, GOAL_REGION)}
     return InitialState(
         positions={name: (x, y, REST_HEIGHT[name]) for name, (x, y) in places.items()},
         arm_jitter=tuple(rng.uniform(-0.02, 0.02, 7).tolist()),
