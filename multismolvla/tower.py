@@ -7,6 +7,7 @@ An absent modality, and a patch without a valid depth pixel, is a token that is 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,7 +147,13 @@ class MultimodalTower(nn.Module):
             grid = self.grid(modality)
             return pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
         if ids_name(modality) in streams:
-            ids = streams[ids_name(modality)].unflatten(-1, self.grid(modality))
+            ids = streams[ids_name(modality)]
+            if ids.shape[-1] != math.prod(self.grid(modality)):
+                raise ValueError(
+                    f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's {self.domains[modality]!r} takes "
+                    f"{math.prod(self.grid(modality))}. They were made for another encoder; make them anew with `multismolvla-tokens`."
+                )
+            ids = ids.unflatten(-1, self.grid(modality))
         else:
             ids = tokenize_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
         return ids.clamp_min(0), ids != ABSENT

@@ -1,4 +1,4 @@
-"""Cache token ids: a LeRobotDataset with pictures of depth, segmentation and temperature in, one with their ids out.
+r"""Cache token ids: a LeRobotDataset with pictures of depth, segmentation and temperature in, one with their ids out.
 
 The tokenizers are frozen, so their ids never change. And LeRobot 0.6.1 decodes *every* picture of *every* row that an action
 chunk touches (136 pictures per sample for two views, four modalities and a chunk of 16): without the cache the loader is
@@ -42,6 +42,7 @@ class TokensConfig:
     square: str = "crop"
     num_labels: int = 8
     half_turns: dict[str, int] = field(default_factory=dict)
+    depth_range_m: tuple[float, float] = (0.011, 10.0)  # as the policy's
     keep_pictures: bool = False  # keep the tokenized pictures in the new dataset too
     batch_size: int = 64
     repo_id: str | None = None  # default: the source's, with "_tokens"
@@ -105,7 +106,9 @@ def _tokenize(
     tokenizers = make_tokenizers(
         cfg.tokenizers, {m: encoder.modality(d) for m, d in cfg.domains.items()}, cfg.num_labels
     )
-    reader = SensorReader(cfg.views, num_labels=cfg.num_labels, half_turns=cfg.half_turns)
+    reader = SensorReader(
+        cfg.views, depth_range_m=cfg.depth_range_m, num_labels=cfg.num_labels, half_turns=cfg.half_turns
+    )
     parts: dict[tuple[str, str], list[torch.Tensor]] = {s: [] for s in streams}
     rows = data.hf_dataset.select_columns(sorted(streams.values()))
     for start in trange(0, len(data), cfg.batch_size, desc="tokenize", unit="batch"):
@@ -128,6 +131,7 @@ def _feature(cfg: TokensConfig, view: str, length: int) -> dict[str, Any]:
         "square": cfg.square,
         "num_labels": cfg.num_labels,
         "half_turns": cfg.half_turns.get(view, 0),
+        "depth_range_m": [float(d) for d in cfg.depth_range_m],
     }
     return {"dtype": "int16", "shape": (length,), "names": None, "info": recipe}
 

@@ -245,6 +245,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             "square": self.square,
             "num_labels": self.num_labels,
             "half_turns": self.half_turns.get(view, 0),
+            "depth_range_m": list(self.depth_range_m),
         }
 
     def token_keys(self) -> dict[str, tuple[str, str]]:

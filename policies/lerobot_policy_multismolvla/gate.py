@@ -44,7 +44,7 @@ class GateConfig:
     dataset: Path = Path("outputs/mini/dataset")  # LeRobotDataset: pictures, or pictures and cached ids
     output: Path = Path("outputs/mini/gate.json")
     frames: int = 256
-    modality_frames: int = 64  # of these, for each modality alone: shown and not judged, so fewer will do
+    modality_frames: int = 64  # of these, for each modality alone (shown, not judged); up to whole batches
     episodes: list[int] | None = None  # only these; None: all, i.e. the training frames
     seed: int = 0  # which frames, which pairs, which sampling noise
     batch_size: int = 64
@@ -247,8 +247,10 @@ def action_errors(
     order = torch.from_numpy(np.random.default_rng(cfg.seed + 2).permutation(count))
     jobs = []
     for arm in arms:
-        rows = order if arm.modality is None else order[: cfg.modality_frames]
-        jobs += [(arm, number, part) for number, part in enumerate(rows.split(cfg.batch_size))]
+        batches = list(enumerate(order.split(cfg.batch_size)))
+        # whole batches: sampling noise depends on their size
+        few = len(batches) if arm.modality is None else -(-cfg.modality_frames // cfg.batch_size)
+        jobs += [(arm, number, rows) for number, rows in batches[:few]]
     errors = {arm.name: np.full(count, np.nan) for arm in arms}
     with tqdm(total=sum(len(j[2]) for j in jobs), desc="gate", unit="chunk") as bar, torch.random.fork_rng():
         for arm, number, rows in jobs:

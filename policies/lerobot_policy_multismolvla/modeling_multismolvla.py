@@ -82,6 +82,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
         self._teacher: tuple[nn.Module, nn.Module] | None = None
+        self._sensors: set[str] | None = None  # what the last observation had
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
@@ -149,6 +150,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self.model.tower.eval()
         return self
 
+    def eval(self) -> MultiSmolVLAPolicy:
+        """Evaluation mode; free when already in it, because upstream asks for it at every ``select_action``."""
+        return self if not self.training else super().eval()
+
     def get_optim_params(self) -> Any:
         """Trainable parameters; the bridge in a group of its own when its learning rate differs."""
         if not self.config.uses_fourm or self.config.bridge_lr_scale == 1.0:
@@ -189,7 +194,26 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                 if key in batch or token_key(view, modality) in batch:
                     mask = batch.get(padding_mask_key(key))
                     there[:, v, MODALITIES.index(modality)] = True if mask is None else mask.bool()
-        return self._kill_derived(there)
+        there = self._kill_derived(there)
+        if not self.training:
+            self._tell_lost_sensors(there)
+        return there
+
+    def _tell_lost_sensors(self, there: Tensor) -> None:
+        """Say when a sensor that was there is gone, and when it is back: an operator must not learn it from the arm."""
+        now = there.any(0).tolist()
+        names = [
+            f"{view}.{m}"
+            for v, view in enumerate(self.config.views)
+            for i, m in enumerate(MODALITIES)
+            if now[v][i]
+        ]
+        if self._sensors is not None and set(names) != self._sensors:
+            for lost in sorted(self._sensors - set(names)):
+                logger.warning("Sensor lost: %s. The policy goes on without it.", lost)
+            for back in sorted(set(names) - self._sensors):
+                logger.warning("Sensor back: %s.", back)
+        self._sensors = set(names)
 
     def _kill_derived(self, presence: Tensor) -> Tensor:
         rgb = MODALITIES.index(Modality.RGB)

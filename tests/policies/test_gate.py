@@ -128,14 +128,15 @@ def test_a_policy_that_reads_its_pictures_passes(monkeypatch, tiny_dataset, tmp_
 
 
 @pytest.mark.parametrize(("more", "code"), [([], 1), (["--strict=false"], 0)])
-def test_a_policy_that_ignores_its_pictures_is_named(monkeypatch, tiny_dataset, tmp_path, caplog, more, code):
+def test_a_policy_that_ignores_its_pictures_is_named(monkeypatch, tiny_dataset, tmp_path, capsys, more, code):
     out = tmp_path / "gate.json"
     assert gate_of(monkeypatch, False, *options(tiny_dataset, out, None, *more)) == code
     result = json.loads(out.read_text())
     assert not result["passed"]
     assert len(result["failures"]) == 2
+    said = capsys.readouterr().err
     for control in ("zeroed", "shuffled"):
-        assert f"gate closed by {control} pictures" in caplog.text
+        assert f"{'error' if code else 'warning'}: gate closed by {control} pictures" in said
         assert result["arms"][control]["difference"] == 0
 
 
@@ -163,9 +164,14 @@ def test_our_checkpoint_shows_every_modality_from_pictures_and_from_ids(
     arms = []
     for dataset in (tiny_dataset, cached):
         out = tmp_path / "gate.json"
-        assert command(monkeypatch, *options(dataset, out, ours, "--frames=12")) == 1  # untrained
+        assert (
+            command(monkeypatch, *options(dataset, out, ours, "--frames=12", "--modality_frames=5")) == 1
+        )  # untrained
         arms.append(json.loads(out.read_text())["arms"])
         assert set(arms[-1]) == {"true", "zeroed", "shuffled"} | DECLARED
+        assert {name: row["n"] for name, row in arms[-1].items()} == {
+            name: 8 if name in DECLARED else 12 for name in arms[-1]
+        }
         assert all(row["difference"] != 0 for name, row in arms[-1].items() if name != "true")
     for name in arms[0]:  # id 0 is not what an all-zero picture becomes
         if name != "zeroed":
@@ -196,7 +202,7 @@ def test_errors_are_lerobots_chunks_without_the_padding(tiny_dataset):
         item = timed[n]
         assert torch.equal(frames.is_pad[n], item["action_is_pad"])
         assert torch.equal(frames.action[n][~frames.is_pad[n]], item["action"][~item["action_is_pad"]])
-    errors = action_errors(oracle, lambda b: b, frames, [Arm("true", "none")], {})["true"]
+    errors = action_errors(oracle, lambda b: b, frames, [Arm("true", "none")], {}, cfg)["true"]
     last = FRAMES - 1
     assert errors[last] == pytest.approx(frames.action[last, 0].abs().mean().item(), rel=1e-6)
 
@@ -290,4 +296,4 @@ def test_actions_that_are_not_finite_are_refused(tiny_dataset):
     frames = gate.load_frames(cfg, gate.open_dataset(cfg), oracle.config, gate.streams_of(oracle.config))
     oracle.predict_action_chunk = lambda batch: torch.full((len(batch[RGB]), 2, 7), float("nan"))
     with pytest.raises(FloatingPointError, match="true"):
-        action_errors(oracle, lambda b: b, frames, [Arm("true", "none")], {})
+        action_errors(oracle, lambda b: b, frames, [Arm("true", "none")], {}, cfg)

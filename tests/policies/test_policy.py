@@ -193,11 +193,26 @@ def test_several_draws_per_observation_are_upstreams_loss(tower, make_policy, ba
     expected.backward()
     before = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    monkeypatch.setattr(policy.model, "sample_noise", lambda shape, device: fixed["noise"].repeat_interleave(3, 0))
-    monkeypatch.setattr(policy.model, "sample_time", lambda size, device: fixed["time"].repeat_interleave(3, 0))
+    monkeypatch.setattr(
+        policy.model, "sample_noise", lambda shape, device: fixed["noise"].repeat_interleave(3, 0)
+    )
+    monkeypatch.setattr(
+        policy.model, "sample_time", lambda size, device: fixed["time"].repeat_interleave(3, 0)
+    )
     loss, _ = policy.train().forward(dict(batch))
     loss.backward()
     assert torch.allclose(loss, expected, atol=1e-6)
     after = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
     assert before.keys() == after.keys()
     assert all(torch.allclose(after[n], g, atol=1e-5) for n, g in before.items())
+
+
+def test_a_lost_sensor_is_told_once_and_its_return_too(make_policy, batch, caplog):
+    policy = make_policy()
+    key = VIEWS["image2"]["depth"]
+    lost = {k: v for k, v in batch.items() if k not in (key, f"{key}_valid")}
+    with caplog.at_level("WARNING"):
+        for observation in (batch, lost, lost, batch):
+            chunk(policy, observation)
+    told = [r.getMessage() for r in caplog.records if "Sensor" in r.getMessage()]
+    assert told == ["Sensor lost: image2.depth. The policy goes on without it.", "Sensor back: image2.depth."]
