@@ -131,6 +131,16 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             self._check_choice("half_turns keys", view, tuple(self.views))
         for modality in self.domains:
             self._check_choice("domains keys", modality, MODALITIES)
+        if self.adapt_to_pi_aloha and self.uses_fourm:
+            raise ValueError(
+                "--policy.adapt_to_pi_aloha=true changes the batch in place (lerobot 0.6.1) and is only supported with "
+                "--policy.vision_tower=siglip."
+            )
+        if self.empty_cameras and self.uses_fourm:
+            raise ValueError(
+                f"--policy.empty_cameras={self.empty_cameras} is SmolVLA's way of declaring absent cameras; with the 4M tower declare "
+                "them in --policy.views instead: a declared stream that the data lack is masked."
+            )
         if self.flow_samples < 1:
             raise ValueError(f"--policy.flow_samples={self.flow_samples} must be at least 1.")
         low, high = self.depth_range_m

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 class AdoptedVLM(SmolVLMWithExpertModel):
     """Upstream's language model and expert without the vision path.
 
-    Overrides only what touches ``vision_model`` by name (lerobot 0.6.1: ``set_requires_grad``, ``train``, ``embed_image``).
+    Overrides what touches ``vision_model`` by name after construction (lerobot 0.6.1: ``train`` and ``embed_image``); upstream's
+    ``set_requires_grad`` runs in its constructor only, while SigLIP is still there.
     """
 
     @classmethod
@@ -506,7 +507,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             ValueError: missing or unexpected keys, or a tower other than the one the checkpoint was trained with.
         """
         if config is None:
-            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path)
+            config = PreTrainedConfig.from_pretrained(
+                pretrained_name_or_path, revision=kwargs.get("revision")
+            )
         return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
 
     @classmethod

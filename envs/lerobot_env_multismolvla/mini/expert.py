@@ -16,7 +16,7 @@ from . import TASK_OBJECTS
 #: Height of the grip site above the floor when grasping, metres. The palm begins 30 mm above the site and the finger
 #: tips end 10 mm below it, so the can is taken near its top and the cube just above the floor.
 GRASP_HEIGHT = {"cube_1": 0.020, "can_1": 0.050}
-#: Height of the grip site while carrying: the can's underside clears the basket's rim and the other object.
+#: Height of the grip site while carrying: the can's underside clears the basket's rim.
 CARRY_HEIGHT = 0.145
 #: Height of the carried object's origin above the goal's origin when the fingers open. Above the success region:
 #: the demonstration must show the release, not only the way there.
@@ -123,7 +123,7 @@ class MiniExpert:
         grasp_height = GRASP_HEIGHT[self._target_name]
         if self.phase == Phase.APPROACH:
             distance = np.linalg.norm(state.target[:2] - state.gripper[:2])
-            # Descend along a cone: low only close by, or the fingers would sweep the other object away.
+            # Descend along a cone: low only close by, or the fingers would sweep the object away.
             height = grasp_height + min(max(1.6 * (distance - 0.012), 0.0), CARRY_HEIGHT)
             return np.array([*state.target[:2], min(height, max(CARRY_HEIGHT, grasp_height))])
         if self.phase == Phase.GRASP:
