@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,7 +74,12 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 def sample_presence(
-    available: Tensor, probability: float, generator: torch.Generator, *, complete_share: float = 0.1
+    available: Tensor,
+    probability: float,
+    generator: torch.Generator,
+    *,
+    complete_share: float = 0.1,
+    consequence: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Draw which modalities each sample keeps.
 
@@ -86,6 +92,8 @@ def sample_presence(
         probability: in [0, 1).
         generator: CPU generator, see :func:`step_generator`.
         complete_share: share of the batch that is left alone.
+        consequence: what else dies with what was lost (derived modalities with their RGB): presence (R, V, M) -> presence.
+            Applied before asking whether anything is left.
 
     Returns:
         bool (B, V, M) on ``available``'s device, a subset of ``available``; samples with anything available keep something.
@@ -98,10 +106,11 @@ def sample_presence(
     keep = torch.rand(there.shape, generator=generator) >= probability
     untouched = math.floor(complete_share * len(there) + torch.rand((), generator=generator).item())
     keep[:untouched] = True
-    presence = there & keep
+    follow = consequence or (lambda presence: presence)
+    presence = follow(there & keep)
     lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
     while lost.any():
         again = torch.rand(there[lost].shape, generator=generator) >= probability
-        presence[lost] = there[lost] & again
+        presence[lost] = follow(there[lost] & again)
         lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
     return presence.to(available.device)

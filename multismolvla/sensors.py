@@ -59,6 +59,11 @@ class SensorReader:
         for view, streams in self.views.items():
             turns = self.half_turns.get(view, 0)
             for modality, key in streams.items():
+                mask = out.get(padding_mask_key(key))
+                if (
+                    mask is not None
+                ):  # also where the picture is replaced by cached ids; datasets store it as (B, 1)
+                    out[padding_mask_key(key)] = torch.as_tensor(mask).reshape(-1) > 0.5
                 if key not in out:
                     continue
                 image = rotate_half_turns(_last_frame(key, out[key]), turns)
@@ -70,9 +75,6 @@ class SensorReader:
                     out[key] = _unit_interval(key, image, (1, 3))[:, :1]
                 else:
                     out[key] = _unit_interval(key, image, (3,))
-                mask = out.get(padding_mask_key(key))
-                if mask is not None:
-                    out[padding_mask_key(key)] = torch.as_tensor(mask, device=image.device).reshape(-1) > 0.5
         return out
 
     def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,11 @@ class MultiSmolVLAConfig(SmolVLAConfig):
                 f"--policy.empty_cameras={self.empty_cameras} is SmolVLA's way of declaring absent cameras; with the 4M tower declare "
                 "them in --policy.views instead: a declared stream that the data lack is masked."
             )
+        if self.flow_samples > 1 and self.consistency_weight > 0:
+            raise ValueError(
+                f"--policy.flow_samples={self.flow_samples} and consistency_weight={self.consistency_weight} exclude each other: "
+                "consistency compares two velocities at one draw of noise and time. Set one of them to its default."
+            )
         if self.flow_samples < 1:
             raise ValueError(f"--policy.flow_samples={self.flow_samples} must be at least 1.")
         low, high = self.depth_range_m

@@ -32,6 +32,8 @@ from .vision import build_bridge, build_tower
 
 logger = logging.getLogger(__name__)
 
+_NOISE = 0x6E6F697365  # "noise"
+
 
 class AdoptedVLM(SmolVLMWithExpertModel):
     """Upstream's language model and expert without the vision path.
@@ -229,8 +231,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if not self.training or cfg.stage != "robust" or cfg.dropout_mode == "none":
             return available
         generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank())
-        presence = sample_presence(available, self.dropout_p, generator, complete_share=cfg.dropout_complete)
-        return self._kill_derived(presence)
+        return sample_presence(
+            available,
+            self.dropout_p,
+            generator,
+            complete_share=cfg.dropout_complete,
+            consequence=self._kill_derived,
+        )
 
     @property
     def dropout_p(self) -> float:
@@ -295,18 +302,24 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             out["depth_valid"] = valid
         return out
 
+    def _siglip_tokens(self, batch: dict[str, Tensor]) -> dict[int, Tensor]:
+        """``siglip+fourm``: SigLIP's tokens (B, N, D) per view number; empty when no camera delivers RGB."""
+        views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
+        if not views:
+            return {}
+        images, _ = super().prepare_images(
+            _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
+        )
+        embed = SmolVLMWithExpertModel.embed_image
+        return {v: embed(self.model.vlm_with_expert, image) for v, image in zip(views, images, strict=True)}
+
     def _beside_siglip(
         self, batch: dict[str, Tensor], tokens: Tensor, alive: Tensor, presence: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone."""
-        images, _ = super().prepare_images(
-            _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
-        )
-        rgb_views = [v for v, s in enumerate(self.config.views.values()) if s.get("rgb") in batch]
         seen = presence[:, :, MODALITIES.index(Modality.RGB)]
         out = tokens.clone()
-        for v, image in zip(rgb_views, images, strict=True):
-            siglip = SmolVLMWithExpertModel.embed_image(self.model.vlm_with_expert, image)
+        for v, siglip in self._siglip_tokens(batch).items():
             both = siglip + self.model.fourm_gate(tokens[:, v])
             out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
         return out, alive
@@ -338,12 +351,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _connector_loss(self, batch, noise, time, reduction):
         loss = torch.zeros((), device=batch[OBS_STATE].device)
         logs: dict[str, Any] = {}
-        teacher = None if self._teacher is None else self.teacher_tokens(batch)
-        if teacher is not None and self.training and self.config.curriculum_step == 0:
-            self.model.bridge.connector.match_norm(teacher[0])  # before the first forward: it writes in place
-            _average_over_ranks(
-                self.model.bridge.connector.gain
-            )  # each saw other pictures; DDP never compares weights
+        seeing = any(key in batch for key in self.config.rgb_keys)
+        teacher = self.teacher_tokens(batch) if seeing and self._teacher is not None else None
+        if self.training and self.config.curriculum_step == 0:
+            self._match_norm(batch, teacher)
         tokens, alive = self.prepare_images(batch)
         if teacher is not None:
             align, align_logs = self._alignment(batch, tokens, alive, teacher)
@@ -354,6 +365,20 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             loss = loss + self.config.flow_weight * flow
             logs |= flow_logs
         return loss, logs
+
+    @torch.no_grad()
+    def _match_norm(self, batch, teacher) -> None:
+        """Start the connector at the norm of the tokens it stands in for; before the first forward, as it writes in place."""
+        if teacher is not None:
+            reference = teacher[0]
+        elif self.config.vision_tower == "siglip+fourm":
+            reference = torch.cat(list(self._siglip_tokens(batch).values()) or [torch.ones(1)])
+        else:
+            return
+        self.model.bridge.connector.match_norm(reference)
+        _average_over_ranks(
+            self.model.bridge.connector.gain
+        )  # each rank saw other pictures; DDP never compares weights
 
     def _robust_loss(self, batch, noise, time, reduction):
         available = self.availability(batch)
@@ -373,8 +398,29 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Upstream's flow-matching loss on given visual tokens."""
         if self._draws_many(noise, time):
             return self._many_flows(batch, tokens, alive, reduction)
+        if self.training and noise is None and time is None:
+            noise, time = self._draw_noise_and_time(self.prepare_action(batch))
         ready = _Prepared(batch, tokens, alive)
         return super().forward(ready, noise, time, reduction)
+
+    def _draw_noise_and_time(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise like ``actions`` (B, T, A) and time (B,), a function of (seed, step, rank): a resumed run draws what it missed.
+
+        LeRobot 0.6.1 restores the global generators and then draws from them before the loop, so they cannot be relied on.
+        """
+        if not self.training:
+            return self.model.sample_noise(actions.shape, actions.device), self.model.sample_time(
+                len(actions), actions.device
+            )
+        cfg = self.config
+        devices = [actions.device] if actions.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(
+                step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank()).initial_seed()
+            )
+            return self.model.sample_noise(actions.shape, actions.device), self.model.sample_time(
+                len(actions), actions.device
+            )
 
     def _draws_many(self, noise, time) -> bool:
         return self.training and self.config.flow_samples > 1 and noise is None and time is None
@@ -402,8 +448,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         )
         cache.batch_repeat_interleave(draws)
         actions = self.prepare_action(batch).repeat_interleave(draws, 0)
-        noise = model.sample_noise(actions.shape, actions.device)
-        time = model.sample_time(len(actions), actions.device)
+        noise, time = self._draw_noise_and_time(actions)
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         velocity = model.denoise_step(pad.repeat_interleave(draws, 0), cache, x_t, time)
         width = self.config.action_feature.shape[0]
@@ -422,8 +467,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _consistent_flow(self, batch, dropped, available, noise, time, reduction):
         """Flow matching with the dropped sensors, plus the distance to the complete sample's velocity."""
         actions = self.prepare_action(batch)
-        noise = self.model.sample_noise(actions.shape, actions.device) if noise is None else noise
-        time = self.model.sample_time(len(actions), actions.device) if time is None else time
+        if noise is None or time is None:
+            noise, time = self._draw_noise_and_time(actions)
         with torch.no_grad():
             clean, _, _ = self._velocity(batch, self.visual_tokens(batch, available), noise, time, reduction)
         velocity, loss, logs = self._velocity(batch, dropped, noise, time, reduction)

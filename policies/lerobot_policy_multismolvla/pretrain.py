@@ -96,7 +96,7 @@ def load_frames(cfg: PretrainConfig) -> Frames:
     if lacking:
         raise ValueError(
             f"{cfg.dataset} lacks {lacking}. The mini preset pre-trains on all four modalities: record with "
-            "multismolvla-record --suite multismolvla_mini."
+            "multismolvla-record."
         )
     count = min(cfg.max_frames, len(data))
     rows = torch.linspace(0, len(data) - 1, count).long().tolist()

@@ -216,3 +216,50 @@ def test_a_lost_sensor_is_told_once_and_its_return_too(make_policy, batch, caplo
             chunk(policy, observation)
     told = [r.getMessage() for r in caplog.records if "Sensor" in r.getMessage()]
     assert told == ["Sensor lost: image2.depth. The policy goes on without it.", "Sensor back: image2.depth."]
+
+
+def test_the_order_of_views_means_nothing_to_presence(make_policy, batch):
+    lost = {padding_mask_key(VIEWS["image2"]["depth"]): torch.tensor([False, True, False])}
+    forward = make_policy().availability(dict(batch) | lost)
+    backward = make_policy(views=dict(reversed(VIEWS.items()))).availability(dict(batch) | lost)
+    assert torch.equal(forward, backward.flip(1))
+    assert not torch.equal(forward, backward)
+
+
+@pytest.mark.parametrize("tower", ["fourm", "siglip+fourm"])
+@pytest.mark.parametrize("stage", ["connector", "robust"])
+def test_dead_colour_cameras_stop_nobody(tower, stage, make_policy, batch):
+    policy = make_policy(vision_tower=tower, stage=stage)
+    blind = {k: v for k, v in batch.items() if k not in policy.config.rgb_keys}
+    assert chunk(policy, blind).isfinite().all()
+    assert policy.train().forward(dict(blind), **flow_inputs())[0].isfinite()
+
+
+def test_what_a_step_draws_depends_on_the_step_alone(make_policy, batch):
+    policy = make_policy(stage="robust", flow_samples=2, dropout_mode="none").train()
+    torch.manual_seed(1)
+    first = policy.forward(dict(batch))[0]
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    assert torch.equal(policy.forward(dict(batch))[0], first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    policy.update()
+    assert not torch.equal(policy.forward(dict(batch))[0], first)
+
+
+def test_siglip_and_fourm_speak_at_one_norm(make_policy, batch):
+    policy = make_policy(vision_tower="siglip+fourm", stage="connector").train()
+    policy.forward(dict(batch), **flow_inputs())
+    siglip = torch.cat(list(policy._siglip_tokens(batch).values())).pow(2).mean().sqrt().item()
+    assert policy.model.bridge.connector.gain.mean().item() == pytest.approx(siglip, rel=1e-5)
+
+
+def test_derived_modalities_leave_something_to_see(make_policy, batch):
+    origins = {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
+    options = {"dropout_mode": "fixed", "dropout_complete": 0.0, "dropout_p_max": 0.5}
+    policy = make_policy(stage="robust", origins=origins, views={"image": VIEWS["image"]}, **options).train()
+    big = canonical_batch(size=64)
+    for _ in range(5):
+        presence = policy._drop(policy.availability(big))
+        assert presence.flatten(1).any(1).all()
+        policy.update()

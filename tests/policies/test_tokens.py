@@ -103,3 +103,11 @@ def test_two_kilobytes_per_view_are_enough(cached):
     data = LeRobotDataset("tests/tiny", root=cached[1])
     size = sum(np.prod(data.features[token_key("image", m)]["shape"]) * 2 for m in TOKENIZED)
     assert size <= 2000
+
+
+def test_recorded_presence_flags_work_beside_ids(cached, make_policy):
+    """A dataset stores a flag as (B, 1); ids have no picture beside them."""
+    flag = padding_mask_key(VIEWS["image"]["depth"])
+    raw = {k: v for k, v in _batch(cached[1]).items()} | {flag: torch.tensor([[1.0], [0.0], [1.0]])}
+    presence = make_policy().availability(SensorStep(views=VIEWS).observation(raw))
+    assert presence[:, 0, 1].tolist() == [True, False, True]
