@@ -4,8 +4,8 @@ Faults come in two kinds. *Hard* faults take a sensor away (:func:`apply_hard`):
 unannounced, so that it does not. *Soft* faults degrade it (:func:`apply_soft`) with a type and a severity from 1 to 5.
 :class:`Condition` bundles faults into one evaluation arm; :func:`parse_condition` reads its text form.
 
-Nothing in here keeps state or touches a global generator. The evaluation's environment wrapper and the training
-augmentation are thin adapters around these functions; that they share them is what makes their numbers comparable.
+Nothing in here keeps state or touches a global generator. The evaluation's environment wrapper is a thin adapter around
+these functions. Training only drops sensors so far; when it learns to disturb them, it will call the same functions.
 """
 
 from multismolvla.corruption.conditions import (

@@ -108,6 +108,6 @@ def test_two_kilobytes_per_view_are_enough(cached):
 def test_recorded_presence_flags_work_beside_ids(cached, make_policy):
     """A dataset stores a flag as (B, 1); ids have no picture beside them."""
     flag = padding_mask_key(VIEWS["image"]["depth"])
-    raw = {k: v for k, v in _batch(cached[1]).items()} | {flag: torch.tensor([[1.0], [0.0], [1.0]])}
+    raw = _batch(cached[1]) | {flag: torch.tensor([[1.0], [0.0], [1.0]])}
     presence = make_policy().availability(SensorStep(views=VIEWS).observation(raw))
     assert presence[:, 0, 1].tolist() == [True, False, True]
