@@ -92,8 +92,16 @@ class RecordConfig:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a recording to be continued."""
-        return {**asdict(self.settings), "episodes": self.episodes, "task_ids": self.task_ids, "version": 1}
+        """What must be equal for a recording to be continued, or to pass for this one."""
+        from lerobot_env_multismolvla.mini import MINI_VERSION, assets_hash
+
+        return {
+            **asdict(self.settings),
+            "episodes": self.episodes,
+            "task_ids": self.task_ids,
+            "version": MINI_VERSION,
+            "assets": assets_hash(),
+        }
 
 
 class RecordingError(RuntimeError):

@@ -28,6 +28,10 @@ CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
 class MultiSmolVLALiberoConfig(EnvConfig):
     """LIBERO suites and the mini suite with several sensors per camera.
 
+    Evaluation takes the initial states that recording leaves out (``init_split="eval"``): of the 50 states that LIBERO
+    stores for a task, the first 20. LeRobot's own protocol uses all 50; for numbers beside published ones of LIBERO's
+    suites say ``--env.init_split=all``.
+
     Raises:
         ValueError: an option has a value the environment cannot serve; the message names the option.
     """
@@ -38,7 +42,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
     task_ids: list[int] | None = None
     # Control rate in Hz. Actions are displacements per step, so another value changes what an action means.
     fps: int = 20
-    # Step limit; the default is 120 for the mini suite and LeRobot's for LIBERO's suites.
+    # Step limit; the default is 140 for the mini suite and LeRobot's for LIBERO's suites.
     episode_length: int | None = None
     # Modalities to render, of rgb, depth, seg, thermal. Those left out are announced as absent.
     streams: list[str] = field(default_factory=lambda: list(MODALITIES))

@@ -5,7 +5,6 @@ Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,12 +132,7 @@ class MultiModalLiberoEnv(LiberoEnv):
     @property
     def assets_hash(self) -> str:
         """Hash over the mini suite's asset files; empty for LIBERO's own assets (100 MB, not ours)."""
-        if not self._is_mini:
-            return ""
-        digest = hashlib.sha256()
-        for file in sorted(p for p in self._assets.rglob("*") if p.is_file()):
-            digest.update(file.relative_to(self._assets).as_posix().encode() + b"\0" + file.read_bytes())
-        return digest.hexdigest()[:16]
+        return mini.assets_hash() if self._is_mini else ""
 
     @property
     def simulation(self) -> Any:

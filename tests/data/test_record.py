@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
 
+from lerobot_env_multismolvla import mini  # noqa: E402
 from multismolvla_data.record import METADATA_FILE, RecordConfig, RecordingError, record  # noqa: E402
 
 pytestmark = pytest.mark.sim
@@ -138,6 +139,17 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
 def test_bad_options_are_named(options, match):
     with pytest.raises(ValueError, match=match):
         RecordConfig(**options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MINI_VERSION", -1), ("assets_hash", lambda: "other")])
+def test_data_of_another_suite_do_not_pass_for_this_one(tmp_path, monkeypatch, name, value):
+    config = RecordConfig(output=tmp_path / "mini")
+    (config.output / "meta").mkdir(parents=True)
+    (config.output / METADATA_FILE).write_text(json.dumps({"recording": config.fingerprint()}))
+    assert record(config) == config.output  # complete
+    monkeypatch.setattr(mini, name, value)
+    with pytest.raises(RecordingError, match="other settings"):
+        record(config)
 
 
 def test_help_answers_without_the_simulator():

@@ -9,6 +9,7 @@ from lerobot.envs.factory import make_env, make_env_config, make_env_pre_post_pr
 from lerobot.envs.utils import env_to_policy_features, preprocess_observation
 
 import lerobot_env_multismolvla  # noqa: F401
+from lerobot_env_multismolvla.mini import MAX_STEPS
 
 
 def test_import_starts_no_simulator():
@@ -47,7 +48,7 @@ def test_vector_envs_run_and_agree(asynchronous, mini_env):
         _, _, terminated, _, _ = env.step(np.zeros((2, 7), np.float32))
         assert not terminated.any()
         assert list(env.call("task_description")) == ["put the can on the plate"] * 2
-        assert list(env.call("_max_episode_steps")) == [120, 120]
+        assert list(env.call("_max_episode_steps")) == [MAX_STEPS] * 2
     finally:
         env.close()
 
