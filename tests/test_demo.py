@@ -1,4 +1,4 @@
-"""The demo: chapters in order, continued where interrupted, repeated where something before them changed."""
+"""The demo: every chapter at every start, in order, until one fails; minutes of the work, not of the last start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from multismolvla_run import demo
 
+NAMES = ["doctor", "record", "train", "eval", "report"]
 REPO = Path(__file__).resolve().parents[1]
 WRITE = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); sys.exit(int(sys.argv[3]))"
 
@@ -29,13 +30,12 @@ def play(tmp_path, monkeypatch):
             return [
                 demo.Chapter(
                     name, name, (sys.executable, "-c", code + WRITE, str(diary), (marks or {}).get(name, name), "0", name),
-                    always=name == "doctor",
+                    hint="delete it" if name == "eval" else "",
                 )
-                for name in ("doctor", "record", "train", "eval", "report")
+                for name in NAMES
             ]  # fmt: skip
 
-        names = ("doctor", "record", "train", "eval", "report")
-        (tmp_path / "codes.json").write_text(json.dumps({n: (codes or {}).get(n, 0) for n in names}))
+        (tmp_path / "codes.json").write_text(json.dumps({n: (codes or {}).get(n, 0) for n in NAMES}))
         diary.write_text("")
         monkeypatch.setattr(demo, "story", story)
         code = demo.main(["--size", "smoke", "--output", str(tmp_path / "out")])
@@ -44,48 +44,51 @@ def play(tmp_path, monkeypatch):
     return run
 
 
-def test_chapters_run_once_in_order(play, capsys):
-    assert play() == (0, ["doctor", "record", "train", "eval", "report"])
-    output = capsys.readouterr().out
-    assert "together" in output
-    assert play() == (0, ["doctor"])
+def test_every_start_runs_every_chapter_in_order(play, capsys):
+    # Only the chapters know whether their work is done: an edited preset leaves the command as it was.
+    assert play() == (0, NAMES)
+    assert "together" in capsys.readouterr().out
+    assert play() == (0, NAMES)
 
 
-def test_failed_chapter_is_where_it_goes_on(play, capsys):
-    assert play({"train": 1}) == (1, ["doctor", "record", "train"])
-    assert "Start the same command again" in capsys.readouterr().err
-    assert play() == (0, ["doctor", "train", "eval", "report"])
+def test_failed_chapter_ends_the_story_with_its_hint(play, capsys):
+    assert play({"train": 1}) == (1, NAMES[:3])
+    message = capsys.readouterr().err
+    assert "Start the same command again" in message
+    assert "delete it" not in message
+    assert play({"eval": 2}) == (1, NAMES[:4])
+    assert "delete it" in capsys.readouterr().err
 
 
-def test_interrupted_chapter_is_where_it_goes_on(play, capsys):
-    assert play({"eval": 130}) == (130, ["doctor", "record", "train", "eval"])
+def test_interrupted_chapter_ends_the_story(play, capsys):
+    assert play({"eval": 130}) == (130, NAMES[:4])
     assert "Interrupted" in capsys.readouterr().err
-    assert play() == (0, ["doctor", "eval", "report"])
+    assert play() == (0, NAMES)
 
 
 def test_unfit_machine_ends_the_story(play):
     assert play({"doctor": 1}) == (1, ["doctor"])
 
 
-def test_changed_chapter_takes_the_later_ones_along(play):
-    play()
-    assert play(marks={"train": "longer"}) == (0, ["doctor", "longer", "eval", "report"])
-
-
 def test_damaged_record_starts_over(play, tmp_path):
     play()
     (tmp_path / "out/demo.json").write_text('{"half')
-    assert play()[1] == ["doctor", "record", "train", "eval", "report"]
+    assert play() == (0, NAMES)
+    assert set(json.loads((tmp_path / "out/demo.json").read_text())) == set(NAMES)
 
 
-def test_minutes_of_an_interrupted_chapter_add_up(play, tmp_path):
-    play({"train": 1})
+@pytest.mark.parametrize(("code", "longer"), [(1, True), (0, False)])
+def test_minutes_are_those_of_the_work(play, tmp_path, code, longer):
+    play({"train": code})
     path = tmp_path / "out/demo.json"
     record = json.loads(path.read_text())
     record["train"]["seconds"] = 600.0
     path.write_text(json.dumps(record))
-    play()
-    assert json.loads(path.read_text())["train"]["seconds"] > 600
+    play()  # an interrupted chapter goes on: its minutes add up; a finished one has nothing to do
+    seconds = json.loads(path.read_text())["train"]["seconds"]
+    assert seconds > 600 if longer else seconds == 600
+    play(marks={"train": "other"})  # another command is other work
+    assert json.loads(path.read_text())["train"]["seconds"] < 600
 
 
 def test_outside_the_repository_it_says_where_to_start(tmp_path, monkeypatch, capsys):
@@ -103,3 +106,8 @@ def test_story_uses_the_presets_final_checkpoints(size, monkeypatch, capsys, tmp
     assert "smolvla=" in output
     assert "/pretrained_model" in output
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_of_changed_policies_names_the_folder_to_delete(tmp_path):
+    chapters = {c.name: c for c in demo.story(demo.SIZES["smoke"], tmp_path / "out", REPO / "configs", 2)}
+    assert f"delete {tmp_path / 'out/eval'} to evaluate the new policies" in chapters["eval"].hint

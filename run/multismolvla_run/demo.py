@@ -1,7 +1,8 @@
 """``make demo``: the whole story as five visible commands, continued where it was interrupted.
 
 doctor -> record demonstrations -> train -> evaluate -> report. Every chapter is a program of this package that can be
-called alone; the demo only chooses folders and sizes, shows the commands, and keeps the time.
+called alone; the demo only chooses folders and sizes, shows the commands, and keeps the time. What need not be done
+again is for each program to find out: it compares settings and data, where the demo would know command lines only.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Chapter:
         name: short name, also the key in the demo's record.
         title: what the reader is going to see.
         command: program and arguments.
-        always: run it at every start, even when it has been done (the doctor: the machine may have changed).
+        hint: what else to tell when it fails.
     """
 
     name: str
     title: str
     command: tuple[str, ...]
-    always: bool = False
+    hint: str = ""
 
 
 class ChapterError(RuntimeError):
@@ -92,7 +93,7 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         Chapter(
             "doctor", "Is this machine fit for it?",
             (_tool("multismolvla-doctor"), f"--output={out}", f"--thread-cache={train / 'threads.json'}",
-             f"--report={out / 'doctor.json'}"), always=True,
+             f"--report={out / 'doctor.json'}"),
         ),
         Chapter(
             "record", f"A scripted expert shows each task of the mini suite {size.episodes} times",
@@ -107,6 +108,7 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
             (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]", "--baseline=smolvla",
              f"--level={size.level}", f"--output={out / 'eval'}", f"--workers={workers}"),
+            hint=f"If a policy has changed: delete {out / 'eval'} to evaluate the new policies.",
         ),
         Chapter(
             "report", "What it means, in one page",
@@ -153,7 +155,8 @@ def run_chapter(chapter: Chapter, env: dict[str, str]) -> None:
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
-        raise ChapterError(f"chapter {chapter.name!r} ended with code {code}; the reason stands above.")
+        message = f"chapter {chapter.name!r} ended with code {code}; the reason stands above."
+        raise ChapterError(f"{message}\n{chapter.hint}".rstrip())
 
 
 def doctor_env(out: Path) -> dict[str, str]:
@@ -167,7 +170,7 @@ def doctor_env(out: Path) -> dict[str, str]:
 
 
 def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
-    """Run the chapters that have not been finished and print the time table.
+    """Run the chapters and print the time table. Those that find their work done end at once.
 
     Args:
         chapters: in order.
@@ -179,28 +182,35 @@ def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
     """
     path = out / "demo.json"
     record = read_record(path)
-    stale = False
     for number, chapter in enumerate(chapters, start=1):
         known = record.get(chapter.name, {})
-        done = known.get("status") == "finished" and known.get("command") == list(chapter.command)
-        heading = f"[{number}/{len(chapters)}] {chapter.name}: {chapter.title}"
-        if done and not stale and not chapter.always:
-            _say(f"\n{heading}  (done before)")
-            continue
-        stale = stale or not chapter.always
-        _say(f"\n{heading}\n$ {show_command(list(chapter.command))}")
-        # An interrupted chapter continues, so its minutes add up; a repeated one starts from nothing.
-        spent = known.get("seconds", 0.0) if known.get("status") == "interrupted" else 0.0
-        entry = {"command": list(chapter.command), "status": "interrupted", "seconds": spent}
+        _say(
+            f"\n[{number}/{len(chapters)}] {chapter.name}: {chapter.title}\n$ {show_command(list(chapter.command))}"
+        )
+        entry = {"command": list(chapter.command), "status": "interrupted"}
         start = time.monotonic()
         try:
             run_chapter(chapter, doctor_env(out))
             entry["status"] = "finished"
         finally:
-            entry["seconds"] = spent + time.monotonic() - start
-            record[chapter.name] = entry
+            record[chapter.name] = {
+                **entry,
+                "seconds": _total_seconds(known, entry, time.monotonic() - start),
+            }
             _write_record(path, record)
     _say("\n" + time_table(chapters, record, size))
+
+
+def _total_seconds(known: dict[str, Any], entry: dict[str, Any], seconds: float) -> float:
+    """Seconds that a chapter's work took over all starts of the demo.
+
+    An interrupted chapter continues, so its seconds add up. A finished one has little or nothing left to do: the
+    moments it takes to find that out must not hide how long the work took. Another command is other work.
+    """
+    if known.get("command") != entry["command"]:
+        return seconds
+    before = float(known.get("seconds", 0.0))
+    return max(before, seconds) if known.get("status") == "finished" else before + seconds
 
 
 def time_table(chapters: Sequence[Chapter], record: dict[str, Any], size: Size) -> str:
