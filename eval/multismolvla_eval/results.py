@@ -224,3 +224,8 @@ def _check_row(row: Any, place: str, run: str) -> None:
 def completed(rows: Iterable[Row]) -> set[str]:
     """Keys of the episodes that need not run again."""
     return {episode_key(r) for r in rows}
+
+
+def cause_of(row: Row) -> str:
+    """Why an episode ended; empty for a success."""
+    return str(row.get("cause") or "")

@@ -15,10 +15,10 @@ import numpy as np
 
 from multismolvla.corruption import SEVERITIES, parse_condition
 from multismolvla_eval.checks import Index, fairness_checks, reads_fault
-from multismolvla_eval.conditions import LEVELS, describe
-from multismolvla_eval.results import ResultsError, Row
+from multismolvla_eval.conditions import describe
+from multismolvla_eval.notes import reader_notes
+from multismolvla_eval.results import ResultsError, Row, cause_of
 from multismolvla_eval.statistics import (
-    detectable_unpaired,
     holm,
     mean_corruption_error,
     paired_difference,
@@ -57,17 +57,19 @@ def summarise(rows: Sequence[Row], manifest: dict[str, Any]) -> dict[str, Any]:
     reported = {p["name"]: p["gate"]["passed"] for p in policies}
     cells = [_cell(c, names, baseline, index, manifest, reported) for c in conditions]
     _adjust(cells, names)
+    checks = fairness_checks(names, conditions, index, manifest)
     return {
         "run": _run_facts(manifest, rows),
         "policies": policies,
         "cells": cells,
         "aggregates": {n: _aggregates(n, baseline, index, conditions) for n in names if reported[n]},
         "tasks": _tasks(names, conditions, index, manifest),
-        "checks": fairness_checks(names, conditions, index, manifest),
+        "checks": checks,
         "causes": {
-            n: dict(Counter(_cause(r) for r in rows if r["policy"] == n and not r["success"])) for n in names
+            n: dict(Counter(cause_of(r) for r in rows if r["policy"] == n and not r["success"]))
+            for n in names
         },
-        "notes": _notes(manifest, rows, policies),
+        "notes": reader_notes(manifest, rows, policies, checks),
     }
 
 
@@ -175,7 +177,7 @@ def _cell(
             if shared and against_clean is not None
             else None,
             "steps_to_success": _mean(r["steps_to_success"] for r in rows.values()),
-            "time_outs": sum(_cause(r) == "time_out" for r in rows.values()),
+            "time_outs": sum(cause_of(r) == "time_out" for r in rows.values()),
             "clip": next((r["clip"] for r in rows.values() if r.get("clip")), None),
             "reads_fault": reads_fault(manifest["policies"][name].get("reads", []), condition_id, manifest),
         }
@@ -295,48 +297,6 @@ def _run_facts(manifest: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "seconds_per_episode": _mean(seconds),
         "synthetic": bool(manifest.get("synthetic", False)),
     }
-
-
-def _notes(manifest: dict[str, Any], rows: Sequence[Row], policies: Sequence[dict[str, Any]]) -> list[str]:
-    notes = []
-    level = LEVELS.get(manifest.get("level") or "")
-    if level is None or not level.quotable:
-        notes.append(
-            f"Level {manifest.get('level')!r} gives a first look. Only the levels standard and full may be quoted."
-        )
-    if manifest["suite"] == "multismolvla_mini":
-        notes.append(
-            "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not comparable with "
-            "published LIBERO results."
-        )
-    smallest = min(Counter((r["policy"], r["condition"]) for r in rows).values())
-    points = 100 * detectable_unpaired(smallest)
-    shows = (
-        f"could show only differences of about {points:.0f} points"
-        if points < 100
-        else "can show no difference at all"
-    )
-    notes.append(
-        f"The smallest cell has n = {smallest}: unpaired, it {shows}. Read every rate with its interval."
-    )
-    for policy in policies:
-        if not policy["gate"]["passed"]:
-            notes.append(f"No robustness figures for {policy['name']}: {policy['gate']['reason']}.")
-        derived = [m for m, origin in policy["origins"].items() if origin == "derived"]
-        if derived:
-            notes.append(
-                f"{policy['name']} computes {', '.join(derived)} from RGB: this is no sensor redundancy."
-            )
-    crashes = sum(_cause(r).startswith(("crash", "stuck")) for r in rows if not r["success"])
-    if crashes:
-        notes.append(
-            f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
-        )
-    return notes
-
-
-def _cause(row: Row) -> str:
-    return str(row.get("cause") or "")
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

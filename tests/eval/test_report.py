@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from multismolvla_eval.checks import fairness_checks
+from multismolvla_eval.checks import fairness_checks, faulted_keys
 from multismolvla_eval.conditions import ALL_SUBSETS, resolve
 from multismolvla_eval.plan import episodes
 from multismolvla_eval.report import main
@@ -51,10 +51,8 @@ def synthetic_run(folder, clean=(0.8, 0.7), **changes):
     for e in episodes(list(policies), "toy", [0, 1], conditions, 10, 5, clips=1):
         rate = clean[e.policy == "vanilla"] * (1 if e.condition == "C0" else 0.6)
         success = bool(rng.random() < rate)
-        door = {
-            "observation.images.image": "a" if e.condition == "C0" else e.condition,
-            "observation.images.image2": "b",
-        }
+        faulted = faulted_keys(e.condition, manifest)
+        door = {k: e.condition if k in faulted else "clean" for k in policies[e.policy]["reads"]}
         row = {
             "run": "feedc0ffee00", "policy": e.policy, "checkpoint": policies[e.policy]["checkpoint"], "suite": "toy",
             "task_id": e.task_id, "condition": e.condition, "episode": e.episode, "init_state": e.episode,
@@ -166,6 +164,65 @@ def test_fairness_checks_prefer_the_encoder_and_skip_what_cannot_show():
         ("ours", "C2:rgb=zero", "encoder", 1, 0),
         ("rgb", "C2:rgb=zero", "input", 0, 1),
     ]
+
+
+def test_a_fault_that_arrives_in_part_is_not_taken_for_one_that_arrived():
+    """C1:rgb loses depth, seg and thermal; here only depth is really gone, and the two others stay as they were."""
+    streams = (
+        "observation.images.image_depth",
+        "observation.images.image_seg",
+        "observation.images.image_thermal",
+    )
+    clean_door = dict.fromkeys(("observation.images.image", *streams), "clean")
+    clean = {"rgb": "1", "depth": "2", "seg": "3", "thermal": "4"}
+
+    def index(condition, encoder, door):
+        arms = (("C0", clean if encoder else None, clean_door), (condition, encoder, door))
+        return {("ours", c): {(0, 0): {"start": "s", "encoder": e, "door": d}} for c, e, d in arms}
+
+    manifest = {"cameras": ["image"], "policies": {"ours": {"reads": []}}}
+    for condition, encoder, door, reached in (
+        ("C1:rgb", {"rgb": "1", "seg": "3", "thermal": "4"}, clean_door, 0),
+        ("C1:rgb", {"rgb": "1"}, clean_door, 1),
+        ("C1:rgb", None, {**clean_door, streams[0]: "black"}, 0),
+        ("C1:rgb", None, {**clean_door, **dict.fromkeys(streams, "black")}, 1),
+    ):
+        (fault,) = fairness_checks(["ours"], [condition], index(condition, encoder, door), manifest)["faults"]
+        assert (fault["reached"], fault["rest_equal"]) == (reached, 1), (encoder, door)
+
+    manifest["cameras"] = ["image", "image2"]
+    both = {k: "clean" for c in ("image", "image2") for k in (f"observation.images.{c}",)}
+    one = {**both, "observation.images.image": "other"}
+    for condition, reached in (("C2:rgb=zero", 0), ("C3:rgb=builtin_noise@1", 1)):
+        arms = {("ours", "C0"): {(0, 0): {"door": both}}, ("ours", condition): {(0, 0): {"door": one}}}
+        (fault,) = fairness_checks(["ours"], [condition], arms, manifest)["faults"]
+        assert fault["reached"] == reached, "a soft fault may find nothing to change in one of the cameras"
+
+
+def test_faults_that_do_not_arrive_or_leak_are_named_everywhere(tmp_path, capsys):
+    folder = synthetic_run(tmp_path / "run")
+    shard = folder / "episodes-0of1.jsonl"
+    rows = [json.loads(line) for line in shard.read_text().splitlines()]
+    for r in rows:
+        if (r["policy"], r["condition"], r["task_id"], r["episode"]) == ("ours", "C2:rgb=zero", 0, 0):
+            r["door"]["observation.images.image"] = "clean"
+        if (r["policy"], r["condition"], r["task_id"]) == ("vanilla", "C1:camera=image2", 1):
+            r["door"]["observation.images.image"] = "leak"
+    shard.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert main([str(folder)]) == 0
+    lost = "not every faulted stream changed"
+    leak = "something besides the faulted streams differs"
+    texts = (
+        capsys.readouterr().out,
+        (folder / "report.md").read_text(),
+        (folder / "report.html").read_text(),
+    )
+    for text in texts:
+        assert text.count(lost) == text.count(leak) == 1
+        assert re.search(rf"ours: {lost}.*C2:rgb=zero \(1 of 10\)", text)
+        assert re.search(rf"vanilla: {leak}.*C1:camera=image2 \(5 of 10\)", text)
+    assert "in the others it did not arrive in full" in texts[2]
+    assert "more than the fault differs" in texts[2]
 
 
 def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
