@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 
@@ -29,8 +30,11 @@ def resolve_checkpoint(path: str) -> str:
 
 
 def checkpoint_hash(folder: str) -> str:
-    """Hash of a local checkpoint's weights and JSON files; the hub id itself for a hub checkpoint."""
-    root = Path(folder)
+    """Hash of a local checkpoint's weights and JSON files; the hub id itself for a hub checkpoint.
+
+    An adapter's hash includes the checkpoint that it stands on: other weights below it make another policy.
+    """
+    root = Path(folder).expanduser()
     if not root.is_dir():
         return f"hub:{folder}"
     digest = hashlib.sha256()
@@ -38,4 +42,17 @@ def checkpoint_hash(folder: str) -> str:
         digest.update(path.name.encode())
         with open(path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
+    adapter = root / "adapter_config.json"
+    if adapter.is_file():
+        digest.update(_adapter_base(adapter).encode())
     return digest.hexdigest()[:16]
+
+
+def _adapter_base(path: Path) -> str:
+    """Hash of the local checkpoint that an adapter names, or the hub's name and revision of it."""
+    adapter = json.loads(path.read_text())
+    base = str(adapter.get("base_model_name_or_path") or "")
+    folder = Path(base).expanduser()
+    if base and folder.is_dir() and folder.resolve() != path.parent.resolve():
+        return checkpoint_hash(str(folder))
+    return f"hub:{base}@{adapter.get('revision') or 'main'}"
