@@ -86,7 +86,8 @@ class WorkerPool:
                 later episode has finished, so that a broken set-up does not fill the results with failures.
 
         Raises:
-            WorkerError: a worker cannot load, or workers crash one after the other.
+            WorkerError: a worker cannot load, workers crash one after the other, or no episode finished after the last
+                crash, which then stays unrecorded: nothing shows that the set-up still works.
         """
         queue = deque(episodes)
         for arguments in self._arguments[1 : len(queue)]:
@@ -97,7 +98,12 @@ class WorkerPool:
                     worker.episode, worker.since = queue.popleft(), time.monotonic()
                     worker.pipe.send(worker.episode)
             self._wait(on_row, on_crash)
-        self._flush_crashes(on_crash)
+        if self._pending:
+            raise WorkerError(
+                f"{self._crashes()}\nNo episode finished after that, so nothing of it was recorded: the set-up may be "
+                "broken. The same command repeats what is missing; if it always crashes there, run more episodes "
+                "(--episodes, --conditions), so that one of them finishes afterwards."
+            )
 
     def close(self) -> None:
         """End all workers."""
@@ -163,12 +169,15 @@ class WorkerPool:
             logger.warning("Episode %s failed: %s", worker.episode.key, cause)
             self._pending.append((worker.episode, cause))
         if len(self._pending) >= CRASHES_IN_A_ROW:
-            causes = "\n".join(f"  {e.key}: {c}" for e, c in self._pending)
             raise WorkerError(
-                f"{len(self._pending)} episodes crashed in a row and none finished in between; nothing of them was "
-                f"recorded:\n{causes}\nEnd of {log_path(worker.arguments)}:\n{_tail(worker)}"
+                f"{self._crashes()}\nNone finished in between; nothing of them was recorded.\n"
+                f"End of {log_path(worker.arguments)}:\n{_tail(worker)}"
             )
         self._start(worker.arguments)
+
+    def _crashes(self) -> str:
+        causes = "\n".join(f"  {e.key}: {c}" for e, c in self._pending)
+        return f"{len(self._pending)} episode(s) crashed in a row:\n{causes}"
 
     def _flush_crashes(self, on_crash: Callable[[Episode, str], None]) -> None:
         for episode, cause in self._pending:
