@@ -169,6 +169,11 @@ def describe(condition: Condition) -> str:
         if fault.hard:
             word = {"zero": "black", "grey": "mid-grey", "freeze": "frozen"}[fault.type]
             parts.append(f"{fault.modality}{where} {word}, not announced")
+            if (fault.modality, fault.type) == ("depth", "zero"):
+                parts[-1] += (
+                    " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it acts like "
+                    "an announced loss)"
+                )
         else:
             parts.append(
                 f"{fault.modality}{where}: {fault.type.replace('_', ' ')}, severity {fault.severity}"

@@ -62,6 +62,8 @@ class EvalConfig:
     plugins: list[str] = field(default_factory=list)
     # Rename observation keys, as LeRobot's --rename_map.
     rename_map: dict[str, str] = field(default_factory=dict)
+    # Sentences for the report's notes, e.g. '["ours was trained for 300 steps only"]'.
+    note: list[str] = field(default_factory=list)
     # Print cells, episodes and an estimate; run nothing.
     dry_run: bool = False
 

@@ -40,11 +40,13 @@ def build_manifest(
         "seed": config.seed,
         "corruption_version": CORRUPTION_VERSION,
     }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made_with = {"versions": package_versions(), "commit": source_commit(), "hardware": hardware()}
     manifest = {
         "schema": SCHEMA,
         "fingerprint": fingerprint(comparable),
         "comparable": comparable,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now,
         "level": config.level if config.conditions is None else "custom",
         "suite": facts["suite"],
         "tasks": facts["tasks"],
@@ -57,10 +59,10 @@ def build_manifest(
         "episodes": condition_episodes,
         "seed": config.seed,
         "workers": config.workers,
-        "versions": package_versions(),
-        "commit": source_commit(),
-        "hardware": hardware(),
+        **made_with,
+        "provenance": [{"time": now, **made_with}],
         "commands": [list(command)],
+        "remarks": list(config.note),
     }
     if (config.output / MANIFEST).exists():
         return _continue(read_manifest(config.output), manifest, config)
@@ -70,7 +72,10 @@ def build_manifest(
 
 
 def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    """``new`` with what ``old`` already had; conditions, policies and tasks may be added to a run."""
+    """``new`` with what ``old`` already had; conditions, policies, tasks and episodes may be added to a run.
+
+    A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
+    """
     if old["fingerprint"] != new["fingerprint"]:
         comparable = new["comparable"]
         differing = [k for k in comparable if old.get("comparable", {}).get(k) != comparable[k]]
@@ -85,9 +90,14 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
                 f"Policy {name!r} has changed since this run began (checkpoint {policy['checkpoint']}, now "
                 f"{known['checkpoint']}). Give it another name or choose another --output."
             )
+    made_with = {k: old.get(k) for k in ("versions", "commit", "hardware")}
     return {
         **new,
         "created": old["created"],
+        "clean_episodes": max(old["clean_episodes"], new["clean_episodes"]),
+        "episodes": max(old["episodes"], new["episodes"]),
+        "provenance": [*old.get("provenance", [{"time": old["created"], **made_with}]), *new["provenance"]],
+        "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
         "policies": {**old["policies"], **new["policies"]},
         "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
         "tasks": {**old["tasks"], **new["tasks"]},

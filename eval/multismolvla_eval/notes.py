@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from multismolvla_eval.conditions import LEVELS
+from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.results import Row, cause_of
 from multismolvla_eval.statistics import detectable_unpaired
 
@@ -59,7 +60,31 @@ def reader_notes(
         notes.append(
             f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
         )
-    return notes + _fault_notes(checks["faults"])
+    return (
+        notes + _repeat_notes(manifest, rows) + _provenance_notes(manifest) + _fault_notes(checks["faults"])
+    )
+
+
+def _repeat_notes(manifest: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    states = manifest["env"].get("init_states")
+    most = max(Counter((r["policy"], r["condition"], r["task_id"]) for r in rows).values())
+    if states is None or most <= states:
+        return []
+    return [
+        f"Up to {most} episodes per task share {states} different initial states: the further ones repeat a start with "
+        "other policy noise, so they are not independent and the intervals are too narrow."
+    ]
+
+
+def _provenance_notes(manifest: dict[str, Any]) -> list[str]:
+    calls = distinct_provenance(manifest)
+    kinds = [k for k in ("commit", "versions", "hardware") if any(c.get(k) != calls[0].get(k) for c in calls)]
+    if not kinds:
+        return []
+    return [
+        f"The calls of this run differ in {' and '.join(kinds)} (listed under “Made with”): part of a difference between "
+        "cells may come from there."
+    ]
 
 
 def _fault_notes(faults: Sequence[dict[str, Any]]) -> list[str]:

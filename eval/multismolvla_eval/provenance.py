@@ -50,6 +50,22 @@ def source_commit() -> str | None:
         return None
 
 
+def distinct_provenance(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a run's calls were made with, each combination once: ``time`` (of the first such call) and what it ran on.
+
+    Runs of earlier versions of this package know their last call only.
+    """
+    kinds = ("commit", "versions", "hardware")
+    calls = manifest.get("provenance") or [
+        {"time": manifest["created"], **{k: manifest.get(k) for k in kinds}}
+    ]
+    found: list[dict[str, Any]] = []
+    for call in calls:
+        if not any(all(call.get(k) == other.get(k) for k in kinds) for other in found):
+            found.append(call)
+    return found
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory, threads and rendering back end."""
     model = platform.processor() or platform.machine()

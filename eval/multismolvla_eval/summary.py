@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from multismolvla.corruption import SEVERITIES, parse_condition
 from multismolvla_eval.checks import Index, fairness_checks, reads_fault
 from multismolvla_eval.conditions import describe
 from multismolvla_eval.notes import reader_notes
+from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.results import ResultsError, Row, cause_of
 from multismolvla_eval.statistics import (
     holm,
@@ -215,7 +216,6 @@ def _aggregates(name: str, baseline: str, index: Index, conditions: Sequence[str
     areas: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
     reference: dict[str, list[float]] = {}
-    clean = rate(name, "C0")
     for type_, per_severity in soft_types(conditions).items():
         values = [rate(name, c) for c in per_severity.values()]
         others = [rate(baseline, c) for c in per_severity.values()]
@@ -223,8 +223,8 @@ def _aggregates(name: str, baseline: str, index: Index, conditions: Sequence[str
             continue
         curves[type_] = [v for v in values if v is not None]
         reference[type_] = [v for v in others if v is not None]
-        if set(per_severity) == set(SEVERITIES) and clean is not None:
-            area = severity_area([clean, *curves[type_]])
+        if set(per_severity) == set(SEVERITIES):
+            area = _shared_area([index.get((name, c), {}) for c in ("C0", *per_severity.values())])
             if area is not None:
                 areas[type_] = area
     mce, left_out = mean_corruption_error(curves, reference) if name != baseline else (None, ())
@@ -234,6 +234,14 @@ def _aggregates(name: str, baseline: str, index: Index, conditions: Sequence[str
         "mce": None if mce is None else {"value": mce, "types": sorted(set(curves) - set(left_out))},
         "mce_left_out": list(left_out),
     }
+
+
+def _shared_area(cells: Sequence[Mapping[tuple[int, int], Row]]) -> float | None:
+    """Severity area over the episodes that all six cells share: the clean one may have more of them, and harder ones."""
+    shared = set(cells[0]).intersection(*cells[1:])
+    if not shared:
+        return None
+    return severity_area([sum(cell[k]["success"] for k in shared) / len(shared) for cell in cells])
 
 
 def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
@@ -289,6 +297,8 @@ def _run_facts(manifest: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             "episodes", "seed", "workers", "versions", "commit", "hardware", "commands")  # fmt: skip
     return {
         **{k: manifest.get(k) for k in kept},
+        "made_with": distinct_provenance(manifest),
+        "remarks": manifest.get("remarks", []),
         "corruption_version": manifest["comparable"]["corruption_version"],
         "finished": len(rows),
         "planned": max(planned, len(rows)),

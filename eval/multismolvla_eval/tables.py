@@ -73,7 +73,7 @@ def terminal_table(summary: dict[str, Any]) -> str:
             if cell["results"].get(n, {}).get("versus_baseline")
         ]
         lines.append(line + "; ".join(differences))
-    lines += ["", *headline(summary), "", *(f"note: {n}" for n in summary["notes"])]
+    lines += ["", *headline(summary), "", *(f"note: {n}" for n in (*run["remarks"], *summary["notes"]))]
     return "\n".join(lines)
 
 
@@ -117,11 +117,22 @@ def markdown(summary: dict[str, Any], title: str) -> str:
                 ]
             )
         )
-    lines += ["", "## Notes", "", *(f"- {n}" for n in summary["notes"]), "", "## Made with", ""]
-    versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
-    lines += [f"- {versions}; commit {run['commit'] or 'unknown'}; corruption definitions {run['corruption_version']}",
-              f"- run `{run['fingerprint']}`, {run['hardware']['processor']}, {run['hardware']['cores']} cores, renderer "
-              f"{run['hardware']['renderer']}", "", "```", *(c["command"] for c in summary["cells"][:1]), "```", ""]  # fmt: skip
+    lines += [
+        "",
+        "## Notes",
+        "",
+        *(f"- {n}" for n in (*run["remarks"], *summary["notes"])),
+        "",
+        "## Made with",
+        "",
+    ]
+    lines += [f"- run `{run['fingerprint']}`, corruption definitions {run['corruption_version']}"]
+    for call in run["made_with"]:
+        versions = ", ".join(f"{k} {v}" for k, v in call["versions"].items())
+        machine = call["hardware"]
+        lines.append(f"- from {call['time']}: commit {call['commit'] or 'unknown'}; {versions}; {machine['processor']}, "
+                     f"{machine['cores']} cores, renderer {machine['renderer']}")  # fmt: skip
+    lines += ["", "```", *(c["command"] for c in summary["cells"][:1]), "```", ""]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -43,6 +43,12 @@ def test_quick_is_cheap_and_covers_every_group():
     assert {c[:2] for c in quick.conditions} == {"C0", "C1", "C2", "C3"}
 
 
+def test_an_all_zero_depth_picture_is_named_for_what_it_is():
+    assert "acts like an announced loss" in describe(parse_condition("C2:depth=zero"))
+    assert "announced loss" not in describe(parse_condition("C2:depth=grey"))
+    assert "announced loss" not in describe(parse_condition("C2:rgb=zero"))
+
+
 def test_resolve():
     conditions = resolve(["C1:-rgb", "C1:depth+seg+thermal", "C2:rgb=zero"], ("image", "image2"))
     assert [c.id for c in conditions] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero"]

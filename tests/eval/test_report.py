@@ -13,7 +13,8 @@ from multismolvla_eval.checks import fairness_checks, faulted_keys
 from multismolvla_eval.conditions import ALL_SUBSETS, resolve
 from multismolvla_eval.plan import episodes
 from multismolvla_eval.report import main
-from multismolvla_eval.results import ResultsError, ShardWriter, write_json
+from multismolvla_eval.results import ResultsError, ShardWriter, read_manifest, read_rows, write_json
+from multismolvla_eval.summary import summarise
 
 CONDITIONS = (
     *ALL_SUBSETS,
@@ -223,6 +224,48 @@ def test_faults_that_do_not_arrive_or_leak_are_named_everywhere(tmp_path, capsys
         assert re.search(rf"vanilla: {leak}.*C1:camera=image2 \(5 of 10\)", text)
     assert "in the others it did not arrive in full" in texts[2]
     assert "more than the fault differs" in texts[2]
+
+
+def test_notes_of_the_user_and_changes_of_commit_and_machine_are_shown(tmp_path, capsys):
+    call = {"versions": {"python": "3"}, "commit": "c0ffee", "time": "2020-01-01T00:00:00+00:00",
+            "hardware": {"processor": "abacus", "cores": 1, "memory_gb": 1, "system": "none", "renderer": "none"}}  # fmt: skip
+    later = {**call, "commit": "decade", "time": "2020-01-02T00:00:00+00:00"}
+    folder = synthetic_run(tmp_path / "run", provenance=[call, later], remarks=["ours saw 3 episodes"])
+    assert main([str(folder)]) == 0
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for part in (capsys.readouterr().out, page, text):
+        assert "ours saw 3 episodes" in part
+        assert "The calls of this run differ in commit (" in part
+    for part in (page, text):
+        assert "c0ffee" in part
+        assert "decade" in part
+
+
+def summary_of(folder, change=None, **changes):
+    synthetic_run(folder, **changes)
+    manifest = read_manifest(folder)
+    rows = read_rows(folder, manifest["fingerprint"])
+    for row in rows:
+        if change is not None:
+            change(row)
+    return summarise(rows, manifest)
+
+
+def test_severity_area_compares_the_same_episodes(tmp_path):
+    """The clean arm has further episodes, all of which fail; where both arms have episodes, nothing is lost."""
+
+    def change(row):
+        row["success"] = row["episode"] < 5
+
+    area = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["severity_area"]
+    assert area == {"mean": 1.0, "types": {"rgb=builtin_noise": 1.0}}
+
+
+@pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
+def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
+    env = {"type": "toy", "max_steps": 9, "assets": "", "origins": {}, "init_states": states}
+    notes = summary_of(tmp_path / "run", env=env)["notes"]
+    assert any("Up to 10 episodes per task share 5 different initial states" in n for n in notes) == warned
 
 
 def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):

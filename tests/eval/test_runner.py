@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN
-from multismolvla_eval.checkpoints import resolve_checkpoint
+from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
+from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.results import ResultsError, read_manifest, read_rows, write_json
 from multismolvla_eval.rollout import derived_seed, run_episode
 from multismolvla_eval.run import evaluate, main
@@ -135,19 +136,33 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
 
 def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_config):
     config = make_config(
-        options={"crash": [1, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
+        options={"crash": [0, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
         episode_timeout=1.5,
     )  # fmt: skip
     evaluate(config)
     rows = rows_of(config.output)
     causes = {(r["task_id"], r["episode"]): r["cause"] for r in rows}
     assert len(causes) == len(rows) == 4
-    assert "exit code -6" in causes[1, 1]
+    assert "exit code -6" in causes[0, 1]
     assert causes[0, 0].startswith("stuck")
-    assert (causes[1, 0], causes[0, 1]) == (None, "time_out")
+    assert (causes[1, 0], causes[1, 1]) == (None, "time_out")
     assert not any(r["success"] for r in rows if r["cause"])
     summary = summarise(rows, read_manifest(config.output))
     assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
+
+
+def test_a_crash_that_no_episode_follows_is_not_recorded_but_repeated(make_config):
+    config = make_config(
+        options={"crash": [1, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=1
+    )
+    with pytest.raises(WorkerError, match=r"(?s)exit code -6.*No episode finished after that"):
+        evaluate(config)
+    assert [(r["task_id"], r["episode"], r["cause"]) for r in rows_of(config.output)] == [(0, 0, None)]
+    config.clean_episodes = 2
+    evaluate(config)
+    rows = rows_of(config.output)
+    assert sorted((r["task_id"], r["episode"]) for r in rows) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(r["task_id"], r["episode"]) for r in rows if "crash" in (r["cause"] or "")] == [(1, 0)]
 
 
 def test_a_broken_setup_records_nothing(make_config):
@@ -179,6 +194,32 @@ def test_foreign_results_are_refused(make_config):
     (config.output / "run.json").unlink()
     with pytest.raises(ResultsError, match="result files but no run.json"):
         build_manifest(config, facts, [CLEAN], 1, 1, [])
+
+
+def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monkeypatch):
+    facts = {
+        "suite": "toy", "tasks": {"0": "t"}, "cameras": ["image"], "env": {"max_steps": 6, "assets": "x", "labels": []},
+        "policies": {"ours": {"checkpoint": "a"}},
+    }  # fmt: skip
+    config = make_config(policies=["ours=builtin:zero"], note=["trained for 3 steps"])
+    config.output.mkdir()
+    for commit, clean, episodes, note in (("one", 10, 5, "a"), ("two", 2, 8, "b"), ("two", 1, 1, "a")):
+        monkeypatch.setattr("multismolvla_eval.manifest.source_commit", lambda commit=commit: commit)
+        config.note = [note]
+        write_json(config.output / "run.json", build_manifest(config, facts, [CLEAN], clean, episodes, []))
+    manifest = read_manifest(config.output)
+    assert (manifest["clean_episodes"], manifest["episodes"]) == (10, 8)
+    assert [p["commit"] for p in manifest["provenance"]] == ["one", "two", "two"]
+    assert all(
+        p["versions"]["python"] and p["hardware"]["cores"] and p["time"] for p in manifest["provenance"]
+    )
+    assert [p["commit"] for p in distinct_provenance(manifest)] == ["one", "two"]
+    assert manifest["remarks"] == ["a", "b"]
+
+    old = {k: v for k, v in manifest.items() if k not in ("provenance", "remarks")}  # of an earlier version
+    write_json(config.output / "run.json", {**old, "commit": "zero"})
+    manifest = build_manifest(config, facts, [CLEAN], 1, 1, [])
+    assert [p["commit"] for p in manifest["provenance"]] == ["zero", "two"]
 
 
 def test_dry_run_writes_no_results(make_config, capsys):
@@ -266,6 +307,32 @@ def test_checkpoint_paths(tmp_path):
     assert resolve_checkpoint("lerobot/smolvla_base") == "lerobot/smolvla_base"
     with pytest.raises(FileNotFoundError, match="Train first"):
         resolve_checkpoint("./nowhere")
+
+
+def test_an_adapter_on_other_weights_is_another_checkpoint(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"weights")
+    (adapter / "adapter_model.safetensors").write_bytes(b"adapter")
+    plain = checkpoint_hash(str(adapter))
+
+    def stand_on(**fields):
+        (adapter / "adapter_config.json").write_text(json.dumps(fields))
+        return checkpoint_hash(str(adapter))
+
+    first = stand_on(base_model_name_or_path=str(base))
+    assert first == checkpoint_hash(str(adapter)) != plain
+    (base / "model.safetensors").write_bytes(b"other weights")
+    second = stand_on(base_model_name_or_path=str(base))
+    (base / "config.json").write_text('{"chunk_size": 1}')
+    third = stand_on(base_model_name_or_path=str(base))
+    hub = (
+        stand_on(base_model_name_or_path="user/base"),
+        stand_on(base_model_name_or_path="user/base", revision="v2"),
+    )
+    assert len({plain, first, second, third, *hub}) == 6
 
 
 def test_help_is_quick():
