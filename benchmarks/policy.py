@@ -74,7 +74,7 @@ def run(cfg: PolicyBenchmark) -> dict[str, Any]:
 
     if cfg.threads > 0:
         torch.set_num_threads(cfg.threads)
-    preset = sizes(cfg.preset)
+    preset = sizes(cfg.preset, cfg.stage)
     modalities = cfg.modalities or list(preset.domains)
     unknown = [m for m in modalities if m not in preset.domains]
     if unknown:
@@ -97,6 +97,7 @@ def run(cfg: PolicyBenchmark) -> dict[str, Any]:
         "benchmark": "policy",
         "config": asdict(cfg),
         "modalities": modalities,
+        "flow_samples": next(iter(policies.values())).config.flow_samples,
         "batch_sizes": {q: len(batches[q]["action"]) for q in cfg.quantities},
         "parameters": {tower: _parameters(policy) for tower, policy in policies.items()},
         "results": {},
@@ -184,7 +185,7 @@ def _parameters(policy: Any) -> dict[str, float]:
 def _print(cfg: PolicyBenchmark, content: dict[str, Any], tables: list[str]) -> None:
     print(
         f"\npreset {cfg.preset}, 4M modalities {'+'.join(content['modalities'])}, stage {cfg.stage}, trained {cfg.trained}, "
-        f"{cfg.device} {cfg.dtype}, {cfg.threads or 'default'} thread(s), two views"
+        f"{cfg.device} {cfg.dtype}, {cfg.threads or 'default'} thread(s), two views, {content['flow_samples']} draw(s) of noise per observation"
     )
     for tower, count in content["parameters"].items():
         print(f"  {tower}: " + ", ".join(f"{k} {v:g} M" for k, v in count.items() if v))

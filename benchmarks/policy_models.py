@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,30 +43,37 @@ class Sizes:
     lora_rank: int = field(default=16)
 
 
-def sizes(preset: str) -> Sizes:
+def sizes(preset: str, stage: str) -> Sizes:
     """Sizes of ``tiny`` (the mini preset, read from configs/mini.yaml), ``real`` or ``smallest`` (for tests).
+
+    Args:
+        preset: name of the preset.
+        stage: training stage; the mini preset draws noise and time several times per observation, differently by stage.
 
     Raises:
         ValueError: unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset={preset!r} is unknown. Expected one of {list(PRESETS)}.")
-    return _real() if preset == "real" else _mini(smallest=preset == "smallest")
+    return _real() if preset == "real" else _mini(stage, smallest=preset == "smallest")
 
 
-def _mini(smallest: bool) -> Sizes:
+def _mini(stage: str, smallest: bool) -> Sizes:
     import yaml
 
     from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
 
     preset = yaml.safe_load((REPO / "configs" / "mini.yaml").read_text())
-    args = preset["stages"]["connector"]["args"]
-    towers = PretrainConfig(
-        dim=32, depth=1, heads=2, text_width=48, text_layers=2, vision_width=32, vision_layers=1
-    )
-    towers = towers if smallest else PretrainConfig()
-    read = {k.removeprefix("policy."): v for k, v in args.items() if k.startswith("policy.")}
+    stages = {name: values.get("args", {}) for name, values in preset["stages"].items()}
+    names = {f.name for f in fields(PretrainConfig)} - {"dataset", "output"}
+    towers = PretrainConfig(**{k: v for k, v in stages["pretrain"].items() if k in names})
+    if smallest:
+        towers = replace(
+            towers, dim=32, depth=1, heads=2, text_width=48, text_layers=2, vision_width=32, vision_layers=1
+        )
+    read = {k.removeprefix("policy."): v for k, v in stages["connector"].items() if k.startswith("policy.")}
     policy = {k: read[k] for k in ("chunk_size", "n_action_steps")} | {"num_vlm_layers": towers.text_layers}
+    policy["flow_samples"] = stages[stage].get("policy.flow_samples", 1)
     policy |= {"num_steps": 2, "chunk_size": 4, "n_action_steps": 2} if smallest else {}
     return Sizes(
         vlm={
