@@ -263,3 +263,9 @@ def test_derived_modalities_leave_something_to_see(make_policy, batch):
         presence = policy._drop(policy.availability(big))
         assert presence.flatten(1).any(1).all()
         policy.update()
+
+
+def test_upstreams_class_loads_the_baseline_that_our_plugin_trained(upstream, make_policy):
+    ours = make_policy(vision_tower="siglip", stage="robust", dropout_mode="none")
+    assert list(ours.state_dict()) == list(upstream.state_dict())
+    upstream.load_state_dict(ours.state_dict(), strict=True)
