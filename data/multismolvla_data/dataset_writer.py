@@ -67,10 +67,25 @@ def create_dataset(root: Path, config: RecordConfig) -> Any:
     )
 
 
+def failed_states(used: list[int]) -> list[int]:
+    """Initial states that the expert tried and did not solve: the gaps, as states are tried in order.
+
+    States after the last used one do not count: how many of them were tried depends on the number of workers.
+    """
+    return sorted(set(range(max(used, default=-1) + 1)) - set(used))
+
+
 def write_metadata(
     target: Path, config: RecordConfig, states: dict[int, list[int]], lengths: list[int]
 ) -> None:
-    """Write where the data come from; its presence also marks the data set as whole."""
+    """Write where the data come from; its presence also marks the data set as whole.
+
+    Args:
+        target: file to write.
+        config: the recording's options.
+        states: initial states of the stored episodes by task, ascending.
+        lengths: frames of the episodes in the data set's order.
+    """
     from lerobot_env_multismolvla.labels import label_set
     from lerobot_env_multismolvla.mini import TASKS
 
@@ -81,6 +96,7 @@ def write_metadata(
         "tasks": {str(t): TASKS[t].replace("_", " ") for t in states},
         "init_split": config.init_split,
         "init_states": {str(t): used for t, used in states.items()},
+        "failed_init_states": {str(t): failed_states(used) for t, used in states.items()},
         "episode_lengths": lengths,
         "render_quality": config.render_quality,
         "views": views,

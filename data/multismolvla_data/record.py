@@ -318,7 +318,7 @@ class _Assembler:
                 logger.info("First pictures of all modalities: %s", preview)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        from .dataset_writer import write_metadata
+        from .dataset_writer import failed_states, write_metadata
 
         if kind is not None:
             return  # the episodes stay; the data set is assembled again next time
@@ -327,6 +327,8 @@ class _Assembler:
         states = {t: self._good[t][: self._config.episodes] for t in self._tasks}
         write_metadata(root / METADATA_FILE, self._config, states, self._lengths)
         shutil.copyfile(self._workspace / "preview.png", root / "preview.png")
+        solved, failed = sum(map(len, states.values())), sum(len(failed_states(s)) for s in states.values())
+        logger.info("expert: %d of %d starts solved", solved, solved + failed)
 
 
 def _publish(config: RecordConfig, workspace: Path) -> None:

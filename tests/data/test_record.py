@@ -11,10 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
-
-from lerobot_env_multismolvla import mini  # noqa: E402
-from multismolvla_data.record import METADATA_FILE, RecordConfig, RecordingError, record  # noqa: E402
+from lerobot_env_multismolvla import mini
+from multismolvla_data.dataset_writer import features
+from multismolvla_data.episode import _store
+from multismolvla_data.record import (
+    METADATA_FILE,
+    RecordConfig,
+    RecordingError,
+    _open_workspace,
+    record,
+)
 
 pytestmark = pytest.mark.sim
 
@@ -65,6 +71,7 @@ def test_resumed_recording_is_whole(killed_and_resumed):
     metadata = json.loads((output / METADATA_FILE).read_text())
     assert len(metadata["episode_lengths"]) == 2
     assert metadata["init_states"]["0"] == [0, 1]
+    assert metadata["failed_init_states"]["0"] == []
     assert metadata["origin"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
     assert (output / "preview.png").stat().st_size > 1000
     assert not (output.parent / ".mini.recording").exists()
@@ -139,6 +146,30 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
 def test_bad_options_are_named(options, match):
     with pytest.raises(ValueError, match=match):
         RecordConfig(**options)
+
+
+def test_failed_starts_are_told_and_kept(tmp_path, caplog):
+    # State 1 of task 0 failed in an earlier start of this recording, the others need no simulator either.
+    config = RecordConfig(output=tmp_path / "mini", **OPTIONS)
+    episodes = _open_workspace(config) / "episodes"
+    for state in (0, 2):
+        _store([black_frame(config.size)] * 3, episodes / f"task0_state{state:05d}.npz")
+    (episodes / "task0_state00001.failed").touch()
+    with caplog.at_level("INFO", "multismolvla_data.record"):
+        record(config)
+    metadata = json.loads((config.output / METADATA_FILE).read_text())
+    assert metadata["init_states"] == {"0": [0, 2]}
+    assert metadata["failed_init_states"] == {"0": [1]}
+    assert "expert: 2 of 3 starts solved" in caplog.text
+
+
+def black_frame(size: int) -> dict[str, np.ndarray]:
+    """A frame of the data set in which nothing is to be seen."""
+    declared = features(size, ("background",))
+    return {
+        key: np.zeros(f["shape"], np.float32 if f["dtype"] != "image" or key.endswith("_depth") else np.uint8)
+        for key, f in declared.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "value"), [("MINI_VERSION", -1), ("assets_hash", lambda: "other")])
