@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
-
 
 @pytest.fixture(scope="session")
 def mini_env() -> Iterator[Callable]:

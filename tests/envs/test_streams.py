@@ -1,6 +1,5 @@
 """The four streams show one state, in one orientation, in the declared units."""
 
-import mujoco
 import numpy as np
 import pytest
 import torch
@@ -75,6 +74,8 @@ def test_processed_pictures_are_upright_and_mirrored_as_in_the_public_data(mini_
 @pytest.mark.parametrize("camera", ["agentview_image", "robot0_eye_in_hand_image"])
 @pytest.mark.parametrize(("quality", "tolerance"), [("fast", 1e-4), ("default", 4e-3)])
 def test_depth_agrees_with_ray_casting(mini_env, camera, quality, tolerance):
+    import mujoco  # here: it does not import without OpenGL
+
     # Multisampling (default quality) hands out the depth of one sample, 0.4 pixels beside the pixel's centre.
     env = mini_env(0, render_quality=quality)
     raw, _ = env.reset(seed=0, options={"init_state_id": 3})
