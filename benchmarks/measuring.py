@@ -140,6 +140,7 @@ class Machine:
             sum(psutil.cpu_times()) - psutil.cpu_times().idle - getattr(psutil.cpu_times(), "iowait", 0.0)
         )
         self._memory = psutil.virtual_memory().total
+        self._commit = _commit()  # of the code that runs, not of what the folder holds at the end
         self._start = (time.perf_counter(), self._busy(), time.process_time())
 
     def report(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Machine:
         others = max(0.0, self._busy() - self._start[1] - own) / max(elapsed * cores, 1e-9)
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": self._commit,
             "cpu": _cpu_name(),
             "cores": cores,
             "memory_gib": round(self._memory / 2**30, 1),
@@ -191,8 +192,9 @@ def table(
         line = f"  {name:{width}}  {wall['median'] * 1e3:8.1f}  {wall['q25'] * 1e3:8.1f} - {wall['q75'] * 1e3:8.1f}"
         line += f"  {1 / wall['median']:8.3g}  "
         if name in relative:
-            r = relative[name]["wall"]
-            line += f"{r['median']:.2f} ({r['q25']:.2f} - {r['q75']:.2f}); processor time {relative[name]['cpu']['median']:.2f}"
+            wall, cpu = relative[name]["wall"], relative[name]["cpu"]
+            line += f"{wall['median']:.2f} ({wall['q25']:.2f} - {wall['q75']:.2f}); "
+            line += f"processor time {cpu['median']:.2f} ({cpu['q25']:.2f} - {cpu['q75']:.2f})"
         else:
             line += "1" if name == baseline else ""
         lines.append(line)
