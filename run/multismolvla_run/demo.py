@@ -21,6 +21,14 @@ from typing import Any
 from .presets import load_preset, result_folder
 from .process import BusyError, die_with_parent, folder_lock, show_command, stop, terminate_as_interrupt
 
+# Shown in the report: what a reader must know before comparing the two rows.
+_BUDGET_NOTE = json.dumps(
+    [
+        "MultiSmolVLA continues from the baseline and has had more training steps than it.",
+        "Segmentation ids and depth come from the simulator: they are exact, as no real sensor is.",
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -107,7 +115,7 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         Chapter(
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
             (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]", "--baseline=smolvla",
-             f"--level={size.level}", f"--output={out / 'eval'}", f"--workers={workers}"),
+             f"--level={size.level}", f"--output={out / 'eval'}", f"--workers={workers}", f"--note={_BUDGET_NOTE}"),
             hint=f"If a policy has changed: delete {out / 'eval'} to evaluate the new policies.",
         ),
         Chapter(
