@@ -42,10 +42,10 @@ def killed_and_resumed(tmp_path_factory) -> tuple[Path, float]:
     command += ["--workers=1", "--task_ids=[0]"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     episodes = output.parent / ".mini.recording" / "episodes"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not list(episodes.glob("task*.npz")):
         assert process.poll() is None, "the recorder ended before its first episode"
-        assert time.monotonic() < deadline, "no episode within 90 s"
+        assert time.monotonic() < deadline, "no episode within 180 s"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
