@@ -20,14 +20,15 @@ export TOKENIZERS_PARALLELISM ?= false
 
 venv: $(STAMP)
 
-# robosuite's and hf-libero's EGL probes are compiled here: cmake comes as a wheel on the venv's PATH, and cmake 4
-# refuses their old minimum version unless told otherwise.
+# robosuite's and hf-libero's EGL probes are compiled here with the cmake of its wheel: the binary itself, because the
+# wheel's start script cannot import it inside pip's isolated build. cmake 4 refuses the probes' old minimum version
+# unless told otherwise.
 $(STAMP): pyproject.toml constraints.txt .python-version scripts/find-python.sh scripts/system-packages.sh
 	@scripts/system-packages.sh
 	@test -x $(PY) && $(PY) -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2>/dev/null \
 	  || { python=$$(scripts/find-python.sh) && echo "+ $$python -m venv $(VENV)" && "$$python" -m venv --clear $(VENV); }
 	$(PY) -m pip install -q -c constraints.txt "setuptools<82" cmake
-	PATH="$(abspath $(VENV))/bin:$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 HF_HUB_OFFLINE=0 \
+	PATH="$$($(PY) -c 'import cmake; print(cmake.CMAKE_BIN_DIR)'):$$PATH" CMAKE_POLICY_VERSION_MINIMUM=3.5 HF_HUB_OFFLINE=0 \
 	  $(PY) -m pip install -c constraints.txt -e ".[dev]"
 	@rm -rf *.egg-info # left by the build; a stale one would hide the installed metadata from programs started here
 	@touch $@
