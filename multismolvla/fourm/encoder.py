@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multismolvla.fourm import checkpoint
+from multismolvla import weights
 from multismolvla.fourm.blocks import Attention, Block, GatedMLP, Packing, ScaleNorm, pack
 from multismolvla.fourm.config import FourMConfig
 from multismolvla.fourm.embeddings import FourMEmbedding
@@ -142,11 +142,15 @@ class FourMEncoder(nn.Module):
             FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get them.
             ValueError: config or weights do not fit; the first bad key is named.
         """
-        files = checkpoint.locate(repo_or_dir, revision=revision, local_files_only=local_files_only)
-        config = FourMConfig.from_json(files.config)
+        config_file, tensors = weights.locate(
+            repo_or_dir, revision=revision, local_files_only=local_files_only
+        )
+        config = FourMConfig.from_json(config_file)
         with torch.device("meta"):
             encoder = cls(config, modalities)
-        state = checkpoint.read_tensors(files.weights, encoder.state_dict(), dtype=dtype, device=device)
+        state = weights.read_tensors(
+            tensors, encoder.state_dict(), dtype=dtype, device=device, check=_check_bias
+        )
         encoder.load_state_dict(state, strict=True, assign=True)
         return encoder.eval()
 
@@ -155,7 +159,7 @@ class FourMEncoder(nn.Module):
 
         The config lists the modalities of this encoder and no decoder. Each file appears complete or not at all.
         """
-        checkpoint.write(directory, self.config.restricted_to(self.modalities).to_dict(), self.state_dict())
+        weights.write(directory, self.config.restricted_to(self.modalities).to_dict(), self.state_dict())
 
     # ------------------------------------------------------------------ forward
 
@@ -323,3 +327,10 @@ class FourMEncoder(nn.Module):
             x = block(x, key_mask, packing)
         rows: Tensor = self.encoder_norm(x)
         return rows
+
+
+def _check_bias(key: str, value: Tensor) -> str | None:
+    """The norms' stored biases are all-zero buffers; anything else is another model, which would run unnoticed."""
+    if key.endswith(("norm.bias", "norm1.bias", "norm2.bias")) and bool(value.any()):
+        return "is not zero, although norm_bias is false. The file is no official 4M-21 one."
+    return None

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multismolvla.fourm import MINI_DOMAINS, MODALITY_INFO, FourMConfig, FourMEncoder, checkpoint
+from multismolvla import weights
+from multismolvla.fourm import MINI_DOMAINS, MODALITY_INFO, FourMConfig, FourMEncoder
 
 NAMES = ("rgb@224", "tok_depth@224", "tok_dinov2_global")
 
@@ -89,7 +90,7 @@ def test_saving_over_the_files_one_was_read_from(folder) -> None:
 
 def test_only_needed_tensors_are_read(folder, monkeypatch) -> None:
     read: list[str] = []
-    real = checkpoint.safe_open
+    real = weights.safe_open
 
     class Spy:
         def __init__(self, *args, **kwargs):
@@ -109,7 +110,7 @@ def test_only_needed_tensors_are_read(folder, monkeypatch) -> None:
             read.append(key)
             return self.file.get_tensor(key)
 
-    monkeypatch.setattr(checkpoint, "safe_open", Spy)
+    monkeypatch.setattr(weights, "safe_open", Spy)
     encoder = FourMEncoder.from_pretrained(folder, ["tok_depth@224"])
     assert sorted(read) == sorted(encoder.state_dict())
     assert not [key for key in read if "rgb" in key or "decoder" in key]

@@ -1,0 +1,285 @@
+"""Finding, reading and writing checkpoints in the official layouts; used for every frozen network of the package.
+
+Reading is lazy (a tenth of 4M-21, a seventh of ImageBind is needed) and strict: names and shapes of *all* needed tensors
+are checked before the first one is read, because the reference loaders' non-strict defaults turn a wrong prefix into
+silently random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multismolvla.sources import licence_of
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_FLOATS = {"F32", "F16", "BF16", "F64"}
+_PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")  # torch.save's zip, and plain pickles
+
+
+def locate(
+    repo_or_dir: str | Path,
+    files: Sequence[str] = (CONFIG_FILE, WEIGHTS_FILE),
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> list[Path]:
+    """Find a checkpoint's files in a folder, in the hub cache or on the hub.
+
+    Args:
+        repo_or_dir: folder in the official layout, or hub id ``owner/name``.
+        files: their names.
+        revision: commit, branch or tag on the hub.
+        local_files_only: never ask the network, only the hub cache.
+
+    Returns:
+        Paths in the order of ``files``.
+
+    Raises:
+        FileNotFoundError: it is in none of them; the message names repository, licence, how to accept it and where to
+            put the files by hand.
+    """
+    folder = Path(repo_or_dir)
+    if folder.is_dir():
+        for name in files:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} has no {name}. Expected the official layout: {' + '.join(files)}."
+                )
+        return [folder / name for name in files]
+    repo = str(repo_or_dir)
+    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{repo!r} is neither a folder nor a hub id of the form 'owner/name' (e.g. 'EPFL-VILAB/4M-21_B')."
+        )
+    # Imported here: the core works from local folders without huggingface_hub.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    paths = []
+    for name in files:
+        try:
+            path = hf_hub_download(repo, name, revision=revision, local_files_only=local_files_only)
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            at = f" at revision {revision!r}" if revision else ""
+            every = " ".join(files)
+            raise FileNotFoundError(
+                f"Cannot get {name} of {repo!r}{at}: {type(error).__name__}: {_first_line(error)}\n"
+                f"Licence of {repo}: {licence_of(repo)}. If the page https://huggingface.co/{repo} asks for it, accept it there and "
+                f"log in with `hf auth login`.\nWith network access: `hf download {repo} {every}`, then unset HF_HUB_OFFLINE or "
+                f"keep it set and use the cache. By hand: put {' and '.join(files)} of that page into one folder and give that "
+                "folder instead of the hub id."
+            ) from error
+        paths.append(Path(path))
+    return paths
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a ``config.json``.
+
+    Raises:
+        ValueError: no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}. Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
+    return content
+
+
+def stored_keys(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a safetensors file, from its header alone.
+
+    Raises:
+        ValueError: truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def read_tensors(
+    path: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    check: Callable[[str, Tensor], str | None] | None = None,
+) -> dict[str, Tensor]:
+    """Read exactly the expected tensors of a safetensors file.
+
+    Args:
+        path: the file; it may hold any other tensors (decoder, other modalities), which are not read.
+        expected: {key: tensor of the wanted shape} (meta tensors will do).
+        prefix: what stands before each key in the file, e.g. ``"ema."``.
+        dtype: convert to it; ``None`` = keep the stored dtype.
+        device: where to put them; ``None`` = CPU.
+        check: called with key and value; returns what is wrong with the value, or ``None``.
+
+    Returns:
+        {key: tensor} with the keys of ``expected``.
+
+    Raises:
+        ValueError: no or truncated safetensors file, a key missing, a shape or dtype different, or a value not finite
+            or refused by ``check``. The first bad key is named.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            for key, tensor in expected.items():
+                _check_name(path, stored, prefix + key)
+                header = file.get_slice(prefix + key)
+                _check_shape(path, prefix + key, tuple(header.get_shape()), tuple(tensor.shape))
+                if header.get_dtype() not in _FLOATS:
+                    raise ValueError(
+                        f"{path}: the tensor {prefix + key!r} is {header.get_dtype()}; expected one of {sorted(_FLOATS)}."
+                    )
+        state = {}
+        for key in expected:
+            # The file is mapped into memory and its pages count as this process's until it is closed. Opened anew for
+            # each tensor, no more than one tensor is ever there twice, whatever dtype is asked for.
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(prefix + key).to(dtype=dtype, device=device, copy=True)
+            state[key] = _check_values(path, prefix + key, value, check)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    return state
+
+
+def read_pickled(
+    path: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Read exactly the expected tensors of a plain state dict saved by ``torch.save``, without running code from it.
+
+    Arguments and result as for `read_tensors`. The file is memory-mapped, so that tensors that are not wanted cost
+    nothing.
+
+    Raises:
+        ValueError: as `read_tensors`; also a pickle that holds more than tensors and plain containers.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as plain weights: {_first_line(error)} Expected a state dict "
+            "saved by torch.save; other pickles can run code and are not opened."
+        ) from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds a {type(stored).__name__}; expected a state dict.")
+    stored = stored.get("state_dict", stored)
+    for key, tensor in expected.items():
+        _check_name(path, set(stored), prefix + key)
+        _check_shape(path, prefix + key, tuple(stored[prefix + key].shape), tuple(tensor.shape))
+        if not stored[prefix + key].is_floating_point():
+            raise ValueError(
+                f"{path}: the tensor {prefix + key!r} is {stored[prefix + key].dtype}; expected floats."
+            )
+    state = {}
+    for key in expected:
+        value = stored[prefix + key].to(dtype=dtype, device=device, copy=True)
+        state[key] = _check_values(path, prefix + key, value, None)
+    return state
+
+
+def read_weights(
+    path: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Tensor]:
+    """`read_pickled` for a file named like a pickle, `read_tensors` for every other; see there."""
+    read = read_pickled if path.suffix in _PICKLE_SUFFIXES else read_tensors
+    return read(path, expected, prefix=prefix, dtype=dtype, device=device)
+
+
+def write(directory: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint; each file is written beside its place and moved there when complete.
+
+    Args:
+        directory: folder, made where missing.
+        config: content of ``config.json``.
+        state: content of ``model.safetensors``.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        weights, text = Path(scratch) / WEIGHTS_FILE, Path(scratch) / CONFIG_FILE
+        save_file(tensors, weights, metadata={"format": "pt"})
+        text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, folder / WEIGHTS_FILE)
+        os.replace(text, folder / CONFIG_FILE)
+
+
+def _check_name(path: Path, stored: set[str], key: str) -> None:
+    if key in stored:
+        return
+    alike = sorted(k for k in stored if k.endswith("." + key))
+    if alike:
+        hint = f"The file has {alike[0]!r}: strip the prefix {alike[0].removesuffix(key)!r} from its keys."
+    else:
+        hint = "Is it another model, or a checkpoint slimmed to other modalities?"
+    raise ValueError(f"{path}: the tensor {key!r} is missing ({len(stored)} tensors in the file). {hint}")
+
+
+def _check_shape(path: Path, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{path}: the tensor {key!r} has shape {found}; the config asks for {expected}. "
+            f"Do {CONFIG_FILE} and {path.name} belong together?"
+        )
+
+
+def _check_values(
+    path: Path, key: str, tensor: Tensor, check: Callable[[str, Tensor], str | None] | None
+) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{path}: the tensor {key!r} holds NaN or infinite values. The file is damaged; fetch it again."
+        )
+    wrong = check(key, tensor) if check else None
+    if wrong:
+        raise ValueError(f"{path}: {key!r} {wrong}")
+    return tensor
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLE_STARTS):
+        return ValueError(
+            f"{path} looks like a pickle saved by torch.save, but safetensors is expected here. Pickles can run code and are not "
+            "opened under this name. Take the repository's model.safetensors, or convert the file where you trust it."
+        )
+    return ValueError(
+        f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file: {error}. Fetch it again."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
