@@ -5,7 +5,7 @@ and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same i
 """
 
 from multismolvla.tokenizers.factory import TOKENIZER_FAMILIES, make_tokenizers
-from multismolvla.tokenizers.interface import ImageTokenizer
+from multismolvla.tokenizers.interface import ImageTokenizer, StreamTokenizer, Tokens
 from multismolvla.tokenizers.structured import structured_token_embedding
 from multismolvla.tokenizers.weight_free import (
     PatchDepthTokenizer,
@@ -19,7 +19,9 @@ __all__ = [
     "ImageTokenizer",
     "PatchDepthTokenizer",
     "QuadrantSegTokenizer",
+    "StreamTokenizer",
     "ThermalGridTokenizer",
+    "Tokens",
     "WeightFreeTokenizer",
     "make_tokenizers",
     "structured_token_embedding",

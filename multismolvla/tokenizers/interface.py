@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,5 +32,45 @@ class ImageTokenizer(Protocol):
         Returns:
             ids int64 (B, rows, columns) in [0, vocab_size), and present bool (B, rows, columns): False where the
             token must be treated as absent because too little of it was seen.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one encoder domain gets from a stream.
+
+    Attributes:
+        values: int64 (B, N) ids, or float (B, N, width) rows for a domain outside the vocabulary, which a trained map
+            embeds (thermal route ``soft``).
+        present: bool (B, N), True = this token is there.
+    """
+
+    values: Tensor
+    present: Tensor
+
+
+@runtime_checkable
+class StreamTokenizer(Protocol):
+    """Turns a canonical picture of one modality into the tokens of one or more encoder domains at once.
+
+    One stream may feed several domains from one pass of a large network: a thermal picture gives dense and global
+    ImageBind tokens.
+    """
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the encoder domains, in the order in which their cached ids are concatenated."""
+        ...
+
+    def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
+        """Tokenize.
+
+        Args:
+            image: canonical picture (B, C, H, W) of the stream's modality.
+            valid: bool (B, 1, H, W), True = usable pixel; ``None`` = as the modality defines it.
+
+        Returns:
+            domain -> tokens, for each of `domains`.
         """
         ...
