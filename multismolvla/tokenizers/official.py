@@ -1,0 +1,480 @@
+"""The official 4M tokenizers: pictures and feature maps to token ids (encoder half and codebook only).
+
+Read from the official files (EPFL and Apple "Sample Code License", non-commercial use only):
+
+============== ==================================================== ============ ==========
+purpose        hub id                                               tokens       codes
+============== ==================================================== ============ ==========
+depth          ``EPFL-VILAB/4M_tokenizers_depth_8k_224-448``        14x14 at 224 8192
+segmentation   ``EPFL-VILAB/4M_tokenizers_semseg_4k_224-448``       14x14 at 224 4096
+ImageBind map  ``EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448`` 16x16       8192
+ImageBind row  ``EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224`` 16    8192 (x16)
+============== ==================================================== ============ ==========
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multismolvla import weights
+from multismolvla.tokenizers.depth import prepare_depth
+from multismolvla.tokenizers.quantize import CosineCodebook, MemoryCodes
+from multismolvla.tokenizers.vit import BottleneckMLP, KeepFloat32, ViTEncoder, full_float32
+from multismolvla.tokenizers.weight_free import MIN_VALID
+
+#: Official hub ids by purpose.
+TOKENIZER_HUB_IDS: dict[str, str] = {
+    "depth": "EPFL-VILAB/4M_tokenizers_depth_8k_224-448",
+    "seg": "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448",
+    "imagebind": "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448",
+    "imagebind_global": "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
+}
+
+#: Segmentation ids at the official tokenizer's door: 0 = none, 1...133 = COCO panoptic.
+NUM_SEG_LABELS = 134
+
+_VIT_SIZES = {"vit_s_enc": (512, 8, 8), "vit_b_enc": (768, 12, 12), "vit_l_enc": (1024, 24, 16)}
+_MLP = re.compile(r"BottleneckMLP/B_(\d+)-Wi_(\d+)")
+# Options of which only this value is implemented; another one would load and compute something else.
+_ONLY: dict[str, Any] = {
+    "image_size_enc": None,
+    "post_mlp": True,
+    "norm_codes": True,
+    "undo_std": False,
+    "sync_codebook": False,
+}
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Sizes of a 4M tokenizer's encoder half; field names as in the official ``config.json``.
+
+    Attributes:
+        image_size: side in pixels that the stored position table belongs to (448); inputs may have other sizes.
+        n_channels: channels of the input; width of the class embedding where there are ``n_labels``.
+        enc_type: ``vit_b_enc``, ``BottleneckMLP/B_<blocks>-Wi_<width>``, or any name that says ``vit`` with its sizes
+            in ``encoder``.
+        patch_size: side of a patch in pixels.
+        quant_type: ``lucid`` (cosine codebook) or ``memcodes``.
+        codebook_size: codes per codebook.
+        latent_dim: width of the latent.
+        n_labels: size of the label set; ``None`` = the input is continuous.
+        patch_proj: whether patches are cut here; ``False`` = the input is a feature map already.
+        num_codebooks: codebooks side by side.
+        encoder: ``{"dim", "depth", "num_heads"}`` of a transformer that is not an official one.
+        image_size_enc, post_mlp, norm_codes, undo_std, sync_codebook: only the official values are implemented.
+
+    Raises:
+        ValueError: a value is missing, out of range or not implemented.
+    """
+
+    image_size: int
+    n_channels: int
+    enc_type: str
+    patch_size: int
+    quant_type: str
+    codebook_size: int
+    latent_dim: int
+    n_labels: int | None = None
+    patch_proj: bool = True
+    num_codebooks: int = 1
+    encoder: dict[str, int] = field(default_factory=dict)
+    image_size_enc: int | None = None
+    post_mlp: bool = True
+    norm_codes: bool = True
+    undo_std: bool = False
+    sync_codebook: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "image_size",
+            "n_channels",
+            "patch_size",
+            "codebook_size",
+            "latent_dim",
+            "num_codebooks",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"4M tokenizer config: {name} is {value!r}; expected a positive integer.")
+        for name, only in _ONLY.items():
+            if getattr(self, name) != only:
+                self._reject(name, f"{only!r}")
+        if not self.is_mlp and "vit" not in self.enc_type:
+            self._reject("enc_type", f"one of {[*_VIT_SIZES, 'BottleneckMLP/B_<blocks>-Wi_<width>']}")
+        wanted = "memcodes" if self.is_mlp else "lucid"
+        if self.quant_type != wanted:
+            self._reject("quant_type", f"{wanted!r} with enc_type {self.enc_type!r}")
+        if not self.is_mlp:
+            if self.num_codebooks != 1:
+                self._reject("num_codebooks", "1 with a cosine codebook")
+            dim, _, heads = self.vit_sizes
+            if dim % heads or self.image_size % self.patch_size:
+                raise ValueError(
+                    f"4M tokenizer config: dim {dim} must be a multiple of num_heads {heads}, image_size "
+                    f"{self.image_size} of patch_size {self.patch_size}."
+                )
+        if self.latent_dim % self.num_codebooks:
+            self._reject("latent_dim", f"a multiple of num_codebooks ({self.num_codebooks})")
+
+    def _reject(self, name: str, expected: str) -> None:
+        raise ValueError(
+            f"4M tokenizer config: {name} = {getattr(self, name)!r} is not implemented; expected {expected}, as in the "
+            f"official tokenizers {list(TOKENIZER_HUB_IDS.values())}."
+        )
+
+    @property
+    def is_mlp(self) -> bool:
+        """Whether it takes single vectors instead of maps."""
+        return _MLP.fullmatch(self.enc_type) is not None
+
+    @property
+    def mlp_sizes(self) -> tuple[int, int]:
+        """Blocks and width of a bottleneck MLP."""
+        found = _MLP.fullmatch(self.enc_type)
+        if found is None:
+            raise ValueError(f"4M tokenizer config: enc_type {self.enc_type!r} is no bottleneck MLP.")
+        return int(found[1]), int(found[2])
+
+    @property
+    def vit_sizes(self) -> tuple[int, int, int]:
+        """Width, blocks and heads of a transformer."""
+        if self.encoder:
+            try:
+                return self.encoder["dim"], self.encoder["depth"], self.encoder["num_heads"]
+            except KeyError as error:
+                raise ValueError(f"4M tokenizer config: encoder = {self.encoder} lacks {error}.") from error
+        if self.enc_type not in _VIT_SIZES:
+            self._reject("enc_type", f"one of {list(_VIT_SIZES)} where the config has no field 'encoder'")
+        return _VIT_SIZES[self.enc_type]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "4M tokenizer config") -> VQConfig:
+        """Build from the fields of an official ``config.json``.
+
+        Fields that are none of the above belong to decoder and training; the reference's encoder half ignores them too.
+
+        Args:
+            values: the parsed JSON object.
+            source: name of the file for error messages.
+
+        Raises:
+            ValueError: a needed field is missing, or a value is not implemented.
+        """
+        for name in (
+            "image_size",
+            "n_channels",
+            "enc_type",
+            "patch_size",
+            "quant_type",
+            "codebook_size",
+            "latent_dim",
+        ):
+            if name not in values:
+                raise ValueError(
+                    f"{source}: the field {name!r} is missing. Take config.json from the same repository as the weights."
+                )
+        # The reference's own defaults, where they differ from what is implemented, must not pass unnoticed.
+        known = {"post_mlp": False} | {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        try:
+            return cls(**known)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as in the official ``config.json``."""
+        return {name: value for name, value in asdict(self).items() if name != "encoder" or value}
+
+
+class QuantProjection(KeepFloat32, nn.Conv2d):
+    """The 1x1 convolution in front of the codebook, computed as a matrix product (cuDNN would use TF32)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (B, D, h, w) -> (B, latent_dim, h, w)."""
+        with full_float32(x.device):
+            return F.linear(x.float().movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class VQTokenizer(nn.Module):
+    """One official tokenizer; frozen.
+
+    Example:
+        >>> depth = VQTokenizer.from_pretrained("EPFL-VILAB/4M_tokenizers_depth_8k_224-448")  # doctest: +SKIP
+        >>> depth.encode_ids(standardised).shape  # (B, 1, 224, 224) -> int64  # doctest: +SKIP
+        torch.Size([2, 14, 14])
+
+    Args:
+        config: sizes. The weights are zero until a state is loaded.
+    """
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: ViTEncoder | BottleneckMLP
+        self.quantize: CosineCodebook | MemoryCodes
+        if config.n_labels is not None:
+            self.cls_emb = nn.Embedding(config.n_labels, config.n_channels)
+        if config.is_mlp:
+            depth, dim = config.mlp_sizes
+            self.encoder = BottleneckMLP(config.n_channels, dim, depth)
+            self.quantize = MemoryCodes(config.codebook_size, config.num_codebooks, config.latent_dim)
+        else:
+            dim, depth, heads = config.vit_sizes
+            table = config.image_size // config.patch_size
+            self.encoder = ViTEncoder(config.n_channels, dim, depth, heads, self.patch_size, table)
+            self.quantize = CosineCodebook(config.codebook_size, config.latent_dim)
+        self.quant_proj = QuantProjection(dim, config.latent_dim, 1)
+        self.requires_grad_(False).eval()
+
+    @property
+    def patch_size(self) -> int:
+        """Side in input pixels (or feature cells) of one token."""
+        return self.config.patch_size if self.config.patch_proj and not self.config.is_mlp else 1
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_dir: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        local_files_only: bool = False,
+    ) -> VQTokenizer:
+        """Load the encoder half and the codebook from an official-format folder or hub repository.
+
+        Args:
+            repo_or_dir: folder with ``config.json`` and ``model.safetensors``, or a hub id.
+            revision: commit, branch or tag on the hub.
+            dtype: of the transformer blocks; ``None`` = float32. Projection into the codebook's space, codebook and the
+                MLP in front of them stay float32. A narrower dtype changes some ids; cached ids and live ones must
+                come from the same.
+            device: where to put them; ``None`` = CPU.
+            local_files_only: never ask the network, only the hub cache.
+
+        Returns:
+            The tokenizer, frozen, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get them.
+            ValueError: config or weights do not fit; the first bad key is named.
+        """
+        config_file, tensors = weights.locate(
+            repo_or_dir, revision=revision, local_files_only=local_files_only
+        )
+        config = VQConfig.from_dict(weights.read_json(config_file), str(config_file))
+        with torch.device("meta"):
+            tokenizer = cls(config)
+        state = weights.read_tensors(tensors, tokenizer.state_dict(), dtype=torch.float32, device=device)
+        tokenizer.load_state_dict(state, strict=True, assign=True)
+        return tokenizer.requires_grad_(False).to(dtype=dtype)
+
+    def expect(self, purpose: str, **wanted: Any) -> None:
+        """Refuse a tokenizer that was made for something else.
+
+        Args:
+            purpose: what it is to be used for, in words.
+            wanted: config field -> needed value.
+
+        Raises:
+            ValueError: naming the first field that differs.
+        """
+        for name, value in wanted.items():
+            found = getattr(self.config, name)
+            if found != value:
+                raise ValueError(
+                    f"This 4M tokenizer is not one for {purpose}: its config says {name} = {found!r}, expected {value!r}. "
+                    f"Official ones: {TOKENIZER_HUB_IDS}."
+                )
+
+    def latent(self, x: Tensor) -> Tensor:
+        """Latent before the codebook lookup.
+
+        Args:
+            x: float (B, C, H, W) with sides that are multiples of the patch size; for segmentation integer (B, H, W)
+                in [0, n_labels); for single vectors (B, C) or (B, C, 1, 1).
+
+        Returns:
+            float32 (B, latent_dim, h, w).
+
+        Raises:
+            ValueError: wrong shape or dtype, or a class id outside the label set.
+        """
+        x = self._checked(x)
+        if self.config.n_labels is not None:
+            x = self.cls_emb(x.long()).movedim(-1, 1)
+        latent: Tensor = self.quant_proj(self.encoder(x.to(self._dtype)))
+        return latent
+
+    @torch.no_grad()
+    def encode_ids(self, x: Tensor) -> Tensor:
+        """Token ids: int64 (B, h, w); (B, num_codebooks) for single vectors. Input as for `latent`."""
+        ids: Tensor = self.quantize(self.latent(x))
+        return ids
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same as `encode_ids`."""
+        return self.encode_ids(x)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self.config.is_mlp else self.encoder.proj.weight.dtype  # type: ignore[return-value, union-attr]
+
+    def _checked(self, x: Tensor) -> Tensor:
+        config = self.config
+        got = f"4M tokenizer: got {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}; expected"
+        if config.n_labels is not None:
+            if x.ndim != 3 or x.is_floating_point() or x.dtype == torch.bool:
+                raise ValueError(f"{got} integer class ids (B, H, W).")
+            low, high = (int(v) for v in x.aminmax()) if x.numel() else (0, 0)
+            if low < 0 or high >= config.n_labels:
+                raise ValueError(
+                    f"4M tokenizer: class id {low if low < 0 else high} is outside the label set of {config.n_labels} "
+                    "(0 = none, then COCO panoptic + 1). Map the source's ids with a label table first "
+                    "(multismolvla.tokenizers.labels.LabelTable)."
+                )
+        elif config.is_mlp:
+            if not x.is_floating_point() or x.shape[1:] not in (
+                (config.n_channels,),
+                (config.n_channels, 1, 1),
+            ):
+                raise ValueError(
+                    f"{got} floating (B, {config.n_channels}) or (B, {config.n_channels}, 1, 1)."
+                )
+        elif x.ndim != 4 or not x.is_floating_point() or x.shape[1] != config.n_channels:
+            raise ValueError(f"{got} floating (B, {config.n_channels}, H, W).")
+        if not config.is_mlp and any(side == 0 or side % self.patch_size for side in x.shape[-2:]):
+            raise ValueError(f"{got} sides that are multiples of {self.patch_size}. Resize the picture.")
+        return x
+
+
+class _OfficialImageTokenizer:
+    """Common part of the two `ImageTokenizer` wrappers.
+
+    Args:
+        vq: the tokenizer.
+        image_size: side or (height, width) in pixels of the pictures, a multiple of the patch size; decides `grid`.
+    """
+
+    def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < 1 or height % vq.patch_size or width % vq.patch_size:
+            raise ValueError(
+                f"{type(self).__name__}: image_size {image_size} must be a multiple of {vq.patch_size} pixels."
+            )
+        self.vq = vq
+        self.grid: tuple[int, int] = (height // vq.patch_size, width // vq.patch_size)
+        self.vocab_size = vq.config.codebook_size
+
+    def _check(self, modality: str, image: Tensor, valid: Tensor | None, floating: bool) -> Tensor:
+        """Check shapes and dtypes; returns validity as bool (B, 1, H, W)."""
+        rows, columns = self.grid
+        shape = (1, rows * self.vq.patch_size, columns * self.vq.patch_size)
+        if image.ndim != 4 or image.dtype == torch.bool or image.is_floating_point() != floating:
+            raise ValueError(
+                f"{modality} tokenizer: got {image.dtype} {tuple(image.shape)}; expected "
+                f"{'floating' if floating else 'integer'} (B, 1, H, W). Run the units step first."
+            )
+        if image.shape[1:] != shape:
+            raise ValueError(
+                f"{modality} tokenizer: got a picture {tuple(image.shape[1:])}; its grid {self.grid} needs {shape}. "
+                "Resize the picture, or make the tokenizer with another image_size."
+            )
+        if valid is None:
+            return torch.ones_like(image, dtype=torch.bool)
+        if valid.dtype != torch.bool or valid.shape != image.shape:
+            raise ValueError(
+                f"{modality} tokenizer: valid is {valid.dtype} {tuple(valid.shape)}; expected bool "
+                f"{tuple(image.shape)}, True = usable."
+            )
+        return valid
+
+
+class OfficialDepthTokenizer(_OfficialImageTokenizer):
+    """Metric depth to the official depth ids.
+
+    Args:
+        vq: the official depth tokenizer (or one of its shape).
+        image_size: side or (height, width) in pixels of the pictures, a multiple of 16; grid 14x14 for 224.
+
+    Raises:
+        ValueError: a tokenizer for another modality.
+    """
+
+    #: A greater depth is a wrong unit, not a far wall.
+    LIMIT_METRES = 1000.0
+
+    def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
+        vq.expect("depth", n_channels=1, n_labels=None, patch_proj=True)
+        super().__init__(vq, image_size)
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize depth; see `multismolvla.tokenizers.depth` for the preparation.
+
+        Args:
+            image: floating (B, 1, H, W), metres, larger = farther; 0 = no measurement. Never disparity.
+            valid: bool (B, 1, H, W), True = usable; pixels of 0 are never usable.
+
+        Returns:
+            ids int64 (B, h, w); present bool (B, h, w), False below 25 % usable pixels.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a valid pixel is NaN, infinite, negative or beyond 1000 m.
+        """
+        usable = self._check("depth", image, valid, floating=True)
+        seen = image[usable]
+        # The negated comparison is also true for NaN.
+        if seen.numel() and not bool(((seen >= 0) & (seen <= self.LIMIT_METRES)).all()):
+            bad = seen[~((seen >= 0) & (seen <= self.LIMIT_METRES))]
+            raise ValueError(
+                f"depth tokenizer: {bad.numel()} valid pixels hold values such as {bad[0].item():g}; expected metres in "
+                f"[0, {self.LIMIT_METRES:g}], 0 = no measurement. Check the declared unit, mark bad pixels as invalid."
+            )
+        usable = usable & (image > 0)
+        ids = self.vq.encode_ids(prepare_depth(image, usable))
+        share = F.avg_pool2d(usable.float(), self.vq.patch_size)[:, 0]
+        return ids, share >= MIN_VALID
+
+
+class OfficialSegTokenizer(_OfficialImageTokenizer):
+    """COCO panoptic classes to the official segmentation ids.
+
+    Args:
+        vq: the official segmentation tokenizer (or one of its shape).
+        image_size: side or (height, width) in pixels of the pictures, a multiple of 16; grid 14x14 for 224.
+
+    Raises:
+        ValueError: a tokenizer for another modality or label set.
+    """
+
+    #: Size of the label set; ids as `multismolvla.tokenizers.labels.LabelTable` makes them.
+    num_labels = NUM_SEG_LABELS
+
+    def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
+        vq.expect("segmentation", n_labels=NUM_SEG_LABELS, patch_proj=True)
+        super().__init__(vq, image_size)
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize class ids.
+
+        Args:
+            image: integer (B, 1, H, W): 0 = none, 1...133 = COCO panoptic class + 1.
+            valid: bool (B, 1, H, W); ``None`` = all. Other pixels become "none", which the tokenizer knows.
+
+        Returns:
+            ids int64 (B, h, w); present bool (B, h, w), always True.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a label is outside the label set.
+        """
+        usable = self._check("segmentation", image, valid, floating=False)
+        ids = self.vq.encode_ids(torch.where(usable, image, torch.zeros_like(image))[:, 0])
+        return ids, torch.ones_like(ids, dtype=torch.bool)
