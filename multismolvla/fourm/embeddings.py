@@ -71,12 +71,14 @@ class FourMEmbedding(nn.Module):
         if info.kind == "pixels":
             assert info.patch_size is not None
             self.proj = nn.Linear(3 * info.patch_size**2, dim, bias=False)
-        elif info.kind == "vectors":
+        elif info.kind in ("vectors", "features"):
             assert info.width is not None
             self.emb_proj = nn.Linear(info.width, dim)
         else:
             assert info.vocab is not None
-            self.token_emb = nn.Embedding(info.vocab, dim)
+            # Not nn.Embedding(vocab, dim): its own draw is thrown away here, and on the meta device that draw alone
+            # loads 115 MB of PyTorch's compiler.
+            self.token_emb = nn.Embedding.from_pretrained(torch.empty(info.vocab, dim), freeze=False)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
@@ -95,7 +97,8 @@ class FourMEmbedding(nn.Module):
         """Embed one modality.
 
         Args:
-            values: pixels: float (B, 3, H, W) in [0, 1]; ids: integer (B, N) or (B, h, w); vectors: float (B, N, width).
+            values: pixels: float (B, 3, H, W) in [0, 1]; ids: integer (B, N) or (B, h, w); vectors: float (B, N, width);
+                features: float (B, N, width) or (B, h, w, width).
             present: bool (B, N), True = the token is there; ``None`` = all are.
 
         Returns:
@@ -124,6 +127,8 @@ class FourMEmbedding(nn.Module):
             rows = self._patches(values)
         elif kind == "vectors":
             rows = self._vectors(values)
+        elif kind == "features":
+            rows = self._features(values)
         else:
             return self._lookup(values, present)
         if present is not None:
@@ -159,6 +164,19 @@ class FourMEmbedding(nn.Module):
             )
         self._check_length(values.shape[1])
         return values
+
+    def _features(self, values: Tensor) -> Tensor:
+        info = self.info
+        rows = values.flatten(1, 2) if values.ndim == 4 and tuple(values.shape[1:3]) == info.grid else values
+        if (
+            rows.ndim != 3
+            or tuple(rows.shape[1:]) != (info.num_tokens, info.width)
+            or not rows.is_floating_point()
+        ):
+            raise ValueError(
+                f"{info.name!r}: got {_describe(values)}; expected floating (B, {info.num_tokens}, {info.width})."
+            )
+        return rows
 
     def _lookup(self, ids: Tensor, present: Tensor | None) -> Tensor:
         info = self.info
