@@ -167,6 +167,49 @@ class MultiModalLiberoEnv(LiberoEnv):
         self._step_index += 1
         return super().step(action)
 
+    @property
+    def state(self) -> np.ndarray:
+        """Flattened simulator state, float64 (1 + nq + nv,): time, joint positions, joint velocities."""
+        return self.simulation.sim.get_state().flatten()
+
+    def restore(self, state: np.ndarray, observe: bool = True) -> dict[str, Any]:
+        """Put the simulator into a recorded state, e.g. of a demonstration. The environment must have been reset.
+
+        Args:
+            state: as :attr:`state` gives it, of this task's model. Fixtures are not in it, see
+                :meth:`place_fixtures`.
+            observe: whether to render; without it the result is LIBERO's raw observation, which has no pictures.
+
+        Raises:
+            ValueError: the state has another width than this task's model.
+        """
+        model = self.simulation.sim.model._model
+        if state.shape != (1 + model.nq + model.nv,):
+            raise ValueError(
+                f"A state of shape {state.shape} does not fit task {self.task!r}, whose model has "
+                f"{1 + model.nq + model.nv} numbers (time, {model.nq} positions, {model.nv} velocities)."
+            )
+        raw = self._env.set_init_state(state)
+        if not observe:
+            return raw
+        self._step_index += 1
+        return self._format_raw_obs(raw)
+
+    @property
+    def fixture_bodies(self) -> tuple[str, ...]:
+        """Names of the fixtures' bodies. Each reset draws their place, about 1 cm either way; no state holds it."""
+        names = (f.root_body for f in self.simulation.fixtures_dict.values() if hasattr(f, "root_body"))
+        known = set(self.simulation.sim.model.body_names)
+        return tuple(name for name in names if name in known)
+
+    def place_fixtures(self, poses: dict[str, np.ndarray]) -> None:
+        """Move fixtures (body name -> (7,) position in metres and quaternion w x y z) until the next reset."""
+        model = self.simulation.sim.model
+        for name, pose in poses.items():
+            body = model.body_name2id(name)
+            model.body_pos[body], model.body_quat[body] = pose[:3], pose[3:]
+        self.simulation.sim.forward()
+
     def render(self) -> np.ndarray:
         """Third-person RGB of the current state, upright, uint8, at least 256 pixels high."""
         self._ensure_env()
