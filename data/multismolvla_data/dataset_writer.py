@@ -12,6 +12,7 @@ from multismolvla.modalities import Modality, Origin, default_view_map
 
 if TYPE_CHECKING:
     from .record import RecordConfig
+    from .replay import ReplayConfig
 
 FPS = 20
 STATE_NAMES = ["x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right"]
@@ -49,7 +50,7 @@ def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return declared
 
 
-def create_dataset(root: Path, config: RecordConfig) -> Any:
+def create_dataset(root: Path, config: RecordConfig | ReplayConfig) -> Any:
     """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root`` (must not exist)."""
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -86,10 +87,8 @@ def write_metadata(
         states: initial states of the stored episodes by task, ascending.
         lengths: frames of the episodes in the data set's order.
     """
-    from lerobot_env_multismolvla.labels import label_set
     from lerobot_env_multismolvla.mini import TASKS
 
-    views = default_view_map()
     content = {
         "recording": config.fingerprint(),
         "suite": config.task,
@@ -98,17 +97,32 @@ def write_metadata(
         "init_states": {str(t): used for t, used in states.items()},
         "failed_init_states": {str(t): failed_states(used) for t, used in states.items()},
         "episode_lengths": lengths,
+        **stream_metadata(config),
+        "actions": "clean; the executed ones were disturbed"
+        if config.noise
+        else "clean, executed as recorded",
+        "lerobot": version("lerobot"),
+    }
+    write_json(target, content)
+
+
+def stream_metadata(config: RecordConfig | ReplayConfig) -> dict[str, Any]:
+    """The part of the metadata that tells what the streams are; the same for every simulated data set."""
+    from lerobot_env_multismolvla.labels import label_set
+
+    views = default_view_map()
+    return {
         "render_quality": config.render_quality,
         "views": views,
         "origin": {m: str(Origin.SENSOR) for m in next(iter(views.values()))},
         "thermal": "simulated: temperature per body, rendered through segmentation, blurred, noisy",
         "labels": list(label_set(config.task)),
         "depth_unit": "m",
-        "actions": "clean; the executed ones were disturbed"
-        if config.noise
-        else "clean, executed as recorded",
-        "lerobot": version("lerobot"),
     }
+
+
+def write_json(target: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
     partial = target.with_name(f".{target.name}")
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, target)

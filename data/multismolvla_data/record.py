@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import draccus
 
@@ -104,6 +104,15 @@ class RecordConfig:
         }
 
 
+class Production(Protocol):
+    """Options of a command that makes a data set under ``output`` and can continue: recorder or replay."""
+
+    output: Path
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the content of the data set, as JSON."""
+
+
 class RecordingError(RuntimeError):
     """The recording cannot be started, continued or finished; the message says what to do."""
 
@@ -130,11 +139,11 @@ def record(config: RecordConfig) -> Path:
     return config.output
 
 
-def _workspace(config: RecordConfig) -> Path:
+def _workspace(config: Production) -> Path:
     return config.output.parent / f".{config.output.name}.recording"
 
 
-def _finished(config: RecordConfig) -> bool:
+def _finished(config: Production) -> bool:
     """Whether the output is this very recording, whole; anything else there is refused."""
     metadata = config.output / METADATA_FILE
     if metadata.is_file():
@@ -147,13 +156,13 @@ def _finished(config: RecordConfig) -> bool:
         )
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise RecordingError(
-            f"{config.output} exists and is not a data set written by multismolvla-record (no {METADATA_FILE}): "
+            f"{config.output} exists and is not a data set written by this command (no {METADATA_FILE}): "
             "a foreign or half-written data set. Choose another --output or delete that folder."
         )
     return False
 
 
-def _open_workspace(config: RecordConfig) -> Path:
+def _open_workspace(config: Production) -> Path:
     workspace = _workspace(config)
     begun = workspace / "recording.json"
     if begun.is_file():
@@ -331,7 +340,7 @@ class _Assembler:
         logger.info("expert: %d of %d starts solved", solved, solved + failed)
 
 
-def _publish(config: RecordConfig, workspace: Path) -> None:
+def _publish(config: Production, workspace: Path) -> None:
     """Move the whole data set into place in one step, then drop the workspace."""
     with contextlib.suppress(FileNotFoundError):
         config.output.rmdir()  # an empty folder made beforehand; anything else was refused at the start
