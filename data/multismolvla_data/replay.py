@@ -1,0 +1,445 @@
+"""``multismolvla-replay``: LIBERO's official demonstrations, rendered anew with all modalities.
+
+    multismolvla-replay --source=libero_object --suite=libero_object --output=outputs/libero_object
+
+The public data have RGB only, at 128 pixels, and no depth in metres. Their files hold the simulator's states and the
+actions, so every sensor can be had after the fact. What is written is what ``multismolvla-record`` writes. As there,
+worker processes store one file per demonstration, this process turns them into the data set, the same command
+continues after whatever killed it, and the result appears under ``--output`` only when whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import draccus
+
+from .record import METADATA_FILE, RecordingError, _finished, _open_workspace, _publish, _worker
+
+if TYPE_CHECKING:
+    from .libero_hdf5 import DemoFile
+    from .replay_episode import Failure, Job, ReplaySettings
+
+logger = logging.getLogger(__name__)
+
+#: Demonstrations without success, inside the data set and, if there is none, in the workspace.
+REPORT_FILE = "meta/replay_report.json"
+#: Rendering time of one frame (two cameras, all modalities, software OpenGL, one core), for the estimate of --dry-run.
+SECONDS_PER_FRAME = {"default": 0.25, "fast": 0.12}
+
+
+@dataclass
+class ReplayConfig:
+    """Options of the replay.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+    """
+
+    # A file <task>_demo.hdf5, or a folder of them.
+    source: Path
+    # Suite that the tasks belong to: libero_spatial, libero_object, libero_goal, libero_10, libero_90,
+    # multismolvla_mini.
+    suite: str
+    # Folder of the data set to write. Must not exist, or be the result of this very command.
+    output: Path = Path("outputs/replay")
+    # "actions" executes the actions from the first state: what a policy would have seen, but some demonstrations no
+    # longer succeed. "states" shows the recorded states one by one: the same trajectory for certain.
+    mode: str = "actions"
+    # Drop actions that do nothing, by OpenVLA's rule. In mode "states" what moved meanwhile (fingers) then jumps.
+    filter_noops: bool = True
+    # Motionless steps before the first action, as the community's conversions do; mode "actions" only.
+    settle_steps: int = 10
+    # Keep demonstrations that do not succeed. They are reported in any case.
+    keep_failed: bool = False
+    # Demonstrations per task, the first ones; 0 = all.
+    episodes: int = 0
+    # Pixels, height and width; 0 means 64 for the mini suite and 256 (the public LIBERO data) otherwise.
+    size: int = 0
+    # "default" or "fast"; stored in the metadata, must match the evaluation's.
+    render_quality: str = "default"
+    # Seed of fixtures' places where a file does not tell them, and of the thermal camera's noise.
+    seed: int = 0
+    # Simulator processes; 0 = number of cores.
+    workers: int = 0
+    # Folder of LIBERO's assets; default: environment variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
+    libero_assets: str | None = None
+    # Name stored in the data set; default: multismolvla/<name of the output folder>.
+    repo_id: str = ""
+    # Check the files, list what would be done and how long it would take, write nothing.
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        from lerobot_env_multismolvla.mini import SUITE_NAME
+
+        if self.mode not in ("actions", "states"):
+            raise ValueError(f"--mode={self.mode}: expected 'actions' or 'states'.")
+        if self.settle_steps < 0:
+            raise ValueError(f"--settle_steps={self.settle_steps}: expected 0 or more.")
+        if self.episodes < 0:
+            raise ValueError(f"--episodes={self.episodes}: expected 0 (all) or more.")
+        if self.render_quality not in ("default", "fast"):
+            raise ValueError(f"--render_quality={self.render_quality}: expected 'default' or 'fast'.")
+        self.size = self.size or (64 if self.suite == SUITE_NAME else 256)
+        if self.size < 16:
+            raise ValueError(f"--size={self.size}: expected at least 16 pixels.")
+        self.workers = self.workers or max(1, len(os.sched_getaffinity(0)))
+        self.repo_id = self.repo_id or f"multismolvla/{self.output.name}"
+
+    @property
+    def task(self) -> str:
+        """The suite, under the name that the recorder gives it."""
+        return self.suite
+
+    @property
+    def settings(self) -> ReplaySettings:
+        """What decides the content of an episode."""
+        from .replay_episode import ReplaySettings
+
+        return ReplaySettings(
+            suite=self.suite,
+            size=self.size,
+            render_quality=self.render_quality,
+            mode=self.mode,
+            filter_noops=self.filter_noops,
+            settle_steps=self.settle_steps if self.mode == "actions" else 0,
+            keep_failed=self.keep_failed,
+            seed=self.seed,
+            libero_assets=self.libero_assets,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a replay to be continued, or to pass for this one. Reads all files."""
+        from lerobot_env_multismolvla.mini import MINI_VERSION, SUITE_NAME, assets_hash
+
+        sources = {file.path.name: file.digest for file in _demo_files(self.source)}
+        identity = {**asdict(self.settings), "episodes": self.episodes, "sources": sources}
+        del identity["libero_assets"]  # where they lie does not matter
+        if self.suite == SUITE_NAME:
+            identity |= {"version": MINI_VERSION, "assets": assets_hash()}
+        return identity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a replay will do.
+
+    Attributes:
+        jobs: the demonstrations, in the data set's order: by task, then by number.
+        instructions: instruction by task number.
+    """
+
+    jobs: tuple[Job, ...]
+    instructions: dict[int, str]
+
+
+def plan_replay(config: ReplayConfig) -> Plan:
+    """Check every file and match it with a task of the suite.
+
+    Raises:
+        DemoFileError: a file is damaged or foreign.
+        ValueError: unknown suite, or a file whose task is not in it; names the known ones.
+    """
+    from .replay_episode import Job
+
+    tasks = suite_tasks(config.suite)
+    jobs: list[Job] = []
+    for file in _demo_files(config.source):
+        if file.task not in tasks:
+            raise ValueError(
+                f"{file.path}: suite {config.suite!r} has no task {file.task!r}. Known: {', '.join(tasks)}. "
+                "Choose the file's --suite."
+            )
+        task_id = list(tasks).index(file.task)
+        for name, noops in islice(file.noops.items(), config.episodes or None):
+            dropped = int(noops.sum()) if config.filter_noops else 0
+            jobs.append(Job(task_id, file.path, name, len(noops) - dropped, dropped))
+    jobs.sort(key=lambda job: (job.task_id, int(job.demo[5:])))
+    instructions = dict(enumerate(tasks.values()))
+    return Plan(tuple(jobs), {job.task_id: instructions[job.task_id] for job in jobs})
+
+
+def suite_tasks(suite: str) -> dict[str, str]:
+    """Names and instructions of a suite's tasks, in the suite's order.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
+
+    if suite == SUITE_NAME:
+        return {name: name.replace("_", " ") for name in TASKS}
+    from lerobot_env_multismolvla.multimodal_env import get_suite
+
+    return {task.name: task.language for task in get_suite(suite).tasks}
+
+
+def replay(config: ReplayConfig) -> Path:
+    """Replay, or continue to replay, the demonstrations that ``config`` names.
+
+    Returns:
+        The folder of the finished data set.
+
+    Raises:
+        DemoFileError: a file is damaged, foreign or belongs to another scene.
+        RecordingError: ``--output`` holds something else, a replay with other settings was begun there, or no
+            demonstration succeeded.
+        OSError: the disk is full; what was replayed stays and the command can be repeated.
+    """
+    if _finished(config):
+        logger.info("%s is complete already; nothing to do.", config.output)
+        return config.output
+    plan = plan_replay(config)
+    workspace = _open_workspace(config)
+    with _Assembler(config, plan, workspace) as assembler:
+        for job in _replays(config, plan, workspace / "episodes"):
+            assembler.outcome(job)
+    sys.stderr.write(assembler.table)
+    _publish(config, workspace)
+    return config.output
+
+
+def _replays(config: ReplayConfig, plan: Plan, folder: Path) -> Iterator[Job]:
+    """Replay what is not decided yet; yield each job when it is."""
+    from tqdm import tqdm
+
+    from .replay_episode import replay_demo
+
+    bar = tqdm(total=sum(job.frames for job in plan.jobs), desc="replay", unit="frame", smoothing=0.1)
+    todo = []
+    for job in plan.jobs:
+        if _decided(config, job, folder):
+            bar.update(job.frames)
+            yield job
+        else:
+            todo.append(job)
+    environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    pool = ProcessPoolExecutor(
+        max(1, min(config.workers, len(todo))),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_worker,
+        initargs=(environment,),
+    )
+    settings, queue = config.settings, iter(todo)
+    running: dict[Future[Failure | None], Job] = {}
+    failed = 0
+    try:
+        while True:
+            for job in islice(queue, 2 * config.workers - len(running)):
+                running[pool.submit(replay_demo, settings, job, folder)] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                failed += future.result() is not None
+                bar.set_postfix(failed=failed)
+                bar.update(job.frames)
+                yield job
+    finally:
+        bar.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decided(config: ReplayConfig, job: Job, folder: Path) -> bool:
+    return job.episode_file(folder).is_file() or (
+        not config.keep_failed and job.failure_file(folder).is_file()
+    )
+
+
+class _Assembler:
+    """Appends replayed episodes to the data set in the plan's order, whatever order they are finished in.
+
+    Attributes:
+        table: summary for the terminal, once closed.
+    """
+
+    def __init__(self, config: ReplayConfig, plan: Plan, workspace: Path) -> None:
+        self._config, self._plan, self._workspace = config, plan, workspace
+        self._waiting = iter(plan.jobs)
+        self._next = next(self._waiting, None)
+        self._done: set[Job] = set()
+        self._kept: list[Job] = []
+        self._failures: dict[Job, Failure] = {}
+        self._pictures: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._dataset: Any = None
+        self.table = ""
+
+    def __enter__(self) -> _Assembler:
+        from .dataset_writer import create_dataset
+
+        shutil.rmtree(self._workspace / "dataset", ignore_errors=True)
+        self._dataset = create_dataset(self._workspace / "dataset", self._config)
+        return self
+
+    def outcome(self, job: Job) -> None:
+        """Note that a job is decided and write every episode whose turn has come."""
+        from .replay_episode import load_failure
+
+        folder = self._workspace / "episodes"
+        self._done.add(job)
+        while self._next in self._done:
+            turn = self._next
+            failure = load_failure(turn, folder)
+            if failure is not None:
+                self._failures[turn] = failure
+            if turn.episode_file(folder).is_file():
+                self._write(turn, folder)
+            self._next = next(self._waiting, None)
+
+    def _write(self, job: Job, folder: Path) -> None:
+        from .episode import load_episode
+
+        episode = load_episode(job.episode_file(folder))
+        instruction = self._plan.instructions[job.task_id]
+        for t in range(job.frames):
+            self._dataset.add_frame(
+                {**{key: value[t] for key, value in episode.items()}, "task": instruction}
+            )
+        self._dataset.save_episode()
+        self._kept.append(job)
+        middle = {key: value[job.frames // 2] for key, value in episode.items()}
+        self._pictures.setdefault(job.task_id, (instruction, middle))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return  # the episodes stay; the data set is assembled again next time
+        from .dataset_writer import write_json
+        from .preview import contact_sheet
+
+        self.table = summary_table(self._plan, self._kept, self._failures)
+        root = self._workspace / "dataset"
+        write_json(self._workspace / Path(REPORT_FILE).name, self._report())
+        if not self._kept:
+            sys.stderr.write(self.table)
+            raise RecordingError(
+                f"None of {len(self._plan.jobs)} demonstrations succeeded; reasons in "
+                f"{self._workspace / Path(REPORT_FILE).name}. Is --suite={self._config.suite} theirs? --mode=states "
+                "repeats their trajectories exactly."
+            )
+        self._dataset.finalize()
+        write_json(root / METADATA_FILE, self._metadata())
+        write_json(root / REPORT_FILE, self._report())
+        contact_sheet(list(self._pictures.values()), root / "preview.png")
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "demonstrations": len(self._plan.jobs),
+            "succeeded": len(self._plan.jobs) - len(self._failures),
+            "written": len(self._kept),
+            "dropped_noops": sum(job.dropped for job in self._kept),
+            "failed": [
+                {"file": job.path.name, "demo": job.demo, **asdict(failure), "dropped_noops": job.dropped}
+                for job, failure in self._failures.items()
+            ],
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        from .dataset_writer import stream_metadata
+
+        return {
+            "recording": self._config.fingerprint(),
+            "suite": self._config.suite,
+            "tasks": {str(t): text for t, text in self._plan.instructions.items()},
+            "init_split": "demonstrations",
+            "demonstrations": [
+                {
+                    "file": job.path.name,
+                    "demo": job.demo,
+                    "dropped_noops": job.dropped,
+                    "succeeded": job not in self._failures,
+                }
+                for job in self._kept
+            ],
+            "episode_lengths": [job.frames for job in self._kept],
+            **stream_metadata(self._config),
+            "actions": "as demonstrated; each belongs to the observation of the state before it",
+            "lerobot": version("lerobot"),
+            "mujoco": version("mujoco"),
+        }
+
+
+def summary_table(plan: Plan, kept: Sequence[Job], failures: dict[Job, Failure]) -> str:
+    """One line per task, then one per demonstration that did not succeed."""
+    lines = [f"{'demos':>6} {'written':>8} {'failed':>7} {'frames':>8} {'no-ops':>7}  task"]
+    for task_id, instruction in plan.instructions.items():
+        written = [job for job in kept if job.task_id == task_id]
+        demos, failed = (sum(job.task_id == task_id for job in jobs) for jobs in (plan.jobs, failures))
+        frames, dropped = sum(job.frames for job in written), sum(job.dropped for job in written)
+        lines.append(f"{demos:6} {len(written):8} {failed:7} {frames:8} {dropped:7}  {instruction}")
+    for job, failure in failures.items():
+        lines.append(f"  {job.path.name} {job.demo}: {failure.reason} (step {failure.step})")
+    return "\n".join(lines) + "\n"
+
+
+def plan_table(config: ReplayConfig, plan: Plan) -> str:
+    """What ``--dry-run`` prints: demonstrations and frames per task, and an estimate of time and disk space."""
+    lines = [f"{'demos':>6} {'frames':>8} {'left':>9}  task"]
+    for task_id, instruction in plan.instructions.items():
+        jobs = [job for job in plan.jobs if job.task_id == task_id]
+        after, dropped = sum(job.frames for job in jobs), sum(job.dropped for job in jobs)
+        lines.append(f"{len(jobs):6} {after + dropped:8} {after:9}  {instruction}")
+    frames = sum(job.frames for job in plan.jobs)
+    seconds = frames * SECONDS_PER_FRAME[config.render_quality] / config.workers
+    lines.append(
+        f"{len(plan.jobs)} demonstrations, {frames} frames to render: about {seconds / 60:.1f} min with "
+        f"{config.workers} process(es) if rendered by the CPU at 256 pixels (estimate)."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _demo_files(source: Path) -> list[DemoFile]:
+    from .libero_hdf5 import find_demo_files
+
+    return [_inspect(path, *_stamp(path)) for path in find_demo_files(source)]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+@cache
+def _inspect(path: Path, size: int, changed: int) -> DemoFile:
+    """Read a file once for plan and fingerprint; size and time only tell whether it is still the same."""
+    from .libero_hdf5 import inspect_demo_file
+
+    del size, changed
+    return inspect_demo_file(path)
+
+
+def main() -> int:
+    """Entry point of ``multismolvla-replay``.
+
+    Returns:
+        0 when the data set is complete, 1 on an error named on stderr, 130 when interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    try:
+        config = draccus.parse(ReplayConfig)
+        if config.dry_run:
+            sys.stdout.write(plan_table(config, plan_replay(config)))
+        else:
+            replay(config)
+    except (RecordingError, ValueError, OSError) as error:
+        sys.stderr.write(f"multismolvla-replay: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("multismolvla-replay: interrupted; the same command continues.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
