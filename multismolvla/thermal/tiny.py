@@ -51,6 +51,9 @@ def write_tiny_imagebind(
                 state[key] = 1 + 0.1 * noise
             elif tensor.ndim == 0:
                 state[key] = torch.tensor(10.0).log()
+            elif key.endswith("thermal.rgbt_stem.proj.weight"):
+                # Small, so that the epsilon of the norm behind lets the level of a uniform patch through.
+                state[key] = 0.01 * noise * tensor[0].numel() ** -0.5
             elif key.endswith("weight"):
                 state[key] = noise * tensor[0].numel() ** -0.5
             else:
