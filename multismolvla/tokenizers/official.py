@@ -27,19 +27,9 @@ from torch import Tensor, nn
 from multismolvla import weights
 from multismolvla.tokenizers.depth import prepare_depth
 from multismolvla.tokenizers.quantize import CosineCodebook, MemoryCodes
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS, TOKENIZER_SOURCES
 from multismolvla.tokenizers.vit import BottleneckMLP, KeepFloat32, ViTEncoder, full_float32
 from multismolvla.tokenizers.weight_free import MIN_VALID
-
-#: Official hub ids by purpose.
-TOKENIZER_HUB_IDS: dict[str, str] = {
-    "depth": "EPFL-VILAB/4M_tokenizers_depth_8k_224-448",
-    "seg": "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448",
-    "imagebind": "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448",
-    "imagebind_global": "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
-}
-
-#: Segmentation ids at the official tokenizer's door: 0 = none, 1...133 = COCO panoptic.
-NUM_SEG_LABELS = 134
 
 _VIT_SIZES = {"vit_s_enc": (512, 8, 8), "vit_b_enc": (768, 12, 12), "vit_l_enc": (1024, 24, 16)}
 _MLP = re.compile(r"BottleneckMLP/B_(\d+)-Wi_(\d+)")
@@ -128,7 +118,7 @@ class VQConfig:
     def _reject(self, name: str, expected: str) -> None:
         raise ValueError(
             f"4M tokenizer config: {name} = {getattr(self, name)!r} is not implemented; expected {expected}, as in the "
-            f"official tokenizers {list(TOKENIZER_HUB_IDS.values())}."
+            f"official tokenizers {list(TOKENIZER_SOURCES.values())}."
         )
 
     @property
@@ -292,7 +282,7 @@ class VQTokenizer(nn.Module):
             if found != value:
                 raise ValueError(
                     f"This 4M tokenizer is not one for {purpose}: its config says {name} = {found!r}, expected {value!r}. "
-                    f"Official ones: {TOKENIZER_HUB_IDS}."
+                    f"Official ones: {TOKENIZER_SOURCES}."
                 )
 
     def latent(self, x: Tensor) -> Tensor:
@@ -456,10 +446,10 @@ class OfficialSegTokenizer(_OfficialImageTokenizer):
     """
 
     #: Size of the label set; ids as `multismolvla.tokenizers.labels.LabelTable` makes them.
-    num_labels = NUM_SEG_LABELS
+    num_labels = NUM_OFFICIAL_LABELS
 
     def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
-        vq.expect("segmentation", n_labels=NUM_SEG_LABELS, patch_proj=True)
+        vq.expect("segmentation", n_labels=NUM_OFFICIAL_LABELS, patch_proj=True)
         super().__init__(vq, image_size)
 
     def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from multismolvla import weights
-from multismolvla.tokenizers.official import NUM_SEG_LABELS, VQConfig, VQTokenizer
+from multismolvla.tokenizers.official import VQConfig, VQTokenizer
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
 
 _COMMON: dict[str, Any] = {
     "image_size": 448,
@@ -59,7 +60,7 @@ def write_tiny_tokenizers(
     }
     configs = {
         "depth": maps | {"n_channels": 1, "patch_proj": True},
-        "seg": maps | {"n_channels": 6, "n_labels": NUM_SEG_LABELS, "patch_proj": True},
+        "seg": maps | {"n_channels": 6, "n_labels": NUM_OFFICIAL_LABELS, "patch_proj": True},
         "imagebind": maps | {"n_channels": feature_width, "patch_proj": False},
         "imagebind_global": maps
         | mlp
