@@ -1,0 +1,105 @@
+"""Model cards (README.md of an export): what it is, what else it needs, under which licences, how it was made and is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from multismolvla.sources import licence_of, needed_by
+
+#: Settings of the training run that a reader of the card wants first.
+_TRAINING = ("steps", "batch_size", "seed", "dataset", "peft")
+
+
+def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *, merged: bool) -> str:
+    """README.md of an exported policy.
+
+    Args:
+        policy: content of its ``config.json``.
+        training: content of its ``train_config.json``, if known.
+        merged: whether adapters were merged into the weights.
+    """
+    front = {
+        "license": policy.get("license") or "other",
+        "library_name": "lerobot",
+        "pipeline_tag": "robotics",
+        "tags": ["lerobot", "robotics", "multismolvla", "multimodal"],
+    }
+    encoder = policy.get("encoder")
+    lines = [
+        *_front_matter(front),
+        "# MultiSmolVLA policy",
+        "",
+        "A SmolVLA whose vision tower is the multimodal encoder 4M-21. A sensor that is absent or fails is masked.",
+        "Adapters of stage 2 are merged into these weights." if merged else "",
+        "",
+        "## Inputs",
+        "",
+        "| view | modality | key |",
+        "|---|---|---|",
+        *(f"| {v} | {m} | `{k}` |" for v, streams in policy["views"].items() for m, k in streams.items()),
+        "",
+        "## Licences",
+        "",
+        "The frozen networks are not in this repository. They are fetched from where the configuration says, each under its own",
+        "licence; one that forbids commercial use binds this policy, too.",
+        "",
+        "| weights | used as | licence |",
+        "|---|---|---|",
+        *(f"| {where} | {purpose} | {licence_of(where)} |" for where, purpose in needed_by(policy).items()),
+        "",
+        f"The encoder must hash to `{policy.get('encoder_hash')}`; another one is refused."
+        if encoder
+        else "",
+        "",
+        "## Run it",
+        "",
+        "```bash",
+        "pip install lerobot_policy_multismolvla   # LeRobot finds the plugin by itself",
+        "lerobot-rollout --policy.path=THIS_REPOSITORY ...",
+        "lerobot-eval --policy.path=THIS_REPOSITORY --env.type=multismolvla_libero ...",
+        "```",
+    ]
+    if training is not None:
+        shown = {name: training[name] for name in _TRAINING if training.get(name) is not None}
+        lines += [
+            "",
+            "## Training",
+            "",
+            f"Stage `{policy.get('stage')}`; all settings are in `train_config.json` "
+            "(`lerobot-train --config_path=train_config.json`).",
+            "",
+            *_json_block(shown),
+        ]
+    lines += ["", "## Configuration", "", *_json_block(policy)]
+    return "\n".join(lines) + "\n"
+
+
+def encoder_card(provenance: Mapping[str, Any]) -> str:
+    """README.md of a slim encoder; ``provenance`` as `export.slim_encoder` returns it."""
+    front = {"license": "other", "tags": ["4m-21", "encoder"]}
+    lines = [
+        *_front_matter(front),
+        "# 4M-21 encoder, slim",
+        "",
+        f"An unchanged part of `{provenance['source']}` (revision {provenance['revision'] or 'unknown'}): the encoder with the "
+        "embeddings of these modalities, in the official layout.",
+        "",
+        *(f"- `{name}`" for name in provenance["modalities"]),
+        "",
+        f"Licence: {provenance['licence']}.",
+        "",
+        f"Use it in place of the whole checkpoint: `--policy.encoder=THIS_FOLDER`. Its tensors hash to "
+        f"`{provenance['encoder_hash']}`, as those of the whole one do.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(values: Mapping[str, Any]) -> list[str]:
+    # JSON is YAML, and needs no further rules about quoting.
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---", ""]
+
+
+def _json_block(values: Mapping[str, Any]) -> list[str]:
+    return ["```json", json.dumps(values, indent=2), "```"]

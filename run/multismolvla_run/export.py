@@ -1,0 +1,124 @@
+r"""``multismolvla-export``: a slim encoder, or a policy with merged adapters and a model card; uploads on request.
+
+Example:
+    $ multismolvla-export --slim-encoder --encoder=EPFL-VILAB/4M-21_XL --modalities='[rgb@224, tok_depth@224]' \
+        --output=outputs/encoder_xl
+    $ multismolvla-export --checkpoint=outputs/libero_b/train/robust/checkpoints/last/pretrained_model --output=outputs/policy
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class ExportConfig:
+    """Options of ``multismolvla-export``."""
+
+    output: Path = Path("outputs/export")  # new folder
+    # folder of a policy (…/checkpoints/last/pretrained_model); its adapters are merged
+    checkpoint: Path | None = None
+    # folder of the checkpoint that the adapters stand on, if it was moved
+    base: Path | None = None
+    # write a 4M encoder with the few tensors needed, not a policy
+    slim_encoder: bool = False
+    # 4M folder or hub id; default: that of --checkpoint
+    encoder: str | None = None
+    # commit, branch or tag of --encoder on the hub
+    revision: str | None = None
+    # encoder domains to keep, e.g. [rgb@224, tok_depth@224]; default: those of --checkpoint
+    modalities: list[str] = field(default_factory=list)
+    # upload the export to this hub repository, owner/name
+    push: str | None = None
+    # visibility of a repository that is made by --push
+    private: bool = True
+
+    def check(self) -> None:
+        """Refuse what cannot be done, before anything is read.
+
+        Raises:
+            ValueError: options that are missing or contradict each other.
+        """
+        if self.slim_encoder and self.checkpoint is None and not (self.encoder and self.modalities):
+            raise ValueError(
+                "--slim-encoder needs --encoder (folder or hub id) and --modalities, or a policy's --checkpoint that names them."
+            )
+        if not self.slim_encoder and self.checkpoint is None:
+            raise ValueError("Nothing to export: name a policy with --checkpoint, or give --slim-encoder.")
+        if not self.slim_encoder and (self.encoder or self.modalities or self.revision):
+            raise ValueError("--encoder, --modalities and --revision belong to --slim-encoder.")
+        if self.slim_encoder and self.base is not None:
+            raise ValueError("--base belongs to the export of a policy, not to --slim-encoder.")
+        if self.push is not None and self.push.count("/") != 1:
+            raise ValueError(f"--push={self.push}: expected owner/name.")
+
+
+def export(cfg: ExportConfig) -> str:
+    """Do it. Returns what to tell the user."""
+    cfg.check()
+    from lerobot_policy_multismolvla import export as work  # seconds: LeRobot and PyTorch
+
+    if cfg.slim_encoder:
+        wanted = work.policy_encoder(cfg.checkpoint) if cfg.checkpoint else {}
+        modalities = cfg.modalities or wanted["modalities"]
+        # The policy's hash is that of its own set of modalities; another set hashes to something else.
+        same = list(modalities) == wanted.get("modalities")
+        made = work.slim_encoder(
+            cfg.encoder or wanted["encoder"],
+            modalities,
+            cfg.output,
+            revision=cfg.revision or (None if cfg.encoder else wanted.get("revision")),
+            expected_hash=wanted.get("encoder_hash") if same else None,
+        )
+        said = f"Encoder with {', '.join(made['modalities'])} in {cfg.output}. Licence: {made['licence']}."
+    else:
+        assert cfg.checkpoint is not None
+        work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base)
+        said = f"Policy in {cfg.output}."
+    if cfg.push:
+        said += f" Pushed to {work.push(cfg.output, cfg.push, private=cfg.private)}."
+    return said
+
+
+def normalise(words: Sequence[str]) -> list[str]:
+    """Options as draccus 0.11 wants them: underscores in names, and a value after a switch that stands alone."""
+    found = []
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        following = words[i + 1] if i + 1 < len(words) else "--"
+        if name in ("--slim_encoder", "--private") and not equals and following.startswith("-"):
+            equals, value = "=", "true"
+        found.append(name + equals + value)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``multismolvla-export``.
+
+    Returns:
+        0 when all is done, 1 on an error named on stderr, 130 when interrupted.
+    """
+    import draccus
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        sys.stdout.write(
+            export(draccus.parse(ExportConfig, args=normalise(sys.argv[1:] if argv is None else argv))) + "\n"
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"multismolvla-export: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("multismolvla-export: interrupted; nothing half-written was left.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
