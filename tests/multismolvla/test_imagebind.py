@@ -95,6 +95,17 @@ def test_official_inventory(golden: Path, branch: str) -> None:
     assert built == {key: shape for key, (_, shape) in inventory["tensors"].items()}
 
 
+def test_epsilons() -> None:
+    """The recorded numbers are too coarse to tell 1e-6 from 1e-5 in rows of unit size."""
+    for cls in BRANCHES.values():
+        with torch.device("meta"):
+            model = cls(40, 1, 4, 24)
+        found = {n: m.eps for n, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)}
+        stem = found.pop("modality_preprocessors.thermal.rgbt_stem.norm_layer", 1e-5)
+        assert stem == 1e-5
+        assert set(found.values()) == {1e-6}
+
+
 def test_a_still_is_a_film_of_two_equal_frames(tiny) -> None:
     vision = ImageBindVision.from_pretrained(tiny)
     stem = vision.modality_preprocessors["vision"].rgbt_stem
