@@ -178,18 +178,25 @@ class VisualBridge(nn.Module):
         self.connector = connector
 
     def forward(
-        self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor], globals_: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        tokens: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        globals_: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Map what the tower gave for R = B * V views.
 
         Args:
-            tokens: per modality (R, h, w, D).
+            tokens: per modality (R, h, w, D); empty where only global tokens are left.
             present: per modality bool (R, h, w).
-            globals_: (R, G, D) or ``None``.
+            globals_: per gridless domain (R, G, D).
 
         Returns:
-            Visual tokens (R, N, out_dim), whether a view has any, bool (R,), and global tokens (R, G, out_dim) or ``None``.
+            Visual tokens (R, N, out_dim), whether a view has any, bool (R,), and per gridless domain (R, G, out_dim).
         """
+        extra = {d: self.connector.project_globals(rows) for d, rows in (globals_ or {}).items()}
+        if not tokens:  # no grid to fuse: the view's grid tokens are masked, its global ones are not
+            some = next(iter(extra.values()))
+            nothing = some.new_zeros(len(some), self.connector.num_tokens, some.shape[-1])
+            return nothing, torch.zeros(len(some), dtype=torch.bool, device=some.device), extra
         fused, mask = self.fusion(tokens, present)
-        extra = None if globals_ is None else self.connector.project_globals(globals_)
         return self.connector(fused, mask), mask.flatten(1).any(1), extra

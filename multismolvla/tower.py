@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .fourm import FourMEncoder
 from .geometry import resize_continuous, resize_depth, resize_ids, to_square
 from .modalities import MODALITIES, Modality
-from .tokenizers import ImageTokenizer
+from .tokenizers import ImageTokenizer, StreamTokenizer, Tokens
+from .tokenizers.recipe import split_domains
 
 #: Id of a token that is not there.
 ABSENT = -1
@@ -28,14 +29,15 @@ class DoorInputs:
     """What enters the encoder, views folded into the batch axis (R = B * V, view fastest).
 
     Attributes:
-        inputs: per encoder domain: pixels float (R, 3, S, S) in [0, 1], or ids int64 (R, h, w).
-        present: per encoder domain: bool (R, h, w), True = this token is there.
-        domains: modality -> encoder domain.
+        inputs: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without a grid, or
+            rows float (R, h, w, width).
+        present: per encoder domain: bool (R, h, w) or (R, N), True = this token is there.
+        domains: modality -> its encoder domains, the one with a grid first.
     """
 
     inputs: dict[str, Tensor]
     present: dict[str, Tensor]
-    domains: dict[str, str]
+    domains: dict[str, tuple[str, ...]]
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 per encoder domain of exactly the content that the encoder will see.
@@ -46,11 +48,11 @@ class DoorInputs:
         for domain, content in sorted(self.inputs.items()):
             there = self.present[domain].cpu()
             seen = content.detach().cpu()
-            if seen.ndim == 4:  # pixels: the mask of a patch covers its pixels
+            if seen.shape[: there.ndim] == there.shape:  # ids or rows: one entry per token
+                mask = there.reshape(*there.shape, *[1] * (seen.ndim - there.ndim))
+            else:  # pixels: the mask of a patch covers its pixels
                 scale = seen.shape[-1] // there.shape[-1]
                 mask = there.repeat_interleave(scale, -1).repeat_interleave(scale, -2)[:, None]
-            else:
-                mask = there
             digest = hashlib.sha256(there.contiguous().numpy().tobytes())
             digest.update(torch.where(mask, seen, torch.zeros_like(seen)).contiguous().numpy().tobytes())
             prints[domain] = digest.hexdigest()
@@ -64,14 +66,14 @@ class TowerOutput:
     Attributes:
         tokens: per modality with a grid: (R, h, w, D).
         present: per modality with a grid: bool (R, h, w).
-        globals: global tokens of all gridless modalities (R, G, D), or ``None``.
-        globals_present: bool (R,), whether a view has its global tokens.
+        globals: per gridless encoder domain: global tokens (R, N, D).
+        globals_present: per gridless encoder domain: bool (R,), whether a view has them.
     """
 
     tokens: dict[str, Tensor]
     present: dict[str, Tensor]
-    globals: Tensor | None = None
-    globals_present: Tensor | None = None
+    globals: dict[str, Tensor] = field(default_factory=dict)
+    globals_present: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MultimodalTower(nn.Module):
@@ -79,20 +81,22 @@ class MultimodalTower(nn.Module):
 
     Args:
         encoder: the (frozen) encoder.
-        domains: modality -> encoder domain, e.g. ``{"rgb": "rgb@224", "depth": "tok_depth@224"}``.
-        tokenizers: modality -> tokenizer, for every modality but RGB.
+        domains: modality -> encoder domain, e.g. ``{"rgb": "rgb@224", "depth": "tok_depth@224"}``; several are joined by
+            "+": at most one with a grid, which is fused with the other modalities, and any number of gridless (global) ones.
+        tokenizers: modality -> tokenizer, for every modality but RGB. They are kept out of the module tree: frozen, part
+            of no checkpoint, and possibly not loaded before they are needed.
         image_size: side in pixels at which pictures enter.
         square: see :func:`multismolvla.geometry.to_square`.
 
     Raises:
-        ValueError: a modality without a tokenizer, or more than one gridless domain.
+        ValueError: a modality without a tokenizer, with two grids, or whose tokenizer serves other domains.
     """
 
     def __init__(
         self,
         encoder: FourMEncoder,
         domains: Mapping[str, str],
-        tokenizers: Mapping[str, ImageTokenizer],
+        tokenizers: Mapping[str, ImageTokenizer | StreamTokenizer],
         image_size: int,
         square: str = "crop",
     ):
@@ -101,13 +105,25 @@ class MultimodalTower(nn.Module):
         if missing:
             raise ValueError(f"No tokenizer for {missing}; got tokenizers for {sorted(tokenizers)}.")
         self.encoder = encoder
-        self.domains = {m: domains[m] for m in MODALITIES if m in domains}
+        self.domains = {m: split_domains(domains[m]) for m in MODALITIES if m in domains}
         self.tokenizers = dict(tokenizers)
         self.image_size = image_size
         self.square = square
-        gridless = [m for m in self.domains if self.is_global(m)]
-        if len(gridless) > 1:
-            raise ValueError(f"Only one modality may have a gridless (global) domain, got {gridless}.")
+        for modality, names in self.domains.items():
+            grids = [d for d in names if not self.is_global(d)]
+            if len(grids) > 1 or (modality == Modality.RGB and len(names) > 1):
+                raise ValueError(
+                    f"{modality} has the domains {list(names)}, {len(grids)} of them with a grid. Expected at most one with a "
+                    "grid, and for rgb nothing else."
+                )
+            tokenizer = self.tokenizers.get(modality)
+            served = tokenizer.domains if isinstance(tokenizer, StreamTokenizer) else names
+            if tuple(served) != names or (isinstance(tokenizer, ImageTokenizer) and len(names) > 1):
+                raise ValueError(
+                    f"The tokenizer of {modality} makes {list(served)}, but the policy's domains are {list(names)}."
+                )
+
+    # -- the door ----------------------------------------------------------------------------------------------------
 
     def door(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> DoorInputs:
         """Bring canonical pictures to the encoder's door.
@@ -123,40 +139,64 @@ class MultimodalTower(nn.Module):
         """
         inputs: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
-        for modality, domain in self.domains.items():
+        for modality, domains in self.domains.items():
             m = MODALITIES.index(modality)
             having = [
                 v for v, streams in enumerate(views) if modality in streams or ids_name(modality) in streams
             ]
             if not having or not presence[:, having, m].any():
                 continue
-            pictures = [self._prepare(modality, views[v]) for v in having]
-            content = torch.stack([p[0] for p in pictures], dim=1)  # (B, V', ...)
-            cells = torch.stack([p[1] for p in pictures], dim=1)  # (B, V', h, w)
-            if len(having) < len(views):
-                content, cells = (_spread(x, having, len(views)) for x in (content, cells))
-            cells = cells & presence[:, :, m].unflatten(1, (-1, *[1] * (cells.ndim - 2)))
-            inputs[domain] = content.flatten(0, 1)
-            present[domain] = cells.flatten(0, 1)
+            prepared = [self._prepare(modality, views[v]) for v in having]
+            for d, domain in enumerate(domains):
+                content = torch.stack([p[d].values for p in prepared], dim=1)  # (B, V', ...)
+                cells = torch.stack([p[d].present for p in prepared], dim=1)  # (B, V', h, w)
+                if len(having) < len(views):
+                    content, cells = (_spread(x, having, len(views)) for x in (content, cells))
+                cells = cells & presence[:, :, m].unflatten(1, (-1, *[1] * (cells.ndim - 2)))
+                inputs[domain] = content.flatten(0, 1)
+                present[domain] = cells.flatten(0, 1)
         return DoorInputs(inputs, present, dict(self.domains))
 
-    def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """One modality of one view -> (pixels or ids, presence of its cells)."""
+    def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> list[Tokens]:
+        """One modality of one view: content and presence for each of its domains, in their shapes at the door."""
+        domains = self.domains[modality]
         if modality == Modality.RGB:
             pixels = resize_continuous(to_square(streams[modality], self.square), self.image_size)
-            grid = self.grid(modality)
-            return pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
+            grid = self._shape(domains[0])
+            return [Tokens(pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device))]
         if ids_name(modality) in streams:
-            ids = streams[ids_name(modality)]
-            if ids.shape[-1] != math.prod(self.grid(modality)):
-                raise ValueError(
-                    f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's {self.domains[modality]!r} takes "
-                    f"{math.prod(self.grid(modality))}. They were made for another encoder; make them anew with `multismolvla-tokens`."
-                )
-            ids = ids.unflatten(-1, self.grid(modality))
+            made = self._split_ids(modality, streams[ids_name(modality)])
         else:
-            ids = tokenize_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
-        return ids.clamp_min(0), ids != ABSENT
+            made = tokens_of_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
+        return [self._at_the_door(domain, tokens) for domain, tokens in zip(domains, made, strict=True)]
+
+    def _split_ids(self, modality: str, ids: Tensor) -> list[Tokens]:
+        """Cached ids (B, N) -> tokens per domain."""
+        domains = self.domains[modality]
+        soft = [d for d in domains if self.is_soft(d)]
+        if soft:
+            raise ValueError(
+                f"The data hold ids of {modality}, but {soft[0]!r} takes rows of numbers, which cannot be cached as ids. Keep the "
+                f"pictures of {modality} in the dataset, or use another route."
+            )
+        lengths = [math.prod(self._shape(d)) for d in domains]
+        if ids.shape[-1] != sum(lengths):
+            raise ValueError(
+                f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's {'+'.join(domains)!r} takes "
+                f"{sum(lengths)}. They were made for another encoder; make them anew with `multismolvla-tokens`."
+            )
+        return [Tokens(part.clamp_min(0), part != ABSENT) for part in ids.split(lengths, dim=-1)]
+
+    def _at_the_door(self, domain: str, tokens: Tokens) -> Tokens:
+        """Bring (B, N[, width]) to the domain's grid; a gridless domain is there as a whole or not at all."""
+        values, present = tokens.values, tokens.present
+        if self.is_global(domain):
+            # the language model masks global tokens together
+            return Tokens(values, present.all(-1, keepdim=True).expand_as(present))
+        grid = self._shape(domain)
+        return Tokens(values.unflatten(1, grid), present.unflatten(1, grid))
+
+    # -- the encoder -------------------------------------------------------------------------------------------------
 
     def forward(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> TowerOutput:
         """Encode all views at once; arguments as :meth:`door`."""
@@ -167,27 +207,67 @@ class MultimodalTower(nn.Module):
         flat = {d: p.flatten(1) for d, p in door.present.items()}
         encoded = self.encoder(door.inputs, flat)
         out = TowerOutput({}, {})
-        for modality, domain in door.domains.items():
-            if domain in encoded and self.is_global(modality):
-                out.globals, out.globals_present = encoded[domain], door.present[domain].any(1)
-            elif domain in encoded:
-                out.tokens[modality] = encoded[domain].unflatten(1, self.grid(modality))
-                out.present[modality] = door.present[domain]
+        for modality, domains in door.domains.items():
+            for domain in domains:
+                if domain not in encoded:
+                    continue
+                if self.is_global(domain):
+                    out.globals[domain] = encoded[domain]
+                    out.globals_present[domain] = door.present[domain].any(1)
+                else:
+                    out.tokens[modality] = encoded[domain].unflatten(1, self._shape(domain))
+                    out.present[modality] = door.present[domain]
         return out
 
+    def wants_gradient(self, door: DoorInputs) -> bool:
+        """Whether something behind this door learns: the map of soft rows. Then the encoder must keep its activations."""
+        return any(
+            self.is_soft(d) and any(p.requires_grad for p in self.encoder.encoder_embeddings[d].parameters())
+            for d in door.inputs
+        )
+
+    # -- facts about domains -----------------------------------------------------------------------------------------
+
     def grid(self, modality: str) -> tuple[int, ...]:
-        """Token grid (h, w) of a modality; (N,) for a gridless (global) one."""
-        info = self.encoder.modality(self.domains[modality])
+        """Token grid (h, w) of a modality's first domain; (N,) for a gridless one."""
+        return self._shape(self.domains[modality][0])
+
+    def _shape(self, domain: str) -> tuple[int, ...]:
+        info = self.encoder.modality(domain)
         return info.grid or (info.num_tokens,)
 
-    def is_global(self, modality: str) -> bool:
-        """Whether a modality has no grid, so that its tokens go to the language model beside the fused grid."""
-        return self.encoder.modality(self.domains[modality]).grid is None
+    def is_global(self, domain: str) -> bool:
+        """Whether a domain has no grid, so that its tokens go to the language model beside the fused grid."""
+        return self.encoder.modality(domain).grid is None
+
+    def is_soft(self, domain: str) -> bool:
+        """Whether a domain takes rows of numbers through a trained map."""
+        return self.encoder.modality(domain).kind == "features"
+
+    @property
+    def fused_modalities(self) -> tuple[str, ...]:
+        """Modalities with a grid, which the fusion combines."""
+        return tuple(m for m, names in self.domains.items() if not all(self.is_global(d) for d in names))
+
+    @property
+    def global_domains(self) -> tuple[str, ...]:
+        """Gridless domains, in the order of their tokens in the prefix."""
+        return tuple(d for names in self.domains.values() for d in names if self.is_global(d))
+
+    @property
+    def soft_domains(self) -> tuple[str, ...]:
+        """Domains that take rows of numbers through a trained map."""
+        return tuple(d for names in self.domains.values() for d in names if self.is_soft(d))
+
+    @property
+    def vocabularies(self) -> dict[str, int | None]:
+        """Domain -> number of ids; ``None`` for pixels and rows."""
+        return {d: self.encoder.modality(d).vocab for names in self.domains.values() for d in names}
 
     @property
     def num_globals(self) -> int:
         """Global tokens per view."""
-        return sum(self.grid(m)[0] for m in self.domains if self.is_global(m))
+        return sum(self._shape(d)[0] for d in self.global_domains)
 
 
 def ids_name(modality: str) -> str:
@@ -195,10 +275,14 @@ def ids_name(modality: str) -> str:
     return f"{modality}_ids"
 
 
-def tokenize_view(
-    modality: str, streams: Mapping[str, Tensor], tokenizer: ImageTokenizer, image_size: int, square: str
-) -> Tensor:
-    """Token ids of one canonical stream, the same live and when they are cached.
+def tokens_of_view(
+    modality: str,
+    streams: Mapping[str, Tensor],
+    tokenizer: ImageTokenizer | StreamTokenizer,
+    image_size: int,
+    square: str,
+) -> list[Tokens]:
+    """Tokens of one canonical stream, one entry per domain of its tokenizer, in their order.
 
     Args:
         modality: depth, seg or thermal.
@@ -206,20 +290,46 @@ def tokenize_view(
         tokenizer: of that modality.
         image_size: side in pixels at which the picture is tokenized.
         square: see :func:`multismolvla.geometry.to_square`.
+    """
+    image, valid = to_square(streams[modality], square), None
+    if modality == Modality.SEG:
+        image = resize_ids(image, image_size)
+    elif modality == Modality.DEPTH:
+        mask = streams.get("depth_valid")
+        mask = torch.ones_like(image, dtype=torch.bool) if mask is None else to_square(mask, square)
+        image, valid = resize_depth(image, mask, image_size)
+    else:
+        image = resize_continuous(image, image_size)
+    # No autocast: ids flip on near ties, and ids made in training, in evaluation and for the cache must be the same.
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+        if isinstance(tokenizer, StreamTokenizer):
+            made = tokenizer.encode_domains(image, valid)
+            return [made[domain] for domain in tokenizer.domains]
+        ids, there = tokenizer.encode(image, valid)
+        return [Tokens(ids.flatten(1), there.flatten(1))]
+
+
+def tokenize_view(
+    modality: str,
+    streams: Mapping[str, Tensor],
+    tokenizer: ImageTokenizer | StreamTokenizer,
+    image_size: int,
+    square: str,
+) -> Tensor:
+    """Token ids of one canonical stream as they are cached; arguments as `tokens_of_view`.
 
     Returns:
-        int64 (B, h, w); ``ABSENT`` where there is no token (no valid depth).
+        int64 (B, N), the ids of all domains one after the other; ``ABSENT`` where there is no token (no valid depth).
+
+    Raises:
+        ValueError: the tokenizer makes rows of numbers instead of ids.
     """
-    image = to_square(streams[modality], square)
-    if modality == Modality.SEG:
-        ids, there = tokenizer.encode(resize_ids(image, image_size))
-    elif modality == Modality.DEPTH:
-        valid = streams.get("depth_valid")
-        valid = torch.ones_like(image, dtype=torch.bool) if valid is None else to_square(valid, square)
-        ids, there = tokenizer.encode(*resize_depth(image, valid, image_size))
-    else:
-        ids, there = tokenizer.encode(resize_continuous(image, image_size))
-    return torch.where(there, ids, ABSENT)
+    made = tokens_of_view(modality, streams, tokenizer, image_size, square)
+    if any(tokens.values.is_floating_point() for tokens in made):
+        raise ValueError(
+            f"The tokenizer of {modality} makes rows of numbers (thermal route 'soft'), which cannot be cached as ids."
+        )
+    return torch.cat([torch.where(t.present, t.values, ABSENT) for t in made], dim=-1)
 
 
 def _spread(x: Tensor, having: list[int], num_views: int) -> Tensor:

@@ -169,11 +169,15 @@ class LeRobotPolicy:
         if door is None:
             return None
         prints = door.fingerprint()
-        hashes = {m: prints[d][:12] for m, d in door.domains.items() if d in prints}
+        hashes = {
+            m: "+".join(prints[d][:12] for d in domains if d in prints)
+            for m, domains in door.domains.items()
+            if any(d in prints for d in domains)
+        }
         tokens = {}
-        for modality, domain in door.domains.items():
+        for modality, domain in [(m, d) for m, domains in door.domains.items() for d in domains]:
             ids = door.inputs.get(domain)
-            if ids is None or ids.ndim != 3:  # pixels, or tokens without a grid
+            if ids is None or ids.ndim != 3:  # pixels, rows of numbers, or tokens without a grid
                 continue
             shown = torch.where(door.present[domain], ids, -1).cpu().numpy()
             for number, view in enumerate(self.config.views):

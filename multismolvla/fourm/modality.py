@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("pixels", "tokens", "text", "vectors")
+KINDS = ("pixels", "tokens", "text", "vectors", "features")
 POSITIONS = ("sincos", "learned")
 
 #: Rows of the 1-D position table of text-like modalities, whatever their maximal length.
@@ -26,13 +26,14 @@ class FourMModality:
     Attributes:
         name: official or custom domain name; the sub-module and checkpoint key carry it verbatim.
         kind: ``"pixels"`` (picture cut into patches), ``"tokens"`` (ids on a grid or a fixed number of ids),
-            ``"text"`` (ids, position = rank among the valid tokens) or ``"vectors"`` (text-like rows of floats).
+            ``"text"`` (ids, position = rank among the valid tokens), ``"vectors"`` (text-like rows of floats) or
+            ``"features"`` (rows of floats on a grid; no official modality, see `multismolvla.fourm.soft`).
         positions: ``"sincos"`` (fixed: 2-D on a grid, 1-D otherwise) or ``"learned"``.
         num_tokens: number of tokens N; for text-like kinds the greatest length.
         grid: (rows, columns) of the token grid, row-major; ``None`` for global and text-like modalities.
         vocab: number of ids; ``None`` for pixels and vectors.
         patch_size: side of a patch in pixels; ``None`` unless pixels.
-        width: length of a vector; ``None`` unless vectors.
+        width: length of a row; ``None`` unless vectors or features.
     """
 
     name: str

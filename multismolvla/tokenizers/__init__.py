@@ -4,8 +4,9 @@
 and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same interface.
 """
 
-from multismolvla.tokenizers.factory import TOKENIZER_FAMILIES, make_tokenizers
+from multismolvla.tokenizers.factory import make_tokenizers
 from multismolvla.tokenizers.interface import ImageTokenizer, StreamTokenizer, Tokens
+from multismolvla.tokenizers.recipe import TOKENIZER_FAMILIES, OfficialOptions, id_feature, token_recipe
 from multismolvla.tokenizers.structured import structured_token_embedding
 from multismolvla.tokenizers.weight_free import (
     PatchDepthTokenizer,
@@ -17,12 +18,15 @@ from multismolvla.tokenizers.weight_free import (
 __all__ = [
     "TOKENIZER_FAMILIES",
     "ImageTokenizer",
+    "OfficialOptions",
     "PatchDepthTokenizer",
     "QuadrantSegTokenizer",
     "StreamTokenizer",
     "ThermalGridTokenizer",
     "Tokens",
     "WeightFreeTokenizer",
+    "id_feature",
     "make_tokenizers",
     "structured_token_embedding",
+    "token_recipe",
 ]

@@ -6,8 +6,9 @@ noise without any error, so the description travels with the ids and is compared
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ TOKENIZER_SOURCES: dict[str, str] = {
 IMAGEBIND = "nielsr/imagebind-huge"
 #: Name of ImageBind's own weights among the fingerprints, beside the tokenizers' parts.
 NETWORK = "network"
+#: Name of the bridge's learned map among them.
+BRIDGE_MAP = "bridge_map"
 #: The label set of 4M's segmentation tokenizer: 0 = nothing, then COCO's 133 panoptic classes.
 OFFICIAL_LABELS = "coco_panoptic"
 NUM_OFFICIAL_LABELS = 134
@@ -50,8 +53,10 @@ class OfficialOptions:
         sources: part (`TOKENIZER_SOURCES`) -> hub id or folder; parts left out come from the official hub.
         thermal_route: one of `THERMAL_ROUTES`.
         imagebind: hub id, folder or ``.pth`` file of ImageBind-Huge.
-        imagebind_rows: one of `IMAGEBIND_ROWS`.
-        seg_labels: name of the label table that the segmentation pictures' ids belong to.
+        imagebind_rows: one of `IMAGEBIND_ROWS`: the rows that the ImageBind tokenizers were trained on.
+        bridge_map: safetensors file of route ``bridge``'s learned map; ``None`` = closed form (rows ``norm`` only).
+        seg_labels: label table of the segmentation pictures' ids, a name or a file, see `multismolvla.tokenizers.labels`;
+            the default are the tokenizer's own ids.
 
     Raises:
         ValueError: an unknown part, route or convention.
@@ -61,6 +66,7 @@ class OfficialOptions:
     thermal_route: str = "vision"
     imagebind: str = IMAGEBIND
     imagebind_rows: str = "trunk"
+    bridge_map: str | None = None
     seg_labels: str = OFFICIAL_LABELS
 
     def __post_init__(self) -> None:
@@ -77,8 +83,17 @@ class OfficialOptions:
                 raise ValueError(f"{name}={value!r} is unknown. Expected one of {list(allowed)}.")
 
     def source(self, part: str) -> str:
-        """Hub id, folder or file of a part, or of ImageBind itself (`NETWORK`)."""
+        """Hub id, folder or file of a part, of ImageBind itself (`NETWORK`) or of the `BRIDGE_MAP`."""
+        if part == BRIDGE_MAP:
+            return str(self.bridge_map)
         return self.imagebind if part == NETWORK else self.sources.get(part, TOKENIZER_SOURCES[part])
+
+    def label_set(self) -> str:
+        """What the recipe calls the label table: its name, or a file's name and the beginning of its hash."""
+        file = Path(self.seg_labels)
+        if not file.is_file():
+            return self.seg_labels
+        return f"{file.name}#{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 
 
 def split_domains(domain: str) -> tuple[str, ...]:
@@ -106,7 +121,13 @@ def parts_of(modality: str, num_grids: int, num_globals: int, options: OfficialO
         return (str(modality),)
     if options.thermal_route == "soft":
         return (NETWORK,)
-    return (NETWORK, *["imagebind"] * bool(num_grids), *["imagebind_global"] * bool(num_globals))
+    learned = options.thermal_route == "bridge" and options.bridge_map is not None
+    return (
+        NETWORK,
+        *["imagebind"] * bool(num_grids),
+        *["imagebind_global"] * bool(num_globals),
+        *[BRIDGE_MAP] * learned,
+    )
 
 
 def token_recipe(
@@ -157,7 +178,7 @@ def token_recipe(
     if modality == Modality.DEPTH:
         return recipe | {"depth_range_m": depth}
     if modality == Modality.SEG:
-        return recipe | {"num_labels": num_labels, "seg_labels": official.seg_labels}
+        return recipe | {"num_labels": num_labels, "seg_labels": official.label_set()}
     if official.thermal_route == "soft":
         raise ValueError(
             "thermal_route='soft' feeds rows of numbers to the encoder, not ids, so there is nothing to cache. Leave thermal "
@@ -226,3 +247,14 @@ def fingerprints_of(
         part: file_fingerprint(find_weights(options.source(part), local_files_only=local_files_only))
         for part in parts
     }
+
+
+def local_fingerprints(parts: Iterable[str], options: OfficialOptions) -> dict[str, str]:
+    """`fingerprints_of` those parts whose files are on this machine; asks no network."""
+    found: dict[str, str] = {}
+    for part in parts:
+        if part not in (*TOKENIZER_SOURCES, NETWORK, BRIDGE_MAP):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            found |= fingerprints_of([part], options, local_files_only=True)
+    return found

@@ -192,8 +192,21 @@ def test_the_bridge_says_which_views_have_anything_left():
     present = everywhere(tokens)
     for mask in present.values():
         mask[1] = False
-    out, alive, extra = bridge(tokens, present, torch.randn(3, 5, DIM))
+    out, alive, extra = bridge(tokens, present, {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)})
     assert out.shape == (3, 4, 12)
     assert alive.tolist() == [True, False, True]
-    assert extra.shape == (3, 5, 12)
-    assert bridge(tokens, present)[2] is None
+    assert {d: rows.shape for d, rows in extra.items()} == {"one": (3, 5, 12), "two": (3, 2, 12)}
+    assert bridge(tokens, present)[2] == {}
+
+
+def test_global_tokens_go_on_where_no_grid_is_left():
+    torch.manual_seed(0)
+    bridge = VisualBridge(a_fusion(), GridConnector(DIM, 12, 4, 2, 16, with_globals=True))
+    rows = torch.randn(3, 5, DIM)
+    out, alive, extra = bridge({}, {}, {"one": rows})
+    assert torch.equal(out, torch.zeros(3, 4, 12))
+    assert not alive.any()
+    beside = bridge(some_tokens(rows=3), everywhere(some_tokens(rows=3)), {"one": rows})[2]
+    assert torch.equal(extra["one"], beside["one"])
+    extra["one"].sum().backward()
+    assert bridge.connector.global_proj.weight.grad is not None
