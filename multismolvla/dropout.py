@@ -50,9 +50,30 @@ def dropout_probability(
         raise ValueError(
             f"--policy.dropout_p_max={p_max} must lie in [0, 1): at 1 no modality would be left."
         )
+    share = curriculum_share(step, total_steps, ramp=ramp, clean=clean)
+    if mode == "none" or share is None:
+        return 0.0
+    return p_max if mode == "fixed" else p_max * share
+
+
+def curriculum_share(
+    step: int, total_steps: int, *, ramp: float, clean: float, name: str = "dropout"
+) -> float | None:
+    """How far a linear curriculum has risen: 0 at step 0, 1 from ``ramp * total_steps`` on, ``None`` in the clean phase.
+
+    Args:
+        step: steps done so far, >= 0; beyond ``total_steps`` counts as the clean phase.
+        total_steps: length of the stage.
+        ramp: share of the steps over which it rises, in (0, 1].
+        clean: share of the steps at the end that stay clean, in [0, 1).
+        name: of the options in error messages.
+
+    Raises:
+        ValueError: for values outside the ranges above.
+    """
     if not 0 < ramp <= 1 or not 0 <= clean < 1:
         raise ValueError(
-            f"--policy.dropout_ramp={ramp} must lie in (0, 1] and dropout_clean={clean} in [0, 1)."
+            f"--policy.{name}_ramp={ramp} must lie in (0, 1] and {name}_clean={clean} in [0, 1)."
         )
     if step < 0 or total_steps <= 0:
         raise ValueError(
@@ -60,16 +81,12 @@ def dropout_probability(
         )
     # integer boundary: 0.9 * 1000 is 900.0000000000001 in binary, and step 900 must already be clean
     clean_from = total_steps - math.floor(clean * total_steps + 1e-9)
-    if mode == "none" or step >= clean_from:
-        return 0.0
-    if mode == "fixed":
-        return p_max
-    return p_max * min(1.0, step / max(1.0, ramp * total_steps))
+    return None if step >= clean_from else min(1.0, step / max(1.0, ramp * total_steps))
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """A CPU generator that depends on (seed, step, rank) and nothing else."""
-    digest = hashlib.sha256(f"modality-dropout/{seed}/{step}/{rank}".encode()).digest()
+def step_generator(seed: int, step: int, rank: int = 0, purpose: str = "modality-dropout") -> torch.Generator:
+    """A CPU generator that depends on (purpose, seed, step, rank) and nothing else; purposes do not disturb each other."""
+    digest = hashlib.sha256(f"{purpose}/{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
 
 

@@ -5,7 +5,7 @@ unannounced, so that it does not. *Soft* faults degrade it (:func:`apply_soft`) 
 :class:`Condition` bundles faults into one evaluation arm; :func:`parse_condition` reads its text form.
 
 Nothing in here keeps state or touches a global generator. The evaluation's environment wrapper is a thin adapter around
-these functions. Training only drops sensors so far; when it learns to disturb them, it will call the same functions.
+these functions; training (policies, ``training_faults``) calls them with its own types (`TRAINING_TYPES`).
 """
 
 from multismolvla.corruption.conditions import (

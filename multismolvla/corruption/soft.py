@@ -20,7 +20,7 @@ SOFT_TYPES: dict[str, tuple[str, ...]] = {
 }
 #: Types with one realisation per episode; the others draw anew for every frame. A name means the same everywhere.
 STATIC_TYPES: frozenset[str] = frozenset((*rgb.STATIC, *depth.STATIC, *segmentation.STATIC, *thermal.STATIC))
-#: Types reserved for training, which uses none of them yet. Everything else is for evaluation only, for ever.
+#: Types that training may use. Everything else is for evaluation only, for ever.
 TRAINING_TYPES: dict[str, tuple[str, ...]] = {
     "rgb": ("builtin_noise", "builtin_blur", "builtin_brightness", "builtin_occlusion", "builtin_fade"),
     "depth": ("holes", "occlusion"),

@@ -15,13 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from multismolvla.fourm.soft import SOFT_PREFIX
+
 FROZEN_PREFIX = "model.tower."
+#: What is trained although it lies in the tower: the maps of soft modalities.
+TRAINED_PREFIX = f"{FROZEN_PREFIX}encoder.encoder_embeddings.{SOFT_PREFIX}"
 _WEIGHTS = "model.safetensors"
 
 
 def is_frozen_key(key: str) -> bool:
     """Whether a state-dict key belongs to the frozen tower, which checkpoints leave out."""
-    return key.startswith(FROZEN_PREFIX)
+    return key.startswith(FROZEN_PREFIX) and not key.startswith(TRAINED_PREFIX)
 
 
 def check_restored_keys(source: str | Path, missing: Collection[str], unexpected: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 from multismolvla import dropout
+from multismolvla.corruption import SEVERITIES
 from multismolvla.geometry import SQUARE_MODES
 from multismolvla.modalities import (
     MODALITIES,
@@ -26,12 +27,14 @@ from multismolvla.modalities import (
     token_key,
     validate_view_map,
 )
-from multismolvla.tokenizers import TOKENIZER_FAMILIES
+from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions, token_recipe
+from multismolvla.tokenizers.recipe import IMAGEBIND, OFFICIAL_LABELS, local_fingerprints, recipe_difference
 
 logger = logging.getLogger(__name__)
 
 TOWERS = ("fourm", "siglip", "siglip+fourm")
 STAGES = ("connector", "robust")
+CORRUPTION_SOURCES = ("live", "ids")
 DEPTH_UNITS = ("m", "mm")
 _VISUAL_CHANNELS = {Modality.RGB: (3,), Modality.DEPTH: (1,), Modality.SEG: (1, 3), Modality.THERMAL: (1, 3)}
 
@@ -48,6 +51,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken. Not to be
             confused with ``pretrained_path``, which LeRobot reserves for checkpoints of this very policy.
         encoder, encoder_revision, encoder_hash: the frozen 4M encoder and what its tensors hash to.
+        tokenizers: ``patch`` or ``official``; the options after it say which official networks make the ids.
     """
 
     # -- input ------------------------------------------------------------------------------------------------
@@ -59,7 +63,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         0.011,
         10.0,
     )  # outside = invalid; LeRobot returns invalid pixels as 10 mm
-    num_labels: int = 8  # size of the segmentation label set, id 0 = background
+    num_labels: int = 8  # size of the segmentation pictures' label set, id 0 = background (official: 134)
     half_turns: dict[str, int] = field(
         default_factory=dict
     )  # view -> 180-degree turns of a camera mounted upside down
@@ -72,8 +76,20 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     encoder_hash: str | None = None  # filled when first built, checked at every reload
     domains: dict[str, str] = field(
         default_factory=lambda: {"rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224"}
-    )  # modality -> encoder domain
-    tokenizers: str = "patch"  # "patch": weight-free ones of the mini preset
+    )  # modality -> encoder domain; several joined by "+": thermal: tok_imagebind@224+tok_imagebind_global
+    tokenizers: str = "patch"  # "patch": weight-free ones of the mini preset; "official": 4M's own
+    tokenizer_sources: dict[str, str] = field(
+        default_factory=dict
+    )  # of depth, seg, imagebind, imagebind_global -> hub id or folder; left out = the official one
+    tokenizer_hashes: dict[str, str] = field(
+        default_factory=dict
+    )  # filled when first seen, checked ever after: what makes ids must not change
+    seg_labels: str = OFFICIAL_LABELS  # official: label table of the segmentation pictures, a name or a file
+    thermal_route: str = "vision"  # official: vision, bridge or soft (domain soft_thermal@224, a trained map)
+    imagebind: str = IMAGEBIND  # official, thermal: hub id, folder or .pth file of ImageBind-Huge
+    imagebind_rows: str = "trunk"  # rows that the ImageBind tokenizers know: trunk or norm
+    bridge_map: str | None = None  # route bridge: file of the learned map; without it rows must be norm
+    soft_width: int | None = None  # route soft: width of the rows, filled when first built
     image_size: int = 224  # side at which pictures enter the encoder, pixels
     fusion_grid: int = 14  # side of the common grid on which modalities are fused
     connector_grid: int = 16  # side after 2-D resampling
@@ -104,6 +120,15 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
     curriculum_seed: int = 0
 
+    # -- corruption curriculum (stage 2), per sample, view and modality ------------------------------------------------
+    corruption_probability: float = 0.0  # greatest probability that a picture is disturbed; 0 = never
+    corruption_max_severity: int = 3  # 1 (weak) to 5; drawn evenly up to this
+    corruption_ramp: float = 0.6  # share of the stage over which the probability rises from 0
+    corruption_clean: float = 0.1  # last share of the stage without corruption
+    corruption_source: str = (
+        "live"  # depth, seg, thermal: "live" disturbs pictures and tokenizes them anew; "ids" the ids
+    )
+
     # -- defaults that differ from SmolVLA's -----------------------------------------------------------------------
     n_action_steps: int = 10  # far better than 50 on LIBERO (lerobot issue 4614)
     push_to_hub: bool = False  # LeRobot's default would demand a repo_id for every local run
@@ -124,6 +149,11 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         self._check_choice("tokenizers", self.tokenizers, TOKENIZER_FAMILIES)
         self._check_choice("square", self.square, SQUARE_MODES)
         self._check_choice("depth_unit", self.depth_unit, DEPTH_UNITS)
+        self._check_choice("corruption_source", self.corruption_source, CORRUPTION_SOURCES)
+        self.official_options()  # its own checks
+        self._cached_streams: frozenset[tuple[str, str]] = (
+            frozenset()
+        )  # (view, modality) of which the data hold ids
         for modality, origin in self.origins.items():
             self._check_choice("origins keys", modality, MODALITIES)
             self._check_choice(f"origins[{modality}]", origin, tuple(o.value for o in Origin))
@@ -157,6 +187,14 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             raise ValueError(
                 "--policy.add_image_special_tokens=true is only supported with --policy.vision_tower=siglip."
             )
+        if not 0 <= self.corruption_probability <= 1 or self.corruption_max_severity not in SEVERITIES:
+            raise ValueError(
+                f"--policy.corruption_probability={self.corruption_probability} must lie in [0, 1] and corruption_max_severity="
+                f"{self.corruption_max_severity} be one of {list(SEVERITIES)}."
+            )
+        dropout.curriculum_share(
+            0, 1, ramp=self.corruption_ramp, clean=self.corruption_clean, name="corruption"
+        )
         # the curriculum's own checks, so that a wrong value fails before the first step and not at the last tenth
         dropout.dropout_probability(
             0,
@@ -236,32 +274,100 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     def set_dataset_feature_metadata(self, features: dict[str, dict[str, Any]]) -> None:
         """Check cached ids against this configuration; called by LeRobot's policy factory before the features are typed.
 
+        The tokenizers themselves are not needed: weights that this machine does not have are known by the fingerprint that
+        came with the ids, and checked against it when a picture must be tokenized for the first time.
+
         Raises:
-            ValueError: the ids were made with other tokenizers, sizes or labels than this policy uses at run time.
+            ValueError: the ids were made with other tokenizers, weights, sizes or labels than this policy uses at run
+                time, or corruption is to disturb pictures that the data do not hold.
         """
         cached = {k: f for k, f in features.items() if k in self.token_keys()}
         for key, feature in cached.items():
-            view, modality = self.token_keys()[key]
-            info = feature.get("info") or {}
-            for name, value in self.token_recipe(view).items():
-                if info.get(name) != value:
-                    raise ValueError(
-                        f"{key}: the dataset's ids were made with {name}={info.get(name)!r}, this policy uses {value!r}. Make them anew "
-                        f"with `multismolvla-tokens`, or set the policy's option accordingly."
-                    )
+            self._check_recipe(key, feature.get("info") or {})
+        self._cached_streams = frozenset(self.token_keys()[key] for key in cached)
+        self._check_corruption_source(features)
         if cached:
-            logger.info("Training reads cached token ids of %s.", ", ".join(sorted(cached)))
+            logger.info(
+                "Training reads cached token ids of %s; no tokenizer is loaded for them.",
+                ", ".join(sorted(cached)),
+            )
 
-    def token_recipe(self, view: str) -> dict[str, Any]:
-        """What decides which ids a picture of ``view`` becomes; stored beside cached ids."""
-        return {
-            "tokenizers": self.tokenizers,
-            "image_size": self.image_size,
-            "square": self.square,
-            "num_labels": self.num_labels,
-            "half_turns": self.half_turns.get(view, 0),
-            "depth_range_m": list(self.depth_range_m),
+    def _check_recipe(self, key: str, info: dict[str, Any]) -> None:
+        view, modality = self.token_keys()[key]
+        stored: dict[str, str] = info.get("weights") or {}
+        known: dict[str, str] = {}
+        if self.tokenizers == "official":
+            known = local_fingerprints(stored, self.official_options()) | self.tokenizer_hashes
+        difference = recipe_difference(info, self.token_recipe(view, modality, known))
+        if difference is not None:
+            name, found, wanted = difference
+            raise ValueError(
+                f"{key}: the dataset's ids were made with {name}={found!r}, this policy uses {wanted!r}. Make them anew "
+                f"with `multismolvla-tokens`, or set the policy's option accordingly."
+            )
+        self.tokenizer_hashes |= {part: stored[part] for part in stored if part not in self.tokenizer_hashes}
+
+    def _check_corruption_source(self, features: dict[str, dict[str, Any]]) -> None:
+        if not self.corrupts or self.corruption_source != "live":
+            return
+        lacking = sorted(
+            self.views[view][m]
+            for view, m in self._cached_streams
+            if m in self.tower_modalities and self.views[view][m] not in features
+        )
+        if lacking:
+            raise ValueError(
+                f"--policy.corruption_source=live disturbs pictures, but the dataset holds only ids of {lacking}. Keep the pictures "
+                "beside the ids (--keep_pictures=true of `multismolvla-tokens` and `multismolvla-annotate`), or set "
+                "--policy.corruption_source=ids."
+            )
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether training disturbs pictures."""
+        return self.uses_fourm and self.stage == "robust" and self.corruption_probability > 0
+
+    @property
+    def cached_modalities(self) -> frozenset[str]:
+        """Modalities that training reads as ids in every view that has them, so that no tokenizer is needed."""
+        if self.corrupts and self.corruption_source == "live":
+            return frozenset()
+        read = {m for _, m in self._cached_streams}
+        live = {
+            m
+            for view, streams in self.views.items()
+            for m, key in streams.items()
+            if (view, m) not in self._cached_streams and key in (self.input_features or {})
         }
+        return frozenset(read - live)
+
+    def official_options(self) -> OfficialOptions:
+        """Which official networks make ids."""
+        return OfficialOptions(
+            sources=self.tokenizer_sources,
+            thermal_route=self.thermal_route,
+            imagebind=self.imagebind,
+            imagebind_rows=self.imagebind_rows,
+            bridge_map=self.bridge_map,
+            seg_labels=self.seg_labels,
+        )
+
+    def token_recipe(
+        self, view: str, modality: str, fingerprints: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What decides which ids a picture of a stream becomes; stored beside cached ids."""
+        return token_recipe(
+            modality,
+            family=self.tokenizers,
+            domain=self.domains.get(modality, ""),
+            image_size=self.image_size,
+            square=self.square,
+            half_turns=self.half_turns.get(view, 0),
+            depth_range_m=self.depth_range_m,
+            num_labels=self.num_labels,
+            official=self.official_options(),
+            fingerprints=fingerprints,
+        )
 
     def token_keys(self) -> dict[str, tuple[str, str]]:
         """Key of cached ids -> (view, modality), for every declared stream that is tokenized."""

@@ -21,51 +21,28 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor, nn
 
 from multismolvla.connector import ZeroGate
-from multismolvla.dropout import dropout_probability, sample_presence, step_generator
-from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, token_key, valid_key
+from multismolvla.dropout import step_generator
+from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
-from multismolvla.tower import DoorInputs, ids_name
+from multismolvla.tower import DoorInputs, tokenize_view
 
-from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint, load_teacher, read_weights
+from . import training_faults
+from .adoption import AdoptedVLM
+from .checkpoints import (
+    TRAINED_PREFIX,
+    check_restored_keys,
+    is_frozen_key,
+    load_base_checkpoint,
+    load_teacher,
+    read_weights,
+)
 from .configuration_multismolvla import MultiSmolVLAConfig
+from .observation import SensorWatch, available_sensors, streams_of
 from .vision import build_bridge, build_tower
 
 logger = logging.getLogger(__name__)
 
 _NOISE = 0x6E6F697365  # "noise"
-
-
-class AdoptedVLM(SmolVLMWithExpertModel):
-    """Upstream's language model and expert without the vision path.
-
-    Overrides what touches ``vision_model`` by name after construction (lerobot 0.6.1: ``train`` and ``embed_image``); upstream's
-    ``set_requires_grad`` runs in its constructor only, while SigLIP is still there.
-    """
-
-    @classmethod
-    def adopt(cls, upstream: SmolVLMWithExpertModel) -> AdoptedVLM:
-        """Take over ``upstream``'s children and plain attributes; ``upstream`` must not be used afterwards."""
-        adopted = cls.__new__(cls)
-        adopted.__dict__ = upstream.__dict__
-        return adopted
-
-    @property
-    def has_siglip(self) -> bool:
-        """Whether SigLIP is still part of this model (``siglip+fourm``)."""
-        return hasattr(self.get_vlm_model(), "vision_model")
-
-    def train(self, mode: bool = True) -> AdoptedVLM:
-        """Train or evaluation mode; the frozen language model stays in evaluation mode as upstream keeps it."""
-        nn.Module.train(self, mode)
-        if self.train_expert_only:
-            self.vlm.eval()
-        elif self.has_siglip and self.freeze_vision_encoder:
-            self.get_vlm_model().vision_model.eval()
-        return self
-
-    def embed_image(self, image: Tensor) -> Tensor:
-        """Visual tokens (B, N, D) made by the bridge pass through; upstream would run SigLIP on a picture here."""
-        return image
 
 
 class MultiSmolVLAPolicy(SmolVLAPolicy):
@@ -85,7 +62,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
         self._teacher: tuple[nn.Module, nn.Module] | None = None
-        self._sensors: set[str] | None = None  # what the last observation had
+        self._sensors = SensorWatch()
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
@@ -125,10 +102,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._freeze_for_stage()
 
     def _freeze_for_stage(self) -> None:
-        self.model.tower.requires_grad_(False)
-        if self.config.stage == "connector":
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name.startswith(("bridge.", "fourm_gate.")))
+        """The tower is frozen but for the map of soft rows; stage 1 trains nothing else but bridge and gate."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("model.tower.") or self.config.stage == "connector":
+                trained = ("model.bridge.", "model.fourm_gate.", TRAINED_PREFIX)
+                parameter.requires_grad_(name.startswith(trained))
 
     def _reset_curriculum_on_new_stage(self) -> None:
         """A stage-1 counter arrives in stage 2 through the checkpoint's config; another stage starts at zero."""
@@ -158,11 +136,15 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self if not self.training else super().eval()
 
     def get_optim_params(self) -> Any:
-        """Trainable parameters; the bridge in a group of its own when its learning rate differs."""
+        """Trainable parameters; the bridge (and the map of soft rows) in a group of its own when its learning rate differs."""
         if not self.config.uses_fourm or self.config.bridge_lr_scale == 1.0:
             return [p for p in self.parameters() if p.requires_grad]
-        bridge = [p for n, p in self.named_parameters() if p.requires_grad and ".bridge." in f".{n}"]
-        rest = [p for n, p in self.named_parameters() if p.requires_grad and ".bridge." not in f".{n}"]
+        bridge: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                new = any(part in f".{name}" for part in (".bridge.", f".{TRAINED_PREFIX}"))
+                (bridge if new else rest).append(parameter)
         groups = [{"params": bridge, "lr": self.config.optimizer_lr * self.config.bridge_lr_scale}]
         return [*groups, {"params": rest}] if rest else groups
 
@@ -183,124 +165,57 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self.visual_tokens(batch, self._drop(available))
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
-        """Which sensors each sample has, bool (B, V, M).
-
-        From key presence, the ``<key>_padding_mask`` flags, and origin: a derived modality dies with its view's RGB.
-        """
-        state = batch[OBS_STATE]
-        cfg = self.config
-        there = torch.zeros(
-            len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device
-        )
-        for v, (view, streams) in enumerate(cfg.views.items()):
-            for modality, key in streams.items():
-                if key in batch or token_key(view, modality) in batch:
-                    mask = batch.get(padding_mask_key(key))
-                    there[:, v, MODALITIES.index(modality)] = True if mask is None else mask.bool()
-        there = self._kill_derived(there)
+        """Which sensors each sample has, bool (B, V, M); in evaluation also says what was lost."""
+        there = available_sensors(self.config, batch)
         if not self.training:
-            self._tell_lost_sensors(there)
+            self._sensors.look(self.config, there)
         return there
 
-    def _tell_lost_sensors(self, there: Tensor) -> None:
-        """Say when a sensor that was there is gone, and when it is back: an operator must not learn it from the arm."""
-        now = there.any(0).tolist()
-        names = [
-            f"{view}.{m}"
-            for v, view in enumerate(self.config.views)
-            for i, m in enumerate(MODALITIES)
-            if now[v][i]
-        ]
-        if self._sensors is not None and set(names) != self._sensors:
-            for lost in sorted(self._sensors - set(names)):
-                logger.warning("Sensor lost: %s. The policy goes on without it.", lost)
-            for back in sorted(set(names) - self._sensors):
-                logger.warning("Sensor back: %s.", back)
-        self._sensors = set(names)
-
-    def _kill_derived(self, presence: Tensor) -> Tensor:
-        rgb = MODALITIES.index(Modality.RGB)
-        for modality, origin in self.config.origins.items():
-            if origin == Origin.DERIVED:
-                presence[:, :, MODALITIES.index(modality)] &= presence[:, :, rgb]
-        return presence
-
     def _drop(self, available: Tensor) -> Tensor:
-        """Apply the curriculum; the identity in evaluation and in stage 1."""
+        """Apply the dropout curriculum; the identity in evaluation and in stage 1."""
         cfg = self.config
         if not self.training or cfg.stage != "robust" or cfg.dropout_mode == "none":
             return available
-        generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank())
-        return sample_presence(
-            available,
-            self.dropout_p,
-            generator,
-            complete_share=cfg.dropout_complete,
-            consequence=self._kill_derived,
-        )
+        return training_faults.drop_sensors(cfg, available, _rank())
 
     @property
     def dropout_p(self) -> float:
         """Current probability of losing a modality."""
-        cfg = self.config
-        if cfg.curriculum_steps <= 0:
-            raise ValueError(
-                f"--policy.curriculum_steps={cfg.curriculum_steps}: the dropout curriculum needs the length of the stage. Set it "
-                "to the value of --steps, or --policy.dropout_mode=none."
-            )
-        return dropout_probability(
-            cfg.curriculum_step, cfg.curriculum_steps,
-            mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean,
-        )  # fmt: skip
+        return training_faults.dropout_p(self.config)
 
-    def visual_tokens(self, batch: dict[str, Tensor], presence: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Run tower and bridge for given presence (B, V, M); result as :meth:`prepare_images`."""
-        views = [self._streams(batch, view) for view in self.config.views]
-        door = self.model.tower.door(views, presence)
+    def _tokenize(self, view: str, modality: str, streams: dict[str, Tensor]) -> Tensor:
+        tower = self.model.tower
+        return tokenize_view(modality, streams, tower.tokenizers[modality], tower.image_size, tower.square)
+
+    def visual_tokens(
+        self, batch: dict[str, Tensor], presence: Tensor, drawn: training_faults.Corruption | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run tower and bridge for given presence (B, V, M) and faults; result as :meth:`prepare_images`."""
+        tower = self.model.tower
+        if drawn is not None:
+            batch = training_faults.corrupt_pictures(self.config, batch, drawn, self._tokenize)
+        door = tower.door([streams_of(self.config, batch, view) for view in self.config.views], presence)
+        if drawn is not None:
+            door = training_faults.corrupt_door(self.config, door, drawn, tower.vocabularies)
         self.door = door
-        num_views = len(views)
-        extra: list[
-            tuple[Tensor, Tensor]
-        ] = []  # global tokens, masked apart from the grid tokens of their view
+        num_views = len(self.config.views)
+        extra, extra_alive = [], []  # global tokens, masked apart from the grid tokens of their view
         if not door.inputs:
             shape = (len(presence), num_views, self.model.bridge_tokens, self.model.text_width)
             tokens = torch.zeros(shape, device=presence.device)
             alive = torch.zeros(shape[:2], dtype=torch.bool, device=presence.device)
         else:
-            with torch.no_grad():
-                encoded = self.model.tower.encode(door)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(door)):
+                encoded = tower.encode(door)
             tokens, alive, global_tokens = self.model.bridge(encoded.tokens, encoded.present, encoded.globals)
             tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
             alive = alive.unflatten(0, (-1, num_views))  # (B, V)
-            if global_tokens is not None:
-                per_view = global_tokens.unflatten(0, (-1, num_views)).unbind(1)
-                extra = list(
-                    zip(
-                        per_view, encoded.globals_present.unflatten(0, (-1, num_views)).unbind(1), strict=True
-                    )
-                )
+            for domain, rows in global_tokens.items():
+                extra += rows.unflatten(0, (-1, num_views)).unbind(1)
+                extra_alive += encoded.globals_present[domain].unflatten(0, (-1, num_views)).unbind(1)
         if self.config.vision_tower == "siglip+fourm":
             tokens, alive = self._beside_siglip(batch, tokens, alive, presence)
-        return [*tokens.unbind(1), *[t for t, _ in extra]], [*alive.unbind(1), *[m for _, m in extra]]
-
-    def _streams(self, batch: dict[str, Tensor], view: str) -> dict[str, Tensor]:
-        """Canonical pictures of a view, and cached ids where the batch has them instead."""
-        streams = self.config.views[view]
-        out = {m: batch[key] for m, key in streams.items() if key in batch}
-        for modality in streams:
-            ids = batch.get(token_key(view, modality))
-            if ids is not None:
-                out[ids_name(modality)] = ids.flatten(1).to(torch.int64)
-        depth = streams.get(Modality.DEPTH)
-        if depth in batch:
-            valid = batch.get(valid_key(depth))
-            if valid is None:
-                raise KeyError(
-                    f"{valid_key(depth)} is missing: the batch did not pass the policy's pre-processor (step "
-                    "'multismolvla_sensors'). Build it with make_pre_post_processors and call it on every observation."
-                )
-            out["depth_valid"] = valid
-        return out
+        return [*tokens.unbind(1), *extra], [*alive.unbind(1), *extra_alive]
 
     def _siglip_tokens(self, batch: dict[str, Tensor]) -> dict[int, Tensor]:
         """``siglip+fourm``: SigLIP's tokens (B, N, D) per view number; empty when no camera delivers RGB."""
@@ -383,7 +298,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _robust_loss(self, batch, noise, time, reduction):
         available = self.availability(batch)
         presence = self._drop(available)
-        tokens, alive = self.visual_tokens(batch, presence)
+        drawn = None
+        if self.training and self.config.corrupts:
+            drawn = training_faults.draw_corruption(self.config, presence, _rank())
+        tokens, alive = self.visual_tokens(batch, presence, drawn)
         if self.config.consistency_weight == 0:
             loss, logs = self._flow(batch, tokens, alive, noise, time, reduction)
         else:
@@ -392,6 +310,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             logs["dropout_p"] = self.dropout_p
             declared = available.float().sum().clamp_min(1)
             logs["modalities_kept"] = (presence.float().sum() / declared).item()
+        if self.training and self.config.corrupts:
+            logs["corruption_p"] = training_faults.corruption_p(self.config)
+            logs["pictures_disturbed"] = 0.0 if drawn is None else (drawn.severity > 0).float().mean().item()
         return loss, logs
 
     def _flow(self, batch, tokens, alive, noise, time, reduction):
@@ -523,12 +444,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     # -- PEFT -------------------------------------------------------------------------------------------------------
 
     def _get_default_peft_targets(self) -> dict[str, Any] | None:
-        """LoRA on language model, expert and state/action projections; the bridge is trained in full and saved."""
+        """LoRA on language model, expert and state/action projections; what is new is trained in full and saved."""
         projections = "state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out"
         layers = r"(q|k|v|o|gate|up|down)_proj"
         targets = rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
         saved = ["bridge"] if self.config.uses_fourm else []
         saved += ["fourm_gate"] if self.config.vision_tower == "siglip+fourm" else []
+        if self.config.uses_fourm:
+            saved += [f"encoder_embeddings.{name}" for name in self.model.tower.soft_domains]
         return {"target_modules": targets, "modules_to_save": saved}
 
     def _validate_peft_config(self, peft_config: Any) -> None:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multismolvla import weights
 from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
 from multismolvla.fourm import FourMEncoder
+from multismolvla.fourm.soft import SOFT_PREFIX, add_soft_modality, soft_modality
 from multismolvla.tokenizers import make_tokenizers
+from multismolvla.tokenizers.recipe import split_domains
 from multismolvla.tower import MultimodalTower
 
 from .checkpoints import tensors_hash
 from .configuration_multismolvla import MultiSmolVLAConfig
+
+logger = logging.getLogger(__name__)
+
+_SOFT_GRID = (14, 14)
+_OFFICIAL_SOFT_WIDTH = 768  # of ImageBind-Huge's thermal branch
+#: Whose modality embedding a soft thermal modality starts from: what 4M-21 learned about ImageBind's features.
+_KINDRED = "tok_imagebind@224"
 
 
 def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
     """Load the frozen encoder and check that it is the one the configuration was trained with.
 
     Raises:
-        ValueError: the encoder's tensors hash to something else than ``cfg.encoder_hash``.
+        ValueError: the encoder's tensors hash to something else than ``cfg.encoder_hash``, or a tokenizer's weights to
+            something else than ``cfg.tokenizer_hashes``.
     """
-    domains = {m: cfg.domains[m] for m in cfg.tower_modalities}
-    encoder = FourMEncoder.from_pretrained(cfg.encoder, list(domains.values()), revision=cfg.encoder_revision)
+    domains = {m: split_domains(cfg.domains[m]) for m in cfg.tower_modalities}
+    names = [d for several in domains.values() for d in several]
+    encoder = FourMEncoder.from_pretrained(
+        cfg.encoder, [d for d in names if not d.startswith(SOFT_PREFIX)], revision=cfg.encoder_revision
+    )
     found = tensors_hash(encoder)
     if cfg.encoder_hash is None:
         cfg.encoder_hash = found
@@ -27,15 +47,63 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
             f"The encoder at {cfg.encoder!r} hashes to {found[:12]}…, but this policy was trained with {cfg.encoder_hash[:12]}…. "
             "Point --policy.encoder at the original weights, or set --policy.encoder_hash=null to retrain the connector."
         )
-    infos = {m: encoder.modality(d) for m, d in domains.items()}
-    tokenizers = make_tokenizers(cfg.tokenizers, infos, cfg.num_labels)
-    return MultimodalTower(encoder, domains, tokenizers, cfg.image_size, cfg.square)
+    for name in names:
+        if name.startswith(SOFT_PREFIX):
+            _add_soft(cfg, encoder, name)
+    infos = {m: [encoder.modality(d) for d in several] for m, several in domains.items()}
+    unread = cfg.cached_modalities
+    tokenizers = make_tokenizers(
+        cfg.tokenizers,
+        infos,
+        cfg.num_labels,
+        image_size=cfg.image_size,
+        official=cfg.official_options(),
+        fingerprints=cfg.tokenizer_hashes,
+        unread=unread,
+    )
+    if cfg.tokenizers == "official":
+        _recognise(cfg, {m: t for m, t in tokenizers.items() if m not in unread})
+    joined = {m: "+".join(several) for m, several in domains.items()}
+    return MultimodalTower(encoder, joined, tokenizers, cfg.image_size, cfg.square)
+
+
+def _recognise(cfg: MultiSmolVLAConfig, tokenizers: dict[str, Any]) -> None:
+    """Record the fingerprints of the tokenizers' weights, or compare them with the recorded ones."""
+    for tokenizer in tokenizers.values():
+        cfg.tokenizer_hashes |= tokenizer.check_fingerprints()
+
+
+def _add_soft(cfg: MultiSmolVLAConfig, encoder: FourMEncoder, name: str) -> None:
+    if cfg.tokenizers != "official" or cfg.thermal_route != "soft":
+        raise ValueError(
+            f"The domain {name!r} takes rows of numbers, which only --policy.tokenizers=official with thermal_route=soft makes "
+            f"(here: {cfg.tokenizers}, {cfg.thermal_route})."
+        )
+    if cfg.soft_width is None:
+        from multismolvla.thermal.imagebind_checkpoint import branch_sizes, locate_weights
+
+        sizes = branch_sizes(locate_weights(cfg.imagebind), "thermal")  # leaves official values out
+        cfg.soft_width = sizes.get("width", _OFFICIAL_SOFT_WIDTH)
+    add_soft_modality(
+        encoder, soft_modality(name, _SOFT_GRID, cfg.soft_width), mod_emb=_kindred_embedding(cfg, encoder)
+    )
+
+
+def _kindred_embedding(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> Tensor | None:
+    """``tok_imagebind@224``'s modality embedding (1, 1, D), where the encoder's file has it."""
+    _, file = weights.locate(cfg.encoder, revision=cfg.encoder_revision)
+    key = f"encoder_embeddings.{_KINDRED}.mod_emb"
+    if key not in weights.stored_keys(file):
+        logger.info("%s has no %s: the soft thermal modality starts from a random embedding.", file, key)
+        return None
+    shape = torch.empty(1, 1, encoder.config.dim, device="meta")
+    return weights.read_tensors(file, {key: shape}, dtype=torch.float32)[key]
 
 
 def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) -> VisualBridge:
     """Fusion and connector for a tower, ending at the language model's width."""
     dim = tower.encoder.config.dim
-    fusion = GatedFusion(dim, [m for m in tower.domains if not tower.is_global(m)], cfg.fusion_grid)
+    fusion = GatedFusion(dim, tower.fused_modalities, cfg.fusion_grid)
     connector = GridConnector(
         dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden, tower.num_globals > 0
     )

@@ -1,0 +1,53 @@
+"""Soft faults of token ids, for training from cached ids, where the pictures are not at hand.
+
+What a disturbed picture does to its tokens, in the two forms that need no decoder: a region that is not there (an occluded
+or unmeasured block, which 4M expresses as absent tokens) and single tokens that name something else (noise moves a
+latent into another code's cell). Where along the picture's own severities these stand is not calibrated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from multismolvla.corruption.generic import occlusion_mask
+
+#: Share of a picture's tokens that name something else.
+SWAPPED_FRACTION = (0.05, 0.10, 0.20, 0.35, 0.50)
+TOKEN_TYPES: tuple[str, ...] = ("missing_block", "random_ids")
+
+
+def corrupt_tokens(
+    values: Tensor, present: Tensor, vocab: int | None, type: str, severity: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Corrupt the tokens of one picture.
+
+    Args:
+        values: int64 ids (h, w) or (N,) without a grid, or float rows (h, w, width).
+        present: bool (h, w) or (N,).
+        vocab: number of ids; ``None`` for rows, which cannot be swapped.
+        type: one of ``TOKEN_TYPES``.
+        severity: 1 (weak) to 5 (strong).
+        generator: CPU generator.
+
+    Returns:
+        Values and presence, new tensors. ``missing_block`` takes tokens away and leaves tokens without a grid alone, which
+        have no place; ``random_ids`` draws ids evenly from the vocabulary.
+
+    Raises:
+        ValueError: unknown type or severity.
+    """
+    if type not in TOKEN_TYPES or not 1 <= severity <= len(SWAPPED_FRACTION):
+        raise ValueError(
+            f"Unknown token corruption {type!r} of severity {severity!r}. Expected one of {TOKEN_TYPES}, severity 1 to 5."
+        )
+    if type == "missing_block":
+        if present.ndim != 2:
+            return values.clone(), present.clone()
+        gone = occlusion_mask(present.shape[0], present.shape[1], severity, generator)[0]
+        return values.clone(), present & ~gone.to(present.device)
+    if vocab is None:
+        return values.clone(), present.clone()
+    hit = torch.rand(values.shape, generator=generator) < SWAPPED_FRACTION[severity - 1]
+    other = torch.randint(vocab, values.shape, generator=generator)
+    return torch.where(hit.to(values.device), other.to(values), values), present.clone()

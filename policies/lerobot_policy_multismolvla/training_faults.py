@@ -1,0 +1,199 @@
+"""Faults in training (stage 2): sensors that are lost, and pictures or ids that are disturbed.
+
+Everything is drawn from (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would have drawn, and
+dropout draws the same with and without corruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multismolvla.corruption import TRAINING_TYPES, apply_soft
+from multismolvla.corruption.tokens import TOKEN_TYPES, corrupt_tokens
+from multismolvla.dropout import curriculum_share, dropout_probability, sample_presence, step_generator
+from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
+from multismolvla.tower import DoorInputs
+
+from .configuration_multismolvla import MultiSmolVLAConfig
+from .observation import kill_derived
+
+#: (view, modality, picture or pictures of some samples) -> ids int64 (b, N)
+Tokenize = Callable[[str, str, dict[str, Tensor]], Tensor]
+
+
+def dropout_p(cfg: MultiSmolVLAConfig) -> float:
+    """Current probability of losing a modality.
+
+    Raises:
+        ValueError: the length of the stage is not known.
+    """
+    _check_length(cfg, "dropout", "dropout_mode=none")
+    return dropout_probability(
+        cfg.curriculum_step, cfg.curriculum_steps,
+        mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean,
+    )  # fmt: skip
+
+
+def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, rank: int) -> Tensor:
+    """Presence bool (B, V, M) after the dropout curriculum."""
+    return sample_presence(
+        available,
+        dropout_p(cfg),
+        step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank),
+        complete_share=cfg.dropout_complete,
+        consequence=lambda presence: kill_derived(cfg, presence),
+    )
+
+
+def corruption_p(cfg: MultiSmolVLAConfig) -> float:
+    """Current probability that a picture is disturbed: rises linearly from 0, and is 0 in the clean last share.
+
+    Raises:
+        ValueError: the length of the stage is not known.
+    """
+    _check_length(cfg, "corruption", "corruption_probability=0")
+    share = curriculum_share(
+        cfg.curriculum_step, cfg.curriculum_steps, ramp=cfg.corruption_ramp, clean=cfg.corruption_clean, name="corruption"
+    )  # fmt: skip
+    return cfg.corruption_probability * (share or 0.0)
+
+
+def _check_length(cfg: MultiSmolVLAConfig, what: str, way_out: str) -> None:
+    if cfg.curriculum_steps <= 0:
+        raise ValueError(
+            f"--policy.curriculum_steps={cfg.curriculum_steps}: the {what} curriculum needs the length of the stage. Set it "
+            f"to the value of --steps, or --policy.{way_out}."
+        )
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Which pictures of one step are disturbed, and how.
+
+    Attributes:
+        severity: int64 (B, V, M), 0 = left alone.
+        seed: int64 (B, V, M), of each picture's own generator, which also draws the type.
+    """
+
+    severity: Tensor
+    seed: Tensor
+
+    def generator(self, b: int, v: int, m: int) -> torch.Generator:
+        """A fresh generator of one picture."""
+        return torch.Generator().manual_seed(int(self.seed[b, v, m]))
+
+
+def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Corruption | None:
+    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
+    p = corruption_p(cfg)
+    if p == 0:
+        return None
+    generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank, "corruption")
+    there = presence.cpu()
+    hit = torch.rand(there.shape, generator=generator) < p
+    severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
+    seed = torch.randint(2**62, there.shape, generator=generator)
+    return Corruption(torch.where(hit & there, severity, 0), seed)
+
+
+def corrupt_pictures(
+    cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], drawn: Corruption, tokenize: Tokenize
+) -> dict[str, Tensor]:
+    """Disturb pictures: RGB always, the other modalities where ``corruption_source`` is ``live``.
+
+    Where the batch has ids beside a picture, those of the disturbed samples are made anew.
+
+    Args:
+        cfg: the configuration.
+        batch: canonical; not changed.
+        drawn: what to disturb.
+        tokenize: the policy's own tokenization of a stream.
+
+    Raises:
+        ValueError: a picture that is to be disturbed is not in the batch, only its ids are.
+    """
+    out = dict(batch)
+    for v, (view, streams) in enumerate(cfg.views.items()):
+        for modality, key in streams.items():
+            m = MODALITIES.index(modality)
+            chosen = drawn.severity[:, v, m].nonzero()[:, 0].tolist()
+            live = modality == Modality.RGB or cfg.corruption_source == "live"
+            if not chosen or not live or modality not in cfg.tower_modalities:
+                continue
+            if key not in batch:
+                raise ValueError(
+                    f"--policy.corruption_source=live disturbs pictures, but the batch has only ids of {key}. Keep the pictures in "
+                    "the dataset, or set --policy.corruption_source=ids."
+                )
+            out[key] = batch[key].clone()
+            valid = batch.get(valid_key(key))
+            if valid is not None:
+                out[valid_key(key)] = valid.clone()
+            for b in chosen:
+                _corrupt_one(out, key, modality, b, int(drawn.severity[b, v, m]), drawn.generator(b, v, m))
+            ids = token_key(view, modality)
+            if ids in batch:
+                out[ids] = batch[ids].clone()
+                picture = {modality: out[key][chosen]}
+                if valid is not None:
+                    picture["depth_valid"] = out[valid_key(key)][chosen]
+                made = tokenize(view, modality, picture).to(out[ids])
+                out[ids][chosen] = made.reshape(out[ids][chosen].shape)
+    return out
+
+
+def _corrupt_one(
+    out: dict[str, Tensor], key: str, modality: str, b: int, severity: int, generator: torch.Generator
+) -> None:
+    """Disturb sample ``b`` in place. The fault functions draw on the CPU, hence the way there and back."""
+    types = TRAINING_TYPES[modality]
+    type_ = types[int(torch.randint(len(types), (), generator=generator))]
+    valid = out.get(valid_key(key)) if modality == Modality.DEPTH else None
+    image, seen = apply_soft(
+        out[key][b].cpu(), None if valid is None else valid[b].cpu(), modality, type_, severity, generator
+    )
+    out[key][b] = image.to(out[key])
+    if valid is not None and seen is not None:
+        valid[b] = seen.to(valid)
+
+
+def corrupt_door(
+    cfg: MultiSmolVLAConfig, door: DoorInputs, drawn: Corruption, vocabularies: dict[str, int | None]
+) -> DoorInputs:
+    """Disturb the tokens of depth, segmentation and thermal where ``corruption_source`` is ``ids``.
+
+    The same fault strikes all domains of a stream.
+
+    Args:
+        cfg: the configuration.
+        door: views folded into the batch axis; not changed.
+        drawn: what to disturb.
+        vocabularies: encoder domain -> number of ids, ``None`` = rows of numbers.
+    """
+    if cfg.corruption_source != "ids":
+        return door
+    inputs, present = dict(door.inputs), dict(door.present)
+    views = len(cfg.views)
+    for modality, domains in door.domains.items():
+        m = MODALITIES.index(modality)
+        for domain in domains:
+            if modality == Modality.RGB or domain not in inputs:
+                continue
+            inputs[domain], present[domain] = inputs[domain].clone(), present[domain].clone()
+            for b, v in drawn.severity[:, :, m].nonzero().tolist():
+                generator = drawn.generator(b, v, m)
+                type_ = TOKEN_TYPES[int(torch.randint(len(TOKEN_TYPES), (), generator=generator))]
+                row, severity = b * views + v, int(drawn.severity[b, v, m])
+                inputs[domain][row], present[domain][row] = corrupt_tokens(
+                    inputs[domain][row],
+                    present[domain][row],
+                    vocabularies[domain],
+                    type_,
+                    severity,
+                    generator,
+                )
+    return DoorInputs(inputs, present, door.domains)
