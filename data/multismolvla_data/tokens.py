@@ -23,6 +23,8 @@ from multismolvla.modalities import Modality, ViewMap, default_view_map, token_k
 if TYPE_CHECKING:
     import numpy as np
 
+    from multismolvla.tokenizers import OfficialOptions
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,10 +39,17 @@ class TokensConfig:
         default_factory=lambda: {"depth": "tok_depth@64", "seg": "tok_semseg@64", "thermal": "tok_thermal@64"}
     )  # modality -> encoder domain
     views: ViewMap = field(default_factory=default_view_map)
-    tokenizers: str = "patch"
+    tokenizers: str = "patch"  # or official, with the options of the same names as the policy's
+    tokenizer_sources: dict[str, str] = field(default_factory=dict)
+    seg_labels: str = "coco_panoptic"
+    thermal_route: str = "vision"
+    imagebind: str = "nielsr/imagebind-huge"
+    imagebind_rows: str = "trunk"
+    bridge_map: str | None = None
     image_size: int = 64
     square: str = "crop"
     num_labels: int = 8
+    device: str = "cpu"  # of the official networks
     half_turns: dict[str, int] = field(default_factory=dict)
     depth_range_m: tuple[float, float] = (0.011, 10.0)  # as the policy's
     keep_pictures: bool = False  # keep the tokenized pictures in the new dataset too
@@ -79,7 +88,8 @@ def cache_tokens(cfg: TokensConfig) -> Path:
         raise ValueError(f"{cfg.dataset} has none of the tokenizable streams of the view map {cfg.views}.")
     ids = _tokenize(cfg, data, streams)
     added = {
-        token_key(view, m): (array, _feature(cfg, view, array.shape[1])) for (view, m), array in ids.items()
+        token_key(view, m): (array, _feature(cfg, view, m, array.shape[1]))
+        for (view, m), array in ids.items()
     }
     partial = cfg.output.with_name(cfg.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -100,11 +110,17 @@ def _tokenize(
     from multismolvla.fourm import FourMConfig
     from multismolvla.sensors import SensorReader
     from multismolvla.tokenizers import make_tokenizers
+    from multismolvla.tokenizers.recipe import split_domains
     from multismolvla.tower import tokenize_view
 
     encoder = FourMConfig.from_json(cfg.encoder / "config.json")
+    wanted = {
+        m: [encoder.modality(d) for d in split_domains(names)]
+        for m, names in cfg.domains.items()
+        if any(modality == m for _, modality in streams)
+    }
     tokenizers = make_tokenizers(
-        cfg.tokenizers, {m: encoder.modality(d) for m, d in cfg.domains.items()}, cfg.num_labels
+        cfg.tokenizers, wanted, cfg.num_labels, image_size=cfg.image_size, official=_official(cfg)
     )
     reader = SensorReader(
         cfg.views, depth_range_m=cfg.depth_range_m, num_labels=cfg.num_labels, half_turns=cfg.half_turns
@@ -115,25 +131,57 @@ def _tokenize(
         batch = rows[start : min(start + cfg.batch_size, len(data))]
         pictures = reader.read({k: torch.stack(list(v)) for k, v in batch.items()})
         for (view, m), key in streams.items():
-            canonical = {m: pictures[key]}
+            canonical = {m: pictures[key].to(cfg.device)}
             if m == Modality.DEPTH:
-                canonical["depth_valid"] = pictures[f"{key}_valid"]
+                canonical["depth_valid"] = pictures[f"{key}_valid"].to(cfg.device)
             ids = tokenize_view(m, canonical, tokenizers[m], cfg.image_size, cfg.square)
-            parts[view, m].append(ids.flatten(1).to(torch.int16))
+            parts[view, m].append(ids.to("cpu", torch.int16))
     return {s: torch.cat(p).numpy() for s, p in parts.items()}
 
 
-def _feature(cfg: TokensConfig, view: str, length: int) -> dict[str, Any]:
+def _official(cfg: TokensConfig) -> OfficialOptions:
+    from multismolvla.tokenizers import OfficialOptions
+
+    return OfficialOptions(
+        sources=cfg.tokenizer_sources,
+        thermal_route=cfg.thermal_route,
+        imagebind=cfg.imagebind,
+        imagebind_rows=cfg.imagebind_rows,
+        bridge_map=cfg.bridge_map,
+        seg_labels=cfg.seg_labels,
+    )
+
+
+def _feature(cfg: TokensConfig, view: str, modality: str, length: int) -> dict[str, Any]:
     """Description of an id feature with its recipe; the policy compares the recipe with its own."""
-    recipe = {
-        "tokenizers": cfg.tokenizers,
-        "image_size": cfg.image_size,
-        "square": cfg.square,
-        "num_labels": cfg.num_labels,
-        "half_turns": cfg.half_turns.get(view, 0),
-        "depth_range_m": [float(d) for d in cfg.depth_range_m],
-    }
-    return {"dtype": "int16", "shape": (length,), "names": None, "info": recipe}
+    from multismolvla.fourm import FourMConfig
+    from multismolvla.tokenizers.recipe import (
+        fingerprints_of,
+        id_feature,
+        parts_of,
+        split_domains,
+        token_recipe,
+    )
+
+    official = _official(cfg)
+    fingerprints = {}
+    if cfg.tokenizers == "official":
+        encoder = FourMConfig.from_json(cfg.encoder / "config.json")
+        grids = [encoder.modality(d).grid is not None for d in split_domains(cfg.domains[modality])]
+        fingerprints = fingerprints_of(parts_of(modality, sum(grids), grids.count(False), official), official)
+    recipe = token_recipe(
+        modality,
+        family=cfg.tokenizers,
+        domain=cfg.domains[modality],
+        image_size=cfg.image_size,
+        square=cfg.square,
+        half_turns=cfg.half_turns.get(view, 0),
+        depth_range_m=cfg.depth_range_m,
+        num_labels=cfg.num_labels,
+        official=official,
+        fingerprints=fingerprints,
+    )
+    return id_feature(recipe, length)
 
 
 def _check_same(cfg: TokensConfig) -> None:
@@ -141,9 +189,10 @@ def _check_same(cfg: TokensConfig) -> None:
     for view in cfg.views:
         for m in cfg.domains:
             found = features.get(token_key(view, m))
-            if found and found.get("info") != _feature(cfg, view, 1)["info"]:
+            wanted = _feature(cfg, view, m, 1)["info"] if found else None
+            if found and found.get("info") != wanted:
                 raise FileExistsError(
-                    f"{cfg.output} holds ids made with {found.get('info')}, expected {_feature(cfg, view, 1)['info']}. "
+                    f"{cfg.output} holds ids made with {found.get('info')}, expected {wanted}. "
                     "Remove it, or choose another --output."
                 )
 
