@@ -185,12 +185,7 @@ class VQConfig:
 
 
 class QuantProjection(KeepFloat32, nn.Conv2d):
-    """The 1x1 convolution in front of the codebook, computed as a matrix product (cuDNN would use TF32)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 (B, D, h, w) -> (B, latent_dim, h, w)."""
-        with full_float32(x.device):
-            return F.linear(x.float().movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+    """The 1x1 convolution into the codebook's space."""
 
 
 class VQTokenizer(nn.Module):
@@ -244,9 +239,9 @@ class VQTokenizer(nn.Module):
         Args:
             repo_or_dir: folder with ``config.json`` and ``model.safetensors``, or a hub id.
             revision: commit, branch or tag on the hub.
-            dtype: of the transformer blocks; ``None`` = float32. Projection into the codebook's space, codebook and the
-                MLP in front of them stay float32. A narrower dtype changes some ids; cached ids and live ones must
-                come from the same.
+            dtype: of the transformer blocks; ``None`` = float32. Codebook, the projection into its space and the MLP in
+                front of that stay float32. A narrower dtype changes some ids; cached and live ones must come from the
+                same. Autocast and TF32 around a call change nothing.
             device: where to put them; ``None`` = CPU.
             local_files_only: never ask the network, only the hub cache.
 
@@ -299,9 +294,10 @@ class VQTokenizer(nn.Module):
             ValueError: wrong shape or dtype, or a class id outside the label set.
         """
         x = self._checked(x)
-        if self.config.n_labels is not None:
-            x = self.cls_emb(x.long()).movedim(-1, 1)
-        latent: Tensor = self.quant_proj(self.encoder(x.to(self._dtype)))
+        with full_float32(x.device):
+            if self.config.n_labels is not None:
+                x = self.cls_emb(x.long()).movedim(-1, 1)
+            latent: Tensor = self.quant_proj(self.encoder(x.to(self._dtype)))
         return latent
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """Encoders of the official 4M tokenizers: a vision transformer for maps, a bottleneck MLP for single vectors.
 
-Parameter names are those of the official files. What decides about ids stays in float32 whatever happens around it
-(`KeepFloat32`, `full_float32`): a codebook's nearest row flips on near ties.
+Parameter names are those of the official files. A codebook's nearest row flips on near ties, so precision is a property
+of the tokenizer (the dtype it was loaded with, `KeepFloat32`) and never of what happens around it (`full_float32`):
+ids cached by a tool and ids made inside a training step must be the same.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ NORM_EPS = 1e-6
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Run float32 matrix products as such: no autocast, and no TF32, which LeRobot's training script switches on."""
-    before = torch.get_float32_matmul_precision()
+    """Compute float32 as float32: no autocast, and no TF32, which LeRobot switches on for products and cuDNN has on."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class KeepFloat32(nn.Module):
@@ -136,9 +139,8 @@ class ViTEncoder(nn.Module):
         y = (y + self.positions(grid)).flatten(2).transpose(1, 2)  # (B, h w, D), row-major
         for block in self.blocks:
             y = block(y)
-        with full_float32(y.device):
-            y = y.float()
-            y = y + self.post_mlp(self.norm_mlp(y))
+        y = y.float()
+        y = y + self.post_mlp(self.norm_mlp(y))
         return y.transpose(1, 2).unflatten(2, grid)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
@@ -169,11 +171,10 @@ class BottleneckMLP(KeepFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run on float (B, C, 1, 1); gives float32 (B, D, 1, 1)."""
-        with full_float32(x.device):
-            y = self.linear_in(x.float().flatten(1))
-            for block, norm in zip(self.blocks, self.layernorms, strict=True):
-                y = y + block(norm(y))
-            y = self.linear_out(y)
+        y = self.linear_in(x.float().flatten(1))
+        for block, norm in zip(self.blocks, self.layernorms, strict=True):
+            y = y + block(norm(y))
+        y = self.linear_out(y)
         return y[..., None, None]
 
 

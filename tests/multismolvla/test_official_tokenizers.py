@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multismolvla import weights
@@ -117,37 +117,49 @@ def test_chunked_lookup_gives_the_same_ids(golden_tokenizers, name: str, monkeyp
 
 @pytest.mark.parametrize("name", GOLDEN)
 @torch.no_grad()
-def test_lookup_stays_in_float32_under_autocast(golden_tokenizers, name: str) -> None:
-    """Blocks may run in bfloat16; from the post-MLP on nothing does."""
+def test_autocast_changes_no_id(golden_tokenizers, name: str) -> None:
+    """Ids made inside a mixed-precision training step equal those that a tool cached before."""
     data, tokenizer = golden_tokenizers[name]
     x = data[f"case0.in.{INPUT[name]}"]
     with torch.autocast("cpu", torch.bfloat16):
         latent = tokenizer.latent(x)
         ids = tokenizer.encode_ids(x)
+        looked_up = tokenizer.quantize(latent)
     assert latent.dtype == torch.float32
-    assert torch.equal(ids, tokenizer.quantize(latent))  # the same lookup outside autocast
-    scores = best_two(tokenizer, latent)
-    assert torch.equal(ids.flatten(), scores.indices[..., 0].flatten())
-    if name == "imagebind_global":  # all of it is in float32
-        assert torch.equal(ids, data["case0.out.tokens_for_4m"].long())
+    assert torch.equal(ids.flatten(), data["case0.out.tokens"].long().flatten())
+    assert torch.equal(looked_up, ids)
+    assert torch.equal(best_codes(tokenizer, latent), ids)
 
 
-def best_two(tokenizer: VQTokenizer, latent: Tensor):
-    """Scores and ids of the two best codes by the definition, in float64."""
+@pytest.mark.parametrize("name", ["imagebind", "imagebind_global"])
+@torch.no_grad()
+def test_lookup_is_exact_on_narrow_latents(tiny, name: str) -> None:
+    """Many random latents, also in bfloat16 and under autocast: the lookup itself is always float32."""
+    tokenizer = VQTokenizer.from_pretrained(tiny[name], dtype=torch.bfloat16)
+    width, side = (128, 1) if tokenizer.config.is_mlp else (8, 20)
+    latent = torch.randn(6, width, side, side, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.quantize(latent), best_codes(tokenizer, latent))
+
+
+@torch.autocast("cpu", enabled=False)
+def best_codes(tokenizer: VQTokenizer, latent: Tensor) -> Tensor:
+    """Ids of the best codes by the definition, in float64."""
     if tokenizer.config.is_mlp:
         codes = tokenizer.quantize.codes.double()
         keys = torch.stack(
             [c @ w for c, w in zip(codes, tokenizer.quantize.to_k.weight.double(), strict=True)]
         )
         chunks = latent.double().flatten(1).chunk(len(codes), dim=1)
-        return torch.stack([c @ k.T for c, k in zip(chunks, keys, strict=True)], dim=1).topk(2)
+        return torch.stack([c @ k.T for c, k in zip(chunks, keys, strict=True)], dim=1).argmax(-1)
     codes = torch.nn.functional.normalize(tokenizer.quantize.codes.double(), dim=-1)
     rows = torch.nn.functional.normalize(latent.double(), dim=1)
-    return torch.einsum("bdhw,kd->bhwk", rows, codes).topk(2)
+    return torch.einsum("bdhw,kd->bhwk", rows, codes).argmax(-1)
 
 
-def test_post_mlp_stays_in_float32_under_autocast(golden_tokenizers) -> None:
-    data, tokenizer = golden_tokenizers["depth"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_post_mlp_stays_in_float32_under_autocast(tiny, dtype) -> None:
+    tokenizer = VQTokenizer.from_pretrained(tiny["depth"], dtype=dtype)
     seen = []
     post = tokenizer.encoder.post_mlp
     handles = [
@@ -155,7 +167,7 @@ def test_post_mlp_stays_in_float32_under_autocast(golden_tokenizers) -> None:
         for module in (tokenizer.encoder.norm_mlp, post.fc1, post.fc2, tokenizer.quant_proj)
     ]
     with torch.autocast("cpu", torch.bfloat16):
-        tokenizer.encode_ids(data["case0.in.standardised"])
+        tokenizer.encode_ids(torch.ones(1, 1, 32, 32))
     for handle in handles:
         handle.remove()
     assert seen == [(torch.float32, torch.float32)] * 4
@@ -176,13 +188,24 @@ def test_narrow_dtype_leaves_projection_and_codebook_alone(tiny) -> None:
     assert torch.equal(again.quantize.codes, narrow.quantize.codes)
 
 
+def test_weights_stored_narrow_are_computed_wide(tiny, tmp_path) -> None:
+    state = load_file(tiny["depth"] / "model.safetensors")
+    save_file({k: v.bfloat16() for k, v in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((tiny["depth"] / "config.json").read_text())
+    tokenizer = VQTokenizer.from_pretrained(tmp_path)
+    assert {t.dtype for t in tokenizer.state_dict().values()} == {torch.float32}
+    assert tokenizer.latent(torch.ones(1, 1, 32, 32)).dtype == torch.float32
+
+
 def test_full_float32_turns_tf32_off_and_back_on() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         with full_float32(torch.device("cpu")):
             assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
 
