@@ -68,6 +68,16 @@ def test_float_noise_on_a_flat_map_is_not_blown_up() -> None:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
+@given(scenes())
+def test_unit_scale_is_the_labels_range(depth: Tensor) -> None:
+    unit = scale_to_unit(depth)
+    assert unit.min() == 0
+    assert unit.max() <= 1
+    if depth.max() - depth.min() > 1e-3:
+        assert unit.max() == 1
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(scenes(0.2), st.floats(0.2, 20.0), st.floats(0.0, 10.0))
 def test_scale_and_shift_of_the_scene_cancel(depth: Tensor, scale: float, shift: float) -> None:
     valid = torch.ones_like(depth, dtype=torch.bool)
