@@ -207,6 +207,11 @@ def test_a_truncated_file(tiny, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="truncated"):
         ImageBindThermal.from_pretrained(tmp_path)
+    torch.save(load_file(tiny / "model.safetensors"), tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"half\.pth .* cannot be read as plain weights"):
+        ImageBindThermal.from_pretrained(tmp_path / "half.pth")
 
 
 def test_a_wrong_prefix(tiny, tmp_path) -> None:
