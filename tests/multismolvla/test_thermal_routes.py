@@ -20,6 +20,7 @@ from multismolvla.thermal.imagebind import (
     ImageBindThermal,
     ImageBindVision,
 )
+from multismolvla.thermal.imagebind_checkpoint import HUB_ID
 from multismolvla.thermal.routes import (
     DENSE_DOMAIN,
     GLOBAL_DOMAIN,
@@ -32,7 +33,7 @@ from multismolvla.thermal.routes import (
 from multismolvla.thermal.tiny import write_tiny_imagebind
 from multismolvla.tokenizers.interface import StreamTokenizer
 from multismolvla.tokenizers.official import VQTokenizer
-from multismolvla.tokenizers.recipe import IMAGEBIND_ROWS
+from multismolvla.tokenizers.recipe import IMAGEBIND, IMAGEBIND_ROWS
 from multismolvla.tokenizers.tiny import write_tiny_tokenizers
 
 
@@ -293,8 +294,9 @@ def test_exchanged_tokenizers_are_refused(vision, tokenizers) -> None:
         route.encode_domains(picture())
 
 
-def test_conventions_have_one_spelling() -> None:
+def test_names_agree_with_the_recipe() -> None:
     assert ROW_CONVENTIONS == IMAGEBIND_ROWS
+    assert HUB_ID == IMAGEBIND
 
 
 # ---------------------------------------------------------------- bridge
