@@ -115,7 +115,7 @@ class VisionStem(nn.Module):
         """Normalised pixels (B, 3, H, W) -> (B, N, D), row-major."""
         kernel = self.proj[1].weight
         assert isinstance(kernel, Tensor)
-        return _embed_patches(pixels, kernel.sum(2))
+        return F.conv2d(pixels, kernel.sum(2), stride=kernel.shape[3:]).flatten(2).transpose(1, 2)
 
 
 class ThermalStem(nn.Module):
@@ -128,15 +128,5 @@ class ThermalStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 1, H, W) -> (B, N, D), row-major."""
-        rows: Tensor = self.norm_layer(_embed_patches(pixels, self.proj.weight))
+        rows: Tensor = self.norm_layer(self.proj(pixels).flatten(2).transpose(1, 2))
         return rows
-
-
-def _embed_patches(pixels: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve (B, C, H, W) with a kernel (D, C, p, p) in steps of p: (B, N, D), row-major.
-
-    A matrix product, since cuDNN would round a float32 convolution to TF32 and ids would depend on the machine.
-    """
-    side = kernel.shape[-1]
-    patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, C, h, p, w, p)
-    return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), kernel.flatten(1))

@@ -20,6 +20,9 @@ All networks have seen outdoor or everyday pictures, not thermal table tops (see
 thermal synthesised from RGB holds nothing that RGB does not. So none of the routes is known to help: measure against a
 policy without thermal.
 
+Tokens depend on the networks and the dtype that they were loaded with, never on autocast or TF32 around the call: ids
+cached by a tool and ids made inside a training step must be the same.
+
 Weights: ImageBind CC-BY-NC-SA 4.0, tokenizers EPFL and Apple "Sample Code License"; both non-commercial.
 """
 
@@ -43,6 +46,7 @@ from multismolvla.thermal.imagebind import (
 )
 from multismolvla.thermal.imagebind_layers import IMAGE_SIZE
 from multismolvla.tokenizers.interface import Tokens
+from multismolvla.tokenizers.vit import full_float32
 from multismolvla.tokenizers.weight_free import MIN_VALID
 
 DENSE_DOMAIN = "tok_imagebind@224"
@@ -117,7 +121,8 @@ class VisionRoute:
         """
         pixels, usable = prepare_thermal(image, valid)
         grey = pixels.to(self.vision.device).expand(-1, 3, -1, -1)
-        rows = self.vision.rows(grey, self.rows, normalisation="imagenet").float()
+        with full_float32(grey.device):
+            rows = self.vision.rows(grey, self.rows, normalisation="imagenet").float()
         tokens = {}
         if self.dense is not None:
             maps = rows[:, 1:].transpose(1, 2).unflatten(2, self.vision.grid)  # (B, D, 16, 16)
@@ -195,7 +200,8 @@ class BridgeRoute:
     def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
         """Tokenize; arguments and errors as `VisionRoute.encode_domains`. Gives int64 (B, 16) of the one domain."""
         pixels, usable = prepare_thermal(image, valid)
-        rows = self.class_rows(self.thermal.embedding(pixels.to(self.thermal.device)))
+        with full_float32(self.thermal.device):
+            rows = self.class_rows(self.thermal.embedding(pixels.to(self.thermal.device)))
         return {GLOBAL_DOMAIN: _global_tokens(self.global_, rows, usable)}
 
 
@@ -235,7 +241,8 @@ class SoftRoute:
             always without ``valid``.
         """
         pixels, usable = prepare_thermal(image, valid)
-        rows = self.thermal.rows(pixels.to(self.thermal.device), self.rows)[:, 1:]
+        with full_float32(self.thermal.device):
+            rows = self.thermal.rows(pixels.to(self.thermal.device), self.rows)[:, 1:]
         values = rows.float().to(image.device)
         return {SOFT_DOMAIN: Tokens(values, _cells_seen(usable, self.thermal.grid))}
 

@@ -147,6 +147,27 @@ def test_constant_pictures(routes, name: str, level: float) -> None:
         assert tokens.present.all()
 
 
+@pytest.mark.parametrize("name", ["vision", "bridge", "soft"])
+def test_autocast_changes_nothing(routes, name: str) -> None:
+    plain = routes[name].encode_domains(blobs())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = routes[name].encode_domains(blobs())
+    for domain in routes[name].domains:
+        assert torch.equal(plain[domain].values, inside[domain].values)
+
+
+def test_lower_precision(folder, tokenizers) -> None:
+    """Networks in bfloat16 hand float32 features to the tokenizers."""
+    vision = ImageBindVision.from_pretrained(folder, dtype=torch.bfloat16)
+    thermal = ImageBindThermal.from_pretrained(folder, dtype=torch.bfloat16)
+    head = ImageBindHead.from_pretrained(folder, dtype=torch.bfloat16)
+    dense, global_ = Record(), Record()
+    VisionRoute(vision, dense, global_, rows="norm").encode_domains(blobs())
+    BridgeRoute(thermal, head, global_, rows="norm").encode_domains(blobs())
+    assert {x.dtype for x in (*dense.features, *global_.features)} == {torch.float32}
+    assert SoftRoute(thermal).encode_domains(blobs())[SOFT_DOMAIN].values.dtype == torch.float32
+
+
 def test_unusable_pixels_do_not_count_whatever_they_hold(routes) -> None:
     image, valid = picture(), torch.ones(1, 1, 64, 64, dtype=torch.bool)
     valid[..., :16] = False
