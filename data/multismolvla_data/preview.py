@@ -9,7 +9,7 @@ import numpy as np
 
 from multismolvla.modalities import MODALITIES, Modality, default_view_map
 
-#: Colours of segmentation classes, by id; ids beyond the table repeat it.
+#: Colours of segmentation classes, by id; ids beyond the table repeat it without the first, the background's.
 PALETTE = np.array(
     [
         (58, 58, 62),
@@ -38,7 +38,8 @@ def colorize(picture: np.ndarray, modality: str) -> np.ndarray:
     if modality == Modality.RGB:
         return picture
     if modality == Modality.SEG:
-        return PALETTE[picture[..., 0] % len(PALETTE)]
+        ids = picture[..., 0].astype(np.int64)
+        return PALETTE[np.where(ids > 0, 1 + (ids - 1) % (len(PALETTE) - 1), 0)]
     if modality == Modality.DEPTH:
         metres, valid = picture[..., 0], picture[..., 0] > 0
         if not valid.any():
