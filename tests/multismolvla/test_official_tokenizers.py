@@ -390,6 +390,8 @@ def test_bad_pictures_are_named(tiny, name, image, valid, message) -> None:
             r"float32 \(1, 39, 16, 16\); expected floating \(B, 40, H, W\)",
         ),
         ("imagebind", torch.ones(1, 40, 0, 16), "multiples of 1"),
+        ("imagebind", torch.full((1, 40, 4, 4), float("nan")), "latents are NaN or infinite"),
+        ("imagebind_global", torch.full((1, 40), float("inf")), "latents are NaN or infinite"),
         ("imagebind_global", torch.ones(1, 41), r"expected floating \(B, 40\)"),
         ("seg", torch.ones(1, 16, 16), r"integer class ids \(B, H, W\)"),
         ("depth", torch.ones(1, 1, 20, 16), "multiples of 16"),
