@@ -44,10 +44,11 @@ def compare_row_conventions(
 
         from multismolvla.thermal.conventions import compare_row_conventions
         from multismolvla.thermal.imagebind import ImageBindVision
-        from multismolvla.tokenizers.official import TOKENIZER_HUB_IDS, VQTokenizer
+        from multismolvla.tokenizers.official import VQTokenizer
+        from multismolvla.tokenizers.recipe import TOKENIZER_SOURCES
 
         vision = ImageBindVision.from_pretrained("nielsr/imagebind-huge", device="cuda")
-        dense = VQTokenizer.from_pretrained(TOKENIZER_HUB_IDS["imagebind"], device="cuda")
+        dense = VQTokenizer.from_pretrained(TOKENIZER_SOURCES["imagebind"], device="cuda")
         compare_row_conventions(vision, dense, photographs)  # float (B, 3, 224, 224) in [0, 1]
 
     Set ``imagebind_rows`` to the convention that is higher in both numbers. If they disagree or differ little, the
