@@ -28,7 +28,13 @@ from multismolvla.modalities import (
     validate_view_map,
 )
 from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions, token_recipe
-from multismolvla.tokenizers.recipe import IMAGEBIND, OFFICIAL_LABELS, local_fingerprints, recipe_difference
+from multismolvla.tokenizers.recipe import (
+    IMAGEBIND,
+    NETWORK,
+    OFFICIAL_LABELS,
+    local_fingerprints,
+    recipe_difference,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +303,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         stored: dict[str, str] = info.get("weights") or {}
         known: dict[str, str] = {}
         if self.tokenizers == "official":
-            known = local_fingerprints(stored, self.official_options()) | self.tokenizer_hashes
+            parts = {*stored, NETWORK if modality == Modality.THERMAL else modality}
+            here = local_fingerprints(parts, self.official_options())
+            known = here | {part: v for part, v in self.tokenizer_hashes.items() if part in parts}
         difference = recipe_difference(info, self.token_recipe(view, modality, known))
         if difference is not None:
             name, found, wanted = difference
