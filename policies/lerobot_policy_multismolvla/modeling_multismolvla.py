@@ -113,15 +113,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         cfg = self.config
         if cfg.curriculum_stage != cfg.stage:
             cfg.curriculum_stage, cfg.curriculum_step = cfg.stage, 0
-        if (
-            cfg.uses_fourm
-            and cfg.stage == "robust"
-            and cfg.dropout_mode != "none"
-            and cfg.curriculum_steps <= 0
-        ):
+        drops = cfg.uses_fourm and cfg.stage == "robust" and cfg.dropout_mode != "none"
+        if (drops or cfg.corrupts) and cfg.curriculum_steps <= 0:
             logger.warning(
                 "--policy.curriculum_steps is not set: training this stage will fail. Set it to --steps, or "
-                "--policy.dropout_mode=none."
+                "--policy.dropout_mode=none and corruption_probability=0."
             )
 
     def train(self, mode: bool = True) -> MultiSmolVLAPolicy:

@@ -1,0 +1,217 @@
+"""Corruption in training: it reaches the encoder from pictures and from ids, costs nothing when off, and resumes exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_policy import SIDE, canonical_batch, chunk, flow_inputs
+
+from lerobot_policy_multismolvla import training_faults
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
+from multismolvla.corruption.tokens import SWAPPED_FRACTION, TOKEN_TYPES, corrupt_tokens
+from multismolvla.modalities import MODALITIES, default_view_map, token_key
+from multismolvla.tower import tokenize_view
+
+VIEWS = default_view_map()
+ALWAYS = {
+    "stage": "robust", "dropout_mode": "none", "corruption_probability": 1.0, "corruption_max_severity": 5,
+    "curriculum_steps": 10, "corruption_ramp": 0.2, "curriculum_step": 4, "curriculum_stage": "robust",
+}  # fmt: skip
+
+
+def door_of(policy: MultiSmolVLAPolicy, batch: dict[str, torch.Tensor]) -> dict[str, str]:
+    size = len(batch["action"])
+    loss, _ = policy.train().forward(dict(batch), **flow_inputs(size))
+    assert loss.isfinite()
+    return policy.door.fingerprint()
+
+
+def with_ids(policy: MultiSmolVLAPolicy, batch: dict[str, torch.Tensor], keep_pictures: bool) -> dict:
+    """The batch as a dataset with cached ids gives it."""
+    out, tower = dict(batch), policy.model.tower
+    for view, streams in VIEWS.items():
+        for m, key in streams.items():
+            if m == "rgb":
+                continue
+            picture = {m: batch[key], "depth_valid": batch.get(f"{key}_valid")}
+            out[token_key(view, m)] = tokenize_view(m, picture, tower.tokenizers[m], SIDE, "crop").to(
+                torch.int16
+            )
+            if not keep_pictures:
+                del out[key]
+                out.pop(f"{key}_valid", None)
+    return out
+
+
+@pytest.mark.parametrize("source", ["live", "ids"])
+def test_every_modality_is_disturbed_at_the_door(source, make_policy, batch):
+    clean = door_of(make_policy(stage="robust", dropout_mode="none"), batch)
+    faulty = door_of(make_policy(**ALWAYS, corruption_source=source), batch)
+    assert {d for d in clean if clean[d] != faulty[d]} == set(MINI_DOMAINS.values())
+
+
+def test_ids_are_disturbed_where_there_are_no_pictures(make_policy, batch):
+    policy = make_policy(**ALWAYS, corruption_source="ids")
+    ids = with_ids(policy, batch, keep_pictures=False)
+    clean = door_of(make_policy(stage="robust", dropout_mode="none"), ids)
+    faulty = door_of(policy, ids)
+    assert {d for d in clean if clean[d] != faulty[d]} == set(MINI_DOMAINS.values())
+
+
+def test_live_tokenizes_anew_what_was_disturbed_beside_its_ids(make_policy, batch):
+    policy = make_policy(**ALWAYS | {"corruption_probability": 0.5}, corruption_source="live")
+    assert door_of(policy, with_ids(policy, batch, keep_pictures=True)) == door_of(policy, batch)
+    with pytest.raises(ValueError, match="the batch has only ids of .*--policy.corruption_source=ids"):
+        door_of(policy, with_ids(policy, batch, keep_pictures=False))
+
+
+@pytest.mark.parametrize("source", ["live", "ids"])
+def test_zero_is_the_identity(source, make_policy, batch):
+    never = make_policy(**ALWAYS | {"corruption_probability": 0.0}, corruption_source=source).train()
+    rising = make_policy(**ALWAYS | {"curriculum_step": 0}, corruption_source=source).train()
+    last = make_policy(**ALWAYS | {"curriculum_step": 9}, corruption_source=source).train()
+    plain = make_policy(stage="robust", dropout_mode="none").train()
+    losses = [p.forward(dict(batch), **flow_inputs())[0] for p in (plain, never, rising, last)]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    assert never.door.fingerprint() == last.door.fingerprint() == plain.door.fingerprint()
+
+
+@pytest.mark.parametrize("stage", ["connector", "robust"])
+def test_evaluation_and_stage_one_are_never_disturbed(stage, make_policy, batch):
+    policy = make_policy(**ALWAYS | {"stage": stage, "curriculum_stage": stage})
+    clean = make_policy(stage=stage, dropout_mode="none")
+    if stage == "robust":
+        assert torch.equal(chunk(policy, batch), chunk(clean, batch))
+    else:
+        assert door_of(policy, batch) == door_of(clean, batch)
+
+
+def test_the_probability_rises_and_ends_clean_and_the_log_says_so(make_policy, batch):
+    policy = make_policy(
+        **ALWAYS
+        | {
+            "curriculum_step": 0,
+            "corruption_ramp": 0.5,
+            "corruption_clean": 0.2,
+            "corruption_probability": 0.8,
+        }
+    ).train()
+    seen = []
+    for _ in range(10):
+        logs = policy.forward(canonical_batch(), **flow_inputs())[1]
+        seen.append(logs["corruption_p"])
+        assert (logs["pictures_disturbed"] > 0) == (logs["corruption_p"] > 0)
+        policy.update()
+    assert seen == pytest.approx([0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.8, 0.8, 0, 0])
+
+
+def test_a_resumed_run_draws_the_same_and_dropout_draws_as_without(make_policy, batch, tmp_path):
+    options = ALWAYS | {"dropout_mode": "fixed", "dropout_complete": 0.0, "corruption_probability": 0.5}
+    policy = make_policy(**options)
+    policy.save_pretrained(tmp_path)
+    torch.manual_seed(5)
+    first = door_of(policy, batch)
+    assert door_of(MultiSmolVLAPolicy.from_pretrained(tmp_path), batch) == first
+    policy.update()
+    assert door_of(policy, batch) != first
+    presence = {d: m.clone() for d, m in policy.door.present.items() if d.startswith("rgb")}
+    without = make_policy(**options | {"corruption_probability": 0.0, "curriculum_step": 5})
+    door_of(without, batch)
+    assert torch.equal(without.door.present["rgb@64"], presence["rgb@64"])
+
+
+def test_each_sample_view_and_modality_is_drawn_alone(make_config):
+    cfg = make_config(**ALWAYS | {"corruption_probability": 0.5})
+    presence = torch.ones(64, 2, len(MODALITIES), dtype=torch.bool)
+    presence[:, 1, 2] = False
+    drawn = training_faults.draw_corruption(cfg, presence, rank=0)
+    hit = drawn.severity > 0
+    assert not hit[:, 1, 2].any()
+    assert hit[:, 0].float().mean(0).sub(0.5).abs().max() < 0.2
+    assert set(drawn.severity[hit].tolist()) == {1, 2, 3, 4, 5}
+    assert len(hit.flatten(1).unique(dim=0)) > 50
+    assert not torch.equal(training_faults.draw_corruption(cfg, presence, rank=1).severity, drawn.severity)
+
+
+def test_the_batch_itself_is_left_alone(make_policy, batch):
+    policy = make_policy(**ALWAYS)
+    ids = with_ids(policy, batch, keep_pictures=True)
+    before = {k: v.clone() for k, v in ids.items()}
+    door_of(policy, ids)
+    assert all(torch.equal(ids[k], v) for k, v in before.items())
+
+
+def test_consistency_compares_with_the_undisturbed(make_policy, batch):
+    options = {"consistency_weight": 1.0, "corruption_source": "live"}
+    clean = make_policy(**ALWAYS | {"corruption_probability": 0.0} | options).train()
+    faulty = make_policy(**ALWAYS | options).train()
+    assert clean.forward(dict(batch), **flow_inputs())[1]["consistency"] == 0.0
+    assert faulty.forward(dict(batch), **flow_inputs())[1]["consistency"] > 0.0
+
+
+# -- told at the start ---------------------------------------------------------------------------------------------------
+
+
+def test_live_without_pictures_is_refused_at_the_start(make_config):
+    key = token_key("image", "depth")
+    cfg = make_config(**ALWAYS, corruption_source="live")
+    info = cfg.token_recipe("image", "depth")
+    ids_only = {key: {"dtype": "int16", "shape": (64,), "info": info}}
+    with pytest.raises(
+        ValueError, match=r"only ids of .*image_depth.*--keep_pictures=true.*corruption_source=ids"
+    ):
+        cfg.set_dataset_feature_metadata(ids_only)
+    cfg.set_dataset_feature_metadata(ids_only | {VIEWS["image"]["depth"]: {"dtype": "image"}})
+    make_config(**ALWAYS, corruption_source="ids").set_dataset_feature_metadata(ids_only)
+
+
+def test_a_stage_without_a_length_is_named(make_policy, batch):
+    policy = make_policy(**ALWAYS | {"curriculum_steps": 0}).train()
+    with pytest.raises(
+        ValueError, match="the corruption curriculum needs the length.*corruption_probability=0"
+    ):
+        policy.forward(dict(batch), **flow_inputs())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"corruption_probability": 1.5}, "corruption_probability=1.5"),
+        ({"corruption_max_severity": 6}, "corruption_max_severity=6"),
+        ({"corruption_ramp": 0.0}, "corruption_ramp=0.0"),
+        ({"corruption_clean": 1.0}, "corruption_clean=1.0"),
+        ({"corruption_source": "both"}, "corruption_source='both'.*'live', 'ids'"),
+    ],
+)
+def test_a_wrong_option_is_named(option, message, make_config):
+    with pytest.raises(ValueError, match=message):
+        make_config(**option)
+
+
+# -- faults of ids -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_swapped_ids_stay_in_the_vocabulary_and_missing_ones_leave_a_block(severity):
+    g = torch.Generator().manual_seed(0)
+    ids, present = torch.full((14, 14), 99), torch.ones(14, 14, dtype=torch.bool)
+    swapped, there = corrupt_tokens(ids, present, 8192, "random_ids", severity, g)
+    assert there.all()
+    assert (swapped != 99).float().mean().item() == pytest.approx(SWAPPED_FRACTION[severity - 1], abs=0.08)
+    assert 0 <= swapped.min() <= swapped.max() < 8192
+    same, there = corrupt_tokens(ids, present, 8192, "missing_block", severity, g)
+    rows, columns = (~there).nonzero().unbind(1)
+    assert torch.equal(same, ids)
+    assert (~there).sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+
+
+def test_tokens_without_a_place_or_a_vocabulary_are_left_alone():
+    g = torch.Generator().manual_seed(0)
+    ids, all_there = torch.arange(16), torch.ones(16, dtype=torch.bool)
+    assert torch.equal(corrupt_tokens(ids, all_there, 99, "missing_block", 5, g)[1], all_there)
+    rows = torch.rand(4, 4, 3)
+    assert torch.equal(corrupt_tokens(rows, all_there.view(4, 4), None, "random_ids", 5, g)[0], rows)
+    with pytest.raises(ValueError, match="Unknown token corruption 'melt'"):
+        corrupt_tokens(ids, all_there, 99, "melt", 1, g)
+    assert set(TOKEN_TYPES) == {"missing_block", "random_ids"}
