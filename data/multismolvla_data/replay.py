@@ -15,10 +15,10 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -27,17 +27,15 @@ from typing import TYPE_CHECKING, Any
 import draccus
 
 from .record import METADATA_FILE, RecordingError, _finished, _open_workspace, _publish, _worker
+from .replay_plan import Plan, demo_files, plan_replay, plan_table, summary_table
 
 if TYPE_CHECKING:
-    from .libero_hdf5 import DemoFile
     from .replay_episode import Failure, Job, ReplaySettings
 
 logger = logging.getLogger(__name__)
 
 #: Demonstrations without success, inside the data set and, if there is none, in the workspace.
 REPORT_FILE = "meta/replay_report.json"
-#: Rendering time of one frame (two cameras, all modalities, software OpenGL, one core), for the estimate of --dry-run.
-SECONDS_PER_FRAME = {"default": 0.25, "fast": 0.12}
 
 
 @dataclass
@@ -58,7 +56,8 @@ class ReplayConfig:
     # "actions" executes the actions from the first state: what a policy would have seen, but some demonstrations no
     # longer succeed. "states" shows the recorded states one by one: the same trajectory for certain.
     mode: str = "actions"
-    # Drop actions that do nothing, by OpenVLA's rule. In mode "states" what moved meanwhile (fingers) then jumps.
+    # Drop actions that do nothing, by OpenVLA's rule. It also drops pauses in which only the fingers move: a
+    # demonstration that needs them fails (mode "actions") or its fingers jump (mode "states").
     filter_noops: bool = True
     # Motionless steps before the first action, as the community's conversions do; mode "actions" only.
     settle_steps: int = 10
@@ -124,66 +123,12 @@ class ReplayConfig:
         """What must be equal for a replay to be continued, or to pass for this one. Reads all files."""
         from lerobot_env_multismolvla.mini import MINI_VERSION, SUITE_NAME, assets_hash
 
-        sources = {file.path.name: file.digest for file in _demo_files(self.source)}
+        sources = {file.path.name: file.digest for file in demo_files(self.source)}
         identity = {**asdict(self.settings), "episodes": self.episodes, "sources": sources}
         del identity["libero_assets"]  # where they lie does not matter
         if self.suite == SUITE_NAME:
             identity |= {"version": MINI_VERSION, "assets": assets_hash()}
         return identity
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a replay will do.
-
-    Attributes:
-        jobs: the demonstrations, in the data set's order: by task, then by number.
-        instructions: instruction by task number.
-    """
-
-    jobs: tuple[Job, ...]
-    instructions: dict[int, str]
-
-
-def plan_replay(config: ReplayConfig) -> Plan:
-    """Check every file and match it with a task of the suite.
-
-    Raises:
-        DemoFileError: a file is damaged or foreign.
-        ValueError: unknown suite, or a file whose task is not in it; names the known ones.
-    """
-    from .replay_episode import Job
-
-    tasks = suite_tasks(config.suite)
-    jobs: list[Job] = []
-    for file in _demo_files(config.source):
-        if file.task not in tasks:
-            raise ValueError(
-                f"{file.path}: suite {config.suite!r} has no task {file.task!r}. Known: {', '.join(tasks)}. "
-                "Choose the file's --suite."
-            )
-        task_id = list(tasks).index(file.task)
-        for name, noops in islice(file.noops.items(), config.episodes or None):
-            dropped = int(noops.sum()) if config.filter_noops else 0
-            jobs.append(Job(task_id, file.path, name, len(noops) - dropped, dropped))
-    jobs.sort(key=lambda job: (job.task_id, int(job.demo[5:])))
-    instructions = dict(enumerate(tasks.values()))
-    return Plan(tuple(jobs), {job.task_id: instructions[job.task_id] for job in jobs})
-
-
-def suite_tasks(suite: str) -> dict[str, str]:
-    """Names and instructions of a suite's tasks, in the suite's order.
-
-    Raises:
-        ValueError: no such suite.
-    """
-    from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
-
-    if suite == SUITE_NAME:
-        return {name: name.replace("_", " ") for name in TASKS}
-    from lerobot_env_multismolvla.multimodal_env import get_suite
-
-    return {task.name: task.language for task in get_suite(suite).tasks}
 
 
 def replay(config: ReplayConfig) -> Path:
@@ -217,14 +162,11 @@ def _replays(config: ReplayConfig, plan: Plan, folder: Path) -> Iterator[Job]:
 
     from .replay_episode import replay_demo
 
-    bar = tqdm(total=sum(job.frames for job in plan.jobs), desc="replay", unit="frame", smoothing=0.1)
-    todo = []
-    for job in plan.jobs:
-        if _decided(config, job, folder):
-            bar.update(job.frames)
-            yield job
-        else:
-            todo.append(job)
+    decided = [job for job in plan.jobs if _decided(config, job, folder)]
+    todo = [job for job in plan.jobs if job not in decided]
+    # One of each task first: a file that does not fit its scene must show in the first minutes.
+    first = {job.task_id: job for job in reversed(todo)}
+    todo.sort(key=lambda job: job is not first[job.task_id])
     environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     pool = ProcessPoolExecutor(
         max(1, min(config.workers, len(todo))),
@@ -234,17 +176,22 @@ def _replays(config: ReplayConfig, plan: Plan, folder: Path) -> Iterator[Job]:
     )
     settings, queue = config.settings, iter(todo)
     running: dict[Future[Failure | None], Job] = {}
+    bar = tqdm(total=sum(job.frames for job in plan.jobs), desc="replay", unit="frame", smoothing=0.1)
     failed = 0
     try:
         while True:
             for job in islice(queue, 2 * config.workers - len(running)):
                 running[pool.submit(replay_demo, settings, job, folder)] = job
-            if not running:
+            if not decided and not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, 0 if decided else None, FIRST_COMPLETED).done:
                 job = running.pop(future)
                 failed += future.result() is not None
                 bar.set_postfix(failed=failed)
+                bar.update(job.frames)
+                yield job
+            if decided:  # what an earlier start left is assembled while the workers go on
+                job = decided.pop(0)
                 bar.update(job.frames)
                 yield job
     finally:
@@ -370,54 +317,6 @@ class _Assembler:
         }
 
 
-def summary_table(plan: Plan, kept: Sequence[Job], failures: dict[Job, Failure]) -> str:
-    """One line per task, then one per demonstration that did not succeed."""
-    lines = [f"{'demos':>6} {'written':>8} {'failed':>7} {'frames':>8} {'no-ops':>7}  task"]
-    for task_id, instruction in plan.instructions.items():
-        written = [job for job in kept if job.task_id == task_id]
-        demos, failed = (sum(job.task_id == task_id for job in jobs) for jobs in (plan.jobs, failures))
-        frames, dropped = sum(job.frames for job in written), sum(job.dropped for job in written)
-        lines.append(f"{demos:6} {len(written):8} {failed:7} {frames:8} {dropped:7}  {instruction}")
-    for job, failure in failures.items():
-        lines.append(f"  {job.path.name} {job.demo}: {failure.reason} (step {failure.step})")
-    return "\n".join(lines) + "\n"
-
-
-def plan_table(config: ReplayConfig, plan: Plan) -> str:
-    """What ``--dry-run`` prints: demonstrations and frames per task, and an estimate of time and disk space."""
-    lines = [f"{'demos':>6} {'frames':>8} {'left':>9}  task"]
-    for task_id, instruction in plan.instructions.items():
-        jobs = [job for job in plan.jobs if job.task_id == task_id]
-        after, dropped = sum(job.frames for job in jobs), sum(job.dropped for job in jobs)
-        lines.append(f"{len(jobs):6} {after + dropped:8} {after:9}  {instruction}")
-    frames = sum(job.frames for job in plan.jobs)
-    seconds = frames * SECONDS_PER_FRAME[config.render_quality] / config.workers
-    lines.append(
-        f"{len(plan.jobs)} demonstrations, {frames} frames to render: about {seconds / 60:.1f} min with "
-        f"{config.workers} process(es) if rendered by the CPU at 256 pixels (estimate)."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _demo_files(source: Path) -> list[DemoFile]:
-    from .libero_hdf5 import find_demo_files
-
-    return [_inspect(path, *_stamp(path)) for path in find_demo_files(source)]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-@cache
-def _inspect(path: Path, size: int, changed: int) -> DemoFile:
-    """Read a file once for plan and fingerprint; size and time only tell whether it is still the same."""
-    from .libero_hdf5 import inspect_demo_file
-
-    del size, changed
-    return inspect_demo_file(path)
-
-
 def main() -> int:
     """Entry point of ``multismolvla-replay``.
 
@@ -434,6 +333,12 @@ def main() -> int:
             replay(config)
     except (RecordingError, ValueError, OSError) as error:
         sys.stderr.write(f"multismolvla-replay: {error}\n")
+        return 1
+    except BrokenProcessPool:
+        sys.stderr.write(
+            "multismolvla-replay: a simulator process died, perhaps for want of memory (2 to 4 GB each). The same "
+            "command continues; give it fewer --workers.\n"
+        )
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("multismolvla-replay: interrupted; the same command continues.\n")

@@ -20,8 +20,9 @@ from multismolvla_data.libero_hdf5 import (
     write_libero_hdf5,
 )
 from multismolvla_data.record import METADATA_FILE, RecordingError, _open_workspace
-from multismolvla_data.replay import REPORT_FILE, ReplayConfig, plan_replay, replay, suite_tasks
+from multismolvla_data.replay import REPORT_FILE, ReplayConfig, replay
 from multismolvla_data.replay_episode import Failure, Job, ReplaySettings, environment, replay_demo
+from multismolvla_data.replay_plan import plan_replay, suite_tasks
 
 MINI = "multismolvla_mini"
 SIZE = 32
