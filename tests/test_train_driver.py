@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_moved_output_stays_finished(sandbox):
 
 def test_extra_arguments_go_to_their_stage(sandbox, capsys):
     assert drive(sandbox, "--dry-run", "--", "--seed=1", "top:--batch_size=4") == 0
-    warm, base, top = capsys.readouterr().out.split("# ")[1:]
+    warm, base, top = re.split(r"\[\d/3\]", capsys.readouterr().out)[1:]
     assert "--seed=1" not in warm
     assert "--seed=1" in base
     assert "--batch_size=4" not in base

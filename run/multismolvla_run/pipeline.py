@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .dry_run import describe, how_to_make
 from .presets import Preset, PresetError, available_presets, dataset_id, final_checkpoint, load_preset
 from .process import (
     BusyError,
@@ -98,9 +99,9 @@ def run_pipeline(run: Run, until: str | None = None, say: Any = None) -> None:
         any(s.stage.uses_dataset() and s.action is not Action.SKIP for s in steps)
         and dataset_id(run.dataset) is None
     ):
+        how = "\n".join(how_to_make(run.preset, run.dataset))
         raise StageError(
-            f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Record one with "
-            f"`multismolvla-record --output {run.dataset}`, or name yours with --dataset."
+            f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
         )
     with folder_lock(run.out), terminate_as_interrupt():
         env = (
@@ -204,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("preset", nargs="?", help="name of a file in configs/, or the path of a YAML file")
     parser.add_argument("--list", action="store_true", help="list the presets and end")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done and end")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be downloaded, run and needed, and end"
+    )
     parser.add_argument("--output", type=Path, help="folder of the run (default: the preset's)")
     parser.add_argument("--dataset", type=Path, help="folder of the LeRobotDataset (default: the preset's)")
     parser.add_argument(
@@ -265,10 +268,7 @@ def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
             parser.error(f"name a preset: {', '.join(available_presets(options.configs))}")
         run = _make_run(options, extra)
         if options.dry_run:
-            for step in _up_to(plan(run), options.until):
-                _say(f"# {step.stage.name}: {step.action}")
-                if step.command:
-                    _say(show_command(step.command) + "\n")
+            _say(describe(run, _up_to(plan(run), options.until)))
             return 0
         run_pipeline(run, options.until)
     except (PresetError, StageError, BusyError) as error:

@@ -21,7 +21,7 @@ import yaml
 LEROBOT_TRAIN = "lerobot-train"
 _STAGE_REFERENCE = re.compile(r"\{stage:([^}]+)\}")
 _PLACEHOLDER = re.compile(r"\{(dataset|out|here|steps|stage:[^}]+)\}")
-_PRESET_KEYS = {"extends", "description", "dataset", "output", "train_args", "stages"}
+_PRESET_KEYS = {"extends", "description", "dataset", "make_dataset", "output", "train_args", "stages"}
 _STAGE_KEYS = {"run", "args", "steps", "produces", "keep_partial"}
 
 
@@ -73,6 +73,7 @@ class Preset:
         dataset: default folder of the LeRobotDataset.
         output: default folder for everything written.
         stages: in the order in which they run.
+        make_dataset: commands that make the dataset, one a line, with ``{dataset}``; shown when it is missing.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Preset:
     dataset: str
     output: str
     stages: tuple[Stage, ...]
+    make_dataset: tuple[str, ...] = ()
 
     def stage(self, name: str) -> Stage:
         """The stage called ``name``.
@@ -135,7 +137,11 @@ def load_preset(name: str, folder: Path) -> Preset:
                     f"Preset {label!r}: stage {stage.name!r} refers to {{stage:{needed}}}, which does not come before it."
                 )
         earlier.add(stage.name)
-    return Preset(label, str(data.get("description", "")), data["dataset"], data["output"], tuple(stages))
+    commands = data.get("make_dataset") or []
+    if not isinstance(commands, list) or not all(isinstance(line, str) for line in commands):
+        raise PresetError(f"Preset {label!r}: make_dataset is {commands!r}, expected a list of commands.")
+    description = str(data.get("description", ""))
+    return Preset(label, description, data["dataset"], data["output"], tuple(stages), tuple(commands))
 
 
 def _read(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
