@@ -15,12 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from multismolvla import weights
 from multismolvla.fourm.soft import SOFT_PREFIX
 
 FROZEN_PREFIX = "model.tower."
 #: What is trained although it lies in the tower: the maps of soft modalities.
 TRAINED_PREFIX = f"{FROZEN_PREFIX}encoder.encoder_embeddings.{SOFT_PREFIX}"
-_WEIGHTS = "model.safetensors"
+_WEIGHTS = weights.WEIGHTS_FILE
+#: In keys of policies that were saved before LeRobot moved normalisation into processors, or while compiled; its
+#: migration script takes both away.
+_BEFORE_PROCESSORS = (
+    ".normalize_inputs.", ".normalize_targets.", ".unnormalize_outputs.", ".normalize.", ".unnormalize.", "._orig_mod.",
+)  # fmt: skip
 
 
 def is_frozen_key(key: str) -> bool:
@@ -52,8 +58,8 @@ def load_base_checkpoint(model: nn.Module, source: str) -> None:
         source: folder with ``model.safetensors``, or a hub repository.
 
     Raises:
-        FileNotFoundError: the folder has no weights.
-        ValueError: the keys or shapes differ.
+        FileNotFoundError: the folder has no weights, or the hub cannot be reached; the message says what to do by hand.
+        ValueError: the keys or shapes differ, or the checkpoint is older than LeRobot's processors.
     """
     state = {k.removeprefix("model."): v for k, v in read_weights(resolve_weights(source)).items()}
     _load_strictly(model, state, source)
@@ -70,6 +76,13 @@ def load_teacher(vision: nn.Module, connector: nn.Module, source: str) -> None:
 
 def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     own = model.state_dict()
+    old = sorted(k for k in state if k not in own and any(part in f".{k}" for part in _BEFORE_PROCESSORS))
+    if old:
+        raise ValueError(
+            f"--policy.base_checkpoint={source} is from before LeRobot's processors: it holds {old[0]!r} ({len(old)} such keys). "
+            f"Migrate it once with `python -m lerobot.processor.migrate_policy_normalization --pretrained-path {source} "
+            "--output-dir FOLDER` and name that folder."
+        )
     # lm_head is tied away or unused in some exports (lerobot 0.6.1 never calls it)
     optional = {k for k in own if k.endswith("lm_head.weight")}
     missing = sorted(set(own) - set(state) - optional)
@@ -84,8 +97,7 @@ def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str
         raise ValueError(
             f"--policy.base_checkpoint={source} is not a SmolVLA of the configured size: {first} ({len(missing)} missing, "
             f"{len(extra)} unexpected, {len(wrong)} of another shape). Check --policy.vlm_model_name, num_vlm_layers and "
-            "expert_width_multiplier against the checkpoint's config.json. A checkpoint from before LeRobot's processors must "
-            "first go through `python -m lerobot.processor.migrate_policy_normalization`."
+            "expert_width_multiplier against the checkpoint's config.json."
         )
     model.load_state_dict(state, strict=False)
 
@@ -122,16 +134,7 @@ def resolve_weights(source: str) -> Path:
         raise FileNotFoundError(
             f"{source} does not exist. Expected a checkpoint folder (…/pretrained_model) or a hub id."
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(source, _WEIGHTS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise FileNotFoundError(
-            f"{source!r} is neither a folder nor a reachable hub repository ({type(e).__name__}). Offline, download "
-            f"config.json and {_WEIGHTS} by hand into a folder and name that folder."
-        ) from e
+    return weights.locate(source, (_WEIGHTS,))[0]
 
 
 def tensors_hash(module: nn.Module) -> str:

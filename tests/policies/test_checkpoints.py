@@ -70,12 +70,46 @@ def test_a_base_of_another_size_is_named(make_policy, hub, tmp_path):
     [
         (lambda s: s.pop("model.state_proj.weight"), "missing 'state_proj.weight' .1 missing, 0 unexpected"),
         (lambda s: s.update(extra=torch.zeros(1)), "unexpected 'extra'"),
+        # the original lerobot/smolvla_base: one set of statistics per dataset it was trained on
+        (
+            lambda s: s.update({"normalize_inputs.so100_buffer_observation_state.mean": torch.zeros(1)}),
+            "before LeRobot's processors: it holds 'normalize_inputs.so100_.* "
+            "-m lerobot.processor.migrate_policy_normalization --pretrained-path",
+        ),
+        (
+            lambda s: s.update({"unnormalize_outputs.buffer_action.std": torch.zeros(1)}),
+            "holds 'unnormalize_outputs.buffer_action.std' .1 such keys",
+        ),
+        (
+            lambda s: s.update({k.replace("model.", "model._orig_mod.", 1): s.pop(k) for k in list(s)}),
+            "holds '_orig_mod.action_in_proj.bias'",
+        ),
+        (
+            lambda s: s.pop("model.vlm_with_expert.lm_expert.norm.weight"),
+            "missing 'vlm_with_expert.lm_expert.norm",
+        ),
     ],
 )
 def test_a_base_with_other_keys_is_named(make_policy, hub, tmp_path, change, message):
     base = rewrite(hub / "base", tmp_path / "b", change)
     with pytest.raises(ValueError, match=message):
         make_policy(base_checkpoint=str(base))
+
+
+def test_the_migration_script_that_the_message_names_exists():
+    import importlib.util
+
+    assert importlib.util.find_spec("lerobot.processor.migrate_policy_normalization") is not None
+
+
+def test_weights_stored_in_half_precision_are_taken(make_policy, hub, tmp_path):
+    def halve(state):
+        state.update({k: v.to(torch.bfloat16) for k, v in state.items()})
+
+    policy = make_policy(stage="robust", base_checkpoint=str(rewrite(hub / "base", tmp_path / "b", halve)))
+    key = "model.state_proj.weight"
+    stored = load_file(hub / "base/model.safetensors")[key]
+    assert torch.equal(policy.state_dict()[key], stored.to(torch.bfloat16).to(policy.state_dict()[key].dtype))
 
 
 def test_one_of_our_own_checkpoints_is_no_base(make_policy, tmp_path):
@@ -107,7 +141,15 @@ def test_a_truncated_file_is_named(broken, make_policy, hub, tmp_path):
         ("{tmp}/nowhere", "does not exist.*checkpoint folder"),
         ("./nowhere", "does not exist"),
         ("outputs/train/nowhere", "does not exist"),
-        ("someone/nothing", "neither a folder nor a reachable hub repository.*Offline, download"),
+        (
+            "someone/nothing",
+            "(?s)Cannot get model.safetensors of 'someone/nothing'.*By hand: put model.safetensors",
+        ),
+        (
+            "lerobot/smolvla_base",
+            "(?s)Licence of lerobot/smolvla_base: Apache-2.0.*hf download lerobot/smolvla_base",
+        ),
+        ("one/two/three", "neither a folder nor a hub id"),
     ],
 )
 def test_a_base_that_is_not_there_is_named(source, message, tmp_path, monkeypatch):
