@@ -61,7 +61,8 @@ class CurveConfig:
     # Numbers of steps (the reference's num_steps counts grid points, one more). Methods other than euler evaluate the
     # network 2 (rk4: 4) times per step.
     steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8, 12, 16])
-    # Style label, 0 to 22 (the training sets); default: none (1000).
+    # Style label, one of multismolvla.thermal.thermalgen_config.TRAINED_LABELS (7: M3FD, 14: KAIST, 21: FLIR ...);
+    # default: none (1000).
     label: int | None = None
     # Guidance towards the label; 1 = none. Above 1 every evaluation costs double.
     cfg_scale: float = 1.0

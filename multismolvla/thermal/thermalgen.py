@@ -203,7 +203,8 @@ class ThermalGen(nn.Module):
             seed: with ``frames``: another number gives other noise.
             steps: of the fixed-step methods, see `Sampler.sample`.
             method: ``euler``, ``midpoint``, ``heun``, ``rk4`` or ``dopri5`` (the reference's).
-            label: training set whose style is wanted, int or int64 (B,); ``None`` = no label (1000 officially).
+            label: training set whose style is wanted (`multismolvla.thermal.thermalgen_config.TRAINED_LABELS`), int or
+                int64 (B,); ``None`` = no label (1000 officially).
             cfg_scale: guidance towards the label; 1 = none.
             size: at which the networks run: pictures are resized to it, aspect not kept. Officially 256.
             output_size: (height, width) of the result; ``None`` = that of ``rgb``.

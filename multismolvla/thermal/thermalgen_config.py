@@ -31,6 +31,27 @@ OFFICIAL_VAE: dict[str, Any] = {
     "mid_block_add_attention": True,
 }
 
+#: Labels with trained rows: the data sets whose style they stand for. All are outdoor driving, surveillance or aerial scenes;
+#: for anything else "no label" (1000) is the sensible choice. All other rows below 1000 are untrained.
+TRAINED_LABELS = {
+    0: "Boson, night (satellite and aerial)",
+    1: "BosonPlus, day (satellite and aerial)",
+    2: "BosonPlus, night (satellite and aerial)",
+    3: "DJI, day (satellite and aerial)",
+    4: "Caltech aerial",
+    5: "LLVIP",
+    6: "NII-CU",
+    7: "M3FD",
+    8: "Freiburg, day",
+    9: "Freiburg, night",
+    10: "MSRS",
+    14: "KAIST",
+    18: "SMOD, day",
+    19: "SMOD, night",
+    21: "FLIR",
+    22: "AVIID",
+}
+
 # Option -> the values that are implemented. Options absent from a config have the first one.
 _INJECTION: dict[str, dict[str, tuple[Any, ...]]] = {
     "cross": {
