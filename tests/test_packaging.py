@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from multismolvla.sources import SOURCES
 from multismolvla_run import doctor
 
 REPO = Path(__file__).resolve().parents[1]
@@ -229,6 +230,22 @@ class TestDoctor:
         check = doctor.check_hub()
         assert check.status == "note"
         assert "1 repositories cached" in check.found
+
+    def test_published_weights_with_cache_and_licence(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+        assert doctor.check_weights().found.startswith("0 of ")
+        folder = tmp_path / "models--EPFL-VILAB--4M-21_B/snapshots/0123"
+        folder.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("x")
+        check = doctor.check_weights()
+        assert check.status == "note"
+        assert check.found.endswith("cached: EPFL-VILAB/4M-21_B")
+        assert doctor.main(["--weights"]) == 0
+        rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+        assert rows["EPFL-VILAB/4M-21_B"].startswith("yes")
+        assert rows["EPFL-VILAB/4M-21_L"].startswith("no")
+        assert all(source.licence in rows[repo] for repo, source in SOURCES.items())
 
 
 class _Usage:

@@ -5,34 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "lerobot_policy_multismolvla",
-    "lerobot",
-    "torch",
-    "numpy",
-    "scipy",
-    "transformers",
-    "peft",
-    "mujoco",
-    "robosuite",
-    "hf-libero",
-    "imagecorruptions",
-)
+from multismolvla.versions import package_versions
 
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of what influences results; absent packages are left out."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+__all__ = ["distinct_provenance", "hardware", "package_versions", "source_commit"]
 
 
 def source_commit() -> str | None:

@@ -19,25 +19,20 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from multismolvla.sources import SOURCES
+from multismolvla.versions import installed
+
+from .hub import cache_folder, is_cached
 from .threads import ThreadTrial, available_cores, best_thread_env, describe, fastest, measure_all
 
 __all__ = ["APT_PACKAGES", "Check", "best_thread_env", "main", "render_works", "run_checks"]
 
 #: Debian packages of the software renderer and of OpenCV; `scripts/system-packages.sh` installs the same ones.
 APT_PACKAGES = ("libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libgl1", "libglib2.0-0")
-_PACKAGES = (
-    "lerobot",
-    "torch",
-    "transformers",
-    "peft",
-    "mujoco",
-    "robosuite",
-    "hf-libero",
-    "imagecorruptions",
-)
 _LIBERO_FOLDERS = (
     "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects", "articulated_objects", "scenes",
 )  # fmt: skip
+_OWN = "lerobot_policy_multismolvla"
 _MIN_DISK_GB = 3.0
 _MIN_MEMORY_GB = 4.0
 
@@ -97,16 +92,11 @@ def check_python() -> Check:
 
 def check_packages() -> Check:
     """The packages that the job imports are installed; LeRobot is in the supported range."""
-    versions: dict[str, str] = {}
-    missing = []
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
+    versions = {name: version for name, version in installed().items() if name != _OWN}
+    missing = [name for name, version in versions.items() if version is None]
     if missing:
         return Check("Packages", "fail", f"not installed: {', '.join(missing)}", "make venv")
-    lerobot = tuple(int(part) for part in versions["lerobot"].split(".")[:3] if part.isdigit())
+    lerobot = tuple(int(part) for part in str(versions["lerobot"]).split(".")[:3] if part.isdigit())
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if not (0, 6, 1) <= lerobot < (0, 7):
         return Check(
@@ -118,7 +108,7 @@ def check_packages() -> Check:
 def check_plugin() -> Check:
     """The distribution is installed under the name by which LeRobot finds plugins."""
     try:
-        name = importlib.metadata.distribution("lerobot_policy_multismolvla").metadata["Name"]
+        name = importlib.metadata.distribution(_OWN).metadata["Name"]
     except importlib.metadata.PackageNotFoundError:
         return Check(
             "LeRobot plugin", "fail", "lerobot_policy_multismolvla is not installed", "pip install -e ."
@@ -220,8 +210,7 @@ def check_gpu() -> Check:
 
 def check_hub() -> Check:
     """Whether the model hub can be reached, and where its cache lies. The mini preset needs neither."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    cache = cache_folder()
     held = len([*cache.glob("models--*"), *cache.glob("datasets--*")]) if cache.is_dir() else 0
     cached = f"{held} repositories cached in {cache}" if held else "nothing cached"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -232,6 +221,26 @@ def check_hub() -> Check:
     except OSError as error:
         remedy = "only for official weights: connect, or copy a hub cache and set HF_HOME"
         return Check("Model hub", "note", f"not reachable ({error}); {cached}", remedy)
+
+
+def check_weights() -> Check:
+    """Which of the published weights are in the hub's cache. The mini preset needs none of them."""
+    cached = [repo for repo in SOURCES if is_cached(repo)]
+    found = f"{len(cached)} of {len(SOURCES)} cached{': ' if cached else ''}{', '.join(cached)}"
+    if len(cached) == len(SOURCES):
+        return Check("Official weights", "ok", found)
+    remedy = "only for official presets: `python train.py PRESET --dry-run` says which ones it needs; list: --weights"
+    return Check("Official weights", "note", found, remedy)
+
+
+def weights_table() -> str:
+    """All published weights that the package can read: cached or not, size, licence."""
+    width = max(len(repo) for repo in SOURCES)
+    rows = [
+        f"{'yes' if is_cached(s.repo) else 'no':<6}  {s.repo:<{width}}  {s.size:>18}  {s.licence}"
+        for s in SOURCES.values()
+    ]
+    return "\n".join([f"{'cached':<6}  {'repository':<{width}}  {'size':>18}  licence", *rows])
 
 
 def check_libero_assets() -> Check:
@@ -278,7 +287,7 @@ def run_checks(output: Path, thread_cache: Path | None = None, skip_threads: boo
     """
     checks: list[Callable[[], Check]] = [
         check_python, check_packages, check_plugin, check_rendering, check_opencv,
-        lambda: check_disk(output), check_machine, check_gpu, check_hub, check_libero_assets,
+        lambda: check_disk(output), check_machine, check_gpu, check_hub, check_weights, check_libero_assets,
     ]  # fmt: skip
     if not skip_threads:
         checks.append(lambda: check_threads(thread_cache))
@@ -307,7 +316,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder the job will write to")
     parser.add_argument("--thread-cache", type=Path, help="file that remembers the thread measurement")
     parser.add_argument("--skip-threads", action="store_true", help="leave out the thread measurement (10 s)")
+    parser.add_argument(
+        "--weights", action="store_true", help="list the published weights (cached, size, licence) and end"
+    )
     options = parser.parse_args(argv)
+    if options.weights:
+        sys.stdout.write(weights_table() + "\n")
+        return 0
     checks = run_checks(options.output, options.thread_cache, options.skip_threads)
     healthy = all(c.status != "fail" for c in checks)
     env = {k: v for c in checks for k, v in c.env.items()}
