@@ -26,11 +26,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from multismolvla import fourm
+from multismolvla.modalities import MODALITIES
+
 logger = logging.getLogger(__name__)
 
 DONE = "pretrain.json"
 #: modality -> encoder domain of the mini preset
-MINI_DOMAINS = {"rgb": "rgb@64", "depth": "tok_depth@64", "seg": "tok_semseg@64", "thermal": "tok_thermal@64"}
+MINI_DOMAINS: dict[str, str] = dict(zip(MODALITIES, fourm.MINI_DOMAINS, strict=True))
 
 
 @dataclass
@@ -127,8 +130,7 @@ def _u8(x: Tensor) -> Tensor:
 class CellHeads:
     """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training."""
 
-    def __init__(self, dim: int, labels: int, patch: int, generator: torch.Generator):
-
+    def __init__(self, dim: int, labels: int, generator: torch.Generator):
         self.labels = labels
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
@@ -193,8 +195,8 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     tower, policy = _build(cfg, generator)
     grid = cfg.image_size // cfg.patch_size
     heads = {
-        "fourm": CellHeads(cfg.dim, cfg.num_labels, cfg.patch_size, generator),
-        "siglip": CellHeads(cfg.vision_width, cfg.num_labels, cfg.patch_size, generator),
+        "fourm": CellHeads(cfg.dim, cfg.num_labels, generator),
+        "siglip": CellHeads(cfg.vision_width, cfg.num_labels, generator),
     }
     fusion = _fusion(cfg, grid)
     language = LanguageHalf(cfg, policy, frames)
@@ -289,7 +291,6 @@ def fused_features(
 ) -> Tensor:
     """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
     from multismolvla.dropout import sample_presence
-    from multismolvla.modalities import MODALITIES
 
     rows = len(views[0]["rgb"])
     available = torch.ones(rows, 1, len(MODALITIES), dtype=torch.bool)
@@ -313,25 +314,25 @@ def _class_weight(frames: Frames, labels: int) -> Tensor:
 
 def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
     from multismolvla.connector import GatedFusion
-    from multismolvla.modalities import MODALITIES
 
     return GatedFusion(cfg.dim, MODALITIES, grid)
 
 
-def mini_fourm_config(cfg: PretrainConfig) -> Any:
-    """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains."""
-    from multismolvla.fourm import FourMConfig
+def mini_fourm_config(cfg: PretrainConfig) -> fourm.FourMConfig:
+    """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains.
 
-    grid = cfg.image_size // cfg.patch_size
-    domains: dict[str, dict[str, Any]] = {
-        "rgb@64": {"kind": "pixels", "grid": [grid, grid], "positions": "sincos"},
-        "tok_depth@64": {"kind": "tokens", "vocab": 1024, "grid": [grid, grid], "positions": "sincos"},
-        "tok_semseg@64": {"kind": "tokens", "vocab": 4096, "grid": [grid, grid], "positions": "sincos"},
-        "tok_thermal@64": {"kind": "tokens", "vocab": 256, "grid": [4, 4], "positions": "sincos"},
-    }
-    return FourMConfig(
+    Raises:
+        ValueError: pictures or patches of another size than the domains'.
+    """
+    sizes = fourm.MINI_DOMAINS[MINI_DOMAINS["rgb"]]
+    if (cfg.patch_size, cfg.image_size) != (sizes["patch_size"], sizes["patch_size"] * sizes["grid"][0]):
+        raise ValueError(
+            f"--image_size={cfg.image_size} --patch_size={cfg.patch_size}: the mini preset's domains {sorted(fourm.MINI_DOMAINS)} "
+            "are for pictures of 64 pixels in patches of 8."
+        )
+    return fourm.FourMConfig(
         dim=cfg.dim, encoder_depth=cfg.depth, num_heads=cfg.heads, image_size=cfg.image_size,
-        patch_size=cfg.patch_size, domains_in=tuple(domains), custom_domains=domains,
+        patch_size=cfg.patch_size, domains_in=tuple(fourm.MINI_DOMAINS), custom_domains=dict(fourm.MINI_DOMAINS),
     )  # fmt: skip
 
 
