@@ -34,10 +34,11 @@ class Level:
     Attributes:
         name: as on the command line.
         conditions: condition texts; the first is always C0.
-        clean_episodes: episodes per task of C0.
+        clean_episodes: episodes per task and seed of C0.
         episodes: episodes per task of every other condition.
         quotable: whether the protocol allows its figures to be quoted.
         tasks: only the first so many tasks; all if ``None``.
+        clean_seeds: repetitions of C0 with other environment and noise seeds.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Level:
     episodes: int
     quotable: bool
     tasks: int | None = None
+    clean_seeds: int = 1
 
 
 #: All 15 non-empty subsets of the modalities, the complete one first.
@@ -101,6 +103,7 @@ LEVELS: dict[str, Level] = {
             10,
             10,
             True,
+            clean_seeds=3,
         ),
         Level(
             "full",
