@@ -230,7 +230,7 @@ def _demo_names(path: Path, data: Any) -> list[str]:
 def _check_attributes(path: Path, data: Any) -> None:
     """What the file says about itself must fit its name and our control; converted files may say nothing."""
     task = path.name.removesuffix(SUFFIX)
-    bddl = Path(str(data.attrs.get("bddl_file_name", task))).name.removesuffix(".bddl")
+    bddl = Path(_text(data.attrs.get("bddl_file_name", task))).name.removesuffix(".bddl")
     if bddl != task:
         raise DemoFileError(f"{path} holds task {bddl!r} by its bddl_file_name: name it {bddl}{SUFFIX}.")
     try:
@@ -267,4 +267,9 @@ def _read(path: Path, data: Any, name: str) -> Demonstration:
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise DemoFileError(f"{place}/{key} has a value that is not finite, first in row {row}.")
     xml = group.attrs.get("model_file")
-    return Demonstration(actions, states, None if xml is None else str(xml))
+    return Demonstration(actions, states, None if xml is None else _text(xml))
+
+
+def _text(value: Any) -> str:
+    """An attribute as text; HDF5 has strings of fixed length, too, which h5py gives as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)

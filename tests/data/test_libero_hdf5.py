@@ -57,6 +57,14 @@ def test_the_digest_tells_contents_apart(file):
     assert inspect_demo_file(file).digest != before
 
 
+def test_strings_of_fixed_length_are_read(file):
+    with h5py.File(file, "r+") as stored:
+        stored["data"].attrs["bddl_file_name"] = np.bytes_(b"bddl_files/open_it.bddl")
+        stored["data/demo_0"].attrs["model_file"] = np.bytes_(b"<mujoco model='x'/>")
+    assert inspect_demo_file(file).task == "open_it"
+    assert read_demo(file, "demo_0").model_xml == "<mujoco model='x'/>"
+
+
 def rename(stored):
     stored.move("data", "episodes")
 
