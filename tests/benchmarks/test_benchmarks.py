@@ -17,7 +17,9 @@ def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))  # the scripts import their neighbours, as when run by path
 
 
-@pytest.mark.parametrize(("script", "option"), [("policy", "--towers"), ("simulator", "--variants")])
+@pytest.mark.parametrize(
+    ("script", "option"), [("policy", "--towers"), ("simulator", "--variants"), ("tower", "--load")]
+)
 def test_help_names_the_options_without_heavy_imports(script: str, option: str):
     done = subprocess.run(
         [sys.executable, str(FOLDER / f"{script}.py"), "--help"], capture_output=True, text=True, timeout=60
@@ -55,6 +57,23 @@ def test_policy_benchmark_on_the_smallest_sizes(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [output]  # the random weights are gone
 
 
+def test_tower_benchmark_on_one_block(tmp_path: Path):
+    from tower import TowerBenchmark, run
+
+    output = tmp_path / "tower.json"
+    run(
+        TowerBenchmark(
+            sizes=["B"], load=[], depth=1, rounds=1, warmup=0, threads=0, scratch=tmp_path, output=output
+        )
+    )
+    content = json.loads(output.read_text())
+    assert [name for name in content["ratios"] if name.startswith("4M-21 B, rgb")] == list(content["ratios"])
+    assert len(content["ratios"]) == 4
+    assert all(row["wall"]["median"] > 0 for row in content["ratios"].values())
+    assert content["loading"] == {}  # tests/multismolvla/test_fourm_official_size.py measures it
+    assert list(tmp_path.iterdir()) == [output]
+
+
 @pytest.mark.sim
 def test_simulator_benchmark_on_a_few_steps(tmp_path: Path):
     pytest.importorskip("libero", reason="the LIBERO simulator is not installed")
@@ -77,6 +96,14 @@ def test_wrong_policy_options_name_themselves(option: str, value: object):
 
     with pytest.raises(ValueError, match=f"--{option}="):
         PolicyBenchmark(**{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("sizes", ["S"]), ("load", ["M"]), ("dtype", "float16")])
+def test_wrong_tower_options_name_themselves(option: str, value: object):
+    from tower import TowerBenchmark
+
+    with pytest.raises(ValueError, match=f"--{option}="):
+        TowerBenchmark(**{option: value})
 
 
 def test_wrong_simulator_options_name_themselves():
