@@ -26,6 +26,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 _FLOATS = {"F32", "F16", "BF16", "F64"}
+_MAPPED_BYTES = 256 * 2**20  # of a pickle that may be mapped before it is opened anew
 _PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")  # torch.save's zip, and plain pickles
 
@@ -175,11 +176,34 @@ def read_pickled(
     """Read exactly the expected tensors of a plain state dict saved by ``torch.save``, without running code from it.
 
     Arguments and result as for `read_tensors`. The file is memory-mapped, so that tensors that are not wanted cost
-    nothing.
+    nothing, and opened anew now and then, so that those that are wanted are hardly there twice.
 
     Raises:
         ValueError: as `read_tensors`; also a pickle that holds more than tensors and plain containers.
     """
+    stored = _unpickle(path)
+    names = set(stored)
+    for key, tensor in expected.items():
+        _check_name(path, names, prefix + key)
+        value = stored[prefix + key]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{path}: the tensor {prefix + key!r} is {found}; expected floats.")
+        _check_shape(path, prefix + key, tuple(value.shape), tuple(tensor.shape))
+    state: dict[str, Tensor] = {}
+    mapped = 0
+    for key in expected:
+        if mapped > _MAPPED_BYTES:  # as in read_tensors; anew for each tensor would take minutes
+            del stored, value
+            stored, mapped = _unpickle(path), 0
+        value = stored[prefix + key]
+        mapped += value.nbytes
+        state[key] = _check_values(path, prefix + key, value.to(dtype=dtype, device=device, copy=True), None)
+    return state
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    """The mapped state dict of a file by ``torch.save``; errors as `read_pickled`."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -187,21 +211,10 @@ def read_pickled(
             f"{path} ({path.stat().st_size} bytes) cannot be read as plain weights: {_first_line(error)} Expected a state dict "
             "saved by torch.save; other pickles can run code and are not opened."
         ) from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} holds a {type(stored).__name__}; expected a state dict.")
-    stored = stored.get("state_dict", stored)
-    for key, tensor in expected.items():
-        _check_name(path, set(stored), prefix + key)
-        _check_shape(path, prefix + key, tuple(stored[prefix + key].shape), tuple(tensor.shape))
-        if not stored[prefix + key].is_floating_point():
-            raise ValueError(
-                f"{path}: the tensor {prefix + key!r} is {stored[prefix + key].dtype}; expected floats."
-            )
-    state = {}
-    for key in expected:
-        value = stored[prefix + key].to(dtype=dtype, device=device, copy=True)
-        state[key] = _check_values(path, prefix + key, value, None)
-    return state
+    found = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; expected a state dict.")
+    return found
 
 
 def read_weights(

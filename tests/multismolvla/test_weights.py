@@ -128,6 +128,25 @@ def test_a_pickle_in_place_of_safetensors_is_told_as_such(tmp_path, protocol) ->
             read()
 
 
+def test_a_large_pickle_is_opened_anew_and_read_the_same(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(weights, "_MAPPED_BYTES", 30)  # between the first and the second tensor's end
+    opened = []
+    real = weights._unpickle
+    monkeypatch.setattr(weights, "_unpickle", lambda path: opened.append(path) or real(path))
+    state = {str(i): torch.full((5,), float(i)) for i in range(8)}
+    path = write(tmp_path / "x.pth", state)
+    read = weights.read_pickled(path, state)
+    assert all(torch.equal(read[key], state[key]) for key in state)
+    assert len(opened) == 4
+
+
+def test_a_number_where_a_tensor_should_be_is_named(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(stored() | {"b": 3}, path)
+    with pytest.raises(ValueError, match="'b' is int; expected floats"):
+        weights.read_weights(path, WANTED)
+
+
 def test_state_dict_inside_a_training_checkpoint(tmp_path) -> None:
     path = tmp_path / "x.ckpt"
     torch.save({"state_dict": stored(), "epoch": 3}, path)
