@@ -1,0 +1,255 @@
+r"""``multismolvla-annotate``: any LeRobotDataset v3 in, a new one out with the modalities it lacks and with cached 4M ids.
+
+    multismolvla-annotate --dataset=PATH --output=PATH            # everything: depth, segmentation, thermal, ids
+    multismolvla-annotate --dataset=PATH --output=PATH --dry-run  # what it would do, download and need
+    multismolvla-annotate --dataset=PATH --output=PATH --keep_pictures=false      # ids only: 1.7 kB per view and frame
+    multismolvla-annotate --dataset=PATH --output=PATH --modalities="[depth]" --depth_scale_m="{wrist: 0.0001}"
+    accelerate launch --num_processes=8 --module multismolvla_data.annotate --dataset=PATH --output=PATH
+
+What is recorded stays: a depth camera's stream is read, checked and tokenized, never estimated. What a view lacks is
+estimated from its RGB (`multismolvla_data.estimators`) and marked ``derived``: it dies with its RGB and is no sensor.
+
+**Ids and pictures agree.** The source's videos are copied byte for byte, never encoded again. Ids are computed from
+pictures as a reader of the new dataset decodes them; derived pictures are first rounded to what is stored (depth uint16
+millimetres, segmentation and thermal 8 bit), and stored losslessly. At the end a sample is decoded through LeRobot,
+tokenized again and compared. Ids are ``int16`` features without statistics, with their recipe; a policy with another
+recipe refuses them. -1 = this token is absent.
+
+**Recorded depth**: invalid pixels are 0 (LeRobot's video gives them back as 10 mm); whatever is outside
+``depth_range_m`` counts as unmeasured. Integer depth is millimetres; another unit is given by ``depth_scale_m`` and the
+stream is stored anew in millimetres. All streams of a view are taken to show the same field of view, scaled; a depth
+picture of another aspect ratio than its RGB is refused, since LeRobot's RealSense driver does not align them.
+
+**Interruptions**: finished episodes are kept in ``.NAME.annotating`` beside the output; the same command continues after
+Ctrl-C, kill -9 or a full disk. The dataset appears under ``--output`` when it is whole and verified. Memory holds the
+networks, two batches of pictures and one episode's encoded pictures; joining holds a data file (100 MB) a few times.
+
+**Several processes or machines** take every n-th episode of a shared folder; rank 0 joins them with LeRobot's
+aggregation. Without a shared folder copy ``.NAME.annotating/episodes`` together and run ``--merge=only``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
+
+from .annotate_config import AnnotateConfig
+
+if TYPE_CHECKING:
+    from .annotate_job import Job
+    from .annotate_pictures import Annotator
+    from .annotate_shard import Episode
+    from .annotate_work import Work
+
+logger = logging.getLogger(__name__)
+
+SHEET = "contact_sheet.png"
+_SHEET_FRAMES = 4
+
+
+def annotate(cfg: AnnotateConfig) -> Path | None:
+    """Make the new dataset, continue to make it, or find it made.
+
+    Returns:
+        Its folder; ``None`` in a process that leaves the merge to another.
+
+    Raises:
+        AnnotationError: the output or the work folder holds something else, or other processes do not finish.
+        VerificationError: the ids are not those of the pictures.
+        ValueError: options and dataset do not fit.
+        FileNotFoundError: the dataset or a network is not there; the message says how to get it.
+        OSError: the disk is full; finished episodes are kept and the command can be repeated.
+    """
+    from .annotate_job import Job
+    from .annotate_shard import Episode, added_features
+    from .annotate_work import Work, finished
+
+    job = Job.open(cfg)
+    if finished(cfg, job.fingerprint):
+        logger.info("%s is complete already; nothing to do.", cfg.output)
+        return cfg.output
+    work = Work(cfg, job.fingerprint, job.episodes)
+    work.open()
+    with work.claim(f"rank{work.rank}"):
+        work.sweep()
+        merging = cfg.merge == "only" or (cfg.merge == "auto" and work.rank == 0)
+        mine = [] if cfg.merge == "only" else work.mine()
+        if not mine:
+            _wait(work)
+        again = (
+            merging and not cfg.keep_pictures
+        )  # pictures that are not kept are estimated again to be checked
+        estimators = job.estimators() if again or set(mine) - set(work.done(mine)) else {}
+        provenance = _agree(work, {m: e.provenance for m, e in estimators.items()})
+        annotator = job.annotator(estimators)
+        added = added_features(
+            cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
+        )
+        _episodes(job, work, Episode(cfg, job.plan, job.source, annotator, added), mine)
+        if not merging:
+            logger.info("Finished this process's episodes; rank 0, or --merge=only, joins them.")
+            return None
+        _wait(work)
+        with work.claim("merge"):
+            return _finish(job, work, annotator, added, job.annotation(provenance))
+
+
+def _agree(work: Work, mine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The estimators' provenance, equal in all processes: bfloat16 here and float32 there would mix two datasets."""
+    from .annotate_work import AnnotationError, first_difference
+    from .dataset_writer import write_json
+
+    path = work.root / "estimators.json"
+    if not path.is_file() and mine:
+        write_json(path, mine)
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    plain = json.loads(json.dumps(mine))
+    if plain and known != plain:
+        raise AnnotationError(
+            f"Other episodes in {work.root} were made with another {first_difference(known, plain)}. Run all processes on "
+            "like machines, or give --dtype and --device."
+        )
+    return known
+
+
+def _episodes(job: Job, work: Work, writer: Episode, mine: list[int]) -> None:
+    """Annotate this process's episodes that are not finished."""
+    from tqdm import tqdm
+
+    done = set(work.done(mine))
+    name = f"annotate {work.rank}/{work.world_size}" if work.world_size > 1 else "annotate"
+    total, before = (sum(job.source.length(e) for e in group) for group in (mine, done))
+    with tqdm(total=total, initial=before, desc=name, unit="frame", position=work.rank) as bar:
+        for episode in mine:
+            if episode not in done:
+                writer.write(episode, work.shard(episode), bar.update)
+
+
+def _wait(work: Work) -> None:
+    from tqdm import tqdm
+
+    from .annotate_work import AnnotationError
+
+    here = len(work.done(work.episodes))
+    if here == len(work.episodes):
+        return
+    if work.cfg.merge == "only" or work.world_size == 1:
+        raise AnnotationError(work.missing())
+    with tqdm(total=len(work.episodes), initial=here, desc="wait for the others", unit="episode") as bar:
+        work.wait(bar.update)
+
+
+def _finish(
+    job: Job,
+    work: Work,
+    annotator: Annotator,
+    added: Mapping[str, dict[str, Any]],
+    annotation: dict[str, Any],
+) -> Path:
+    """Join, verify, draw, publish."""
+    from .annotate_merge import merge, quiet_datasets
+    from .annotate_verify import verify
+    from .dataset_writer import write_json
+    from .record import METADATA_FILE
+
+    cfg = job.cfg
+    shards = [work.shard(e) for e in job.episodes]
+    logger.info("Joining %d episodes.", len(shards))
+    root = merge(cfg, job.plan, job.source, job.episodes, shards, added, annotation, work.root)
+    with quiet_datasets(work.root / "cache"):
+        result = verify(cfg, job.plan, annotator, root, job.lengths, job.episodes)
+        _draw(job, annotator, root)
+    metadata = json.loads((root / METADATA_FILE).read_text())
+    metadata["annotation"]["verified"] = {
+        "frames": result.frames, "ids": result.ids, "mismatches": result.mismatches
+    }  # fmt: skip
+    write_json(root / METADATA_FILE, metadata)
+    work.publish(root)
+    logger.info("Dataset: %s (look at %s)", cfg.output, cfg.output / SHEET)
+    return cfg.output
+
+
+def _draw(job: Job, annotator: Annotator, root: Path) -> None:
+    """Contact sheet of a few frames, as a reader of the dataset sees them."""
+    from .annotate_verify import frames_of, open_dataset, pictures_of, sample_frames
+    from .contact_sheet import SheetFrame, write_contact_sheet
+
+    plan, chosen = job.plan, sample_frames(job.lengths, _SHEET_FRAMES)
+    data = open_dataset(root, sorted({e for e, _ in chosen}))
+    keys = {(view, m): key for view, streams in plan.views.items() for m, key in streams.items()}
+    frames = []
+    for episode, t in chosen:
+        items = frames_of(data, episode, t, t + 1)
+        found = pictures_of(items, sorted(keys.values()))
+        missing = [s for s in plan.streams if s.derive and s.key not in found]
+        found |= annotator.derive(missing, found, [(job.episodes[episode], t)])
+        shown = {place: found[key][0] for place, key in keys.items() if key in found}
+        frames.append(SheetFrame(f"episode {episode}, frame {t}: {items[0]['task']}", shown))
+    labels = {(view, "rgb"): "sensor" for view, streams in plan.views.items() if "rgb" in streams}
+    labels |= {(s.view, s.modality): s.origin for s in plan.streams}
+    ordered = {place: labels[place] for place in keys if place in labels}
+    write_contact_sheet(
+        frames,
+        ordered,
+        root / SHEET,
+        coco=job.cfg.label_count == NUM_OFFICIAL_LABELS,
+        depth_range_m=job.cfg.depth_range_m,
+    )
+
+
+def main() -> int:
+    """Entry point of ``multismolvla-annotate``.
+
+    Returns:
+        0 when this process's work is done, 1 on an error named on stderr, 130 when interrupted.
+    """
+    import draccus
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("multismolvla_data").setLevel(logging.INFO)
+    logging.getLogger("multismolvla").setLevel(logging.INFO)
+    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in sys.argv[1:]]
+    try:
+        cfg = draccus.parse(AnnotateConfig, args=arguments)
+        return _run(cfg)
+    except KeyboardInterrupt:
+        sys.stderr.write("multismolvla-annotate: interrupted; the same command continues.\n")
+        return 130
+    except ValueError as error:
+        sys.stderr.write(f"multismolvla-annotate: {error}\n")
+        return 1
+
+
+def _run(cfg: AnnotateConfig) -> int:
+    from .annotate_job import Job
+    from .annotate_plan import describe
+    from .annotate_verify import VerificationError
+    from .annotate_work import AnnotationError, is_disk_full
+
+    try:
+        if cfg.dry_run:
+            sys.stdout.write(describe(Job.open(cfg)) + "\n")
+        else:
+            annotate(cfg)
+    except (AnnotationError, VerificationError, OSError, RuntimeError) as error:
+        if is_disk_full(error):
+            sys.stderr.write(
+                f"multismolvla-annotate: the disk is full ({error}). Finished episodes are kept; free some space and repeat the "
+                "same command. --dry-run tells how much is needed.\n"
+            )
+            return 1
+        if not isinstance(error, AnnotationError | VerificationError | OSError):
+            raise
+        sys.stderr.write(f"multismolvla-annotate: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""Options of ``multismolvla-annotate`` and what follows from them before any frame is read: the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multismolvla.modalities import (
+    MINI_LABELS,
+    MODALITIES,
+    Modality,
+    Origin,
+    ViewMap,
+    token_key,
+    validate_view_map,
+)
+from multismolvla.tokenizers.recipe import (
+    NUM_OFFICIAL_LABELS,
+    OFFICIAL_LABELS,
+    TOKENIZER_FAMILIES,
+    OfficialOptions,
+    token_recipe,
+)
+
+from .annotate_source import modality_of, shape_of
+from .estimators import DEPTH_MODEL, DEPTH_OUTPUTS, RELATIVE_RANGE_M, SEG_MODEL, THERMAL_MODEL
+
+DERIVABLE: tuple[str, ...] = (Modality.DEPTH, Modality.SEG, Modality.THERMAL)
+MERGES = ("auto", "only", "never")
+DTYPES = ("auto", "float32", "bfloat16")
+# Beyond this relative difference of aspect ratios, depth and colour cannot show the same field of view.
+_ASPECT_TOLERANCE = 0.02
+
+
+@dataclass
+class AnnotateConfig:
+    """Options of ``multismolvla-annotate``."""
+
+    # Folder of the LeRobotDataset v3 to annotate, or its hub id.
+    dataset: str = ""
+    # Folder of the new dataset. Must not exist, or be the result of this very command.
+    output: Path = Path("outputs/annotated")
+    # Name stored in the new dataset; default: the source's, with "_annotated".
+    repo_id: str | None = None
+    # Which modalities the new dataset shall have beside RGB.
+    modalities: list[str] = field(default_factory=lambda: list(DERIVABLE))
+    # {view: {modality: key}} as in the policy; default: every RGB camera with the keys of the naming convention.
+    views: ViewMap | None = None
+    # Episodes to take; default: all.
+    episodes: list[int] | None = None
+    # Store the derived pictures; false = their ids only (far smaller, and training decodes fewer pictures).
+    keep_pictures: bool = True
+    # Cache token ids; false = pictures only.
+    tokens: bool = True
+    # Print what would be done, downloaded and needed, and stop.
+    dry_run: bool = False
+
+    # Depth network: hub id or folder; "auto" output reads the network's config, else "relative" or "metric".
+    depth_model: str = DEPTH_MODEL
+    depth_output: str = "auto"
+    # Nominal metres given to the nearest and farthest pixel of relative depth.
+    relative_range_m: tuple[float, float] = RELATIVE_RANGE_M
+    # Segmentation network: hub id or folder.
+    seg_model: str = SEG_MODEL
+    # ThermalGen: hub id or folder, integration steps, solver, side at which it runs, style label (none by default; see
+    # the README of ThermalGen for the table), guidance towards it, noise per "frame" or "episode" (less flicker).
+    thermal_model: str = THERMAL_MODEL
+    thermal_steps: int = 4
+    thermal_method: str = "euler"
+    thermal_size: int = 256
+    thermal_label: int | None = None
+    thermal_cfg_scale: float = 1.0
+    thermal_noise: str = "episode"
+    # Seed of the estimators' noise.
+    seed: int = 0
+
+    # Tokenizers, as in the policy config: the ids are refused by a policy with others.
+    tokenizers: str = "official"
+    tokenizer_sources: dict[str, str] = field(default_factory=dict)
+    domains: dict[str, str] = field(
+        default_factory=lambda: {
+            "depth": "tok_depth@224",
+            "seg": "tok_semseg@224",
+            "thermal": "tok_imagebind@224+tok_imagebind_global",
+        }
+    )
+    thermal_route: str = "vision"
+    imagebind: str = OfficialOptions.imagebind
+    imagebind_rows: str = "trunk"
+    bridge_map: str | None = None
+    # Label table of recorded segmentation pictures and its size; default: the official ids, or the mini suite's 8.
+    seg_labels: str = OFFICIAL_LABELS
+    num_labels: int | None = None
+    # 4M encoder whose config declares domains that are not official ones (only its config.json is read).
+    encoder: str | None = None
+    image_size: int = 224
+    square: str = "crop"
+    half_turns: dict[str, int] = field(default_factory=dict)
+    depth_range_m: tuple[float, float] = (0.011, 10.0)
+
+    # Sensors: view -> metres per stored unit, where a depth camera's unit is not a millimetre (D405: 0.0001). The stream is
+    # then stored anew, in millimetres.
+    depth_scale_m: dict[str, float] = field(default_factory=dict)
+
+    # Machine. "auto" takes a GPU where there is one, and bfloat16 for the estimators on it; tokenizers stay float32.
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 16
+    # Threads that decode and encode pictures.
+    num_workers: int = 4
+
+    # Several processes: filled from the environment of `accelerate launch`; give both by hand on a cluster without it.
+    rank: int | None = None
+    world_size: int | None = None
+    # "auto": rank 0 waits for the others and merges; "never": leave that; "only": merge what is finished.
+    merge: str = "auto"
+    # Minutes that rank 0 waits without any new episode before it gives up.
+    wait_minutes: float = 60.0
+
+    # Frames decoded again and tokenized again at the end, and the share of differing ids that is let pass.
+    verify_frames: int = 64
+    max_mismatch: float = 0.001
+
+    def __post_init__(self) -> None:
+        _choice("tokenizers", self.tokenizers, TOKENIZER_FAMILIES)
+        _choice("depth_output", self.depth_output, DEPTH_OUTPUTS)
+        _choice("merge", self.merge, MERGES)
+        _choice("dtype", self.dtype, DTYPES)
+        _choice("thermal_noise", self.thermal_noise, ("frame", "episode"))
+        for modality in self.modalities:
+            _choice("modalities", modality, DERIVABLE)
+        if not self.modalities:
+            raise ValueError(f"--modalities is empty. Expected some of {list(DERIVABLE)}.")
+        if not self.keep_pictures and not self.tokens:
+            raise ValueError(
+                "--keep_pictures=false and --tokens=false leave nothing to add. Keep one of them."
+            )
+        if self.views is not None:
+            validate_view_map(self.views)
+        for name, low in (("batch_size", 1), ("num_workers", 1), ("thermal_steps", 1), ("image_size", 16)):
+            if getattr(self, name) < low:
+                raise ValueError(f"--{name}={getattr(self, name)}: expected at least {low}.")
+        if (self.rank is None) != (self.world_size is None):
+            raise ValueError("--rank and --world_size belong together: give both or none.")
+        if self.rank is not None and not 0 <= self.rank < (self.world_size or 0):
+            raise ValueError(f"--rank={self.rank}: expected 0 to {(self.world_size or 0) - 1}.")
+        if not 0 <= self.max_mismatch <= 1:
+            raise ValueError(f"--max_mismatch={self.max_mismatch}: expected a share in [0, 1].")
+        near, far = self.relative_range_m
+        if not self.depth_range_m[0] < near < far <= self.depth_range_m[1]:
+            raise ValueError(
+                f"--relative_range_m={self.relative_range_m}: expected near < far within --depth_range_m={self.depth_range_m}."
+            )
+
+    @property
+    def official(self) -> OfficialOptions:
+        """The official networks that make the ids."""
+        return OfficialOptions(
+            self.tokenizer_sources,
+            self.thermal_route,
+            self.imagebind,
+            self.imagebind_rows,
+            self.bridge_map,
+            self.seg_labels,
+        )
+
+    @property
+    def label_count(self) -> int:
+        """Size of the segmentation pictures' label set."""
+        if self.num_labels is not None:
+            return self.num_labels
+        if self.tokenizers == "patch":
+            return len(MINI_LABELS)
+        from multismolvla.tokenizers.labels import LabelTable
+
+        return LabelTable.load(self.seg_labels).num_source_ids
+
+    def recipe(
+        self, view: str, modality: str, fingerprints: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What decides the ids of a stream, see `multismolvla.tokenizers.recipe.token_recipe`."""
+        return token_recipe(
+            modality,
+            family=self.tokenizers,
+            domain=self.domains[modality],
+            image_size=self.image_size,
+            square=self.square,
+            half_turns=self.half_turns.get(view, 0),
+            depth_range_m=self.depth_range_m,
+            num_labels=self.label_count,
+            official=self.official,
+            fingerprints=fingerprints,
+        )
+
+    def content(self) -> dict[str, Any]:
+        """The options that decide what is in the new dataset, as JSON types; equal content may be resumed."""
+        machine = {
+            "output", "dry_run", "device", "num_workers", "rank", "world_size", "merge", "wait_minutes",
+            "verify_frames", "max_mismatch",
+        }  # fmt: skip
+        # These are known by the fingerprints of their files, wherever those are on this machine.
+        places = {
+            "dataset", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind", "bridge_map", "encoder",
+        }  # fmt: skip
+        return {k: _plain(v) for k, v in asdict(self).items() if k not in machine | places}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality of one view in the new dataset.
+
+    Attributes:
+        view: its view.
+        modality: depth, seg or thermal.
+        key: its picture feature.
+        origin: see `multismolvla.modalities.Origin`.
+        derive: estimate it from the view's RGB; otherwise it is read from the source.
+        store: write its pictures (derived, or sensor depth with a corrected scale).
+        scale: factor on the metres that are read.
+        tokenize: cache its ids.
+    """
+
+    view: str
+    modality: str
+    key: str
+    origin: str
+    derive: bool
+    store: bool
+    scale: float = 1.0
+    tokenize: bool = True
+
+    @property
+    def token_key(self) -> str:
+        """Feature of its cached ids."""
+        return token_key(self.view, self.modality)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be in the new dataset.
+
+    Attributes:
+        views: the complete view map, with the keys of what is added.
+        streams: all streams but RGB.
+        notes: what the user should know, e.g. which streams cannot be made.
+    """
+
+    views: ViewMap
+    streams: tuple[Stream, ...]
+    notes: tuple[str, ...]
+
+    def rgb_key(self, view: str) -> str:
+        """RGB feature of a view."""
+        return self.views[view][Modality.RGB]
+
+    def source_keys(self) -> list[str]:
+        """Features to read from the source: sensor streams, and RGB where something is derived from it."""
+        keys = [self.rgb_key(s.view) if s.derive else s.key for s in self.streams]
+        return sorted(set(keys))
+
+    def derived(self) -> tuple[str, ...]:
+        """Modalities that need an estimator."""
+        return tuple(m for m in DERIVABLE if any(s.derive and s.modality == m for s in self.streams))
+
+
+def infer_views(features: Mapping[str, dict[str, Any]], modalities: list[str]) -> ViewMap:
+    """The view map of a dataset: every RGB camera is a view, its other streams follow the naming convention.
+
+    Args:
+        features: of the dataset.
+        modalities: those that each view shall have beside RGB.
+
+    Returns:
+        ``{camera: {"rgb": key, modality: key_modality}}``, in the order of the features.
+
+    Raises:
+        ValueError: the dataset has no RGB camera.
+    """
+    pictures = {k: f for k, f in features.items() if f["dtype"] in ("image", "video")}
+    cameras = [k for k, f in pictures.items() if modality_of(k, f) == Modality.RGB and shape_of(f)[2] == 3]
+    if not cameras:
+        raise ValueError(
+            f"No RGB camera among the picture features {sorted(pictures)}. Name the streams with --views."
+        )
+    wanted = [m for m in MODALITIES if m in modalities]
+    return {
+        key.rsplit(".", 1)[-1]: {str(Modality.RGB): key} | {m: f"{key}_{m}" for m in wanted}
+        for key in cameras
+    }
+
+
+def make_plan(cfg: AnnotateConfig, features: Mapping[str, dict[str, Any]]) -> Plan:
+    """Decide per view and modality what is kept, derived, stored and tokenized.
+
+    Raises:
+        ValueError: nothing to do, or streams of a view that do not fit together.
+    """
+    views = cfg.views or infer_views(features, cfg.modalities)
+    streams, notes = [], []
+    for view, by_modality in views.items():
+        rgb = by_modality.get(Modality.RGB)
+        for modality in (m for m in MODALITIES if m in cfg.modalities and m in by_modality):
+            key = by_modality[modality]
+            tokenize = cfg.tokens and not (
+                modality == Modality.THERMAL and cfg.tokenizers == "official" and cfg.thermal_route == "soft"
+            )
+            if key in features:
+                info = features[key].get("info") or {}
+                scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
+                if rgb in features:
+                    _check_aspect(cfg, view, key, features[key], features[rgb])
+                origin = str(info.get("origin", Origin.SENSOR))
+                streams.append(Stream(view, modality, key, origin, False, scale != 1.0, scale, tokenize))
+            elif rgb in features:
+                origin = str(Origin.DERIVED)
+                streams.append(Stream(view, modality, key, origin, True, cfg.keep_pictures, 1.0, tokenize))
+            else:
+                notes.append(f"{view}: no {modality}, the dataset has neither {key} nor this view's RGB.")
+    unknown = sorted(
+        set(cfg.depth_scale_m) - {s.view for s in streams if not s.derive and s.modality == Modality.DEPTH}
+    )
+    if unknown:
+        raise ValueError(
+            f"--depth_scale_m names {unknown[0]!r}, which is no view with recorded depth. Views: {list(views)}."
+        )
+    if not streams:
+        raise ValueError(
+            f"Nothing to annotate: {' '.join(notes) or 'no view has a stream.'} Correct --views."
+        )
+    _check_labels(cfg, streams)
+    notes += [
+        f"{s.token_key} is in the dataset already; the ids are made anew."
+        for s in streams
+        if s.tokenize and s.token_key in features
+    ]
+    return Plan(dict(views), tuple(streams), tuple(notes))
+
+
+def _check_aspect(
+    cfg: AnnotateConfig, view: str, key: str, stream: dict[str, Any], rgb: dict[str, Any]
+) -> None:
+    """Streams of a view are taken as registered to its RGB; other aspect ratios prove that they are not."""
+    (h, w, _), (rgb_h, rgb_w, _) = shape_of(stream), shape_of(rgb)
+    if cfg.square == "crop" and abs((w / h) / (rgb_w / rgb_h) - 1) > _ASPECT_TOLERANCE:
+        raise ValueError(
+            f"View {view!r}: {key} is {w}x{h} and its RGB {rgb_w}x{rgb_h}. Streams of a view must show the same field of view, "
+            "pixel on pixel after scaling; LeRobot's RealSense driver does not align them. Align when recording (rs.align), "
+            "crop the stream, leave it out of --views, or accept a stretched picture with --square=stretch."
+        )
+
+
+def _check_labels(cfg: AnnotateConfig, streams: list[Stream]) -> None:
+    derived = [s for s in streams if s.modality == Modality.SEG and s.derive]
+    if derived and cfg.seg_labels != OFFICIAL_LABELS:
+        raise ValueError(
+            f"--seg_labels={cfg.seg_labels} is the label set of recorded segmentation, but {derived[0].key} would be estimated, in "
+            f"{OFFICIAL_LABELS}. A dataset has one label set: leave segmentation out of that view in --views."
+        )
+    if derived and cfg.tokenizers == "patch" and cfg.tokens:
+        raise ValueError(
+            f"{derived[0].key} would be estimated in the {NUM_OFFICIAL_LABELS} classes of {OFFICIAL_LABELS}; the weight-free "
+            "tokenizers code at most 8. Use --tokenizers=official, or leave seg out of --modalities."
+        )
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"--{name}={value!r} is unknown. Expected one of {list(allowed)}.")
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types, so that stored and current options compare equal."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
