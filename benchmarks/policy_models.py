@@ -192,7 +192,7 @@ class PolicyFactory:
 
         folder = self.scratch / "fourm"
         if not (folder / "config.json").is_file():
-            domains = [self.preset.domains[m] for m in self.options.modalities]
+            domains = [d for m in self.options.modalities for d in self.preset.domains[m].split("+")]
             FourMEncoder(self.preset.fourm(), domains).save_pretrained(folder)
         return folder
 

@@ -1,0 +1,222 @@
+"""What cached ids save: a stage-2 training step from ids against one that tokenizes its pictures.
+
+    python benchmarks/cached_ids.py
+
+Official architectures of depth, segmentation and thermal (route vision: ImageBind's vision branch, dense and global ids), every
+network at half the official width and a third of its depth, so that a CPU can do it; so each costs about a twelfth of what it
+officially does, and the ratio stays near the official one. Random weights: time does not depend on their values.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from policy_models import Options, PolicyFactory, Sizes
+
+if TYPE_CHECKING:
+    import torch
+
+BASELINE = "ids of all"
+PRESETS = ("third", "smallest")
+
+
+@dataclass
+class CachedIdsBenchmark:
+    """Options of benchmarks/cached_ids.py."""
+
+    preset: str = "third"  # half the official width, a third of the depth; or smallest (for tests)
+    batch_size: int = 1  # observations, each of two views
+    rounds: int = 7
+    warmup: int = 1
+    device: str = "cpu"  # or cuda
+    threads: int = 1  # of PyTorch on the CPU; 0 = PyTorch's choice
+    seed: int = 0
+    scratch: Path | None = None  # where a temporary folder for random weights is made (0.5 GB)
+    output: Path = Path("outputs/benchmarks/cached_ids.json")
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"--preset={self.preset!r}: expected one of {list(PRESETS)}.")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Widths, depths and heads of the networks."""
+
+    encoder: tuple[int, int, int]
+    imagebind: tuple[int, int, int]
+    language: tuple[int, int, int, int]  # width, layers, heads, key-value heads
+
+
+# official: encoder and tokenizers 768 x 12 (12 heads), ImageBind's vision branch 1280 x 32 (16), language model 960 x 16 (15)
+SCALES = {
+    "third": Scale((384, 4, 6), (640, 11, 8), (480, 5, 15, 5)),
+    "smallest": Scale((32, 1, 2), (40, 1, 4), (48, 2, 3, 1)),
+}
+
+
+def run(cfg: CachedIdsBenchmark) -> dict[str, Any]:
+    """Build, measure, print and write. Returns what is written."""
+    import torch
+
+    if cfg.threads > 0:
+        torch.set_num_threads(cfg.threads)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=cfg.scratch) as folder:
+        policy, factory = _build(cfg, Path(folder))
+        pictures = factory.batch(cfg.batch_size, policy.config.chunk_size)
+        ids, lengths = _ids(policy, pictures)  # also loads the tokenizers, before anything is timed
+        only_thermal_live = {k: v for k, v in pictures.items() if "depth" not in k and "seg" not in k}
+        batches = {
+            BASELINE: ids,
+            "ids, thermal live": only_thermal_live | {k: v for k, v in ids.items() if "thermal" not in k},
+            "all live": pictures,
+        }
+        machine = Machine()
+        cases = {name: _step(policy, batch, cfg.device) for name, batch in batches.items()}
+        series = interleave(cases, cfg.rounds, cfg.warmup, "training step")
+    content: dict[str, Any] = {
+        "benchmark": "cached_ids",
+        "config": asdict(cfg),
+        "ids_per_view": lengths,
+        "bytes_per_view": 2 * sum(lengths.values()),
+        "ratios": ratios(series, BASELINE),
+        "results": {name: own.to_dict() for name, own in series.items()},
+        "machine": machine.report(),
+    }
+    title = (
+        f"stage-2 training step, preset {cfg.preset}, batch size {cfg.batch_size}, two views, {cfg.device}"
+    )
+    print(table(title, series, content["ratios"], BASELINE))
+    print(f"cache: {content['bytes_per_view']} bytes per view and frame ({lengths})")
+    print(machine_line(content["machine"]))
+    write_json(cfg.output, content)
+    return content
+
+
+def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
+    """A policy in stage ``robust`` whose tokenizers are on disk, and the factory that makes its batches."""
+    scale = SCALES[cfg.preset]
+    sources = _write_tokenizers(folder / "tokenizers", scale)
+    dim, depth, heads = scale.encoder
+    domains = {
+        "rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224",
+        "thermal": "tok_imagebind@224+tok_imagebind_global",
+    }  # fmt: skip
+    width, layers, query_heads, key_heads = scale.language
+
+    def encoder() -> Any:
+        from multismolvla.fourm import FourMConfig
+
+        names = tuple(d for several in domains.values() for d in several.split("+"))
+        return FourMConfig(dim=dim, encoder_depth=depth, num_heads=heads, domains_in=names)
+
+    preset = Sizes(
+        vlm={
+            "text_width": width, "text_layers": layers, "text_heads": query_heads, "text_kv_heads": key_heads,
+            "text_mlp": 8 * width // 3, "vision_width": 32, "vision_layers": 1, "image_size": 64, "patch_size": 8,
+        },
+        vocab=264,
+        fourm=encoder,
+        domains=domains,
+        policy={"num_vlm_layers": layers, "resize_imgs_with_padding": (64, 64)},
+        bridge={
+            "tokenizers": "official", "tokenizer_sources": sources, "imagebind": str(folder / "tokenizers/network"),
+            "imagebind_rows": "norm", "seg_labels": "mini",
+        },
+        side=256,
+        batch_size=1,
+    )  # fmt: skip
+    factory = PolicyFactory(preset, Options(list(domains), "robust", "expert", cfg.device, cfg.seed), folder)
+    return factory.build("fourm").train(), factory
+
+
+def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
+    """Random tokenizers and ImageBind in the official layout."""
+    import torch
+
+    from multismolvla import weights
+    from multismolvla.thermal.tiny import write_tiny_imagebind
+    from multismolvla.tokenizers.official import VQConfig, VQTokenizer
+
+    dim, depth, heads = scale.encoder
+    features, blocks, feature_heads = scale.imagebind
+    write_tiny_imagebind(
+        folder / "network",
+        vision_width=features,
+        thermal_width=dim,
+        num_blocks=blocks,
+        num_heads=feature_heads,
+    )
+    vit = {
+        "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid", "latent_dim": 32,
+        "encoder": {"dim": dim, "depth": depth, "num_heads": heads}, "post_mlp": True, "codebook_size": 8192,
+    }  # fmt: skip
+    configs: dict[str, dict[str, Any]] = {
+        "depth": vit | {"n_channels": 1},
+        "seg": vit | {"n_channels": 64, "n_labels": 134, "codebook_size": 4096},
+        "imagebind": vit | {"n_channels": features, "patch_proj": False},
+        "imagebind_global": {
+            "image_size": 224, "enc_type": f"BottleneckMLP/B_2-Wi_{dim}", "patch_size": 16, "quant_type": "memcodes",
+            "latent_dim": 512, "num_codebooks": 16, "codebook_size": 8192, "n_channels": features, "patch_proj": False,
+            "post_mlp": True,
+        },
+    }  # fmt: skip
+    for part, config in configs.items():
+        g = torch.Generator().manual_seed(0)
+        state = VQTokenizer(VQConfig.from_dict(config)).state_dict()
+        weights.write(
+            folder / part, config, {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in state.items()}
+        )
+    return {part: str(folder / part) for part in configs}
+
+
+def _ids(policy: Any, pictures: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """The batch with ids in place of pictures, and the number of ids per modality."""
+    import torch
+
+    from multismolvla.modalities import Modality, token_key, valid_key
+    from multismolvla.tower import tokenize_view
+
+    tower, out, lengths = policy.model.tower, dict(pictures), {}
+    for view, streams in policy.config.views.items():
+        for modality, key in streams.items():
+            if modality == Modality.RGB:
+                continue
+            picture = {modality: out.pop(key)}
+            if modality == Modality.DEPTH:
+                picture["depth_valid"] = out.pop(valid_key(key))
+            ids = tokenize_view(modality, picture, tower.tokenizers[modality], tower.image_size, tower.square)
+            out[token_key(view, modality)] = ids.to(torch.int16)
+            lengths[modality] = ids.shape[1]
+    return out, lengths
+
+
+def _step(policy: Any, batch: dict[str, torch.Tensor], device: str) -> Case:
+    """Forward, backward, clipping and AdamW."""
+    import torch
+
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+
+    def step() -> None:
+        policy.forward(dict(batch))[0].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Case(step, wait=torch.cuda.synchronize if device.startswith("cuda") else None)
+
+
+def main() -> None:
+    """Command line entry."""
+    import draccus
+
+    run(draccus.parse(CachedIdsBenchmark))
+
+
+if __name__ == "__main__":
+    main()
