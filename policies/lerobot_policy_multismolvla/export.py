@@ -20,7 +20,9 @@ from peft import PeftConfig, PeftModel
 
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
+from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.sources import licence_of
+from multismolvla.tokenizers.recipe import split_domains
 
 from .checkpoints import tensors_hash
 from .configuration_multismolvla import MultiSmolVLAConfig
@@ -165,11 +167,12 @@ def policy_encoder(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(
             f"{checkpoint} has vision_tower={config.vision_tower!r} and no 4M encoder to slim down."
         )
-    domains = [d for m in config.tower_modalities for d in config.domains[m].split("+")]
+    domains = [d for m in config.tower_modalities for d in split_domains(config.domains[m])]
     return {
         "encoder": config.encoder,
         "revision": config.encoder_revision,
-        "modalities": domains,
+        # soft modalities are the policy's own and lie in its checkpoint
+        "modalities": [d for d in domains if not d.startswith(SOFT_PREFIX)],
         "encoder_hash": config.encoder_hash,
     }
 

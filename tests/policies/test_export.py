@@ -17,6 +17,7 @@ from tiny_policy import chunk
 
 from lerobot_policy_multismolvla import export as work
 from lerobot_policy_multismolvla.checkpoints import tensors_hash
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
 from multismolvla.fourm import FourMConfig, FourMEncoder
@@ -96,6 +97,27 @@ def test_a_policy_accepts_the_slim_encoder_it_names(make_policy, batch, hub, tmp
     again = MultiSmolVLAPolicy.from_pretrained(tmp_path / "policy", config=config)
     assert again.config.encoder_hash == policy.config.encoder_hash
     assert torch.equal(chunk(again.eval(), batch), chunk(policy.eval(), batch))
+
+
+@pytest.mark.parametrize(
+    ("thermal", "route", "kept"),
+    [
+        ("tok_imagebind@224+tok_imagebind_global", "vision", ["tok_imagebind@224", "tok_imagebind_global"]),
+        ("soft_thermal@224", "soft", []),  # learned by the policy and saved with it
+    ],
+)
+def test_the_modalities_of_a_policy(thermal, route, kept, tmp_path) -> None:
+    domains = {"rgb": "rgb@224", "thermal": thermal}
+    MultiSmolVLAConfig(
+        tokenizers="official", thermal_route=route, domains=domains, device="cpu"
+    ).save_pretrained(tmp_path)
+    assert work.policy_encoder(tmp_path)["modalities"] == ["rgb@224", *kept]
+
+
+def test_a_policy_without_the_tower_has_nothing_to_slim(tmp_path) -> None:
+    MultiSmolVLAConfig(vision_tower="siglip", device="cpu").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no 4M encoder to slim down"):
+        work.policy_encoder(tmp_path)
 
 
 def test_another_encoder_than_the_policys_is_refused(make_policy, hub, tmp_path, capsys) -> None:
