@@ -267,7 +267,14 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
 
     def _pictures_known_by_their_tokens(self, features: dict[str, PolicyFeature]) -> dict[str, PolicyFeature]:
-        """Streams of which the data hold cached ids only; at run time their pictures are expected."""
+        """Streams of which the data hold cached ids only; at run time their pictures are expected.
+
+        None where the data also have pictures that nobody declared: LeRobot 0.6.1 wants the data's pictures to be a subset
+        of the policy's or the other way round, and neither would be. What the policy reads depends on the views alone.
+        """
+        declared = self.stream_keys()
+        if any(f.type is FeatureType.VISUAL and k not in declared for k, f in features.items()):
+            return {}
         found = {}
         for token, (view, modality) in self.token_keys().items():
             key = self.views[view][modality]

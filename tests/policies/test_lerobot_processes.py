@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
+from processes import command, common, environment, finish, logged, start
 from safetensors.torch import load_file
 from tiny_dataset import REPO_ID
 
@@ -28,43 +27,6 @@ from multismolvla.dropout import dropout_probability, sample_presence, step_gene
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 STEPS, SAVE = 12, 4
-HERE = Path(__file__).parent
-
-
-def environment() -> dict[str, str]:
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    sources = os.pathsep.join(
-        [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # finds the fake arm
-    return os.environ | quiet | {"PYTHONPATH": sources}
-
-
-def command(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
-
-
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start ``lerobot-train`` with its output in ``folder``'s log."""
-    with folder.with_suffix(".log").open("a") as log:
-        return subprocess.Popen(
-            [command("lerobot-train"), *options],
-            env=environment(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def finish(process: subprocess.Popen[str], folder: Path) -> str:
-    code = process.wait(timeout=200)
-    log = folder.with_suffix(".log").read_text()
-    assert code == 0, log[-4000:]
-    return log
 
 
 def kill_after_first_checkpoint(process: subprocess.Popen[str], folder: Path) -> int:
@@ -80,17 +42,9 @@ def kill_after_first_checkpoint(process: subprocess.Popen[str], folder: Path) ->
     return int(last.resolve().name)
 
 
-def common(data: Path, folder: Path) -> list[str]:
-    return [
-        f"--dataset.repo_id={REPO_ID}", f"--dataset.root={data}", "--dataset.depth_output_unit=m",
-        "--dataset.use_imagenet_stats=false", f"--steps={STEPS}", f"--save_freq={SAVE}", "--batch_size=2",
-        "--num_workers=0", "--log_freq=1", "--env_eval_freq=0", "--wandb.enable=false", "--seed=1", f"--output_dir={folder}",
-    ]  # fmt: skip
-
-
 def stage_one(data: Path, hub: Path, folder: Path) -> list[str]:
     return [
-        *common(data, folder), "--policy.type=multismolvla", "--policy.stage=connector",
+        *common(data, folder, STEPS, SAVE), "--policy.type=multismolvla", "--policy.stage=connector",
         f"--policy.base_checkpoint={hub / 'base'}", f"--policy.vlm_model_name={hub / 'vlm'}",
         f"--policy.encoder={hub / 'fourm'}", f"--policy.domains={json.dumps(MINI_DOMAINS)}", "--policy.image_size=64",
         "--policy.load_vlm_weights=false", "--policy.fusion_grid=8", "--policy.connector_grid=8",
@@ -101,7 +55,7 @@ def stage_one(data: Path, hub: Path, folder: Path) -> list[str]:
 
 def stage_two(data: Path, checkpoint: Path, folder: Path) -> list[str]:
     return [
-        *common(data, folder), f"--policy.path={checkpoint}", "--policy.stage=robust", f"--policy.curriculum_steps={STEPS}",
+        *common(data, folder, STEPS, SAVE), f"--policy.path={checkpoint}", "--policy.stage=robust", f"--policy.curriculum_steps={STEPS}",
         "--peft.method_type=LORA", "--peft.r=4",
     ]  # fmt: skip
 
@@ -111,11 +65,6 @@ def resume(folder: Path) -> list[str]:
         f"--config_path={folder / 'checkpoints/last/pretrained_model/train_config.json'}",
         "--resume=true",
     ]
-
-
-def logged(name: str, log: str) -> list[float]:
-    """The values of one quantity that the trainer logged, step by step."""
-    return [float(word.removeprefix(f"{name}:")) for word in log.split() if word.startswith(f"{name}:")]
 
 
 def policy_config(folder: Path) -> dict[str, Any]:

@@ -81,6 +81,19 @@ def test_ids_are_never_normalised_and_their_pictures_are_expected_at_run_time(ca
     assert cfg.input_features[VIEWS["image"]["depth"]].type is FeatureType.VISUAL
 
 
+def test_a_camera_that_nobody_declared_may_stand_beside_ids(cached, make_config):
+    from lerobot.policies.utils import validate_visual_features_consistency
+
+    info = json.loads((cached[1] / "meta/info.json").read_text())["features"]
+    stray = {"observation.images.side": dict(info[VIEWS["image"]["rgb"]])}
+    for extra in ({}, stray):
+        data = dataset_to_policy_features(info | extra)
+        cfg = make_config(input_features=dict(data))
+        cfg.validate_features()
+        validate_visual_features_consistency(cfg, data)  # as LeRobot's factory does
+    assert set(cfg.image_features) == set(cfg.rgb_keys)
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("image_size", 32), ("num_labels", 7), ("half_turns", {"image": 1})]
 )
