@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 
 
+def checkpoint_path(path: str) -> str | None:
+    """The checkpoint in a policy's path as it stands in ``--policies``; ``None`` for a built-in policy."""
+    return None if path.startswith("builtin:") else path.removeprefix("blind:")
+
+
 def resolve_checkpoint(path: str) -> str:
     """The folder with ``config.json`` that a path means.
 

@@ -11,7 +11,9 @@ from multismolvla.modalities import MODALITIES, default_view_map
 from multismolvla_eval.results import Row
 
 #: Rows by (policy, condition) and (task, episode).
-Index = dict[tuple[str, str], dict[tuple[int, int], Row]]
+#: What pairs two rows: (suite, task) and (repetition, episode).
+Place = tuple[tuple[str, int], tuple[int, int]]
+Index = dict[tuple[str, str], dict[Place, Row]]
 
 
 def faulted_streams(condition_id: str, manifest: dict[str, Any]) -> dict[str, set[str]]:

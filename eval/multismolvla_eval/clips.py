@@ -27,7 +27,7 @@ LAST_FRAME_MS = 1500
 def clip_name(episode: Episode) -> str:
     """File name of an episode's clip, the same in every run."""
     condition = re.sub(r"[^A-Za-z0-9_.@=+-]", "-", episode.condition)
-    return f"{episode.policy}__{condition}__task{episode.task_id}__{episode.episode}.webp"
+    return f"{episode.policy}__{condition}__{episode.suite}-{episode.task_id}__{episode.episode}.webp"
 
 
 class ClipRecorder:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Policies that need no checkpoint. They bound the results from below and check the harness.
-BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random")
+#: Policies that need no checkpoint: standing still and chance bound the results from below, the scripted expert, which
+#: reads the simulator's state, bounds them from above.
+BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert")
 #: A name becomes part of file names and of the report's anchors.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -19,19 +20,24 @@ class EnvironmentArguments:
 
     # A LeRobot environment type, or `package.module:attribute` naming an `EnvironmentSource` factory.
     type: str = "multismolvla_libero"
-    # Suite, as in LeRobot's --env.task.
+    # Suites, comma-separated as in LeRobot's --env.task, e.g. libero_spatial,libero_object,libero_goal,libero_10.
     task: str = "multismolvla_mini"
-    # Tasks of the suite; all when left out.
+    # Tasks of every suite; all when left out.
     task_ids: list[int] | None = None
     # Further fields of the environment's configuration, e.g. '{observation_height: 256, observation_width: 256}'.
     options: dict[str, Any] = field(default_factory=dict)
+
+    def suites(self) -> list[str]:
+        """Names of the suites, in order."""
+        return list(dict.fromkeys(name.strip() for name in self.task.split(",") if name.strip()))
 
 
 @dataclass
 class EvalConfig:
     """Paired evaluation of policies under failing sensors."""
 
-    # What is evaluated: `name=path`, path being a checkpoint folder or hub id, or `name=builtin:zero`.
+    # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `blind:` and one of those (the same
+    # policy without pictures), or `builtin:` and one of zero, random, expert.
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
@@ -44,13 +50,16 @@ class EvalConfig:
     episodes: int | None = None
     # Episodes per task of C0; the level's number when left out.
     clean_episodes: int | None = None
+    # Repetitions of C0 with other environment and noise seeds; the level's number when left out.
+    clean_seeds: int | None = None
     # Everything random derives from it: environment, policy noise, faults, each from its own generator.
     seed: int = 0
     # Results are appended here; the same command continues an interrupted run.
     output: Path = Path("outputs/eval")
     # Simulator processes on this machine, each with its own copy of the policies.
     workers: int = 1
-    # `i/n`: this process runs every n-th episode, starting with the i-th (job arrays, several machines).
+    # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
+    # `accelerate launch` divide it further.
     shard: str = "0/1"
     # Device of the policies; the checkpoint's own choice when left out.
     device: str | None = None
@@ -90,6 +99,10 @@ class EvalConfig:
                 raise ValueError(
                     f"--policies uses the name {name!r} twice. Give every policy a name of its own."
                 )
+            if path.startswith("blind:builtin:"):
+                raise ValueError(
+                    f"--policies has the entry {text!r}; built-in policies look at no picture anyway. blind: takes a checkpoint."
+                )
             if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
                 raise ValueError(
                     f"Unknown built-in policy {path!r}. Known: {[f'builtin:{n}' for n in BUILTIN_POLICIES]}."
@@ -110,17 +123,6 @@ class EvalConfig:
             raise ValueError(f"--baseline={self.baseline} is none of the policies {names}.")
         return self.baseline
 
-    def shard_numbers(self) -> tuple[int, int]:
-        """``(i, n)`` of ``--shard=i/n``.
-
-        Raises:
-            ValueError: not of that form, or i is not below n.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"--shard={self.shard} must be i/n with 0 <= i < n, e.g. 0/4.")
-        return int(match[1]), int(match[2])
-
     def check(self) -> None:
         """Check what can be known before anything is loaded.
 
@@ -128,16 +130,18 @@ class EvalConfig:
             ValueError: an option has no meaning; the message names it as typed.
         """
         self.baseline_name()
-        self.shard_numbers()
         for option, value, least in (
             ("workers", self.workers, 1),
             ("episodes", self.episodes, 1),
             ("clean_episodes", self.clean_episodes, 1),
+            ("clean_seeds", self.clean_seeds, 1),
             ("clips", self.clips, 0),
         ):
             if value is not None and value < least:
                 raise ValueError(f"--{option}={value} must be at least {least}.")
         if self.env.task_ids is not None and not self.env.task_ids:
             raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
+        if not self.env.suites():
+            raise ValueError(f"--env.task={self.env.task!r} names no suite, e.g. libero_object.")
         if self.episode_timeout <= 0:
             raise ValueError(f"--episode_timeout={self.episode_timeout} must be positive (seconds).")

@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
 from multismolvla_eval.config import EvalConfig
+from multismolvla_eval.plan import Counts
 from multismolvla_eval.provenance import hardware, package_versions, source_commit
 from multismolvla_eval.results import MANIFEST, SCHEMA, ResultsError, fingerprint, read_manifest
+
+#: What two episodes of a suite must share to be compared. Everything else that a source says is for the reader.
+WORLD = (
+    "type",
+    "max_steps",
+    "assets",
+    "labels",
+    "init_split",
+    "render_quality",
+    "num_steps_wait",
+    "mini_version",
+)
+#: What all suites of a run have in common, said once.
+SHARED = ("type", "fps", "streams", "origins")
 
 
 def build_manifest(
     config: EvalConfig,
     facts: dict[str, Any],
     conditions: Sequence[Condition],
-    clean_episodes: int,
-    condition_episodes: int,
+    counts: Counts,
     command: Sequence[str],
 ) -> dict[str, Any]:
     """The manifest of a new run, or of the one in the output folder, extended by what this call adds.
 
     Args:
         config: options.
-        facts: a worker's description of environment and policies.
+        facts: a worker's description of suites and policies.
         conditions: of this call.
-        clean_episodes: episodes per task of C0.
-        condition_episodes: episodes per task of the others.
+        counts: episodes per task.
         command: the command line.
 
     Raises:
-        ResultsError: the folder holds another run, or a policy of that name with another checkpoint.
+        ResultsError: the folder holds another run, a suite of that name with other assets or limits, or a policy of
+            that name with another checkpoint.
     """
     comparable = {
         "schema": SCHEMA,
-        "env": {"type": config.env.type, "task": config.env.task, "options": config.env.options},
-        "facts": {k: facts["env"].get(k) for k in ("max_steps", "assets", "labels")},
+        "env": {"type": config.env.type, "options": config.env.options},
         "seed": config.seed,
         "corruption_version": CORRUPTION_VERSION,
     }
@@ -48,15 +62,13 @@ def build_manifest(
         "comparable": comparable,
         "created": now,
         "level": config.level if config.conditions is None else "custom",
-        "suite": facts["suite"],
-        "tasks": facts["tasks"],
+        "suites": {name: {**suite, "world": world(suite)} for name, suite in facts["suites"].items()},
         "cameras": facts["cameras"],
-        "env": facts["env"],
+        "env": {k: v for k, v in next(iter(facts["suites"].values())).items() if k in SHARED},
         "policies": facts["policies"],
         "baseline": config.baseline_name(),
         "conditions": [c.id for c in conditions],
-        "clean_episodes": clean_episodes,
-        "episodes": condition_episodes,
+        **asdict(counts),
         "seed": config.seed,
         "workers": config.workers,
         **made_with,
@@ -71,8 +83,13 @@ def build_manifest(
     return manifest
 
 
+def world(suite: dict[str, Any]) -> str:
+    """Hash of what makes a suite's episodes comparable; every row carries it."""
+    return fingerprint({k: suite.get(k) for k in WORLD})
+
+
 def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    """``new`` with what ``old`` already had; conditions, policies, tasks and episodes may be added to a run.
+    """``new`` with what ``old`` already had; suites, tasks, conditions, policies and episodes may be added to a run.
 
     A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
     """
@@ -90,16 +107,31 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
                 f"Policy {name!r} has changed since this run began (checkpoint {policy['checkpoint']}, now "
                 f"{known['checkpoint']}). Give it another name or choose another --output."
             )
+    for name, suite in old["suites"].items():
+        now = new["suites"].get(name)
+        if now is not None and now["world"] != suite["world"]:
+            differing = [
+                f"{k} {suite.get(k)!r}, now {now.get(k)!r}" for k in WORLD if suite.get(k) != now.get(k)
+            ]
+            raise ResultsError(
+                f"The suite {name!r} has changed since this run began: {'; '.join(differing)[:300]}. Choose another "
+                "--output, or bring back what it was."
+            )
     made_with = {k: old.get(k) for k in ("versions", "commit", "hardware")}
     return {
         **new,
         "created": old["created"],
-        "clean_episodes": max(old["clean_episodes"], new["clean_episodes"]),
-        "episodes": max(old["episodes"], new["episodes"]),
+        **{k: max(old[k], new[k]) for k in ("clean_episodes", "episodes", "clean_seeds")},
         "provenance": [*old.get("provenance", [{"time": old["created"], **made_with}]), *new["provenance"]],
         "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
         "policies": {**old["policies"], **new["policies"]},
         "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
-        "tasks": {**old["tasks"], **new["tasks"]},
+        "suites": {**old["suites"], **{n: _with_tasks(old, n, s) for n, s in new["suites"].items()}},
         "commands": [*old["commands"], *(c for c in new["commands"] if c not in old["commands"])],
     }
+
+
+def _with_tasks(old: dict[str, Any], name: str, suite: dict[str, Any]) -> dict[str, Any]:
+    """A suite with the tasks that earlier calls ran."""
+    earlier = old["suites"].get(name, {}).get("tasks", {})
+    return {**suite, "tasks": {**earlier, **suite["tasks"]}}

@@ -32,7 +32,7 @@ def reader_notes(
         notes.append(
             f"Level {manifest.get('level')!r} gives a first look. Only the levels standard and full may be quoted."
         )
-    if manifest["suite"] == "multismolvla_mini":
+    if "multismolvla_mini" in manifest["suites"]:
         notes.append(
             "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not comparable with "
             "published LIBERO results."
@@ -66,14 +66,18 @@ def reader_notes(
 
 
 def _repeat_notes(manifest: dict[str, Any], rows: Sequence[Row]) -> list[str]:
-    states = manifest["env"].get("init_states")
-    most = max(Counter((r["policy"], r["condition"], r["task_id"]) for r in rows).values())
-    if states is None or most <= states:
-        return []
-    return [
-        f"Up to {most} episodes per task share {states} different initial states: the further ones repeat a start with "
-        "other policy noise, so they are not independent and the intervals are too narrow."
-    ]
+    notes = []
+    for name, suite in manifest["suites"].items():
+        cells = Counter(
+            (r["policy"], r["condition"], r["task_id"], r["seed"]) for r in rows if r["suite"] == name
+        )
+        states, most = suite.get("init_states"), max(cells.values(), default=0)
+        if states is not None and most > states:
+            notes.append(
+                f"Up to {most} episodes per task of {name} share {states} different initial states: the further ones repeat "
+                "a start with other policy noise, so they are not independent and the intervals are too narrow."
+            )
+    return notes
 
 
 def _provenance_notes(manifest: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from multismolvla.corruption import CLEAN, Condition
@@ -22,6 +22,8 @@ class Episode:
         episode: number within the cell; also the number of the initial state in the evaluation split, so that episode
             i starts the same way for every policy and condition.
         clip: whether to keep pictures.
+        seed: number of the repetition. Only C0 is repeated: environment seed and policy noise differ between
+            repetitions, initial states do not. Arms are paired within a seed.
     """
 
     policy: str
@@ -30,6 +32,7 @@ class Episode:
     condition: str
     episode: int
     clip: bool = False
+    seed: int = 0
 
     @property
     def key(self) -> str:
@@ -37,37 +40,53 @@ class Episode:
         return episode_key(asdict(self))
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Episodes per task.
+
+    Attributes:
+        clean_episodes: of C0, per seed; at most so many different initial states are used.
+        episodes: of every other condition.
+        clean_seeds: repetitions of C0 with different environment and noise seeds.
+    """
+
+    clean_episodes: int
+    episodes: int
+    clean_seeds: int = 1
+
+
 def episodes(
     policies: Sequence[str],
-    suite: str,
-    task_ids: Sequence[int],
+    tasks: Mapping[str, Sequence[int]],
     conditions: Sequence[Condition],
-    clean_episodes: int,
-    condition_episodes: int,
+    counts: Counts,
     clips: int = 0,
 ) -> list[Episode]:
     """All episodes of a run, ordered so that every look at a running evaluation is fair and early.
 
     Cells advance together in proportion to their length: after a tenth of the time every cell has about a tenth of its
-    episodes; C0 leads each round; policies alternate on the same episode, so their comparison is always paired.
+    episodes; C0 leads each round and its repetitions end it; a round goes through all suites; policies alternate on
+    the same episode, so their comparison is always paired.
 
     Args:
         policies: names.
-        suite: suite name.
-        task_ids: tasks.
+        tasks: task ids per suite.
         conditions: arms, C0 first.
-        clean_episodes: episodes per task of C0.
-        condition_episodes: episodes per task of the others.
-        clips: how many tasks keep a clip of episode 0, per policy and condition.
+        counts: episodes per task.
+        clips: how many tasks of each suite keep a clip of episode 0, per policy and condition.
     """
-    counts = [clean_episodes if c == CLEAN else condition_episodes for c in conditions]
+    cells = [(c, 0, counts.clean_episodes if c == CLEAN else counts.episodes) for c in conditions]
+    repetitions = range(1, counts.clean_seeds) if CLEAN in conditions else ()
+    cells += [(CLEAN, seed, counts.clean_episodes) for seed in repetitions]
     slots = sorted(
-        (number / count, cell, number) for cell, count in enumerate(counts) for number in range(count)
+        (number / count, cell, number) for cell, (_, _, count) in enumerate(cells) for number in range(count)
     )
     return [
-        Episode(policy, suite, task_id, conditions[cell].id, number, number == 0 and position < clips)
+        Episode(policy, suite, task_id, cells[cell][0].id, number, clip, cells[cell][1])
         for _, cell, number in slots
+        for suite, task_ids in tasks.items()
         for position, task_id in enumerate(task_ids)
+        for clip in [number == 0 and cells[cell][1] == 0 and position < clips]
         for policy in policies
     ]
 

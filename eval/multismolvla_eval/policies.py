@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,16 +25,21 @@ class Policy(Protocol):
     Attributes:
         config: LeRobot's configuration, ``None`` for built-in policies.
         checkpoint: hash of weights and configuration.
+        privileged: whether it reads the simulator's state; such a policy bounds the others from above.
     """
 
     config: Any
     checkpoint: str
+    privileged: bool
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
 
     def reset(self) -> None:
         """Forget the last episode."""
+
+    def watch(self, env: gym.Env) -> None:
+        """The raw environment of the episode, just reset; only privileged policies look at it."""
 
     def prepare(self, batch: Batch) -> Batch:
         """The policy's own pre-processor: what comes out stands at the encoder's door."""
@@ -62,6 +68,7 @@ class BuiltinPolicy:
     """A policy without weights: ``zero`` stands still, ``random`` draws uniformly from [-1, 1]."""
 
     config = None
+    privileged = False
 
     def __init__(self, kind: str, action_dim: int) -> None:
         self.kind, self.action_dim = kind, action_dim
@@ -73,6 +80,9 @@ class BuiltinPolicy:
 
     def reset(self) -> None:
         """Nothing to forget."""
+
+    def watch(self, env: gym.Env) -> None:
+        """It needs no simulator."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing to prepare."""
@@ -101,6 +111,8 @@ class LeRobotPolicy:
     Raises:
         FileNotFoundError: the path is a folder without a policy.
     """
+
+    privileged = False
 
     def __init__(
         self, path: str, source: EnvironmentSource, device: str | None, rename_map: dict[str, str]
@@ -150,6 +162,9 @@ class LeRobotPolicy:
         self.policy.reset()
         self.preprocessor.reset()
         self.postprocessor.reset()
+
+    def watch(self, env: gym.Env) -> None:
+        """It sees what the environment observes and nothing else."""
 
     def prepare(self, batch: Batch) -> Batch:
         """The policy's pre-processor pipeline."""

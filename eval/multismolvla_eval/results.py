@@ -19,7 +19,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+#: 2: several suites per run, repetitions of C0 (`seed`), hash of the executed actions.
+SCHEMA = 2
 MANIFEST = "run.json"
 SHARD_PATTERN = "episodes-*.jsonl"
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -30,6 +31,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "task_id": int,
     "condition": str,
     "episode": int,
+    "seed": int,
     "init_state": int,
     "success": bool,
     "steps": int,
@@ -54,7 +56,16 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 def episode_key(row: Mapping[str, Any]) -> str:
     """Identity of an episode within a run."""
-    return f"{row['policy']}|{row['suite']}|{row['task_id']}|{row['condition']}|{row['episode']}"
+    return "|".join(str(row[k]) for k in ("policy", "suite", "task_id", "condition", "episode", "seed"))
+
+
+@contextmanager
+def manifest_lock(folder: Path) -> Iterator[None]:
+    """Wait for the right to read and rewrite the manifest: shards that start together must not lose each other's part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "run.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -161,12 +172,13 @@ def _cut_half_line(path: Path) -> int:
     return lost
 
 
-def read_rows(folder: Path, run: str) -> list[Row]:
+def read_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -> list[Row]:
     """All rows of a run, from all its shards.
 
     Args:
         folder: output folder.
         run: fingerprint that every row must carry.
+        worlds: hash per suite that a row of that suite must carry, from the manifest; rows of other suites are foreign.
 
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
@@ -177,6 +189,8 @@ def read_rows(folder: Path, run: str) -> list[Row]:
         for number, row in _read_shard(path):
             place = f"{path.name}:{number}"
             _check_row(row, place, run)
+            if worlds is not None:
+                _check_world(row, place, worlds)
             key = episode_key(row)
             if key in seen:
                 raise ResultsError(
@@ -219,6 +233,35 @@ def _check_row(row: Any, place: str, run: str) -> None:
             f"{place} belongs to the run {row['run']!r}, this folder's manifest to {run!r}: environment, seed or "
             "definitions differ, so the figures are not comparable. Move the file to its own folder."
         )
+
+
+def _check_world(row: Row, place: str, worlds: Mapping[str, str]) -> None:
+    if row["suite"] not in worlds:
+        raise ResultsError(
+            f"{place} is of the suite {row['suite']!r}, this folder's manifest knows {sorted(worlds)}: the file belongs to "
+            "another run. Move it to its own folder."
+        )
+    if row.get("world") != worlds[row["suite"]]:
+        raise ResultsError(
+            f"{place} was made in another version of the suite {row['suite']!r} ({row.get('world')!r}, manifest "
+            f"{worlds[row['suite']]!r}): assets, step limit, initial states or rendering differ, so the figures are not "
+            "comparable. Move the file to its own folder."
+        )
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Manifest and rows of a run, checked against each other.
+
+    Raises:
+        ResultsError: names file and line of the first thing that is wrong.
+    """
+    manifest = read_manifest(folder)
+    return manifest, read_rows(folder, manifest["fingerprint"], worlds(manifest))
+
+
+def worlds(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Per suite the hash that its rows carry."""
+    return {name: suite["world"] for name, suite in manifest["suites"].items()}
 
 
 def completed(rows: Iterable[Row]) -> set[str]:

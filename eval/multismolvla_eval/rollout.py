@@ -26,12 +26,13 @@ from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, 
 def derived_seed(purpose: str, run_seed: int, episode: Episode) -> int:
     """Seed of the environment or of the policy's noise.
 
-    It depends on task and initial state but neither on the policy nor on the condition: that is what pairs the arms.
+    It depends on task, initial state and repetition but neither on the policy nor on the condition: that is what pairs
+    the arms.
 
     Returns:
         An integer in [0, 2**31), the range that every generator accepts.
     """
-    text = json.dumps([purpose, run_seed, episode.suite, episode.task_id, episode.episode])
+    text = json.dumps([purpose, run_seed, episode.suite, episode.task_id, episode.episode, episode.seed])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
@@ -88,6 +89,7 @@ def run_episode(
     loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], recorder, door_picture)
     loop.seconds["env"] = time.perf_counter() - started
     policy.reset()
+    policy.watch(raw_env)
     _seed_everything(seeds["policy"])
 
     cause: str | None = "time_out"
@@ -96,6 +98,7 @@ def run_episode(
         if not np.isfinite(action).all():
             cause = "nan_action"
             break
+        loop.executed.update(np.ascontiguousarray(action, np.float32).tobytes())
         tick = time.perf_counter()
         observation, _, terminated, truncated, info = env.step(action)
         loop.seconds["env"] += time.perf_counter() - tick
@@ -113,6 +116,7 @@ def run_episode(
         "task": source.tasks[episode.task_id],
         "condition": condition.id,
         "episode": episode.episode,
+        "seed": episode.seed,
         "init_state": init_state,
         "env_seed": seeds["env"],
         "noise_seed": seeds["policy"],
@@ -121,6 +125,7 @@ def run_episode(
         "cause": cause,
         "steps": loop.steps,
         "steps_to_success": loop.steps if cause is None else None,
+        "actions": loop.executed.hexdigest()[:16],
         "gripper": _gripper(loop.gripper),
         "door": loop.door,
         "encoder": loop.encoder,
@@ -136,6 +141,7 @@ class _Loop:
 
     Attributes:
         steps: environment steps made.
+        executed: hash over all executed actions: equal in two rows only if the episodes were the same.
         gripper: last component of every action.
         door: hashes of the policy's input at the first step.
         encoder: hashes of the encoder's input at the first step, if the policy shows it.
@@ -155,6 +161,7 @@ class _Loop:
         self._recorder, self._door_picture = recorder, door_picture
         self._observe, self._finish = source.processors(policy.config)
         self.steps = 0
+        self.executed = hashlib.sha256()
         self.gripper: list[float] = []
         self.door: dict[str, str] = {}
         self.encoder: dict[str, str] | None = None

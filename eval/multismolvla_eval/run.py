@@ -2,6 +2,12 @@
 
 Every policy meets the same initial states, environment seeds, noise and faults. Results are appended per episode; the
 same command continues an interrupted run and repeats nothing. ``multismolvla-report`` turns the folder into tables.
+
+A matrix of policies, conditions and suites can stand in a YAML file with the options' names; options on the command line
+override it: ``multismolvla-eval --config_path=configs/eval/standard.yaml --workers=8``. To use several machines or GPUs,
+start the command once per part with ``--shard=i/n`` and a shared ``--output`` (in a job array
+``--shard=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``), or let a launcher start the processes:
+``accelerate launch --num_processes=4 -m multismolvla_eval.run --config_path=...``.
 """
 
 from __future__ import annotations
@@ -10,21 +16,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from multismolvla_eval.config import EvalConfig
 
 if TYPE_CHECKING:
-    from multismolvla_eval.conditions import Condition
-    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.plan import Counts, Episode
     from multismolvla_eval.results import Row
 
 logger = logging.getLogger(__name__)
-
-#: For the estimate before anything has been measured [s per environment step].
-NOMINAL_STEP_S = 0.04
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when all episodes are done, 2 on an error, 130 after Ctrl-C.
     """
-    import draccus
-
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given = ["--dry_run=true" if a == "--dry-run" else a for a in given]
-    config = draccus.parse(EvalConfig, args=given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        config = parse(given)
         config.check()
         evaluate(config, given)
     except KeyboardInterrupt:
@@ -51,6 +50,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(arguments: Sequence[str]) -> EvalConfig:
+    """Options from the command line and, with ``--config_path``, from a YAML file below it.
+
+    Raises:
+        ValueError: the file cannot be read, or holds an option that does not exist; the message names both.
+    """
+    import draccus
+    import yaml
+
+    given = ["--dry_run=true" if a == "--dry-run" else a for a in arguments]
+    path = next((a.partition("=")[2] for a in given if a.startswith("--config_path=")), "the command line")
+    try:
+        return draccus.parse(EvalConfig, args=given)
+    except (draccus.utils.DraccusException, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}. Its entries are the options of multismolvla-eval --help."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Level:
+    """What a level means together with the options that override it."""
+
+    conditions: tuple[str, ...]
+    counts: Counts
+    tasks: int | None
+
+
+def _settle(config: EvalConfig) -> _Level:
+    """Look up the level and check what can be known before anything is loaded."""
+    from multismolvla.corruption import parse_condition
+    from multismolvla_eval.checkpoints import checkpoint_path, resolve_checkpoint
+    from multismolvla_eval.conditions import level_conditions
+    from multismolvla_eval.plan import Counts
+
+    level = level_conditions(config.level)
+    texts = level.conditions if config.conditions is None else tuple(config.conditions)
+    for text in texts:
+        parse_condition(text)
+    for path in config.policy_paths().values():
+        checkpoint = checkpoint_path(path)
+        if checkpoint is not None:
+            resolve_checkpoint(checkpoint)
+    counts = Counts(
+        config.clean_episodes or config.episodes or level.clean_episodes,
+        config.episodes or level.episodes,
+        config.clean_seeds or level.clean_seeds,
+    )
+    return _Level(texts, counts, level.tasks if config.env.task_ids is None else None)
+
+
 def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     """Run what is missing of an evaluation.
 
@@ -59,73 +109,114 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         command: the command line, recorded in the manifest.
 
     Raises:
-        ResultsError: the output folder holds something else.
+        ResultsError: the output folder holds something else, or another process works on it in the same or in another
+            number of parts.
         WorkerError: environment or policies cannot be loaded.
-        ValueError: unknown condition, level, task or camera.
+        ValueError: unknown condition, level, suite, task or camera.
     """
-    from multismolvla.corruption import parse_condition
-    from multismolvla_eval.checkpoints import resolve_checkpoint
-    from multismolvla_eval.conditions import level_conditions, resolve
-    from multismolvla_eval.manifest import build_manifest
-    from multismolvla_eval.plan import episodes, remaining
     from multismolvla_eval.pool import WorkerPool
-    from multismolvla_eval.results import MANIFEST, ShardWriter, completed, read_rows, run_lock, write_json
+    from multismolvla_eval.results import run_lock
+    from multismolvla_eval.shards import locate_shard, refuse_other_divisions, shard_name, share_gpus
 
-    level = level_conditions(config.level)
-    texts = level.conditions if config.conditions is None else tuple(config.conditions)
-    for text in texts:
-        parse_condition(text)  # what can be known before the simulator is started is said before
-    for path in config.policy_paths().values():
-        if not path.startswith("builtin:"):
-            resolve_checkpoint(path)
-    shard, shards = config.shard_numbers()
-    output = config.output
+    shard, shards = locate_shard(config.shard, os.environ)
+    level = _settle(config)
+    if config.dry_run:
+        _forecast(config, level, shard, shards)
+        return
     _prepare_process_environment()
-    with run_lock(output / f"episodes-{shard}of{shards}.lock"):
-        pool = WorkerPool(_worker_arguments(config), config.episode_timeout)
+    share_gpus(os.environ)
+    with run_lock(config.output / f"{shard_name(shard, shards)}.lock"):
+        refuse_other_divisions(config.output, shards)
+        pool = WorkerPool(_worker_arguments(config, shard), config.episode_timeout)
         try:
             _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")
-            facts = pool.describe()
-            conditions = resolve(texts, facts["cameras"])
-            clean = config.clean_episodes or (config.episodes if config.episodes else level.clean_episodes)
-            count = config.episodes or level.episodes
-            if config.env.task_ids is None and level.tasks is not None:
-                facts["tasks"] = dict(sorted(facts["tasks"].items(), key=lambda t: int(t[0]))[: level.tasks])
-            plan = episodes(
-                list(config.policy_paths()), facts["suite"], sorted(map(int, facts["tasks"])), conditions,
-                clean, count, config.clips,
-            )  # fmt: skip
-            manifest = build_manifest(config, facts, conditions, clean, count, command)
-            rows = read_rows(output, manifest["fingerprint"])
-            todo = remaining(plan, completed(rows), shard, shards)
-            _announce(config, plan, todo, rows, facts, conditions)
-            if config.dry_run:
-                return
-            if not todo:
-                _say(f"Nothing is missing. Next: multismolvla-report {output}")
-                return
-            write_json(output / MANIFEST, manifest)
-            writer = ShardWriter(output / f"episodes-{shard}of{shards}.jsonl")
-            try:
-                _run(pool, plan, todo, rows, writer, manifest)
-            finally:
-                writer.close()
-            _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {output}")
+            _evaluate(config, level, command, pool, shard, shards)
         finally:
             pool.close()
 
 
-def _run(
-    pool: Any,
-    plan: Sequence[Episode],
-    todo: Sequence[Episode],
-    rows: list[Row],
-    writer: Any,
-    manifest: dict[str, Any],
+def _evaluate(
+    config: EvalConfig, level: _Level, command: Sequence[str], pool: Any, shard: int, shards: int
 ) -> None:
+    from multismolvla_eval.conditions import resolve
+    from multismolvla_eval.forecast import describe_run
+    from multismolvla_eval.manifest import build_manifest
+    from multismolvla_eval.plan import remaining
+    from multismolvla_eval.results import (
+        MANIFEST,
+        ShardWriter,
+        completed,
+        manifest_lock,
+        read_rows,
+        worlds,
+        write_json,
+    )
+    from multismolvla_eval.shards import shard_name
+
+    facts = _first_tasks(pool.describe(), level.tasks)
+    conditions = resolve(level.conditions, facts["cameras"])
+    plan = _plan(config, level, facts, conditions)
+    with manifest_lock(config.output):
+        manifest = build_manifest(config, facts, conditions, level.counts, command)
+        rows = read_rows(config.output, manifest["fingerprint"], worlds(manifest))
+        todo = remaining(plan, completed(rows), shard, shards)
+        if todo:
+            write_json(config.output / MANIFEST, manifest)
+    names = list(config.policy_paths())
+    for line in describe_run(facts, names, conditions, plan, todo, rows, config.workers, detailed=False):
+        _say(line)
+    if not todo:
+        _say(f"Nothing is missing. Next: multismolvla-report {config.output}")
+        return
+    writer = ShardWriter(config.output / f"{shard_name(shard, shards)}.jsonl")
+    try:
+        _run(pool, todo, rows, writer, manifest)
+    finally:
+        writer.close()
+    _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {config.output}")
+
+
+def _forecast(config: EvalConfig, level: _Level, shard: int, shards: int) -> None:
+    """``--dry-run``: cells, episodes and hours, from tables and from what the output folder already holds."""
+    from multismolvla_eval.conditions import resolve
+    from multismolvla_eval.forecast import describe_run, outline
+    from multismolvla_eval.plan import remaining
+    from multismolvla_eval.results import MANIFEST, completed, read_run
+
+    facts = _first_tasks(outline(config.env), level.tasks)
+    conditions = resolve(level.conditions, facts["cameras"])
+    plan = _plan(config, level, facts, conditions)
+    rows = read_run(config.output)[1] if (config.output / MANIFEST).exists() else []
+    todo = remaining(plan, completed(rows), shard, shards)
+    names = list(config.policy_paths())
+    for line in describe_run(facts, names, conditions, plan, todo, rows, config.workers, detailed=True):
+        _say(line)
+
+
+def _first_tasks(facts: dict[str, Any], number: int | None) -> dict[str, Any]:
+    """The facts with only the first so many tasks of each suite; all of them for ``None``."""
+    suites = {}
+    for name, suite in facts["suites"].items():
+        tasks = sorted(suite["tasks"].items(), key=lambda t: int(t[0]))
+        suites[name] = {**suite, "tasks": dict(tasks[:number])}
+    return {**facts, "suites": suites}
+
+
+def _plan(config: EvalConfig, level: _Level, facts: dict[str, Any], conditions: Any) -> list[Episode]:
+    from multismolvla_eval.plan import episodes
+
+    tasks = {name: [int(i) for i in suite["tasks"]] for name, suite in facts["suites"].items()}
+    return episodes(list(config.policy_paths()), tasks, conditions, level.counts, config.clips)
+
+
+def _run(pool: Any, todo: Sequence[Episode], rows: list[Row], writer: Any, manifest: dict[str, Any]) -> None:
     from tqdm import tqdm
 
+    from multismolvla_eval.results import worlds
+    from multismolvla_eval.shards import speaks
+
     totals = {name: [0, 0] for name in manifest["policies"]}
+    world = worlds(manifest)
 
     def count(row: Row) -> None:
         if row["condition"] == "C0" and row["policy"] in totals:
@@ -134,12 +225,14 @@ def _run(
 
     for row in rows:
         count(row)
-    shard_total = len(todo)
-    with tqdm(total=shard_total, unit="ep", dynamic_ncols=True, smoothing=0.1) as bar:
+    silent = not speaks(os.environ)
+    with tqdm(total=len(todo), unit="ep", dynamic_ncols=True, smoothing=0.1, disable=silent) as bar:
 
         def finish(row: Row) -> None:
             stamp = datetime.now(UTC).isoformat(timespec="seconds")
-            writer.append({"run": manifest["fingerprint"], **row, "time": stamp})
+            writer.append(
+                {"run": manifest["fingerprint"], "world": world[row["suite"]], **row, "time": stamp}
+            )
             count(row)
             clean = ", ".join(f"{n} {k}/{of}" for n, (k, of) in totals.items())
             bar.set_postfix_str(f"clean: {clean}", refresh=False)
@@ -163,19 +256,21 @@ def _crash_row(episode: Episode, cause: str, checkpoint: str) -> Row:
         "cause": cause,
         "steps": 0,
         "steps_to_success": None,
+        "actions": None,
         "clip": None,
     }
 
 
-def _worker_arguments(config: EvalConfig) -> list[Any]:
+def _worker_arguments(config: EvalConfig, shard: int) -> list[Any]:
     from multismolvla_eval.worker import WorkerArguments
 
+    first = shard * config.workers  # numbers name the logs, and shards may share the folder
     return [
         WorkerArguments(
             number, config.env, config.policy_paths(), config.device, config.seed, config.output.absolute(),
             tuple(config.plugins), dict(config.rename_map),
         )
-        for number in range(config.workers)
+        for number in range(first, first + config.workers)
     ]  # fmt: skip
 
 
@@ -188,39 +283,12 @@ def _prepare_process_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _announce(
-    config: EvalConfig,
-    plan: Sequence[Episode],
-    todo: Sequence[Episode],
-    rows: Sequence[Row],
-    facts: dict[str, Any],
-    conditions: Sequence[Condition],
-) -> None:
-    from multismolvla_eval.conditions import describe
-
-    if config.dry_run:
-        _say(f"{'condition':34} {'episodes':>8}  meaning")
-        for condition in conditions:
-            number = sum(e.condition == condition.id for e in plan)
-            _say(f"{condition.id:34} {number:8d}  {describe(condition)}")
-    states = facts["env"].get("init_states")
-    if states is not None and max(e.episode for e in plan) >= states:
-        _say(
-            f"warning: there are {states} different initial states; further episodes repeat them with other policy noise."
-        )
-    measured = [r["seconds"]["total"] for r in rows if "seconds" in r]
-    seconds = sum(measured) / len(measured) if measured else NOMINAL_STEP_S * facts["env"]["max_steps"]
-    hours = seconds * len(todo) / config.workers / 3600
-    basis = f"measured {seconds:.1f} s" if measured else f"assumed {seconds:.1f} s"
-    _say(
-        f"{len(config.policies)} policies x {len(facts['tasks'])} tasks x {len(conditions)} conditions: {len(plan)} "
-        f"episodes, {len(todo)} of this shard missing, about {hours:.2f} h ({basis} per episode, {config.workers} workers)."
-    )
-
-
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    from multismolvla_eval.shards import speaks
+
+    if speaks(os.environ):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

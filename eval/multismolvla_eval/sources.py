@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ Batch = dict[str, Any]
 
 
 class EnvironmentSource(Protocol):
-    """What the runner needs to know about an environment.
+    """What the runner needs to know about the environments of one suite.
 
     Attributes:
         suite: name of the suite.
@@ -40,7 +41,7 @@ class EnvironmentSource(Protocol):
     max_steps: int
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the manifest: modality origins, hash of the assets, step limit."""
+        """Facts for the manifest: step limit, modality origins, labels, hash of the assets, initial states."""
 
     def make(self, task_id: int) -> gym.Env:
         """A raw, unbatched environment. ``reset(seed=, options={"init_state_id": i})`` selects the start."""
@@ -61,43 +62,19 @@ def add_batch_axis(observation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LeRobotSource:
-    """An environment type registered with LeRobot.
+    """One suite of an environment type registered with LeRobot.
 
     Args:
-        arguments: type, suite and options.
+        config: LeRobot's environment configuration; several suites may share one.
+        suite: name of the suite.
+        members: a vector environment with one member per task, as ``create_envs`` gives them.
 
     Raises:
-        ValueError: the type is not registered, an option does not exist, or a task id is unknown.
+        ValueError: the environment has no step limit.
     """
 
-    def __init__(self, arguments: EnvironmentArguments) -> None:
-        from lerobot.envs.configs import EnvConfig
-        from lerobot.utils.import_utils import register_third_party_plugins
-
-        register_third_party_plugins()
-        try:
-            config_class = EnvConfig.get_choice_class(arguments.type)
-        except KeyError as error:
-            known = sorted(EnvConfig.get_known_choices())
-            raise ValueError(
-                f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own is "
-                "registered by a module named in --plugins."
-            ) from error
-        options: dict[str, Any] = {"task": arguments.task, **arguments.options}
-        if arguments.task_ids is not None:
-            options["task_ids"] = list(arguments.task_ids)
-        try:
-            self.config = config_class(**options)
-        except TypeError as error:
-            raise ValueError(
-                f"--env.options do not fit the environment type {arguments.type!r}: {error}."
-            ) from error
-        envs = self.config.create_envs(n_envs=1, use_async_envs=False)
-        if len(envs) != 1:
-            raise ValueError(
-                f"--env.task={arguments.task} gives the suites {sorted(envs)}; evaluate one suite per run."
-            )
-        self.suite, members = next(iter(envs.items()))
+    def __init__(self, config: Any, suite: str, members: Mapping[int, Any]) -> None:
+        self.config, self.suite = config, suite
         # Only the members are used: a vector environment resets by itself and so would skip initial states.
         self._envs: dict[int, gym.Env] = {task_id: vector.envs[0] for task_id, vector in members.items()}
         self.tasks = {
@@ -109,16 +86,19 @@ class LeRobotSource:
         self.max_steps = int(_attribute(first, "_max_episode_steps", 0))
         if self.max_steps < 1:
             raise ValueError(
-                f"The environment type {arguments.type!r} has no step limit (_max_episode_steps)."
+                f"The suite {suite!r} of the environment type {config.type!r} has no step limit (_max_episode_steps)."
             )
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
         first = next(iter(self._envs.values()))
+        known = {k: _attribute(first, k, None) for k in ("init_split", "render_quality", "num_steps_wait")}
         return {
             "type": self.config.type,
             "max_steps": self.max_steps,
             "init_states": _count_states(first),
+            **{k: v for k, v in known.items() if v is not None},
+            **_version(self.suite),
             "fps": int(getattr(self.config, "fps", 0)),
             "streams": list(_attribute(first, "streams", ("rgb",))),
             "origins": dict(_attribute(first, "origins", {})),
@@ -158,6 +138,13 @@ class LeRobotSource:
         return observe, act
 
 
+def _version(suite: str) -> dict[str, int]:
+    """The mini suite is ours and changes; scenes and states of a version are what makes its episodes comparable."""
+    from lerobot_env_multismolvla import mini
+
+    return {"mini_version": mini.MINI_VERSION} if suite == mini.SUITE_NAME else {}
+
+
 def _attribute(env: gym.Env, name: str, default: Any) -> Any:
     return getattr(env.unwrapped, name, default)
 
@@ -183,19 +170,57 @@ def state_hash(env: gym.Env) -> str | None:
     return hashlib.sha256(state.tobytes()).hexdigest()[:16]
 
 
-def load_source(arguments: EnvironmentArguments) -> EnvironmentSource:
-    """The environment source that the options name.
+def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
+    """One source per suite that the options name, in their order.
 
     Raises:
-        ValueError: unknown type, or ``module:attribute`` that cannot be found.
+        ValueError: unknown type, option, suite or task id, or ``module:attribute`` that cannot be found.
     """
     module_name, colon, attribute = arguments.type.partition(":")
     if not colon:
-        return LeRobotSource(arguments)
+        return _lerobot_sources(arguments)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"--env.type={arguments.type}: cannot load {attribute!r} from {module_name!r}: {error}."
         ) from error
-    return factory(arguments)
+    return {suite: factory(replace(arguments, task=suite)) for suite in arguments.suites()}
+
+
+def load_source(arguments: EnvironmentArguments) -> EnvironmentSource:
+    """The source of the one suite that the options name.
+
+    Raises:
+        ValueError: as :func:`load_sources`, or the options name several suites.
+    """
+    sources = load_sources(arguments)
+    if len(sources) != 1:
+        raise ValueError(f"--env.task={arguments.task} names {len(sources)} suites; expected one here.")
+    return next(iter(sources.values()))
+
+
+def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    try:
+        config_class = EnvConfig.get_choice_class(arguments.type)
+    except KeyError as error:
+        known = sorted(EnvConfig.get_known_choices())
+        raise ValueError(
+            f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own is "
+            "registered by a module named in --plugins."
+        ) from error
+    options: dict[str, Any] = {"task": arguments.task, **arguments.options}
+    if arguments.task_ids is not None:
+        options["task_ids"] = list(arguments.task_ids)
+    try:
+        config = config_class(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"--env.options do not fit the environment type {arguments.type!r}: {error}."
+        ) from error
+    envs = config.create_envs(n_envs=1, use_async_envs=False)
+    return {suite: LeRobotSource(config, suite, members) for suite, members in envs.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from multismolvla.corruption import SEVERITIES, parse_condition
-from multismolvla_eval.checks import Index, fairness_checks, reads_fault
+from multismolvla_eval.checks import Index, Place, fairness_checks, reads_fault
 from multismolvla_eval.conditions import describe
 from multismolvla_eval.notes import reader_notes
 from multismolvla_eval.provenance import distinct_provenance
@@ -83,7 +83,9 @@ def _index(rows: Iterable[Row], manifest: dict[str, Any]) -> Index:
                 f"A row is of policy {row['policy']!r} with checkpoint {row['checkpoint']}, which the manifest does not "
                 "know: the file belongs to another run. Move it to its own folder."
             )
-        index[row["policy"], row["condition"]][row["task_id"], row["episode"]] = row
+        index[row["policy"], row["condition"]][
+            (row["suite"], row["task_id"]), (row["seed"], row["episode"])
+        ] = row
     return dict(index)
 
 
@@ -93,17 +95,15 @@ def _rate(rows: Iterable[Row]) -> dict[str, Any] | None:
 
 
 def _pairs(
-    first: dict[tuple[int, int], Row], second: dict[tuple[int, int], Row]
-) -> dict[int, list[tuple[bool, bool]]]:
-    pairs: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
+    first: dict[Place, Row], second: dict[Place, Row]
+) -> dict[tuple[str, int], list[tuple[bool, bool]]]:
+    pairs: dict[tuple[str, int], list[tuple[bool, bool]]] = defaultdict(list)
     for key in sorted(first.keys() & second.keys()):
         pairs[key[0]].append((first[key]["success"], second[key]["success"]))
     return pairs
 
 
-def _difference(
-    first: dict[tuple[int, int], Row], second: dict[tuple[int, int], Row]
-) -> dict[str, Any] | None:
+def _difference(first: dict[Place, Row], second: dict[Place, Row]) -> dict[str, Any] | None:
     pairs = _pairs(first, second)
     return asdict(paired_difference(pairs)) if pairs else None
 
@@ -258,14 +258,15 @@ def _tasks(
     names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
     table = []
-    for task, text in sorted(manifest["tasks"].items(), key=lambda item: int(item[0])):
+    tasks = [(s, int(i), t) for s, suite in manifest["suites"].items() for i, t in suite["tasks"].items()]
+    for suite, task, text in sorted(tasks):
         cells = {}
         for name in names:
             for condition in conditions:
-                rows = [r for (t, _), r in index.get((name, condition), {}).items() if t == int(task)]
+                rows = [r for (t, _), r in index.get((name, condition), {}).items() if t == (suite, task)]
                 if rows:
                     cells[f"{name}|{condition}"] = [sum(r["success"] for r in rows), len(rows)]
-        table.append({"task_id": int(task), "task": text, "cells": cells})
+        table.append({"suite": suite, "task_id": task, "task": text, "cells": cells})
     return table
 
 
@@ -276,10 +277,11 @@ def _command(condition_id: str, manifest: dict[str, Any]) -> str:
         f"--policies=[{policies}]",
         f"--baseline={manifest['baseline']}",
         f"--env.type={env['type']}",
-        f"--env.task={env['task']}",
+        f"--env.task={','.join(manifest['suites'])}",
         *([f"--env.options={env['options']}"] if env.get("options") else []),
         f"--conditions=[{'' if condition_id == 'C0' else condition_id}]",
         f"--clean_episodes={manifest['clean_episodes']}",
+        f"--clean_seeds={manifest['clean_seeds']}",
         f"--episodes={manifest['episodes']}",
         f"--seed={manifest['seed']}",
         "--output=outputs/recheck",
@@ -289,14 +291,18 @@ def _command(condition_id: str, manifest: dict[str, Any]) -> str:
 
 def _run_facts(manifest: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     counts = {
-        c: manifest["clean_episodes"] if c == "C0" else manifest["episodes"] for c in manifest["conditions"]
+        c: manifest["clean_episodes"] * manifest["clean_seeds"] if c == "C0" else manifest["episodes"]
+        for c in manifest["conditions"]
     }
-    planned = sum(counts.values()) * len(manifest["policies"]) * len(manifest["tasks"])
+    tasks = {f"{s}/{i}": t for s, suite in manifest["suites"].items() for i, t in suite["tasks"].items()}
+    planned = sum(counts.values()) * len(manifest["policies"]) * len(tasks)
     seconds = [r["seconds"]["total"] for r in rows if "seconds" in r]
-    kept = ("fingerprint", "created", "level", "suite", "tasks", "cameras", "env", "baseline", "clean_episodes",
+    kept = ("fingerprint", "created", "level", "cameras", "env", "baseline", "clean_episodes",
             "episodes", "seed", "workers", "versions", "commit", "hardware", "commands")  # fmt: skip
     return {
         **{k: manifest.get(k) for k in kept},
+        "suite": ", ".join(manifest["suites"]),
+        "tasks": tasks,
         "made_with": distinct_provenance(manifest),
         "remarks": manifest.get("remarks", []),
         "corruption_version": manifest["comparable"]["corruption_version"],

@@ -67,23 +67,24 @@ def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
 
     from multismolvla_eval.plan import Episode
     from multismolvla_eval.policies import load_policy
-    from multismolvla_eval.sources import load_source
+    from multismolvla_eval.sources import load_sources
 
     torch.set_num_threads(1)  # small policies on shared cores: spinning threads cost more than they give
-    source = load_source(arguments.env)
+    sources = load_sources(arguments.env)
+    first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
-        name: load_policy(path, source, arguments.device, arguments.rename_map)
+        name: load_policy(path, first, arguments.device, arguments.rename_map)
         for name, path in arguments.policies.items()
     }
     description = {
-        "suite": source.suite,
-        "tasks": {str(i): t for i, t in source.tasks.items()},
-        "cameras": list(source.cameras),
-        "env": source.describe(),
+        "suites": {
+            s.suite: {"tasks": {str(i): t for i, t in s.tasks.items()}, **s.describe()} for s in sources.values()
+        },
+        "cameras": list(first.cameras),
         "policies": {n: {"checkpoint": p.checkpoint, **p.describe()} for n, p in policies.items()},
     }
     pipe.send(("ready", description))
-    state = _State(arguments, source, policies)
+    state = _State(arguments, sources, policies)
     while True:
         try:
             message: Episode | None = pipe.recv()
@@ -104,21 +105,24 @@ def log_path(arguments: WorkerArguments) -> Path:
 class _State:
     """Open simulators and loaded policies of one worker."""
 
-    def __init__(self, arguments: WorkerArguments, source: Any, policies: dict[str, Any]) -> None:
-        self.arguments, self.source, self.policies = arguments, source, policies
-        self._open: list[int] = []
+    def __init__(
+        self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]
+    ) -> None:
+        self.arguments, self.sources, self.policies = arguments, sources, policies
+        self._open: list[tuple[str, int]] = []
 
     def run(self, episode: Any) -> dict[str, Any]:
         from multismolvla_eval.clips import ClipRecorder, clip_name
         from multismolvla_eval.rollout import run_episode
 
-        self._make_room(episode.task_id)
+        self._make_room((episode.suite, episode.task_id))
+        source = self.sources[episode.suite]
         policy = self.policies[episode.policy]
         recorder = None
         if episode.clip:
-            recorder = ClipRecorder(self.source.cameras, f"{episode.policy}   {episode.condition}")
+            recorder = ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}")
         row = run_episode(
-            episode, self.source, policy, self.arguments.seed, recorder, self._door_picture(episode, policy)
+            episode, source, policy, self.arguments.seed, recorder, self._door_picture(episode, policy)
         )
         row["worker"] = self.arguments.number
         row["clip"] = None
@@ -134,9 +138,10 @@ class _State:
         most = max(self.policies.values(), key=lambda p: len(p.describe()["reads"]))
         return path if policy is most and episode.condition == "C0" and not path.exists() else None
 
-    def _make_room(self, task_id: int) -> None:
-        if task_id in self._open:
-            self._open.remove(task_id)
-        self._open.append(task_id)
+    def _make_room(self, wanted: tuple[str, int]) -> None:
+        if wanted in self._open:
+            self._open.remove(wanted)
+        self._open.append(wanted)
         while len(self._open) > OPEN_ENVIRONMENTS:
-            self.source.make(self._open.pop(0)).close()
+            suite, task_id = self._open.pop(0)
+            self.sources[suite].make(task_id).close()

@@ -11,9 +11,9 @@ import pytest
 
 from multismolvla_eval.checks import fairness_checks, faulted_keys
 from multismolvla_eval.conditions import ALL_SUBSETS, resolve
-from multismolvla_eval.plan import episodes
+from multismolvla_eval.plan import Counts, episodes
 from multismolvla_eval.report import main
-from multismolvla_eval.results import ResultsError, ShardWriter, read_manifest, read_rows, write_json
+from multismolvla_eval.results import SCHEMA, ResultsError, ShardWriter, read_manifest, read_rows, write_json
 from multismolvla_eval.summary import summarise
 
 CONDITIONS = (
@@ -35,12 +35,13 @@ def synthetic_run(folder, clean=(0.8, 0.7), **changes):
         for name in ("ours", "vanilla")
     }  # fmt: skip
     manifest = {
-        "schema": 1, "fingerprint": "feedc0ffee00", "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
-        "comparable": {"env": {"type": "toy", "task": "toy", "options": {}}, "corruption_version": "1"},
-        "level": "quick", "suite": "toy", "tasks": {"0": "put <it> there", "1": "take it & go"},
+        "schema": SCHEMA, "fingerprint": "feedc0ffee00", "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
+        "comparable": {"env": {"type": "toy", "options": {}}, "corruption_version": "1"},
+        "level": "quick",
+        "suites": {"toy": {"tasks": {"0": "put <it> there", "1": "take it & go"}, "max_steps": 9, "assets": "", "world": "w"}},
         "cameras": ["image", "image2"], "env": {"type": "toy", "max_steps": 9, "assets": "", "origins": {}},
         "policies": policies, "baseline": "vanilla", "conditions": [c.id for c in conditions],
-        "clean_episodes": 10, "episodes": 5, "seed": 0, "workers": 1, "versions": {"python": "3"}, "commit": None,
+        "clean_episodes": 10, "clean_seeds": 1, "episodes": 5, "seed": 0, "workers": 1, "versions": {"python": "3"}, "commit": None,
         "hardware": {"processor": "abacus", "cores": 1, "memory_gb": 1, "system": "none", "renderer": "none",
                      "threads_per_worker": 1},
         "commands": [["--policies=[ours=outputs/ours]"]],
@@ -49,14 +50,14 @@ def synthetic_run(folder, clean=(0.8, 0.7), **changes):
     write_json(folder / "run.json", manifest)
     rng = np.random.default_rng(1)
     writer = ShardWriter(folder / "episodes-0of1.jsonl")
-    for e in episodes(list(policies), "toy", [0, 1], conditions, 10, 5, clips=1):
+    for e in episodes(list(policies), {"toy": [0, 1]}, conditions, Counts(10, 5), clips=1):
         rate = clean[e.policy == "vanilla"] * (1 if e.condition == "C0" else 0.6)
         success = bool(rng.random() < rate)
         faulted = faulted_keys(e.condition, manifest)
         door = {k: e.condition if k in faulted else "clean" for k in policies[e.policy]["reads"]}
         row = {
             "run": "feedc0ffee00", "policy": e.policy, "checkpoint": policies[e.policy]["checkpoint"], "suite": "toy",
-            "task_id": e.task_id, "condition": e.condition, "episode": e.episode, "init_state": e.episode,
+            "task_id": e.task_id, "condition": e.condition, "episode": e.episode, "seed": e.seed, "init_state": e.episode,
             "success": success, "steps": 5, "steps_to_success": 5 if success else None, "door": door,
             "cause": None if success else "time_out", "start": f"{e.task_id}/{e.episode}", "clip": None,
             "seconds": {"total": 1.0, "policy": 0.1, "env": 0.5}, "gripper": {"closed": 0.5, "switches": 1},
@@ -263,9 +264,9 @@ def test_severity_area_compares_the_same_episodes(tmp_path):
 
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
 def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
-    env = {"type": "toy", "max_steps": 9, "assets": "", "origins": {}, "init_states": states}
-    notes = summary_of(tmp_path / "run", env=env)["notes"]
-    assert any("Up to 10 episodes per task share 5 different initial states" in n for n in notes) == warned
+    suite = {"tasks": {"0": "a", "1": "b"}, "max_steps": 9, "assets": "", "world": "w", "init_states": states}
+    notes = summary_of(tmp_path / "run", suites={"toy": suite})["notes"]
+    assert any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes) == warned
 
 
 def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):

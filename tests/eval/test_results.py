@@ -7,7 +7,7 @@ import json
 import pytest
 
 from multismolvla_eval.conditions import resolve
-from multismolvla_eval.plan import Episode, episodes, remaining
+from multismolvla_eval.plan import Counts, Episode, episodes, remaining
 from multismolvla_eval.results import (
     ResultsError,
     ShardWriter,
@@ -23,7 +23,7 @@ from multismolvla_eval.results import (
 def row(episode: int = 0, **changes):
     base = {
         "run": "abc", "policy": "ours", "checkpoint": "c", "suite": "toy", "task_id": 0, "condition": "C0",
-        "episode": episode, "init_state": episode, "success": True, "steps": 3,
+        "episode": episode, "seed": 0, "init_state": episode, "success": True, "steps": 3,
     }  # fmt: skip
     return {**base, **changes}
 
@@ -109,7 +109,7 @@ def test_lock_refuses_a_second_writer(tmp_path):
 
 def test_plan_order_and_shards():
     conditions = resolve(["C1:-rgb", "C2:rgb=zero"], ("image",))
-    plan = episodes(["ours", "vanilla"], "toy", [0, 1], conditions, 10, 5, clips=1)
+    plan = episodes(["ours", "vanilla"], {"toy": [0, 1]}, conditions, Counts(10, 5), clips=1)
     assert len(plan) == 2 * 2 * (10 + 5 + 5)
     assert [(e.policy, e.task_id, e.condition) for e in plan[:4]] == [
         ("ours", 0, "C0"), ("vanilla", 0, "C0"), ("ours", 1, "C0"), ("vanilla", 1, "C0"),
@@ -120,7 +120,7 @@ def test_plan_order_and_shards():
     assert sum(e.clip for e in plan) == 2 * 3
     parts = [remaining(plan, set(), i, 3) for i in range(3)]
     assert sorted(e.key for p in parts for e in p) == sorted(e.key for e in plan)
-    more = episodes(["ours", "vanilla"], "toy", [0, 1], conditions[:2], 10, 5)
+    more = episodes(["ours", "vanilla"], {"toy": [0, 1]}, conditions[:2], Counts(10, 5))
     for i in range(3):
         assert {e.key for e in remaining(more, set(), i, 3)} <= {e.key for e in parts[i]}, "shards are stable"
     done = {plan[0].key}

@@ -18,7 +18,7 @@ import torch
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.manifest import build_manifest
-from multismolvla_eval.plan import Episode
+from multismolvla_eval.plan import Counts, Episode
 from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
 from multismolvla_eval.provenance import distinct_provenance
@@ -28,10 +28,17 @@ from multismolvla_eval.run import evaluate, main
 from multismolvla_eval.summary import summarise
 
 HERE = Path(__file__).parent
+#: A process of its own finds the toy environment, and whatever this one was told to find.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 def rows_of(folder: Path):
     return read_rows(folder, read_manifest(folder)["fingerprint"])
+
+
+def toy_facts():
+    suite = {"tasks": {"0": "t"}, "type": "toy", "max_steps": 6, "assets": "x", "labels": []}
+    return {"suites": {"toy": suite}, "cameras": ["image"], "policies": {"ours": {"checkpoint": "a"}}}
 
 
 def toy_source(**options):
@@ -93,9 +100,8 @@ def command(output: Path, **options: object) -> list[str]:
 
 def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
     output = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
     process = subprocess.Popen(
-        command(output), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(output), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     shard = output / "episodes-0of1.jsonl"
     deadline = time.monotonic() + 60
@@ -108,7 +114,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
     with open(shard, "ab") as handle:  # what a machine that loses power leaves behind
         handle.write(b'{"run": "half a li')
 
-    result = subprocess.run(command(output), env=environment, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command(output), env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     assert "half-written line" in result.stderr
     assert shard.read_bytes().startswith(survived)
@@ -120,7 +126,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
 def test_control_c_leaves_a_resumable_state(tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(
-        command(output), env={**os.environ, "PYTHONPATH": str(HERE)},
+        command(output), env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     shard = output / "episodes-0of1.jsonl"
@@ -174,39 +180,35 @@ def test_a_broken_setup_records_nothing(make_config):
 
 def test_foreign_results_are_refused(make_config):
     """The manifest of another run is refused; no process is needed to see that."""
-    facts = {
-        "suite": "toy", "tasks": {"0": "t"}, "cameras": ["image"], "env": {"max_steps": 6, "assets": "x", "labels": []},
-        "policies": {"ours": {"checkpoint": "a"}},
-    }  # fmt: skip
+    facts = toy_facts()
     config = make_config(policies=["ours=builtin:zero"])
-    manifest = build_manifest(config, facts, [CLEAN], 1, 1, [])
+    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
     config.output.mkdir()
     write_json(config.output / "run.json", manifest)
-    assert build_manifest(config, facts, [CLEAN], 1, 1, [])["fingerprint"] == manifest["fingerprint"]
+    assert build_manifest(config, facts, [CLEAN], Counts(1, 1), [])["fingerprint"] == manifest["fingerprint"]
     config.seed = 1
     with pytest.raises(ResultsError, match=r"another run.*\['seed'\] differ"):
-        build_manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
     config.seed = 0
     facts["policies"]["ours"]["checkpoint"] = "b"
     with pytest.raises(ResultsError, match="'ours' has changed since this run began"):
-        build_manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
     (config.output / "episodes-0of1.jsonl").touch()
     (config.output / "run.json").unlink()
     with pytest.raises(ResultsError, match="result files but no run.json"):
-        build_manifest(config, facts, [CLEAN], 1, 1, [])
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
 
 
 def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monkeypatch):
-    facts = {
-        "suite": "toy", "tasks": {"0": "t"}, "cameras": ["image"], "env": {"max_steps": 6, "assets": "x", "labels": []},
-        "policies": {"ours": {"checkpoint": "a"}},
-    }  # fmt: skip
+    facts = toy_facts()
     config = make_config(policies=["ours=builtin:zero"], note=["trained for 3 steps"])
     config.output.mkdir()
     for commit, clean, episodes, note in (("one", 10, 5, "a"), ("two", 2, 8, "b"), ("two", 1, 1, "a")):
         monkeypatch.setattr("multismolvla_eval.manifest.source_commit", lambda commit=commit: commit)
         config.note = [note]
-        write_json(config.output / "run.json", build_manifest(config, facts, [CLEAN], clean, episodes, []))
+        write_json(
+            config.output / "run.json", build_manifest(config, facts, [CLEAN], Counts(clean, episodes), [])
+        )
     manifest = read_manifest(config.output)
     assert (manifest["clean_episodes"], manifest["episodes"]) == (10, 8)
     assert [p["commit"] for p in manifest["provenance"]] == ["one", "two", "two"]
@@ -218,7 +220,7 @@ def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monke
 
     old = {k: v for k, v in manifest.items() if k not in ("provenance", "remarks")}  # of an earlier version
     write_json(config.output / "run.json", {**old, "commit": "zero"})
-    manifest = build_manifest(config, facts, [CLEAN], 1, 1, [])
+    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
     assert [p["commit"] for p in manifest["provenance"]] == ["zero", "two"]
 
 

@@ -62,9 +62,10 @@ class BlackOut(gym.ObservationWrapper):
 class ToySource:
     """See ``EnvironmentSource``."""
 
-    suite, cameras, config, action_dim, max_steps = "toy", ("image",), None, 7, MAX_STEPS
+    cameras, config, action_dim, max_steps = ("image",), None, 7, MAX_STEPS
 
     def __init__(self, arguments) -> None:
+        self.suite = arguments.task
         ids = [0, 1] if arguments.task_ids is None else arguments.task_ids
         if arguments.options.get("broken"):
             raise ValueError("the toy is broken on purpose")

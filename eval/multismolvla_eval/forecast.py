@@ -1,0 +1,186 @@
+"""What a run consists of and how long it will take, told without loading a policy or starting a simulator."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multismolvla_eval.config import EnvironmentArguments
+
+if TYPE_CHECKING:
+    from multismolvla_eval.conditions import Condition
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.results import Row
+
+#: Seconds per environment step, rendering included, before anything has been measured. LIBERO's scenes at 256 pixels
+#: with all streams, rendered in software; the mini suite at 64 pixels. A GPU that renders is several times faster.
+NOMINAL_STEP_S = {"multismolvla_mini": 0.04}
+NOMINAL_LIBERO_STEP_S = 0.25
+#: LeRobot's step limits (lerobot 0.6.1) and cameras; its module of them imports the simulator.
+LIBERO_MAX_STEPS = {
+    "libero_spatial": 280,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+_LIBERO_TYPES = ("multismolvla_libero", "libero")
+_CAMERAS = ["image", "image2"]
+#: Stored initial states per task of LIBERO's suites, and those that recording leaves to evaluation.
+_LIBERO_STATES = {"all": 50, "eval": 20, "train": 30}
+
+
+def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
+    """Suites with tasks and step limits, and the cameras, as a worker describes them but without its detail.
+
+    LIBERO's own suites are read from the tables of the installed package, which takes milliseconds; other environments
+    are made (not started), which takes the seconds that LeRobot takes to import.
+
+    Raises:
+        ValueError: unknown suite, type or task id.
+    """
+    options = arguments.options
+    plain = set(arguments.suites()) <= LIBERO_MAX_STEPS.keys() and arguments.type in _LIBERO_TYPES
+    if not plain or "camera_name" in options:
+        from multismolvla_eval.sources import load_sources
+
+        sources = load_sources(arguments)
+        suites = {
+            n: {"tasks": {str(i): t for i, t in s.tasks.items()}, **s.describe()} for n, s in sources.items()
+        }
+        return {"suites": suites, "cameras": list(next(iter(sources.values())).cameras)}
+    table = _libero_tasks()
+    split = options.get("init_split", "eval") if arguments.type == "multismolvla_libero" else "all"
+    suites = {}
+    for name in arguments.suites():
+        wanted = range(len(table[name])) if arguments.task_ids is None else arguments.task_ids
+        unknown = [i for i in wanted if not 0 <= i < len(table[name])]
+        if unknown:
+            raise ValueError(
+                f"--env.task_ids names task {unknown[0]}; the suite {name!r} has tasks 0 to {len(table[name]) - 1}."
+            )
+        suites[name] = {
+            "tasks": {str(i): table[name][i].replace("_", " ") for i in wanted},
+            "max_steps": options.get("episode_length") or LIBERO_MAX_STEPS[name],
+            "init_states": _LIBERO_STATES.get(split),
+            "init_split": split,
+        }
+    return {"suites": suites, "cameras": _CAMERAS}
+
+
+def _libero_tasks() -> dict[str, list[str]]:
+    """Task names per suite from hf-libero's table, without importing the package: that starts the simulator.
+
+    Raises:
+        ValueError: hf-libero is not installed or has no such table.
+    """
+    spec = importlib.util.find_spec("libero")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "libero" / "benchmark" / "libero_suite_task_map.py"
+        if not path.is_file():
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "libero_task_map":
+                return ast.literal_eval(node.value)
+    raise ValueError(
+        "LIBERO's table of tasks was not found: the distribution hf-libero (0.1.4) is not installed. Install it with "
+        "pip install 'lerobot[libero]'."
+    )
+
+
+def seconds_per_episode(suites: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, tuple[float, bool]]:
+    """Per suite the mean time of an episode, and whether it was measured; otherwise every episode takes all its steps."""
+    times: dict[str, list[float]] = {name: [] for name in suites}
+    for row in rows:
+        if row["suite"] in times and "seconds" in row:
+            times[row["suite"]].append(row["seconds"]["total"])
+    return {
+        name: (sum(t) / len(t), True)
+        if (t := times[name])
+        else (NOMINAL_STEP_S.get(name, NOMINAL_LIBERO_STEP_S) * suite["max_steps"], False)
+        for name, suite in suites.items()
+    }
+
+
+def hours(episodes: Sequence[Episode], seconds: Mapping[str, tuple[float, bool]], workers: int) -> float:
+    """Time for the episodes on so many workers."""
+    return sum(seconds[e.suite][0] for e in episodes) / workers / 3600
+
+
+def describe_run(
+    facts: dict[str, Any],
+    policies: Sequence[str],
+    conditions: Sequence[Condition],
+    plan: Sequence[Episode],
+    todo: Sequence[Episode],
+    rows: Sequence[Row],
+    workers: int,
+    detailed: bool,
+) -> list[str]:
+    """Lines for the terminal.
+
+    Args:
+        facts: suites, cameras.
+        policies: names.
+        conditions: arms.
+        plan: all episodes.
+        todo: those that this shard has to run.
+        rows: finished ones, which tell how long an episode takes.
+        workers: simulator processes of this shard.
+        detailed: one line per condition and suite, for ``--dry-run``.
+    """
+    from multismolvla_eval.conditions import describe
+
+    suites = facts["suites"]
+    seconds = seconds_per_episode(suites, rows)
+    lines = []
+    if detailed:
+        width = max(34, *(len(c.id) for c in conditions))
+        lines.append(f"{'condition':{width}} {'episodes':>8}  meaning")
+        for condition in conditions:
+            number = sum(e.condition == condition.id for e in plan)
+            lines.append(f"{condition.id:{width}} {number:8d}  {describe(condition)}")
+        lines += [
+            "",
+            f"{'suite':{width}} {'episodes':>8} {'tasks':>5} {'steps':>5} {'states':>6} {'hours':>8}",
+        ]
+        for name, suite in suites.items():
+            part = [e for e in plan if e.suite == name]
+            lines.append(
+                f"{name:{width}} {len(part):8d} {len(suite['tasks']):5d} {suite['max_steps']:5d} "
+                f"{suite.get('init_states') or '?':>6} {hours(part, seconds, workers):8.2f}"
+            )
+        lines.append("")
+    lines += state_warnings(suites, plan)
+    tasks = sum(len(s["tasks"]) for s in suites.values())
+    basis = ", ".join(
+        f"{'measured' if known else 'assumed'} {s:.1f} s per episode of {name}"
+        for name, (s, known) in seconds.items()
+    )
+    lines.append(
+        f"{len(policies)} policies x {tasks} tasks x {len(conditions)} conditions: {len(plan)} episodes, {len(todo)} of this "
+        f"shard missing, about {hours(todo, seconds, workers):.2f} h with {workers} workers ({basis})."
+    )
+    return lines
+
+
+def state_warnings(suites: Mapping[str, Any], plan: Sequence[Episode]) -> list[str]:
+    """A sentence for every suite that has fewer initial states than the plan has episodes of a cell."""
+    lines = []
+    for name, suite in suites.items():
+        states = suite.get("init_states")
+        needed = 1 + max((e.episode for e in plan if e.suite == name), default=-1)
+        if states is not None and needed > states:
+            remedy = (
+                " --env.options='{init_split: all}' takes all that are stored, also those that recording uses."
+                if suite.get("init_split") == "eval" and name in LIBERO_MAX_STEPS
+                else ""
+            )
+            lines.append(
+                f"warning: {name} has {states} different initial states per task and the plan asks for {needed} episodes; "
+                f"the further ones repeat them with other policy noise.{remedy}"
+            )
+    return lines
