@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from multismolvla.sources import SOURCES, licence_of, needed_by
 
@@ -23,6 +26,7 @@ def describe(run: Run, steps: Sequence[Step]) -> str:
         run: preset, folders and wishes.
         steps: the stages with their decisions.
     """
+    run = dataclasses.replace(run, preset=_with_extra(run), extra={})
     parts = [
         f"{run.preset.name}: {run.preset.description}",
         *_downloads(run.preset),
@@ -30,6 +34,16 @@ def describe(run: Run, steps: Sequence[Step]) -> str:
         *_stages(steps),
     ]
     return "\n".join([*parts, *_needs(run, steps)])
+
+
+def _with_extra(run: Run) -> Preset:
+    """The preset with the additional arguments of the command line among its own."""
+    stages = []
+    for stage in run.preset.stages:
+        words = (word.removeprefix("--").partition("=") for word in run.extra_for(stage))
+        extra = {key: yaml.safe_load(value) for key, _, value in words}
+        stages.append(dataclasses.replace(stage, args={**stage.args, **extra}))
+    return dataclasses.replace(run.preset, stages=tuple(stages))
 
 
 def policy_options(preset: Preset, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,7 +128,7 @@ def _needs(run: Run, steps: Sequence[Step]) -> Iterator[str]:
     for step in steps:
         if not step.stage.trains:
             continue
-        wanted, lines = _stage_needs(run, step)
+        wanted, lines = _stage_needs(run.preset, run.preset.stage(step.stage.name))
         yield from lines
         disk += 0 if step.action is Action.SKIP else wanted
     existing = next(p for p in (run.out.absolute(), *run.out.absolute().parents) if p.exists())
@@ -123,16 +137,14 @@ def _needs(run: Run, steps: Sequence[Step]) -> Iterator[str]:
     yield f"  disk: {disk:.0f} GB for downloads and checkpoints, without data; {free:.0f} GB are free{verdict}"
 
 
-def _stage_needs(run: Run, step: Step) -> tuple[float, list[str]]:
+def _stage_needs(preset: Preset, stage: Stage) -> tuple[float, list[str]]:
     """Gigabytes on the disk, and the lines about one training stage."""
-    stage = step.stage
     assert stage.steps is not None
     try:
-        made = estimate(*policy_options(run.preset, stage))
+        made = estimate(*policy_options(preset, stage))
     except ValueError as error:
         return 0.0, [f"  {stage.name}: no estimate. {error}"]
-    batch = int(_option(run, stage, "batch_size", 8))
-    every = int(_option(run, stage, "save_freq", 20_000))
+    batch, every = int(stage.args.get("batch_size", 8)), int(stage.args.get("save_freq", 20_000))
     checkpoints = -(-stage.steps // every)
     lines = [
         f"  {stage.name}: {stage.steps} steps of batch size {batch}; {made.parameters / 1e6:.0f} M parameters, "
@@ -148,15 +160,6 @@ def _gpu_line(made: Estimate, gpu: Any, batch: int, steps: int) -> str:
     name = f"{gpu.memory_gb:>3} GB ({gpu.model})"
     if largest == 0:
         return f"{name:<20} too small"
-    fits = f"fits {largest}" if largest < batch else f"fits {batch} and up to {largest}"
+    fits = f"fits {largest}" if largest <= batch else f"fits {batch} and up to {largest}"
     less = f" (take --batch_size={largest} and {batch // largest} times the steps)" if largest < batch else ""
     return f"{name:<20} {fits:<22} {made.hours(gpu, batch, steps):6.1f} h{less}"
-
-
-def _option(run: Run, stage: Stage, name: str, default: int) -> Any:
-    """An option of lerobot-train as the command line will have it: later words win."""
-    value: Any = stage.args.get(name, default)
-    for word in run.extra_for(stage):
-        if word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
-    return value

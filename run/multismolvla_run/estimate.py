@@ -61,9 +61,8 @@ _SIGLIP = 86_433_024 + 12_288 * _TEXT  # with its connector
 _LANGUAGE_TOKENS, _CHUNK = 48, 50
 _VIEW_TOKENS = 64
 
-#: MB that one sample keeps for the backward pass: measured on the CPU under bf16 autocast with
-#: torch.autograd.graph.saved_tensors_hooks, real sizes, two views, this many tokens before the actions, tower B with three
-#: modalities. The frozen towers keep nothing.
+#: MB that one sample keeps for the backward pass, measured by benchmarks/activations.py: real sizes, bf16, two views, this
+#: many tokens before the actions, tower B with three modalities. The frozen towers keep nothing.
 _SAVED_MB = {"base": 152.0, "connector": 154.0, "robust": 202.0}
 _SAVED_PREFIX, _SAVED_FUSION = 145, 3 * 768
 
