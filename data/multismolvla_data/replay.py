@@ -94,6 +94,8 @@ class ReplayConfig:
         self.size = self.size or (64 if self.suite == SUITE_NAME else 256)
         if self.size < 16:
             raise ValueError(f"--size={self.size}: expected at least 16 pixels.")
+        if self.workers < 0:
+            raise ValueError(f"--workers={self.workers}: expected 0 (one per core) or more.")
         self.workers = self.workers or max(1, len(os.sched_getaffinity(0)))
         self.repo_id = self.repo_id or f"multismolvla/{self.output.name}"
 

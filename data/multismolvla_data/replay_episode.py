@@ -176,7 +176,7 @@ def _from_actions(
         _, _, success, _ = problem.step(demo.actions[index])
         reached.append(bool(success))
         if not np.isfinite(env.state).all():
-            return states, Failure("the simulation became unstable", step)
+            return [], Failure("the simulation became unstable", step)
     if reached and reached[-1]:
         return states, None
     if any(reached):

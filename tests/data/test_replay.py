@@ -240,6 +240,44 @@ def test_a_state_of_another_scene_is_refused(source, tmp_path):
         replay_demo(settings(), job(target, "demo_0"), tmp_path)
 
 
+class ScriptedProblem:
+    """A simulator whose goal holds after the steps in ``good`` and whose state breaks after step ``breaks``."""
+
+    horizon = 20
+
+    def __init__(self, good=(), breaks=99):
+        self.good, self.breaks, self.steps = good, breaks, 0
+
+    @property
+    def simulation(self):
+        return self
+
+    @property
+    def state(self):
+        return np.array([self.steps, np.nan if self.steps >= self.breaks else 0.0])
+
+    def step(self, action):
+        self.steps += 1
+        return {}, 0.0, self.steps in self.good, {}
+
+
+@pytest.mark.parametrize(
+    ("problem", "steps", "failure", "frames"),
+    [
+        (ScriptedProblem(good=(3, 4, 5)), 5, None, 5),
+        (ScriptedProblem(good=(2, 3)), 5, Failure("the goal was reached and lost again", 4), 5),
+        (ScriptedProblem(), 5, Failure("the goal was never reached", 5), 5),
+        (ScriptedProblem(good=(5,), breaks=2), 5, Failure("the simulation became unstable", 2), 0),
+        (ScriptedProblem(), 21, Failure("longer than the simulator's horizon of 20 steps", 20), 0),
+    ],
+)
+def test_success_is_what_holds_after_the_last_action(problem, steps, failure, frames):
+    demo = Demonstration(np.ones((steps, 7)), np.zeros((steps, 2)))
+    states, found = replay_episode._from_actions(problem, demo, np.arange(steps), 0)
+    assert found == failure
+    assert [s[0] for s in states] == list(range(frames)), "each state is the one before its action"
+
+
 def test_unknown_tasks_are_named_with_the_known_ones(tmp_path):
     demo = Demonstration(np.ones((2, 7)), np.ones((2, 5)))
     write_libero_hdf5(tmp_path / "fly_away_demo.hdf5", [demo], {})
@@ -256,6 +294,7 @@ def test_unknown_tasks_are_named_with_the_known_ones(tmp_path):
         ({"settle_steps": -1}, "--settle_steps=-1"),
         ({"episodes": -1}, "--episodes=-1"),
         ({"size": 4}, "--size=4"),
+        ({"workers": -2}, "--workers=-2"),
         ({"render_quality": "best"}, "--render_quality"),
     ],
 )
