@@ -81,7 +81,7 @@ def _strip(args: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _downloads(preset: Preset) -> Iterator[str]:
     found = sources(preset)
     if not found:
-        yield "\nNothing is downloaded: every model is made on the spot."
+        yield "\nNothing is downloaded: every model is made on the spot or read from a folder."
         return
     yield f"\nFrom the model hub (cache: {cache_folder()}); nothing is fetched now:"
     missing = 0

@@ -18,7 +18,8 @@ def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "option"), [("policy", "--towers"), ("simulator", "--variants"), ("tower", "--load")]
+    ("script", "option"),
+    [("policy", "--towers"), ("simulator", "--variants"), ("tower", "--load"), ("activations", "--preset")],
 )
 def test_help_names_the_options_without_heavy_imports(script: str, option: str):
     done = subprocess.run(
@@ -72,6 +73,22 @@ def test_tower_benchmark_on_one_block(tmp_path: Path):
     assert all(row["wall"]["median"] > 0 for row in content["ratios"].values())
     assert content["loading"] == {}  # tests/multismolvla/test_fourm_official_size.py measures it
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_saved_tensors_are_counted_once_and_without_parameters():
+    import torch
+    from activations import saved_bytes
+
+    class Squares(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(100))
+
+        def forward(self, batch):
+            x = batch["x"] * self.weight  # keeps x; the weight is a parameter
+            return (x * x).sum()  # keeps the product, twice the same
+
+    assert saved_bytes(Squares(), {"x": torch.ones(100, requires_grad=True)}) == 2 * 400
 
 
 @pytest.mark.sim
