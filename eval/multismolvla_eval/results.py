@@ -173,7 +173,12 @@ def _cut_half_line(path: Path) -> int:
 
 
 def read_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -> list[Row]:
-    """All rows of a run, from all its shards.
+    """All rows of a run, from all its shards; see :func:`iterate_rows`."""
+    return list(iterate_rows(folder, run, worlds))
+
+
+def iterate_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """The rows of a run, from all its shards, one after the other: a large run does not fit into memory comfortably.
 
     Args:
         folder: output folder.
@@ -183,7 +188,6 @@ def read_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
     """
-    rows: list[Row] = []
     seen: dict[str, str] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         for number, row in _read_shard(path):
@@ -198,25 +202,25 @@ def read_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -
                     "of the files."
                 )
             seen[key] = place
-            rows.append(row)
-    return rows
+            yield row
 
 
 def _read_shard(path: Path) -> Iterator[tuple[int, Row]]:
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1]:
-        logger.warning(
-            "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.", path
-        )
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ResultsError(
-                f"{path.name}:{number} is not valid JSON ({error}). The file was damaged after it was written: restore "
-                "it, or delete the line and run the evaluation again to repeat the episode."
-            ) from error
-        yield number, row
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith(b"\n"):
+                logger.warning(
+                    "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.", path
+                )
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ResultsError(
+                    f"{path.name}:{number} is not valid JSON ({error}). The file was damaged after it was written: "
+                    "restore it, or delete the line and run the evaluation again to repeat the episode."
+                ) from error
+            yield number, row
 
 
 def _check_row(row: Any, place: str, run: str) -> None:
