@@ -9,19 +9,40 @@ Grammar (the text is the condition's identity in result files and in commands)::
     C2:rgb=zero                        unannounced: rgb is black, the policy is told that it is there
     C2:rgb.image=freeze+seg=zero       the same for single cameras, several faults at once
     C3:rgb=gaussian_noise@3            soft corruption with severity 3
+    C4:rgb=delay@5                     fault in time: pictures are 5 steps old
+    C4:rgb.image2=frame_drop@0.3       each frame of this camera is lost with probability 0.3
+    C4:all=burst                       nothing arrives from any sensor for a fifth of the episode, announced
+    C5:depth=shift@8                   cross-modal: depth displaced by 8 pixels (at a width of 224) against rgb
+    C5:all=swapped                     the cameras are exchanged
+
+``all`` stands for every modality, in C2 to C5. What the types are and mean: :mod:`.hard`, :mod:`.soft`,
+:mod:`.temporal`, :mod:`.cross_modal`. Two things of the protocol are no conditions: adversarial perturbations (C6) are
+not built, and LIBERO-Plus (C7) is a set of tasks and therefore an environment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-from multismolvla.corruption.soft import SEVERITIES, SOFT_TYPES
+from multismolvla.corruption import cross_modal, temporal
+from multismolvla.corruption.soft import SEVERITIES, SOFT_TYPES, seen_in_training
 from multismolvla.modalities import MODALITIES
 
 #: Hard faults that the policy is not told about.
 UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", "freeze")
 HARD_TYPES: tuple[str, ...] = ("drop", *UNANNOUNCED_TYPES)
+TEMPORAL_TYPES: tuple[str, ...] = temporal.TYPES
+#: In a condition's text: every modality.
+ALL = "all"
+_GROUPS = {"C2": "hard", "C3": "soft", "C4": "temporal", "C5": "cross"}
+_EXAMPLES = {
+    "C2": "C2:rgb=zero",
+    "C3": "C3:rgb=gaussian_noise@3",
+    "C4": "C4:rgb=delay@5",
+    "C5": "C5:depth=shift@8",
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +51,12 @@ class Fault:
 
     Attributes:
         modality: one of ``MODALITIES``.
-        type: a hard type (``HARD_TYPES``) or a soft type of this modality (``SOFT_TYPES[modality]``).
-        severity: 0 for hard faults, 1..5 for soft ones.
+        type: a hard (``HARD_TYPES``), soft (``SOFT_TYPES[modality]``), temporal (``TEMPORAL_TYPES``) or cross-modal type
+            (``cross_modal.TYPES[modality]``).
+        severity: 1..5 for soft faults, 0 for the others.
         cameras: the cameras that suffer from it; ``None`` for all.
-        announced: whether the presence flag tells the policy. Only ``drop`` is announced.
+        announced: whether the presence flag tells the policy. Only ``drop`` and ``burst`` are announced.
+        parameter: number of a temporal or cross-modal fault that has one, else ``None``.
     """
 
     modality: str
@@ -41,41 +64,87 @@ class Fault:
     severity: int = 0
     cameras: tuple[str, ...] | None = None
     announced: bool = True
+    parameter: float | None = None
 
     def __post_init__(self) -> None:
-        if self.modality not in MODALITIES:
-            raise ValueError(f"Unknown modality {self.modality!r} in a fault. Known: {list(MODALITIES)}.")
-        if self.type in HARD_TYPES:
-            if self.severity != 0:
-                raise ValueError(
-                    f"The hard fault {self.type!r} has no severity, got {self.severity}. Leave '@{self.severity}' out."
-                )
-            if self.type == "grey" and self.modality == "seg":
-                raise ValueError(
-                    "seg=grey means nothing: class ids have no mid-grey. Use seg=zero or seg=freeze."
-                )
-        elif self.type in SOFT_TYPES[self.modality]:
+        if self.kind == "soft":
             if self.severity not in SEVERITIES:
                 raise ValueError(
                     f"Severity {self.severity} of {self.modality}={self.type} is unknown. Expected one of {list(SEVERITIES)}, "
                     f"e.g. C3:{self.modality}={self.type}@3."
                 )
-        else:
+        elif self.severity != 0:
             raise ValueError(
-                f"Unknown fault type {self.type!r} for {self.modality}. Known hard types: {list(HARD_TYPES)}; "
-                f"known soft types for {self.modality}: {list(SOFT_TYPES[self.modality])}."
+                f"The {self.kind} fault {self.type!r} has no severity, got {self.severity}. Leave '@{self.severity}' out."
             )
+        if self.type == "grey" and self.modality == "seg":
+            raise ValueError(
+                "seg=grey means nothing: class ids have no mid-grey. Use seg=zero or seg=freeze."
+            )
+        self._check_parameter()
         if self.cameras is not None and not self.cameras:
             raise ValueError("A fault with an empty list of cameras has no effect. Use None for all cameras.")
+        if self.type == "swapped" and self.cameras is not None:
+            raise ValueError(
+                f"{self.modality}.{self.cameras[0]}=swapped names one camera, but all cameras change places. "
+                f"Write {self.modality}=swapped."
+            )
+
+    def _check_parameter(self) -> None:
+        if self.kind in ("temporal", "cross"):
+            check = temporal.check_parameter if self.kind == "temporal" else cross_modal.check_parameter
+            wrong = check(self.type, self.parameter)
+            if wrong:
+                raise ValueError(f"The fault {self.type!r} (number: {self.parameter}) {wrong}.")
+        elif self.parameter is not None:
+            raise ValueError(f"The {self.kind} fault {self.type!r} has no parameter, got {self.parameter}.")
+
+    @property
+    def kind(self) -> str:
+        """``hard``, ``soft``, ``temporal`` or ``cross``.
+
+        Raises:
+            ValueError: unknown type, or one that this modality cannot have.
+        """
+        return _kind(self.modality, self.type)
 
     @property
     def hard(self) -> bool:
         """Whether the sensor's content is gone altogether."""
         return self.type in HARD_TYPES
 
+    @property
+    def changes_first_frame(self) -> bool:
+        """Whether the first frame of an episode already shows the fault; faults in time begin later."""
+        return self.type != "freeze" and self.kind != "temporal"
+
+    @property
+    def seen_in_training(self) -> bool:
+        """See :func:`multismolvla.corruption.seen_in_training`."""
+        return seen_in_training(self.modality, self.type)
+
     def hits(self, camera: str, modality: str) -> bool:
         """Whether this fault concerns the stream ``modality`` of ``camera``."""
         return modality == self.modality and (self.cameras is None or camera in self.cameras)
+
+
+def _kind(modality: str, type_: str) -> str:
+    """See :attr:`Fault.kind`."""
+    if modality not in MODALITIES:
+        raise ValueError(f"Unknown modality {modality!r} in a fault. Known: {list(MODALITIES)}.")
+    if type_ in HARD_TYPES:
+        return "hard"
+    if type_ in SOFT_TYPES[modality]:
+        return "soft"
+    if type_ in TEMPORAL_TYPES:
+        return "temporal"
+    if type_ in cross_modal.TYPES[modality]:
+        return "cross"
+    raise ValueError(
+        f"Unknown fault type {type_!r} for {modality}. Known hard types: {list(HARD_TYPES)}; "
+        f"known soft types for {modality}: {list(SOFT_TYPES[modality])}; temporal: {list(TEMPORAL_TYPES)}; "
+        f"cross-modal: {list(cross_modal.TYPES[modality])}."
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +153,7 @@ class Condition:
 
     Attributes:
         id: canonical text; :func:`parse_condition` of it gives an equal condition.
-        group: protocol group, "C0" to "C3".
+        group: protocol group, "C0" to "C5".
         faults: applied together. Two faults never concern the same stream.
     """
 
@@ -96,6 +165,11 @@ class Condition:
     def lost_modalities(self) -> tuple[str, ...]:
         """Modalities removed and announced in all cameras."""
         return tuple(f.modality for f in self.faults if f.type == "drop" and f.cameras is None)
+
+    @property
+    def seen_in_training(self) -> bool | None:
+        """Whether training may have met all of its types of fault; ``None`` without faults."""
+        return all(f.seen_in_training for f in self.faults) if self.faults else None
 
 
 CLEAN = Condition("C0", "C0", ())
@@ -126,30 +200,57 @@ def camera_loss(camera: str) -> Condition:
     )
 
 
-def _parse_fault(text: str, group: str, whole: str) -> Fault:
+def _parse_faults(text: str, group: str, whole: str) -> list[Fault]:
+    """The faults of one part of a condition: one, or one per modality for ``all``."""
     target, _, fault = text.partition("=")
-    modality, _, camera = target.strip().partition(".")
-    type_, at, severity = fault.strip().partition("@")
-    if not fault or (group == "C3") != bool(at):
-        example = "C2:rgb=zero" if group == "C2" else "C3:rgb=gaussian_noise@3"
-        raise ValueError(f"Cannot read {text!r} in condition {whole!r}. Expected something like {example}.")
-    if at and not severity.isdigit():
-        raise ValueError(f"Severity {severity!r} in condition {whole!r} is not one of {list(SEVERITIES)}.")
-    if group == "C2" and type_ not in UNANNOUNCED_TYPES:
+    modality, dot, camera = target.strip().partition(".")
+    type_, at, number = fault.strip().partition("@")
+    if not type_ or bool(dot) != bool(camera) or bool(at) != bool(number) or (group == "C3" and not at):
         raise ValueError(
-            f"Unknown C2 fault {type_!r} in condition {whole!r}. Known: {list(UNANNOUNCED_TYPES)}; "
-            "announced losses are C1, soft corruptions C3."
+            f"Cannot read {text!r} in condition {whole!r}. Expected something like {_EXAMPLES[group]}."
         )
-    if group == "C3" and type_ in HARD_TYPES:
-        raise ValueError(f"{type_!r} in condition {whole!r} is a hard fault: write it as C2 (or C1).")
-    cameras = (camera,) if camera else None
-    return Fault(modality, type_, int(severity) if at else 0, cameras, announced=False)
+    if group == "C3" and not number.isdigit():
+        raise ValueError(f"Severity {number!r} in condition {whole!r} is not one of {list(SEVERITIES)}.")
+    modalities = MODALITIES if modality == ALL else (modality,)
+    kind = _kind(modalities[0], type_)
+    if kind != _GROUPS[group] or type_ == "drop":
+        right = next(g for g, known in _GROUPS.items() if known == kind)
+        raise ValueError(
+            f"{type_!r} in condition {whole!r} is a {kind} fault. Announced losses are written as C1, others as "
+            f"{right}, e.g. {_EXAMPLES[right]}; the types of {group} are of another kind."
+        )
+    if at and group == "C2":
+        raise ValueError(f"The fault {fault!r} in condition {whole!r} takes no number: write {type_}.")
+    severity = int(number) if group == "C3" else 0
+    parameter = _number(number, whole) if at and group != "C3" else None
+    return [
+        Fault(m, type_, severity, (camera,) if camera else None, type_ in temporal.ANNOUNCED, parameter)
+        for m in modalities
+    ]
 
 
-def _fault_text(fault: Fault) -> str:
-    camera = f".{fault.cameras[0]}" if fault.cameras else ""
-    severity = f"@{fault.severity}" if fault.severity else ""
-    return f"{fault.modality}{camera}={fault.type}{severity}"
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(
+            f"{float(text):g}"
+        )  # as it will be written, so that the text parses back to the same value
+    except ValueError:
+        raise ValueError(
+            f"{text!r} in condition {whole!r} is not a number. Expected e.g. delay@5, shift@8."
+        ) from None
+
+
+def _body(faults: Sequence[Fault]) -> str:
+    """Canonical text of sorted faults."""
+
+    def text(fault: Fault, modality: str) -> str:
+        camera = f".{fault.cameras[0]}" if fault.cameras else ""
+        number = fault.severity or fault.parameter
+        return f"{modality}{camera}={fault.type}" + (f"@{number:g}" if number else "")
+
+    whole = [text(f, ALL) for f in faults]
+    same = len(set(whole)) == 1 and len(whole) == len(MODALITIES)
+    return whole[0] if same else "+".join(text(f, f.modality) for f in faults)
 
 
 def parse_condition(text: str) -> Condition:
@@ -166,10 +267,22 @@ def parse_condition(text: str) -> Condition:
     group, colon, body = text.partition(":")
     if text == "C0":
         return CLEAN
-    if group not in ("C1", "C2", "C3") or not colon or not body:
+    if group in ("C6", "C7"):
+        raise ValueError(
+            f"{text!r} is no condition. "
+            + (
+                "Adversarial perturbations (C6) are not built."
+                if group == "C6"
+                else "LIBERO-Plus (C7) is a set of tasks, run as an environment: --env.type=libero_plus --env.task=libero_spatial "
+                "--conditions=[C0]."
+            )
+        )
+    if group not in ("C1", *_GROUPS) or not colon or not body:
         raise ValueError(
             f"Cannot read the condition {text!r}. Known: C0, C1:<kept modalities>, C1:-<lost>, C1:camera=<lost>, "
-            f"C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, C3:<modality>=<type>@<severity>; modalities: {list(MODALITIES)}."
+            f"C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, C3:<modality>=<type>@<severity>, "
+            f"C4:<modality>=<{'|'.join(TEMPORAL_TYPES)}>, C5:<modality>=<shift|rotated|swapped|scale>; "
+            f"modalities: {[*MODALITIES, ALL]}."
         )
     if group == "C1":
         if body.startswith("camera="):
@@ -184,12 +297,12 @@ def parse_condition(text: str) -> Condition:
             return subset_condition([m for m in MODALITIES if m not in lost])
         return subset_condition(body.split("+"))
     faults = sorted(
-        (_parse_fault(part, group, text) for part in body.split("+")),
+        (fault for part in body.split("+") for fault in _parse_faults(part, group, text)),
         key=lambda f: (MODALITIES.index(f.modality), f.cameras or ()),
     )
-    for first, second in zip(faults, faults[1:], strict=False):
+    for first, second in combinations(faults, 2):
         if first.modality == second.modality and (
             first.cameras is None or second.cameras is None or set(first.cameras) & set(second.cameras)
         ):
             raise ValueError(f"Condition {text!r} has two faults for the same stream ({first.modality}).")
-    return Condition(f"{group}:" + "+".join(map(_fault_text, faults)), group, tuple(faults))
+    return Condition(f"{group}:{_body(faults)}", group, tuple(faults))

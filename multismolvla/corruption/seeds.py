@@ -23,17 +23,23 @@ def episode_seed(
     camera: str,
     modality: str,
     type: str,
-    severity: int,
+    severity: float,
 ) -> int:
     """Seed of one fault in one episode.
 
     It depends on nothing else, in particular not on the policy, the other faults, or how many episodes ran before:
-    every policy meets the same noise in the same episode.
+    every policy meets the same noise in the same episode. The strength is a severity, or the number of a temporal or
+    cross-modal fault (0 if it has none).
 
     Returns:
         An integer in [0, 2**63).
     """
     return _hash(run_seed, suite, task, init_state, camera, modality, type, severity)
+
+
+def uniform(seed: int, *parts: int) -> float:
+    """A number in [0, 1) that depends on the arguments only, e.g. on an episode's seed and a step."""
+    return (_hash(seed, *parts) >> 10) / 2**53
 
 
 def frame_generator(seed: int, step: int, type: str) -> torch.Generator:

@@ -20,6 +20,18 @@ from multismolvla.corruption import CLEAN, Fault, camera_loss, parse_condition, 
         ("C2:seg=zero+rgb.image=freeze", "C2:rgb.image=freeze+seg=zero"),
         ("C3:rgb=gaussian_noise@3", "C3:rgb=gaussian_noise@3"),
         ("C3:depth.image2=holes@5", "C3:depth.image2=holes@5"),
+        ("C2:all=zero", "C2:all=zero"),
+        ("C2:thermal=zero+seg=zero+depth=zero+rgb=zero", "C2:all=zero"),
+        ("C2:all.image=freeze", "C2:all.image=freeze"),
+        ("C4:rgb=delay@5", "C4:rgb=delay@5"),
+        ("C4:rgb=delay@05.0", "C4:rgb=delay@5"),
+        ("C4:rgb.image2=frame_drop@0.30", "C4:rgb.image2=frame_drop@0.3"),
+        ("C4:all=burst", "C4:all=burst"),
+        ("C4:depth=burst_silent+rgb=frozen", "C4:rgb=frozen+depth=burst_silent"),
+        ("C5:depth=shift@8", "C5:depth=shift@8"),
+        ("C5:all=swapped", "C5:all=swapped"),
+        ("C5:seg=rotated", "C5:seg=rotated"),
+        ("C5:depth=scale@1.20", "C5:depth=scale@1.2"),
     ],
 )
 def test_text_round_trip(text, canonical):
@@ -38,6 +50,11 @@ def test_meaning():
     loss = camera_loss("image2")
     assert loss.lost_modalities == ()
     assert all(f.hits("image2", f.modality) and not f.hits("image", f.modality) for f in loss.faults)
+    burst, silent = parse_condition("C4:all=burst").faults, parse_condition("C4:all=burst_silent").faults
+    assert [f.modality for f in burst] == ["rgb", "depth", "seg", "thermal"]
+    assert all(f.announced and f.kind == "temporal" for f in burst)
+    assert not any(f.announced for f in silent)
+    assert parse_condition("C4:rgb=delay@5").faults == (Fault("rgb", "delay", 0, None, False, 5.0),)
     assert parse_condition("C2:rgb=grey").faults == (Fault("rgb", "grey", 0, None, announced=False),)
 
 
@@ -52,7 +69,7 @@ def test_meaning():
         ("C1:-smell", "Unknown modality 'smell'"),
         ("C1:camera=", "needs a camera name"),
         ("C2:rgb", "C2:rgb=zero"),
-        ("C2:rgb=drop", "announced losses are C1"),
+        ("C2:rgb=drop", "nnounced losses are written as C1"),
         ("C2:seg=grey", "no mid-grey"),
         ("C2:rgb=zero+rgb.image=grey", "two faults for the same stream"),
         ("C3:rgb=gaussian_noise", "gaussian_noise@3"),
@@ -61,6 +78,24 @@ def test_meaning():
         ("C3:rgb=holes@3", "known soft types for rgb"),
         ("C3:rgb=zero@3", "hard fault"),
         ("C3:sound=noise@3", "Unknown modality 'sound'"),
+        ("C2:all=grey", "no mid-grey"),
+        ("C2:rgb=zero@3", "takes no number"),
+        ("C2:rgb.=zero", "C2:rgb=zero"),
+        ("C2:all=zero+rgb=freeze", "two faults for the same stream"),
+        ("C2:rgb.image=zero+rgb.image2=zero+rgb.image=freeze", "two faults for the same stream"),
+        ("C4:rgb=gaussian_noise@3", "is a soft fault"),
+        ("C4:rgb=zero", "is a hard fault"),
+        ("C3:rgb=delay@3", "is a temporal fault"),
+        ("C4:rgb=delay", "whole number of steps"),
+        ("C4:rgb=delay@", "C4:rgb=delay@5"),
+        ("C4:rgb=delay@x", "not a number"),
+        ("C4:rgb=frame_drop@1", "probability"),
+        ("C4:rgb=burst@2", "has no number"),
+        ("C5:rgb=scale@0.8", "cross-modal: .*rotated"),
+        ("C5:depth=shift@0", "pixels at a width of 224"),
+        ("C5:rgb.image=swapped", "all cameras change places"),
+        ("C6:rgb=patch", "not built"),
+        ("C7", "--env.type=libero_plus"),
     ],
 )
 def test_unreadable_conditions_name_what_is_known(text, message):

@@ -1,0 +1,91 @@
+"""Cross-modal faults: each picture is intact by itself, but it no longer agrees with the others. Never announced.
+
+=============  ==============================================================================================
+``shift``      Depth, segmentation or thermal is displaced sideways against RGB. Pixels are counted at a width of
+               224 and scaled to the picture's own; at least one. To the left or to the right: a coin per episode.
+``rotated``    The picture is turned by 180 degrees.
+``swapped``    Each camera delivers the picture of the next one (with two: they change places). Needs both
+               pictures, so the environment's fault wrapper does it.
+``scale``      Depth is multiplied by a factor: a wrong unit or focal length.
+=============  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+TYPES: dict[str, tuple[str, ...]] = {
+    "rgb": ("rotated", "swapped"),
+    "depth": ("shift", "rotated", "swapped", "scale"),
+    "seg": ("shift", "rotated", "swapped"),
+    "thermal": ("shift", "rotated", "swapped"),
+}
+#: The protocol's values of the types that have a number: pixels at ``REFERENCE_WIDTH``, factor.
+PARAMETERS: dict[str, tuple[float, ...]] = {"shift": (2, 4, 8, 16), "scale": (0.8, 1.2)}
+REFERENCE_WIDTH = 224
+
+
+def check_parameter(type: str, parameter: float | None) -> str | None:
+    """What is wrong with a parameter, in words; ``None`` if nothing."""
+    if type == "shift":
+        if parameter is not None and 0 < parameter < REFERENCE_WIDTH:
+            return None
+        return f"needs pixels at a width of {REFERENCE_WIDTH}, between 0 and it, e.g. shift@8"
+    if type == "scale":
+        if parameter is not None and parameter > 0 and parameter != 1 and math.isfinite(parameter):
+            return None
+        return "needs a positive factor other than 1, e.g. scale@0.8"
+    return None if parameter is None else f"has no number: write {type}"
+
+
+def apply_cross(
+    image: Tensor,
+    valid: Tensor | None,
+    modality: str,
+    type: str,
+    parameter: float | None,
+    generator: Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Displace, turn or scale one picture.
+
+    Args:
+        image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.apply_soft`.
+        valid: bool (1, H, W) or ``None``.
+        modality: one of ``MODALITIES``.
+        type: ``shift``, ``rotated`` or ``scale``.
+        parameter: pixels or factor, ``None`` for ``rotated``.
+        generator: CPU generator, the same in all frames of an episode.
+
+    Returns:
+        New tensors. Where a shifted picture shows nothing, depth is 0 and invalid, the class is 0 (background), and
+        thermal repeats its border.
+
+    Raises:
+        ValueError: the modality cannot have this fault, or ``swapped``, which needs two pictures.
+    """
+    if type not in TYPES[modality] or type == "swapped":
+        raise ValueError(f"Cannot apply {type!r} to one {modality} picture. Known: {list(TYPES[modality])}.")
+    if type == "rotated":
+        return image.flip(-1, -2), None if valid is None else valid.flip(-1, -2)
+    if type == "scale":
+        return image * float(parameter or 1.0), valid
+    width = image.shape[-1]
+    pixels = min(width - 1, max(1, round(float(parameter or 0.0) * width / REFERENCE_WIDTH)))
+    right = bool(torch.rand((), generator=generator) < 0.5)
+    border = "edge" if modality == "thermal" else "zero"
+    return (
+        _shifted(image, pixels, right, border),
+        None if valid is None else _shifted(valid, pixels, right, "zero"),
+    )
+
+
+def _shifted(picture: Tensor, pixels: int, right: bool, border: str) -> Tensor:
+    """(C, H, W) moved sideways; the uncovered columns are zero or repeat the border column."""
+    moved = picture.roll(pixels if right else -pixels, -1)
+    uncovered = slice(0, pixels) if right else slice(picture.shape[-1] - pixels, None)
+    column = picture[..., :1] if right else picture[..., -1:]
+    moved[..., uncovered] = column if border == "edge" else torch.zeros_like(column)
+    return moved
