@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -9,8 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multismolvla.corruption import Condition, Fault, apply_hard, apply_soft, episode_seed, frame_generator
-from multismolvla.modalities import MODALITIES
+from multismolvla.corruption import (
+    Condition,
+    Fault,
+    apply_cross,
+    apply_hard,
+    apply_soft,
+    episode_seed,
+    frame_generator,
+    shown_step,
+)
+from multismolvla.corruption.temporal import WINDOW_TYPES
+from multismolvla.modalities import MODALITIES, Modality, Origin
 
 #: Suffix of a modality's raw observation key after the camera's name.
 _SUFFIX = {"rgb": "", "depth": "_depth", "seg": "_seg", "thermal": "_thermal"}
@@ -24,8 +37,13 @@ class FaultWrapper(gym.Wrapper):
     and a faulted episode differ in nothing but the fault.
 
     ``drop`` empties the stream and tells the policy (``presence`` 0, if the fault is announced). ``zero``, ``grey`` and
-    ``freeze`` (the first frame of the episode stays) leave ``presence`` at 1. Soft faults degrade the content. Depth
-    pixels that a fault makes invalid become 0.
+    ``freeze`` (the first frame of the episode stays) leave ``presence`` at 1. Soft and cross-modal faults change the
+    content. Temporal faults show an earlier picture or none; the earlier ones that are still needed are kept here. Depth
+    pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share the faults of
+    RGB, see :func:`with_derived`.
+
+    ``info["fault_active"]`` says whether any stream is changed in this step: a fault in time may begin after the episode
+    has ended.
 
     Args:
         env: the environment, not vectorised.
@@ -33,7 +51,8 @@ class FaultWrapper(gym.Wrapper):
         run_seed: seed of the evaluation run.
 
     Raises:
-        ValueError: the condition names a camera that the environment does not have.
+        ValueError: the condition names a camera that the environment does not have, or exchanges the cameras of an
+            environment with one.
 
     Example:
         >>> env = FaultWrapper(config.env_maker("multismolvla_mini", 0)(), parse_condition("C1:-rgb"), run_seed=0)
@@ -43,34 +62,41 @@ class FaultWrapper(gym.Wrapper):
         super().__init__(env)
         self.condition = condition
         self.run_seed = run_seed
-        self._faults: tuple[Fault, ...] = condition.faults if condition is not None else ()
-        cameras = env.unwrapped.cameras  # type: ignore[attr-defined]
-        for fault in self._faults:
-            unknown = sorted(set(fault.cameras or ()) - set(cameras))
-            if unknown:
+        inner: Any = env.unwrapped
+        self._cameras: tuple[str, ...] = inner.cameras
+        faults = condition.faults if condition is not None else ()
+        for fault in faults:
+            unknown = sorted(set(fault.cameras or ()) - set(self._cameras))
+            if unknown or (fault.type == "swapped" and len(self._cameras) < 2):
                 raise ValueError(
-                    f"Condition {condition.id if condition else None!r} names camera {unknown[0]!r}; this environment "
-                    f"has {list(cameras)}."
+                    f"Condition {condition.id if condition else None!r} "
+                    + (f"names camera {unknown[0]!r}" if unknown else "exchanges cameras")
+                    + f"; this environment has {list(self._cameras)}."
                 )
-        self._cameras = cameras
+        origins: Mapping[str, str] = getattr(inner, "origins", {})
+        self._derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
+        self._faults = with_derived(faults, self._derived, self._cameras)
         self._step_index = 0
         self._init_state = 0
-        self._first: dict[tuple[str, str], Tensor] = {}
+        self._active = False
+        #: Per stream: the first picture (``freeze``), the last one shown, or the last k + 1 (``delay``).
+        self._kept: dict[tuple[str, str], deque[Tensor]] = {}
         self._shown: np.ndarray | None = None
 
     def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; the initial state's number seeds the faults."""
         observation, info = self.env.reset(**kwargs)
         self._step_index = 0
-        self._first = {}
+        self._kept = {}
         self._init_state = int(info.get("init_state_id", 0))
-        return self._break(observation), info
+        return self._break(observation), {**info, "fault_active": self._active}
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
         """One control step; only the returned observation is changed."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._step_index += 1
-        return self._break(observation), reward, terminated, truncated, info
+        broken = self._break(observation)
+        return broken, reward, terminated, truncated, {**info, "fault_active": self._active}
 
     def render(self) -> Any:
         """The third-person picture that the policy gets, upright, at least 256 pixels high."""
@@ -84,42 +110,131 @@ class FaultWrapper(gym.Wrapper):
         broken = dict(observation)
         broken["pixels"] = dict(observation.get("pixels", {}))
         broken["presence"] = observation["presence"].copy()
+        self._active = False
         for fault in self._faults:
-            for v, camera in enumerate(self._cameras):
-                if not fault.hits(camera, fault.modality):
-                    continue
-                if fault.type == "drop" and fault.announced:
-                    broken["presence"][v * len(MODALITIES) + MODALITIES.index(fault.modality)] = 0.0
-                key = camera + _SUFFIX[fault.modality]
-                place = broken if fault.modality == "depth" else broken["pixels"]
-                if key in place:
-                    place[key] = self._break_picture(place[key], fault, camera)
+            for camera in self._cameras:
+                if fault.hits(camera, fault.modality):
+                    self._break_stream(observation, broken, fault, camera)
         if not broken["pixels"]:
             broken.pop("pixels")
         self._shown = broken.get("pixels", {}).get(self._cameras[0])
         return broken
 
-    def _break_picture(self, picture: np.ndarray, fault: Fault, camera: str) -> np.ndarray:
-        """(H, W, C) -> (H, W, C), same dtype."""
-        image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-        valid = image > 0 if fault.modality == "depth" else None
-        if fault.hard:
-            frozen = self._first.setdefault((camera, fault.modality), image)
-            image, valid = apply_hard(image, valid, fault.modality, fault.type, frozen)
-        else:
-            env: Any = self.env.unwrapped
-            seed = episode_seed(
-                self.run_seed,
-                env.suite,
-                env.task_id,
-                self._init_state,
-                camera,
-                fault.modality,
-                fault.type,
-                fault.severity,
+    def _break_stream(
+        self, observation: Mapping[str, Any], broken: dict[str, Any], fault: Fault, camera: str
+    ) -> None:
+        """Change one stream of ``broken`` in place."""
+        source = camera
+        if fault.type == "swapped":
+            source = self._cameras[(self._cameras.index(camera) + 1) % len(self._cameras)]
+        picture = _stream(observation, source, fault.modality)
+        gone = fault.type == "drop"
+        if picture is not None:
+            result, gone = self._break_picture(picture, fault, camera)
+            place = broken if fault.modality == Modality.DEPTH else broken["pixels"]
+            place[camera + _SUFFIX[fault.modality]] = result
+        if gone and fault.announced:
+            place_in_presence = self._cameras.index(camera) * len(MODALITIES) + MODALITIES.index(
+                fault.modality
             )
-            generator = frame_generator(seed, self._step_index, fault.type)
-            image, valid = apply_soft(image, valid, fault.modality, fault.type, fault.severity, generator)
-        if fault.modality == "depth" and valid is not None:
+            broken["presence"][place_in_presence] = 0.0
+
+    def _break_picture(self, picture: np.ndarray, fault: Fault, camera: str) -> tuple[np.ndarray, bool]:
+        """(H, W, C) -> (H, W, C), same dtype, and whether nothing is shown."""
+        image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        valid = image > 0 if fault.modality == Modality.DEPTH else None
+        type_ = fault.type
+        if fault.kind == "temporal":
+            seen = self._in_time(image, fault, camera)
+            if seen is not None:
+                return np.ascontiguousarray(seen.numpy().transpose(1, 2, 0)), False
+            type_ = "drop"
+        self._active = True
+        if fault.hard or type_ == "drop":
+            first = image
+            if type_ == "freeze":
+                first = self._kept.setdefault((camera, fault.modality), deque([image]))[0]
+            image, valid = apply_hard(image, valid, fault.modality, type_, first)
+        elif fault.kind == "soft":
+            generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
+            image, valid = apply_soft(image, valid, fault.modality, type_, fault.severity, generator)
+        elif type_ != "swapped":
+            generator = torch.Generator().manual_seed(self._seed(fault, camera))
+            image, valid = apply_cross(image, valid, fault.modality, type_, fault.parameter, generator)
+        if valid is not None:
             image = torch.where(valid, image, torch.zeros_like(image))
-        return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+        return np.ascontiguousarray(image.numpy().transpose(1, 2, 0)), type_ == "drop"
+
+    def _in_time(self, image: Tensor, fault: Fault, camera: str) -> Tensor | None:
+        """The picture that a temporal fault shows now; ``None`` during an outage."""
+        step, delay = self._step_index, fault.type == "delay"
+        limit = self.env.unwrapped._max_episode_steps  # type: ignore[attr-defined]
+        shown = shown_step(fault.type, fault.parameter, self._seed(fault, camera), step, limit)
+        if shown is None:
+            return None
+        length = int(fault.parameter or 0) + 1 if delay else 1
+        kept = self._kept.setdefault((camera, fault.modality), deque(maxlen=length))
+        if delay or shown == step:
+            kept.append(image)
+        self._active |= shown != step
+        return kept[0]
+
+    def _seed(self, fault: Fault, camera: str) -> int:
+        """The fault's seed in this episode.
+
+        Windows in time are those of the episode, not of the stream. What is computed from RGB misses the frames that RGB
+        misses.
+        """
+        env: Any = self.env.unwrapped
+        window = fault.type in WINDOW_TYPES
+        follows = fault.kind == "temporal" and fault.modality in self._derived
+        return episode_seed(
+            self.run_seed,
+            env.suite,
+            env.task_id,
+            self._init_state,
+            "" if window else camera,
+            "" if window else str(Modality.RGB) if follows else fault.modality,
+            fault.type.removesuffix("_silent"),
+            fault.severity if fault.parameter is None else fault.parameter,
+        )
+
+
+def with_derived(
+    faults: Sequence[Fault], derived: Collection[str], cameras: Sequence[str]
+) -> tuple[Fault, ...]:
+    """Faults extended to the modalities that are computed from RGB, so that clean RGB cannot leak through them.
+
+    A derived picture of an earlier RGB picture is the earlier derived picture, so faults in time, frozen and exchanged
+    cameras hit derived modalities in the same way. In all other cases the derived modality is dropped with its RGB, and
+    announced: what would be computed from the broken picture is not known here. A fault that the condition itself names
+    for a derived stream stands.
+
+    Args:
+        faults: of a condition.
+        derived: modalities that the environment computes from RGB.
+        cameras: of the environment.
+    """
+    extended = list(faults)
+    for fault in faults:
+        if fault.modality != Modality.RGB:
+            continue
+        for modality in (m for m in MODALITIES if m in derived):
+            hit = tuple(
+                c for c in cameras
+                if fault.hits(c, Modality.RGB) and not any(f.hits(c, modality) for f in faults)
+            )  # fmt: skip
+            if not hit:
+                continue
+            whole = len(hit) == len(cameras)
+            if fault.kind == "temporal" or fault.type == "freeze" or (fault.type == "swapped" and whole):
+                extended.append(replace(fault, modality=modality, cameras=None if whole else hit))
+            else:
+                extended.append(Fault(modality, "drop", cameras=None if whole else hit))
+    return tuple(extended)
+
+
+def _stream(observation: Mapping[str, Any], camera: str, modality: str) -> np.ndarray | None:
+    """A raw picture (H, W, C), ``None`` if the environment does not render it."""
+    place = observation if modality == Modality.DEPTH else observation.get("pixels", {})
+    return place.get(camera + _SUFFIX[modality])

@@ -16,6 +16,9 @@ STREAMS = {
 }
 
 
+CAMERAS = ("image", "image2")
+
+
 def run(env, steps: int = 3):
     observation, _ = env.reset(seed=2, options={"init_state_id": 6})
     observations = [observation]
@@ -33,6 +36,11 @@ def run(env, steps: int = 3):
         ("C2:rgb.image=grey", {("rgb", "image")}, [1] * 8),
         ("C3:rgb=gaussian_noise@3", {("rgb", "image"), ("rgb", "image2")}, [1] * 8),
         ("C3:depth=holes@4", {("depth", "image"), ("depth", "image2")}, [1] * 8),
+        ("C2:all.image2=zero", {(m, "image2") for m in STREAMS}, [1] * 8),
+        ("C5:depth=shift@8", {("depth", "image"), ("depth", "image2")}, [1] * 8),
+        ("C5:thermal.image=rotated", {("thermal", "image")}, [1] * 8),
+        ("C5:depth=scale@0.8", {("depth", "image"), ("depth", "image2")}, [1] * 8),
+        ("C5:all=swapped", {(m, c) for m in STREAMS for c in ("image", "image2")}, [1] * 8),
     ],
 )
 def test_fault_touches_its_streams_only(mini_env, condition, touched, presence):
@@ -56,6 +64,173 @@ def test_frozen_camera_shows_the_first_frame(mini_env):
     assert not (frames[0]["pixels"]["image2_seg"] == frames[-1]["pixels"]["image2_seg"]).all()
 
 
+def same(one, other) -> bool:
+    return all((stream(one, c) == stream(other, c)).all() for stream in STREAMS.values() for c in CAMERAS)
+
+
+def pictures(observation, modality: str) -> list[np.ndarray]:
+    return [STREAMS[modality](observation, c) for c in CAMERAS]
+
+
+@pytest.fixture(scope="module")
+def clean(mini_env):
+    """20 clean frames."""
+    return run(mini_env(0), 19)
+
+
+@pytest.fixture
+def short_episode(mini_env, monkeypatch):
+    """An environment whose episodes last 20 steps, so that the windows lie in what the tests run."""
+    env = mini_env(0)
+    monkeypatch.setattr(env.unwrapped, "_max_episode_steps", 20)
+    return env
+
+
+def shown_frames(clean, frames, modality: str) -> list[list[int]]:
+    """For each frame the clean frames whose pictures of this modality it shows."""
+    return [
+        [
+            n for n, before in enumerate(clean)
+            if all((a == b).all() for a, b in zip(pictures(before, modality), pictures(after, modality), strict=True))
+        ]
+        for after in frames
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("modality", STREAMS)
+def test_delayed_pictures_are_those_of_earlier_steps_and_nothing_else_changes(short_episode, clean, modality):
+    frames = run(FaultWrapper(short_episode, parse_condition(f"C4:{modality}=delay@3"), run_seed=0), 19)
+    for step, (seen, before, after) in enumerate(
+        zip(shown_frames(clean, frames, modality), clean, frames, strict=True)
+    ):
+        assert max(0, step - 3) in seen
+        for other in STREAMS.keys() - {modality}:
+            assert all(
+                (a == b).all() for a, b in zip(pictures(before, other), pictures(after, other), strict=True)
+            )
+        assert (before["presence"] == after["presence"]).all()
+        assert (before["robot_state"]["joints"]["pos"] == after["robot_state"]["joints"]["pos"]).all()
+    assert not (clean[19]["pixels"]["image"] == clean[16]["pixels"]["image"]).all(), "the arm did not move"
+
+
+def test_frozen_pictures_stay_from_a_random_step_on(short_episode, clean):
+    frames = run(FaultWrapper(short_episode, parse_condition("C4:thermal=frozen"), run_seed=0), 19)
+    seen = shown_frames(clean, frames, "thermal")  # its noise makes each picture unique
+    start = seen[-1][0]
+    assert 0 < start < 10
+    assert seen == [[min(step, start)] for step in range(20)]
+
+
+def test_lost_frames_repeat_the_last_one_of_each_camera_by_itself(short_episode, clean):
+    frames = run(FaultWrapper(short_episode, parse_condition("C4:thermal=frame_drop@0.5"), run_seed=0), 19)
+    fates = []
+    for camera in CAMERAS:
+        shown = [f["pixels"][f"{camera}_thermal"] for f in frames]
+        arrived = [(shown[n] == clean[n]["pixels"][f"{camera}_thermal"]).all() for n in range(20)]
+        assert arrived[0]
+        assert all(arrived[n] or (shown[n] == shown[n - 1]).all() for n in range(1, 20))
+        assert 4 <= sum(arrived) <= 16
+        fates.append(arrived)
+    assert fates[0] != fates[1]
+
+
+@pytest.mark.parametrize(("type_", "presence"), [("burst", 0.0), ("burst_silent", 1.0)])
+def test_a_burst_takes_all_streams_of_the_condition_at_once(short_episode, clean, type_, presence):
+    env = FaultWrapper(short_episode, parse_condition(f"C4:all={type_}"), run_seed=3)
+    frames = run(env, 19)
+    gone = [n for n, f in enumerate(frames) if not any(p.any() for m in STREAMS for p in pictures(f, m))]
+    assert len(gone) == 4
+    assert gone == list(range(gone[0], gone[0] + 4))
+    for n, frame in enumerate(frames):
+        assert frame["presence"].tolist() == [presence if n in gone else 1.0] * 8
+        assert n in gone or same(clean[n], frame)
+    single = run(FaultWrapper(short_episode, parse_condition("C4:depth.image2=burst_silent"), run_seed=3), 19)
+    assert [n for n, f in enumerate(single) if not f["image2_depth"].any()] == gone, "the same window"
+    assert all((a["image_depth"] == b["image_depth"]).all() for a, b in zip(clean, single, strict=True))
+
+
+def test_info_tells_when_a_fault_is_active(short_episode):
+    env = FaultWrapper(short_episode, parse_condition("C4:rgb=burst"), run_seed=3)
+    _, info = env.reset(seed=2, options={"init_state_id": 6})
+    active = [info["fault_active"]]
+    active += [env.step(np.zeros(7, np.float32))[4]["fault_active"] for _ in range(19)]
+    assert sum(active) == 4
+    env = FaultWrapper(short_episode, parse_condition("C5:rgb=rotated"), run_seed=3)
+    assert env.reset(seed=2)[1]["fault_active"]
+
+
+def test_swapped_cameras_and_rotation_show_real_pictures(short_episode, clean):
+    swapped = run(FaultWrapper(short_episode, parse_condition("C5:depth=swapped"), run_seed=0), 1)
+    assert (swapped[1]["image_depth"] == clean[1]["image2_depth"]).all()
+    assert (swapped[1]["image2_depth"] == clean[1]["image_depth"]).all()
+    turned = run(FaultWrapper(short_episode, parse_condition("C5:seg.image=rotated"), run_seed=0), 1)
+    assert (turned[1]["pixels"]["image_seg"] == clean[1]["pixels"]["image_seg"][::-1, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["C3:rgb=fog@4+seg=label_swap@4", "C4:all=frame_drop@0.3", "C5:depth=shift@16"]
+)
+def test_the_same_seed_gives_the_same_episode_bit_for_bit_whatever_ran_before(short_episode, text):
+    env = FaultWrapper(short_episode, parse_condition(text), run_seed=5)
+    first = run(env, 6)
+    env.reset(seed=9, options={"init_state_id": 1})
+    env.step(np.ones(7, np.float32))
+    again = run(env, 6)
+    fresh = run(FaultWrapper(short_episode, parse_condition(text), run_seed=5), 6)
+    for one, other, third in zip(first, again, fresh, strict=True):
+        assert same(one, other)
+        assert same(one, third)
+        assert (one["presence"] == other["presence"]).all()
+
+
+@pytest.fixture
+def derived_thermal(short_episode, monkeypatch):
+    """As if the environment computed thermal from RGB."""
+    origins = {"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"}
+    monkeypatch.setattr(type(short_episode.unwrapped), "origins", origins)
+    return short_episode
+
+
+@pytest.mark.parametrize(
+    ("text", "presence"),
+    [
+        ("C1:-rgb", [0, 1, 1, 0] * 2),
+        ("C2:rgb=zero", [1, 1, 1, 0] * 2),
+        ("C3:rgb.image=fog@3", [1, 1, 1, 0, 1, 1, 1, 1]),
+        ("C5:rgb=rotated", [1, 1, 1, 0] * 2),
+        ("C3:depth=holes@3", [1, 1, 1, 1] * 2),
+    ],
+)
+def test_what_is_derived_from_rgb_goes_with_it(derived_thermal, text, presence):
+    frame = run(FaultWrapper(derived_thermal, parse_condition(text), run_seed=0), 1)[1]
+    assert frame["presence"].tolist() == presence
+    for v, camera in enumerate(CAMERAS):
+        assert frame["pixels"][f"{camera}_thermal"].any() == bool(presence[4 * v + 3])
+
+
+@pytest.mark.parametrize(
+    "text", ["C4:rgb=frame_drop@0.5", "C4:rgb=frozen", "C4:rgb.image=delay@2", "C2:rgb=freeze"]
+)
+def test_what_is_derived_from_an_earlier_rgb_picture_is_the_earlier_picture(derived_thermal, clean, text):
+    frames = run(FaultWrapper(derived_thermal, parse_condition(text), run_seed=0), 12)
+    for n, frame in enumerate(frames):
+        # Thermal noise makes each thermal picture unique: it tells which RGB picture this has to be.
+        shown = next(
+            k
+            for k in range(13)
+            if (clean[k]["pixels"]["image_thermal"] == frame["pixels"]["image_thermal"]).all()
+        )
+        assert shown <= n
+        assert (clean[shown]["pixels"]["image"] == frame["pixels"]["image"]).all()
+        assert frame["presence"].all()
+    assert not same(frames[-1], clean[12])
+
+
+def test_a_thermal_sensor_stays_when_rgb_is_gone(short_episode, clean):
+    frame = run(FaultWrapper(short_episode, parse_condition("C1:-rgb"), run_seed=0), 1)[1]
+    assert (frame["pixels"]["image_thermal"] == clean[1]["pixels"]["image_thermal"]).all()
+
+
 def test_soft_faults_repeat_with_the_seed_and_change_with_it(mini_env):
     condition = parse_condition("C3:rgb=gaussian_noise@3")
     first, again, other = (
@@ -74,6 +249,13 @@ def test_clean_condition_is_the_identity(mini_env):
 def test_unknown_camera_is_named(mini_env):
     with pytest.raises(ValueError, match="wrist"):
         FaultWrapper(mini_env(0), parse_condition("C1:camera=wrist"), run_seed=0)
+
+
+def test_one_camera_cannot_be_exchanged(mini_env, monkeypatch):
+    env = mini_env(0)
+    monkeypatch.setattr(type(env.unwrapped), "cameras", ("image",))
+    with pytest.raises(ValueError, match=r"exchanges cameras.*\['image'\]"):
+        FaultWrapper(env, parse_condition("C5:all=swapped"), run_seed=0)
 
 
 def test_picture_for_people_shows_the_fault(mini_env):
