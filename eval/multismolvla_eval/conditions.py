@@ -6,21 +6,29 @@ fault wrapper can use it too; which conditions make up a level is a decision of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from multismolvla.corruption import (
     CLEAN,
+    CROSS_MODAL_TYPES,
     IMAGENET_C_TYPES,
     SEVERITIES,
     SOFT_TYPES,
     Condition,
+    Fault,
     camera_loss,
+    cross_modal,
     imagenet_c_available,
+    needs_imagecorruptions,
     parse_condition,
     subset_condition,
+    temporal,
 )
+from multismolvla.corruption.conditions import ALL
 from multismolvla.modalities import MODALITIES
 
 CAMERAS: tuple[str, ...] = ("image", "image2")
@@ -34,11 +42,11 @@ class Level:
     Attributes:
         name: as on the command line.
         conditions: condition texts; the first is always C0.
-        clean_episodes: episodes per task and seed of C0.
+        clean_episodes: episodes per task of C0.
         episodes: episodes per task of every other condition.
         quotable: whether the protocol allows its figures to be quoted.
         tasks: only the first so many tasks; all if ``None``.
-        clean_seeds: repetitions of C0 with other environment and noise seeds.
+        clean_seeds: runs of C0, each with a run seed of its own.
     """
 
     name: str
@@ -54,15 +62,54 @@ class Level:
 ALL_SUBSETS: tuple[str, ...] = tuple(
     subset_condition(kept).id for r in range(len(MODALITIES), 0, -1) for kept in combinations(MODALITIES, r)
 )
-#: Common types of ImageNet-C that work on current libraries, and all own types of the other modalities.
+CAMERA_LOSSES: tuple[str, ...] = tuple(camera_loss(c).id for c in CAMERAS)
+#: One modality at a time, in both cameras.
+UNANNOUNCED: tuple[str, ...] = tuple(
+    f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
+)
+#: The losses of C1 without the announcement: several modalities, and one camera with all of its own. "All zero" is what
+#: a blind policy sees: whoever still succeeds there does not need its sensors.
+UNANNOUNCED_SETS: tuple[str, ...] = (
+    *(
+        parse_condition("C2:" + "+".join(f"{m}=zero" for m in lost)).id
+        for r in range(2, len(MODALITIES) + 1)
+        for lost in combinations(MODALITIES, r)
+    ),
+    *(f"C2:all.{c}={t}" for c in CAMERAS for t in ("zero", "freeze")),
+)
+#: All of ImageNet-C, and all own types of the other modalities.
 SOFT_MATRIX: tuple[str, ...] = tuple(
     f"C3:{m}={t}@{s}"
     for m in MODALITIES
     for t in (IMAGENET_C_TYPES if m == "rgb" else SOFT_TYPES[m])
     for s in SEVERITIES
 )
-UNANNOUNCED: tuple[str, ...] = tuple(
-    f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
+#: What LIBERO-Plus calls sensor noise, like there on the third-person camera alone.
+THIRD_PERSON: tuple[str, ...] = tuple(
+    f"C3:rgb.{CAMERAS[0]}={t}@{s}"
+    for t in ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")
+    for s in SEVERITIES
+)
+
+
+def _numbered(type_: str, numbers: Mapping[str, Sequence[float]]) -> list[str]:
+    return [f"{type_}@{n:g}" for n in numbers.get(type_, ())] or [type_]
+
+
+TEMPORAL: tuple[str, ...] = tuple(
+    f"C4:{m}={text}"
+    for t in temporal.TYPES
+    for text in _numbered(t, temporal.PARAMETERS)
+    for m in (ALL, *MODALITIES)
+)
+CROSS_MODAL: tuple[str, ...] = (
+    "C5:all=swapped",
+    *(
+        f"C5:{m}={text}"
+        for m in MODALITIES
+        for t in CROSS_MODAL_TYPES[m]
+        for text in _numbered(t, cross_modal.PARAMETERS)
+    ),
 )
 #: Three types per modality, for the standard level: one noise, one loss of information, one loss of area.
 CORE_SOFT_TYPES: dict[str, tuple[str, ...]] = {
@@ -71,23 +118,35 @@ CORE_SOFT_TYPES: dict[str, tuple[str, ...]] = {
     "seg": ("boundary", "label_swap", "instance_removed"),
     "thermal": ("fixed_pattern", "low_contrast", "low_resolution"),
 }
+CORE_TEMPORAL: tuple[str, ...] = (
+    *(
+        f"C4:all={t}"
+        for t in ("frozen", "delay@2", "delay@5", "delay@10", "frame_drop@0.3", "burst", "burst_silent")
+    ),
+    *(f"C4:{m}=burst_silent" for m in MODALITIES),
+)
+CORE_CROSS_MODAL: tuple[str, ...] = (
+    "C5:all=swapped",
+    *(f"C5:depth=shift@{n:g}" for n in cross_modal.PARAMETERS["shift"]),
+    *(f"C5:{m}=rotated" for m in MODALITIES),
+    *(f"C5:depth=scale@{n:g}" for n in cross_modal.PARAMETERS["scale"]),
+)
 
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
-        Level("smoke", ("C0", "C1:-rgb", "C2:rgb=zero"), 1, 1, False, tasks=1),
+        Level("smoke", ("C0", "C1:depth+seg+thermal", "C2:rgb=zero"), 1, 1, False, tasks=1),
         Level(
             "quick",
             (
                 "C0",
                 "C1:depth+seg+thermal",
-                "C1:rgb",
                 "C1:camera=image2",
                 "C2:rgb=zero",
                 "C3:rgb=gaussian_noise@3",
                 "C3:depth=holes@3",
             ),
-            10,
+            5,
             5,
             False,
         ),
@@ -96,9 +155,12 @@ LEVELS: dict[str, Level] = {
             (
                 "C0",
                 *(f"C1:{s}" for s in ("rgb+depth+seg", "depth+seg+thermal", "rgb", "depth", "seg", "thermal")),
-                *(camera_loss(c).id for c in CAMERAS),
+                *CAMERA_LOSSES,
                 *UNANNOUNCED,
+                "C2:all=zero",
                 *(f"C3:{m}={t}@{s}" for m, types in CORE_SOFT_TYPES.items() for t in types for s in SEVERITIES),
+                *CORE_TEMPORAL,
+                *CORE_CROSS_MODAL,
             ),
             10,
             10,
@@ -107,13 +169,51 @@ LEVELS: dict[str, Level] = {
         ),
         Level(
             "full",
-            ("C0", *ALL_SUBSETS, *(camera_loss(c).id for c in CAMERAS), *UNANNOUNCED, *SOFT_MATRIX),
+            (
+                "C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX, *THIRD_PERSON,
+                *TEMPORAL, *CROSS_MODAL,
+            ),
             50,
             50,
             True,
+            clean_seeds=3,
         ),
     )
 }  # fmt: skip
+
+#: LeRobot's environment type for LIBERO-Plus (C7), and the file that tells its package from plain LIBERO's.
+LIBERO_PLUS_TYPE = "libero_plus"
+_LIBERO_PLUS_FILE = "libero/benchmark/task_classification.json"
+
+
+def require_libero_plus() -> None:
+    r"""Check that LIBERO-Plus (C7) can be run.
+
+    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an environment of
+    its own, without C1 to C5 (its type has RGB only)::
+
+        multismolvla-eval --policies='[ours=...]' --env.type=libero_plus --env.task=libero_spatial \
+            --conditions='[C0]' --clean_episodes=1
+
+    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name), so it needs an
+    installation of its own, and its results can never be in one run with those of LIBERO.
+
+    Raises:
+        ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
+    """
+    spec = importlib.util.find_spec("libero")
+    places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    if not any((place / _LIBERO_PLUS_FILE).is_file() for place in places):
+        found = (
+            f"the package libero in {places[0]} is plain LIBERO"
+            if places
+            else "no package libero is installed"
+        )
+        raise ModuleNotFoundError(
+            f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from GitHub, "
+            "put the clone first on PYTHONPATH in an environment of its own, and fetch its assets (6.4 GB) as its README "
+            "says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
+        )
 
 
 def level_conditions(name: str) -> Level:
@@ -136,18 +236,23 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
         cameras: names of the environment's cameras.
 
     Raises:
-        ValueError: a text cannot be read, or names a camera that the environment does not have.
+        ValueError: a text cannot be read, names a camera that the environment does not have, or exchanges the cameras of
+            an environment with one.
         ModuleNotFoundError: a condition needs the optional package with ImageNet-C's definitions.
     """
     conditions = list(dict.fromkeys((CLEAN, *(parse_condition(t) for t in texts))))
     for condition in conditions:
+        if len(cameras) < 2 and any(f.type == "swapped" for f in condition.faults):
+            raise ValueError(
+                f"Condition {condition.id!r} exchanges cameras; this environment has {list(cameras)}."
+            )
         for fault in condition.faults:
             unknown = [c for c in fault.cameras or () if c not in cameras]
             if unknown:
                 raise ValueError(
                     f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has {list(cameras)}."
                 )
-            if fault.modality == "rgb" and fault.type in IMAGENET_C_TYPES and not imagenet_c_available():
+            if fault.modality == "rgb" and needs_imagecorruptions(fault.type) and not imagenet_c_available():
                 raise ModuleNotFoundError(
                     f"Condition {condition.id!r} needs the package imagecorruptions: `pip install imagecorruptions`, or "
                     "choose a builtin_* type, e.g. C3:rgb=builtin_noise@3."
@@ -166,19 +271,37 @@ def describe(condition: Condition) -> str:
             return "announced loss of the " + " and ".join(CAMERA_NAMES.get(c, f"camera {c}") for c in names)
         kept = [m for m in MODALITIES if m not in condition.lost_modalities]
         return f"only {' + '.join(kept)} left, announced" if condition.faults else "all modalities, masks on"
-    parts = []
-    for fault in condition.faults:
-        where = f" of the {CAMERA_NAMES.get(fault.cameras[0], fault.cameras[0])}" if fault.cameras else ""
-        if fault.hard:
-            word = {"zero": "black", "grey": "mid-grey", "freeze": "frozen"}[fault.type]
-            parts.append(f"{fault.modality}{where} {word}, not announced")
-            if (fault.modality, fault.type) == ("depth", "zero"):
-                parts[-1] += (
-                    " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it acts like "
-                    "an announced loss)"
-                )
-        else:
-            parts.append(
-                f"{fault.modality}{where}: {fault.type.replace('_', ' ')}, severity {fault.severity}"
-            )
-    return "; ".join(parts)
+    if condition.id.partition(":")[2].startswith(ALL):
+        return _describe_fault(condition.faults[0], "every modality")
+    return "; ".join(_describe_fault(f, f.modality) for f in condition.faults)
+
+
+#: Faults in time and cross-modal ones in words; ``{n}`` is their number.
+_WORDS = {
+    "frozen": "frozen from a random step in the first half of the episode on, not announced",
+    "delay": "{n} steps late, not announced",
+    "frame_drop": "loses each frame with probability {n} (the last one stays), not announced",
+    "burst": "gone for 20 % of the step limit from a random step on, announced",
+    "burst_silent": "black for 20 % of the step limit from a random step on, not announced",
+    "shift": "shifted sideways by {n} px (at a width of 224) against RGB, not announced",
+    "rotated": "turned by 180 degrees, not announced",
+    "swapped": "exchanged between the cameras, not announced",
+    "scale": "multiplied by {n}, not announced",
+    "zero": "black, not announced",
+    "grey": "mid-grey, not announced",
+    "freeze": "frozen, not announced",
+}
+
+
+def _describe_fault(fault: Fault, what: str) -> str:
+    where = f" of the {CAMERA_NAMES.get(fault.cameras[0], fault.cameras[0])}" if fault.cameras else ""
+    if fault.kind == "soft":
+        return f"{what}{where}: {fault.type.replace('_', ' ')}, severity {fault.severity}"
+    number = "" if fault.parameter is None else f"{fault.parameter:g}"
+    text = f"{what}{where} {_WORDS[fault.type].format(n=number)}"
+    if (what, fault.type) == ("depth", "zero"):
+        text += (
+            " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it acts like "
+            "an announced loss)"
+        )
+    return text

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import pytest
 
-from multismolvla.corruption import SOFT_TYPES, parse_condition
+from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
+from multismolvla_eval import conditions as module
 from multismolvla_eval.conditions import (
     ALL_SUBSETS,
     CORE_SOFT_TYPES,
     LEVELS,
     describe,
     level_conditions,
+    require_libero_plus,
     resolve,
 )
 
@@ -40,7 +45,42 @@ def test_matrix_is_complete():
 def test_quick_is_cheap_and_covers_every_group():
     quick = LEVELS["quick"]
     assert len(quick.conditions) <= 8
-    assert {c[:2] for c in quick.conditions} == {"C0", "C1", "C2", "C3"}
+    assert {c[:2] for c in quick.conditions} == {"C0", "C1", "C2", "C3"}, "more needs the standard level"
+
+
+def test_full_holds_the_whole_protocol():
+    full = set(LEVELS["full"].conditions)
+    assert {c[:2] for c in full} == {"C0", "C1", "C2", "C3", "C4", "C5"}
+    assert {f"C3:rgb={t}@{s}" for t in IMAGENET_C_TYPES for s in SEVERITIES} <= full
+    assert {
+        f"C3:{m}={t}@{s}" for m in ("depth", "seg", "thermal") for t in SOFT_TYPES[m] for s in SEVERITIES
+    } <= full
+    # Each loss of C1 has its silent twin.
+    silent = [parse_condition(c) for c in full if c.startswith("C2")]
+    zeroed = {
+        tuple(f.modality for f in c.faults)
+        for c in silent
+        if all(f.type == "zero" and not f.cameras for f in c.faults)
+    }
+    assert len(zeroed) == 15
+    assert {"C2:all.image=zero", "C2:all.image2=freeze"} <= full
+    for target in ("all", "rgb", "depth", "seg", "thermal"):
+        types = ["frozen", "burst", "burst_silent"]
+        types += [f"delay@{k}" for k in (2, 5, 10)] + [f"frame_drop@{p}" for p in (0.1, 0.3, 0.5)]
+        assert {f"C4:{target}={t}" for t in types} <= full
+    cross = {f"C5:depth=shift@{n}" for n in (2, 4, 8, 16)} | {"C5:depth=scale@0.8", "C5:depth=scale@1.2"}
+    cross |= {"C5:all=swapped"} | {f"C5:{m}=rotated" for m in ("rgb", "depth", "seg", "thermal")}
+    assert cross <= full
+
+
+def test_levels_have_the_protocols_episodes():
+    smoke, quick, standard, full = (LEVELS[n] for n in ("smoke", "quick", "standard", "full"))
+    assert (smoke.tasks, smoke.clean_episodes, smoke.episodes) == (1, 1, 1)
+    assert (quick.clean_episodes, quick.episodes, len(quick.conditions)) == (5, 5, 6)
+    assert (standard.clean_episodes, standard.episodes, standard.clean_seeds) == (10, 10, 3)
+    assert (full.clean_episodes, full.episodes) == (50, 50)
+    assert set(standard.conditions) <= set(full.conditions)
+    assert set(quick.conditions) <= set(full.conditions)
 
 
 def test_an_all_zero_depth_picture_is_named_for_what_it_is():
@@ -52,7 +92,53 @@ def test_an_all_zero_depth_picture_is_named_for_what_it_is():
 def test_resolve():
     conditions = resolve(["C1:-rgb", "C1:depth+seg+thermal", "C2:rgb=zero"], ("image", "image2"))
     assert [c.id for c in conditions] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero"]
+    with pytest.raises(ValueError, match=r"exchanges cameras.*\['image'\]"):
+        resolve(["C5:rgb=swapped"], ("image",))
     with pytest.raises(ValueError, match=r"camera 'left'.*\['image'\]"):
         resolve(["C1:camera=left"], ("image",))
     with pytest.raises(ValueError, match="Known levels"):
         level_conditions("huge")
+
+
+def test_types_of_our_own_need_no_package(monkeypatch):
+    monkeypatch.setattr(module, "imagenet_c_available", lambda: False)
+    assert len(resolve([f"C3:rgb={t}@1" for t in ("fog", "glass_blur", "builtin_noise")], ("image",))) == 4
+    assert not imagenet_c.needs_package("fog")
+    with pytest.raises(ModuleNotFoundError, match="pip install imagecorruptions"):
+        resolve(["C3:rgb=frost@1"], ("image",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("C4:all=burst", "every modality gone for 20 %.*, announced"),
+        (
+            "C4:rgb.image2=frame_drop@0.3",
+            "rgb of the wrist camera loses each frame with probability 0.3 .*not announced",
+        ),
+        ("C5:depth=shift@8", "depth shifted sideways by 8 px"),
+        ("C2:all.image=freeze", "every modality of the third-person camera frozen, not announced"),
+    ],
+)
+def test_descriptions_say_what_happens_and_whether_the_policy_is_told(text, words):
+    assert re.match(words, describe(parse_condition(text)))
+
+
+def test_libero_plus_is_an_environment_and_its_absence_is_named(monkeypatch, tmp_path):
+    package = tmp_path / "libero" / "libero" / "benchmark"
+    package.mkdir(parents=True)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "libero")])
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(ModuleNotFoundError, match="plain LIBERO"):
+        require_libero_plus()
+    (package / "task_classification.json").write_text("{}")
+    require_libero_plus()
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="no package libero is installed"):
+        require_libero_plus()
+
+
+def test_lerobot_knows_the_environment_type_of_libero_plus():
+    from lerobot.envs.configs import EnvConfig
+
+    assert module.LIBERO_PLUS_TYPE in EnvConfig.get_known_choices()
