@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from multismolvla.connector import ZeroGate
-from multismolvla.dropout import step_generator
 from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
 from multismolvla.tower import DoorInputs, tokenize_view
@@ -37,12 +35,11 @@ from .checkpoints import (
     read_weights,
 )
 from .configuration_multismolvla import MultiSmolVLAConfig
+from .flow import draw_noise_and_time, many_flows
 from .observation import SensorWatch, available_sensors, streams_of
 from .vision import build_bridge, build_tower
 
 logger = logging.getLogger(__name__)
-
-_NOISE = 0x6E6F697365  # "noise"
 
 
 class MultiSmolVLAPolicy(SmolVLAPolicy):
@@ -251,7 +248,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         if not self.config.uses_fourm:
             if self._draws_many(noise, time):
-                return self._many_flows(batch, *self.prepare_images(batch), reduction)
+                return many_flows(self, batch, *self.prepare_images(batch), reduction, _rank())
             return super().forward(batch, noise, time, reduction)
         if self.config.stage == "robust":
             loss, logs = self._robust_loss(batch, noise, time, reduction)
@@ -314,78 +311,20 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _flow(self, batch, tokens, alive, noise, time, reduction):
         """Upstream's flow-matching loss on given visual tokens."""
         if self._draws_many(noise, time):
-            return self._many_flows(batch, tokens, alive, reduction)
+            return many_flows(self, batch, tokens, alive, reduction, _rank())
         if self.training and noise is None and time is None:
-            noise, time = self._draw_noise_and_time(self.prepare_action(batch))
+            noise, time = draw_noise_and_time(self, self.prepare_action(batch), _rank())
         ready = _Prepared(batch, tokens, alive)
         return super().forward(ready, noise, time, reduction)
 
-    def _draw_noise_and_time(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise like ``actions`` (B, T, A) and time (B,), a function of (seed, step, rank): a resumed run draws what it missed.
-
-        LeRobot 0.6.1 restores the global generators and then draws from them before the loop, so they cannot be relied on.
-        """
-        if not self.training:
-            return self.model.sample_noise(actions.shape, actions.device), self.model.sample_time(
-                len(actions), actions.device
-            )
-        cfg = self.config
-        devices = [actions.device] if actions.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(
-                step_generator(cfg.curriculum_seed, cfg.curriculum_step, _rank()).initial_seed()
-            )
-            return self.model.sample_noise(actions.shape, actions.device), self.model.sample_time(
-                len(actions), actions.device
-            )
-
     def _draws_many(self, noise, time) -> bool:
         return self.training and self.config.flow_samples > 1 and noise is None and time is None
-
-    def _many_flows(self, batch, images, masks, reduction):
-        """Flow-matching loss with several draws of noise and time per observation.
-
-        The prefix does not see the action tokens, so it is computed once and its cache shared by all draws: the gradient
-        is that of upstream's loss with less variance, at little more than the expert's share of the price.
-        """
-        draws, model = self.config.flow_samples, self.model
-        embs, pad, att = model.embed_prefix(
-            images,
-            masks,
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK],
-            state=self.prepare_state(batch),
-        )
-        _, cache = model.vlm_with_expert.forward(
-            attention_mask=make_att_2d_masks(pad, att),
-            position_ids=torch.cumsum(pad, dim=1) - 1,
-            past_key_values=None,
-            inputs_embeds=[embs, None],
-            use_cache=True,
-        )
-        cache.batch_repeat_interleave(draws)
-        actions = self.prepare_action(batch).repeat_interleave(draws, 0)
-        noise, time = self._draw_noise_and_time(actions)
-        x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-        velocity = model.denoise_step(pad.repeat_interleave(draws, 0), cache, x_t, time)
-        width = self.config.action_feature.shape[0]
-        losses = (
-            (noise - actions - velocity).pow(2)[..., :width].unflatten(0, (-1, draws)).mean(1)
-        )  # (B, T, A)
-        real = batch.get("action_is_pad")
-        real = torch.ones_like(losses[..., 0], dtype=torch.bool) if real is None else ~real
-        losses = losses * real[..., None]
-        count = real.sum(1) * width
-        logs = {"losses_after_forward": losses.mean().item()}
-        if reduction == "none":
-            return losses.sum((1, 2)) / count.clamp_min(1), logs
-        return losses.sum() / count.sum().clamp_min(1), logs
 
     def _consistent_flow(self, batch, dropped, available, noise, time, reduction):
         """Flow matching with the dropped sensors, plus the distance to the complete sample's velocity."""
         actions = self.prepare_action(batch)
         if noise is None or time is None:
-            noise, time = self._draw_noise_and_time(actions)
+            noise, time = draw_noise_and_time(self, actions, _rank())
         with torch.no_grad():
             clean, _, _ = self._velocity(batch, self.visual_tokens(batch, available), noise, time, reduction)
         velocity, loss, logs = self._velocity(batch, dropped, noise, time, reduction)
