@@ -78,7 +78,7 @@ def locate(
             at = f" at revision {revision!r}" if revision else ""
             every = " ".join(files)
             raise FileNotFoundError(
-                f"Cannot get {name} of {repo!r}{at}: {type(error).__name__}: {_first_line(error)}\n"
+                f"Cannot get {name} of {repo!r}{at} (no folder here has that name): {type(error).__name__}: {_first_line(error)}\n"
                 f"Licence of {repo}: {licence_of(repo)}. If the page https://huggingface.co/{repo} asks for it, accept it there and "
                 f"log in with `hf auth login`.\nWith network access: `hf download {repo} {every}`, then unset HF_HUB_OFFLINE or "
                 f"keep it set and use the cache. By hand: put {' and '.join(files)} of that page into one folder and give that "

@@ -205,7 +205,7 @@ def test_offline_the_error_says_everything_that_is_needed(repo, tmp_path, monkey
     with pytest.raises(FileNotFoundError) as caught:
         weights.locate(repo, revision="v1", local_files_only=True)
     licence = SOURCES[repo].licence if repo in SOURCES else f"read https://huggingface.co/{repo}"
-    for part in (repo, "'v1'", licence, "accept it there", "hf auth login", f"hf download {repo} config.json",
+    for part in (repo, "'v1'", "no folder here has that name", licence, "accept it there", "hf auth login", f"hf download {repo} config.json",
                  "By hand: put config.json and model.safetensors"):  # fmt: skip
         assert part in str(caught.value), part
 
