@@ -69,8 +69,9 @@ class EvalConfig:
     episode_timeout: float = 900.0
     # Modules to import in every process because they register environment or policy types.
     plugins: list[str] = field(default_factory=list)
-    # Rename observation keys, as LeRobot's --rename_map.
-    rename_map: dict[str, str] = field(default_factory=dict)
+    # Rename observation keys, as LeRobot's --rename_map: '{observation.images.image: observation.images.camera1}' for
+    # all policies, '{name: {observation.images.image: observation.images.top}}' for one.
+    rename_map: dict[str, Any] = field(default_factory=dict)
     # Sentences for the report's notes, e.g. '["ours was trained for 300 steps only"]'.
     note: list[str] = field(default_factory=list)
     # Print cells, episodes and an estimate; run nothing.
@@ -110,6 +111,11 @@ class EvalConfig:
             paths[name] = path
         return paths
 
+    def rename_map_of(self, policy: str) -> dict[str, str]:
+        """The rename map of one policy: what is said for all, and what is said for it."""
+        shared = {k: v for k, v in self.rename_map.items() if not isinstance(v, dict)}
+        return {**shared, **self.rename_map.get(policy, {})}
+
     def baseline_name(self) -> str:
         """Name of the baseline.
 
@@ -141,6 +147,14 @@ class EvalConfig:
                 raise ValueError(f"--{option}={value} must be at least {least}.")
         if self.env.task_ids is not None and not self.env.task_ids:
             raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
+        strangers = [
+            k for k, v in self.rename_map.items() if isinstance(v, dict) and k not in self.policy_paths()
+        ]
+        if strangers:
+            raise ValueError(
+                f"--rename_map has an entry for {strangers[0]!r}, which is none of the policies "
+                f"{list(self.policy_paths())}."
+            )
         if not self.env.suites():
             raise ValueError(f"--env.task={self.env.task!r} names no suite, e.g. libero_object.")
         if self.episode_timeout <= 0:

@@ -110,6 +110,7 @@ class LeRobotPolicy:
 
     Raises:
         FileNotFoundError: the path is a folder without a policy.
+        ValueError: the policy's pictures, state or actions are not those of the environment.
     """
 
     privileged = False
@@ -118,8 +119,11 @@ class LeRobotPolicy:
         self, path: str, source: EnvironmentSource, device: str | None, rename_map: dict[str, str]
     ) -> None:
         from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.envs.utils import env_to_policy_features
         from lerobot.policies.factory import make_policy, make_pre_post_processors
         from lerobot.utils.import_utils import register_third_party_plugins
+
+        from multismolvla_eval.features import check_features, with_masks
 
         register_third_party_plugins()
         folder = resolve_checkpoint(path)
@@ -127,6 +131,7 @@ class LeRobotPolicy:
         config.pretrained_path = Path(folder)
         if device is not None:
             config.device = device
+        check_features(path, config, env_to_policy_features(source.config), rename_map)
         self.policy: Any = make_policy(cfg=config, env_cfg=source.config, rename_map=rename_map)
         self.policy.eval()
         self.config = config
@@ -135,7 +140,7 @@ class LeRobotPolicy:
             pretrained_path=str(folder),
             preprocessor_overrides={
                 "device_processor": {"device": str(self.policy.config.device)},
-                "rename_observations_processor": {"rename_map": rename_map},
+                "rename_observations_processor": {"rename_map": with_masks(rename_map)},
             },
         )
         self.path = path
@@ -203,15 +208,24 @@ class LeRobotPolicy:
 def load_policy(
     path: str, source: EnvironmentSource, device: str | None = None, rename_map: dict[str, str] | None = None
 ) -> Policy:
-    """A built-in policy (``builtin:zero``) or a LeRobot checkpoint.
+    """A built-in policy (``builtin:zero``), a LeRobot checkpoint, or one without pictures (``blind:checkpoint``).
 
     Raises:
         ValueError: a checkpoint is to run in an environment that LeRobot does not know.
     """
+    if path == "builtin:expert":
+        from multismolvla_eval.baselines import ExpertPolicy
+
+        return ExpertPolicy()
     if path.startswith("builtin:"):
         return BuiltinPolicy(path.removeprefix("builtin:"), source.action_dim)
     if source.config is None:
         raise ValueError(
             f"The policy {path!r} needs a LeRobot environment; this one has no LeRobot configuration."
         )
-    return LeRobotPolicy(path, source, device, rename_map or {})
+    policy = LeRobotPolicy(path.removeprefix("blind:"), source, device, rename_map or {})
+    if not path.startswith("blind:"):
+        return policy
+    from multismolvla_eval.baselines import BlindPolicy
+
+    return BlindPolicy(policy)

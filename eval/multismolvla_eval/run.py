@@ -268,7 +268,7 @@ def _worker_arguments(config: EvalConfig, shard: int) -> list[Any]:
     return [
         WorkerArguments(
             number, config.env, config.policy_paths(), config.device, config.seed, config.output.absolute(),
-            tuple(config.plugins), dict(config.rename_map),
+            tuple(config.plugins), {name: config.rename_map_of(name) for name in config.policy_paths()},
         )
         for number in range(first, first + config.workers)
     ]  # fmt: skip

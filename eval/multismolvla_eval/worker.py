@@ -35,7 +35,7 @@ class WorkerArguments:
         seed: run seed.
         output: run folder, for logs and clips.
         plugins: modules to import first.
-        rename_map: LeRobot's option.
+        rename_map: LeRobot's option per policy.
     """
 
     number: int
@@ -45,7 +45,7 @@ class WorkerArguments:
     seed: int
     output: Path
     plugins: tuple[str, ...]
-    rename_map: dict[str, str]
+    rename_map: dict[str, dict[str, str]]
 
 
 def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
@@ -73,12 +73,13 @@ def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
     sources = load_sources(arguments.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
-        name: load_policy(path, first, arguments.device, arguments.rename_map)
+        name: load_policy(path, first, arguments.device, arguments.rename_map.get(name))
         for name, path in arguments.policies.items()
     }
     description = {
         "suites": {
-            s.suite: {"tasks": {str(i): t for i, t in s.tasks.items()}, **s.describe()} for s in sources.values()
+            s.suite: {"tasks": {str(i): t for i, t in s.tasks.items()}, **s.describe()}
+            for s in sources.values()
         },
         "cameras": list(first.cameras),
         "policies": {n: {"checkpoint": p.checkpoint, **p.describe()} for n, p in policies.items()},
@@ -105,9 +106,7 @@ def log_path(arguments: WorkerArguments) -> Path:
 class _State:
     """Open simulators and loaded policies of one worker."""
 
-    def __init__(
-        self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]
-    ) -> None:
+    def __init__(self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]) -> None:
         self.arguments, self.sources, self.policies = arguments, sources, policies
         self._open: list[tuple[str, int]] = []
 

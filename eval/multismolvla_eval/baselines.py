@@ -1,0 +1,166 @@
+"""Policies that say what a score means: the scripted expert bounds it from above, a policy without eyes from below."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from lerobot.utils.constants import OBS_IMAGES
+from torch import Tensor
+
+from multismolvla.modalities import padding_mask_key
+from multismolvla_eval.policies import Policy
+from multismolvla_eval.sources import Batch
+
+#: What a picture shows when there is nothing to see. Depth and segmentation have a value that says so.
+MID_GREY = 0.5
+_EMPTY = {"_depth": 0.0, "_seg": 0.0}
+#: Policies that read the padding masks and so know that there is no picture; all others see a grey one.
+_READS_MASKS = ("multismolvla", "smolvla")
+
+
+class BlindPolicy:
+    """A policy whose pictures are all taken away, announced by the padding masks: what is solved without looking?
+
+    Every picture becomes mid-grey (depth: invalid, segmentation: unknown) and every mask says absent. Policies that read
+    masks drop the pictures; others get the grey ones. Language and state stay.
+
+    Args:
+        policy: the policy; everything that is not about its input is its own.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.checkpoint = f"blind:{policy.checkpoint}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def describe(self) -> dict[str, Any]:
+        """The policy's facts; it reads no picture."""
+        facts = self._policy.describe()
+        masked = facts.get("type") in _READS_MASKS
+        return {
+            **facts,
+            "path": f"blind:{facts.get('path')}",
+            "reads": [k for k in facts.get("reads", []) if not k.startswith(OBS_IMAGES)],
+            "blind": "pictures announced as absent" if masked else "pictures replaced by mid-grey ones",
+        }
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The policy's pre-processor on a batch without pictures."""
+        return self._policy.prepare(without_pictures(batch))
+
+
+def without_pictures(batch: Batch) -> Batch:
+    """A batch whose pictures show nothing and are announced as absent.
+
+    Args:
+        batch: as the environment's processor gives it; ``observation.images.*`` float (B, C, H, W).
+    """
+    blind = dict(batch)
+    for key, picture in batch.items():
+        if key.startswith(f"{OBS_IMAGES}.") and isinstance(picture, Tensor) and picture.ndim >= 4:
+            value = next((v for suffix, v in _EMPTY.items() if key.endswith(suffix)), MID_GREY)
+            blind[key] = torch.full_like(picture, value)
+            blind[padding_mask_key(key)] = torch.zeros(len(picture), dtype=torch.bool, device=picture.device)
+    return blind
+
+
+class _Expert(Protocol):
+    """Scripted expert of one suite, as the environment package provides them."""
+
+    def reset(self, env: Any, state: int | None = None) -> Any:
+        """Look at an environment that has just been reset."""
+
+    def act(self, env: Any) -> np.ndarray:
+        """Action (7,) for the present state."""
+
+
+class _MiniExpert:
+    """The mini suite's expert with the interface of LIBERO's."""
+
+    def __init__(self) -> None:
+        self._expert: Any = None
+
+    def reset(self, env: Any, state: int | None = None) -> None:
+        """Begin an episode."""
+        from lerobot_env_multismolvla.mini.expert import MiniExpert
+
+        self._expert = MiniExpert(env.unwrapped.task_id)
+
+    def act(self, env: Any) -> np.ndarray:
+        """The clean action for the present state."""
+        from lerobot_env_multismolvla.mini.expert import snapshot
+
+        bare = env.unwrapped
+        return self._expert.action(snapshot(bare.simulation, bare.task_id))
+
+
+class ExpertPolicy:
+    """``builtin:expert``: the suites' scripted experts, which read poses and contacts from the simulator.
+
+    It shows what the tasks allow within their step limits. It looks at no picture, so no fault can touch it, and no
+    robustness follows from its row.
+    """
+
+    config = None
+    privileged = True
+    checkpoint = "builtin:expert"
+
+    def __init__(self) -> None:
+        self._experts: dict[bool, _Expert] = {}
+        self._expert: _Expert | None = None
+        self._env: gym.Env | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest."""
+        return {"type": self.checkpoint, "reads": [], "privileged": True}
+
+    def reset(self) -> None:
+        """Forget the last episode."""
+        self._expert = self._env = None
+
+    def watch(self, env: gym.Env) -> None:
+        """Look at the simulator of the episode that begins.
+
+        Raises:
+            ValueError: there is no expert for this environment.
+        """
+        suite = getattr(env.unwrapped, "suite", None)
+        if suite is None or not hasattr(env.unwrapped, "simulation"):
+            raise ValueError(
+                f"builtin:expert has no expert for the environment {type(env.unwrapped).__name__}; it knows the suites of "
+                "--env.type=multismolvla_libero."
+            )
+        mini = suite == "multismolvla_mini"
+        if mini not in self._experts:
+            self._experts[mini] = _MiniExpert() if mini else _libero_expert()
+        self._expert, self._env = self._experts[mini], env
+        self._expert.reset(env, getattr(env.unwrapped, "init_state_id", None))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing to prepare."""
+        return batch
+
+    def act(self, batch: Batch) -> Tensor:
+        """The expert's action (1, 7) for the simulator's present state.
+
+        Raises:
+            RuntimeError: no episode has begun.
+        """
+        if self._expert is None:
+            raise RuntimeError("ExpertPolicy.act() before watch(env): an expert needs the simulator.")
+        return torch.from_numpy(np.asarray(self._expert.act(self._env), np.float32))[None]
+
+    def at_the_door(self) -> None:
+        """It has no encoder."""
+        return
+
+
+def _libero_expert() -> _Expert:
+    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert
+
+    return LiberoExpert()

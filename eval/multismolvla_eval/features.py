@@ -1,0 +1,108 @@
+"""Does a checkpoint fit the environment? Said by name before an episode is wasted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from multismolvla.modalities import padding_mask_key
+
+logger = logging.getLogger(__name__)
+
+#: LeRobot's own place-holders for cameras that are declared absent.
+_EMPTY_CAMERA = "empty_camera"
+_OTHER_MODALITIES = ("_depth", "_seg", "_thermal")
+
+
+def check_features(
+    path: str, config: Any, features: Mapping[str, PolicyFeature], rename_map: Mapping[str, str]
+) -> None:
+    """Compare what a policy reads and gives with what the environment gives and takes.
+
+    LeRobot compares the names of pictures only, and nothing once there is a rename map; a policy with another action
+    space would then run and fail for a reason that looks like lack of robustness.
+
+    Args:
+        path: of the policy, for messages.
+        config: the policy's configuration as stored, before LeRobot overwrites its outputs.
+        features: the environment's, by the environment's own names.
+        rename_map: environment's name -> policy's name.
+
+    Raises:
+        ValueError: a name that does not exist on either side, or another number of actions or states; the message holds
+            the remedy.
+    """
+    unknown = [k for k in rename_map if k not in features]
+    if unknown:
+        raise ValueError(
+            f"--rename_map renames {unknown[0]!r}, which the environment does not give. It gives {sorted(features)}."
+        )
+    given = {rename_map.get(k, k): f for k, f in features.items()}
+    reads = {k: f for k, f in (config.input_features or {}).items() if _EMPTY_CAMERA not in k}
+    _check_pictures(path, config, reads, given, rename_map)
+    _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
+    gives = (config.output_features or {}).get(ACTION)
+    _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
+
+
+def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:
+    """The rename map with the pictures' padding masks: an announced loss must stay announced under another name."""
+    masks = {
+        padding_mask_key(old): padding_mask_key(new)
+        for old, new in rename_map.items()
+        if old.startswith(f"{OBS_IMAGES}.")
+    }
+    return {**masks, **rename_map}
+
+
+def _check_pictures(
+    path: str,
+    config: Any,
+    reads: Mapping[str, PolicyFeature],
+    given: Mapping[str, PolicyFeature],
+    rename_map: Mapping[str, str],
+) -> None:
+    wanted = [k for k, f in reads.items() if f.type is FeatureType.VISUAL]
+    missing = [k for k in wanted if k not in given]
+    if not missing:
+        return
+    # Policies with `empty_cameras` go on with the pictures there are; others would stop in their first step.
+    if hasattr(config, "empty_cameras") and len(missing) < len(wanted):
+        logger.warning("%s reads %s, which the environment does not give: absent for it.", path, missing)
+        return
+    free = [
+        k
+        for k, f in given.items()
+        if f.type is FeatureType.VISUAL and k not in wanted and not k.endswith(_OTHER_MODALITIES)
+    ]
+    original = {new: old for old, new in rename_map.items()}
+    remedy = {**rename_map, **{original.get(k, k): m for k, m in zip(free, missing, strict=False)}}
+    raise ValueError(
+        f"The policy {path!r} reads the pictures {missing}, which the environment does not give; it gives "
+        f"{[k for k, f in given.items() if f.type is FeatureType.VISUAL]}. If its cameras are only named otherwise, say "
+        f"which is which, e.g. --rename_map='{json.dumps(remedy)}'; for one policy of several: "
+        f"--rename_map='{{name: {{...}}}}'."
+    )
+
+
+def _check_size(
+    path: str,
+    what: str,
+    policy: PolicyFeature | None,
+    env: PolicyFeature | None,
+    config: Any,
+    padded: str | None,
+) -> None:
+    if policy is None or env is None or tuple(policy.shape) == tuple(env.shape):
+        return
+    if padded is not None and tuple(policy.shape) == (getattr(config, padded, None),):
+        return  # declared at the width to which it pads
+    raise ValueError(
+        f"The policy {path!r} was trained with {policy.shape[0]} {what}, the environment has {env.shape[0]}. It belongs to "
+        "another robot or control mode; no option changes that. Evaluate a checkpoint that was trained for this one."
+    )
