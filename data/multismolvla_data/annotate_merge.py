@@ -151,8 +151,9 @@ def _finish_stats(
     if list(episodes) == list(range(source.meta.total_episodes)) and old_path.is_file():
         old = json.loads(old_path.read_text())
         made |= {k: v for k, v in old.items() if k not in added}
-    ids = {k for k in made if k.startswith("observation.tokens.")}
-    write_json(path, {k: v for k, v in made.items() if k not in ids})
+    # in the features' order: LeRobot 0.6.1 writes them in that of a set
+    order = json.loads((target / "meta" / "info.json").read_text())["features"]
+    write_json(path, {k: made[k] for k in order if k in made and not k.startswith("observation.tokens.")})
 
 
 def _carry(source: Path, target: Path) -> None:

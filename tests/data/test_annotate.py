@@ -62,7 +62,7 @@ def content_of(root: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def annotated(recorded, networks, tmp_path_factory):
-    cfg = config(recorded, networks, tmp_path_factory.mktemp("annotated") / "so101_all")
+    cfg = config(recorded, networks, tmp_path_factory.mktemp("annotated") / "so101_all", episodes=[0, 1])
     return cfg, annotate(cfg)
 
 
@@ -75,16 +75,16 @@ def cheaply(recorded, networks, tmp_path_factory):
 # -- what comes out ------------------------------------------------------------------------------------------------
 
 
-def test_everything_recorded_stays_what_it_was(recorded, annotated):
-    old, new = opened(recorded), opened(annotated[1])
+def test_everything_recorded_stays_what_it_was(recorded, cheaply):
+    old, new = opened(recorded), opened(cheaply[1])
     assert (len(new), new.num_episodes, new.fps) == (len(old), old.num_episodes, old.fps)
     for i in (0, 5, 6, 21):
         before, after = old[i], new[i]
         assert all(torch.equal(before[k], after[k]) for k in before if k != "task")
         assert before["task"] == after["task"]
     for file in sorted((recorded / "videos").rglob("*.mp4")):
-        assert file.read_bytes() == (annotated[1] / file.relative_to(recorded)).read_bytes()
-    statistics = [json.loads((r / "meta/stats.json").read_text()) for r in (recorded, annotated[1])]
+        assert file.read_bytes() == (cheaply[1] / file.relative_to(recorded)).read_bytes()
+    statistics = [json.loads((r / "meta/stats.json").read_text()) for r in (recorded, cheaply[1])]
     assert {k: statistics[1][k] for k in statistics[0]} == statistics[0]
 
 
@@ -296,10 +296,12 @@ def command(cfg: AnnotateConfig) -> list[str]:
     return [sys.executable, "-m", "multismolvla_data.annotate", *given]
 
 
-def environment(**extra: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
+def environment() -> dict[str, str]:
+    """As many threads as here: sums of another order differ in their last bit, and so do a few rounded pixels."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_killed_and_continued_by_two_processes_it_is_the_same_dataset(recorded, networks, cheaply, tmp_path):
     cfg = cheap(recorded, networks, tmp_path / "out", batch_size=4)
     work = tmp_path / ".out.annotating"
@@ -364,7 +366,7 @@ def test_a_really_full_disk_at_every_stage(recorded, networks, cheaply, tmp_path
         pytest.skip("mounting a small file system needs root")
     cfg, finished = cheap(recorded, networks, disk / "out"), []
     try:
-        for size in range(250, 4000, 150):
+        for size in range(300, 6000, 300):
             if _run(cfg) == 0:
                 break
             assert "the disk is full" in capsys.readouterr().err
