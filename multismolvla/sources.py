@@ -6,8 +6,10 @@ is shipped with the package, and nothing here imports PyTorch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _EPFL = (
@@ -17,6 +19,8 @@ _CC = "CC-BY-NC-SA 4.0 (README: CC-BY-NC 4.0): research, non-commercial use only
 
 
 IMAGEBIND = "nielsr/imagebind-huge"
+#: Beside a slim encoder: where its tensors come from, and under which licence.
+PROVENANCE = "provenance.json"
 LANGUAGE_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 TOWER = "EPFL-VILAB/4M-21_B"
 
@@ -120,10 +124,27 @@ def _all() -> dict[str, Source]:
 SOURCES: dict[str, Source] = _all()
 
 
-def licence_of(repo: str) -> str:
-    """Licence of a published checkpoint in one line; for an unknown one, where to read it."""
-    source = SOURCES.get(repo)
-    return source.licence if source else f"unknown to this package, read https://huggingface.co/{repo}"
+def is_hub_id(where: str) -> bool:
+    """Whether a name has the form of a hub id ``owner/name`` and is no folder or file here."""
+    return where in SOURCES or (
+        where.count("/") == 1 and not where.startswith((".", "/", "~", "{")) and not Path(where).exists()
+    )
+
+
+def licence_of(where: str) -> str:
+    """Licence of a checkpoint in one line; for an unknown one, where to read it.
+
+    Args:
+        where: hub id, or a local folder; one made by ``multismolvla-export`` tells its licence itself.
+    """
+    if where in SOURCES:
+        return SOURCES[where].licence
+    if is_hub_id(where):
+        return f"unknown to this package, read https://huggingface.co/{where}"
+    provenance = Path(where) / PROVENANCE
+    if provenance.is_file():
+        return str(json.loads(provenance.read_text(encoding="utf-8")).get("licence"))
+    return "unknown to this package: that of whatever lies in this folder"
 
 
 def needed_by(policy: Mapping[str, Any]) -> dict[str, str]:

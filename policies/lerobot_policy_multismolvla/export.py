@@ -21,7 +21,7 @@ from peft import PeftConfig, PeftModel
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
-from multismolvla.sources import licence_of
+from multismolvla.sources import PROVENANCE, is_hub_id, licence_of, needed_by
 from multismolvla.tokenizers.recipe import split_domains
 
 from .checkpoints import tensors_hash
@@ -31,7 +31,6 @@ from .modeling_multismolvla import MultiSmolVLAPolicy
 
 logger = logging.getLogger(__name__)
 
-PROVENANCE = "provenance.json"
 LICENCE_NOTE = "LICENCE-OF-THE-WEIGHTS.txt"
 _ADAPTER_CONFIG = "adapter_config.json"
 #: Written anew, or meaningless once the adapters are merged.
@@ -119,6 +118,12 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
         train = checkpoint / "train_config.json"
         training = json.loads(train.read_text()) if train.is_file() else None
         (folder / "README.md").write_text(policy_card(values, training, merged=_is_adapter(checkpoint)))
+    local = [where for where in needed_by(values | {"base_checkpoint": None}) if not is_hub_id(where)]
+    if local:
+        logger.warning(
+            "The policy reads networks from folders of this machine, which others do not have: %s. Name hub repositories in "
+            "config.json before you give it away.", ", ".join(local),
+        )  # fmt: skip
     return output
 
 

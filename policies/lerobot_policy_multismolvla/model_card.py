@@ -27,6 +27,7 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "tags": ["lerobot", "robotics", "multismolvla", "multimodal"],
     }
     encoder = policy.get("encoder")
+    running = {**policy, "base_checkpoint": None}  # its weights are in this checkpoint
     lines = [
         *_front_matter(front),
         "# MultiSmolVLA policy",
@@ -47,7 +48,7 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "",
         "| weights | used as | licence |",
         "|---|---|---|",
-        *(f"| {where} | {purpose} | {licence_of(where)} |" for where, purpose in needed_by(policy).items()),
+        *(f"| {where} | {purpose} | {licence_of(where)} |" for where, purpose in needed_by(running).items()),
         "",
         f"The encoder must hash to `{policy.get('encoder_hash')}`; another one is refused."
         if encoder

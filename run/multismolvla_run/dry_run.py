@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from multismolvla.sources import SOURCES, licence_of, needed_by
+from multismolvla.sources import SOURCES, is_hub_id, licence_of, needed_by
 
 from .estimate import ASSUMPTIONS, GPUS, Estimate, estimate
 from .hub import cache_folder, is_cached
@@ -65,13 +65,7 @@ def sources(preset: Preset) -> dict[str, str]:
     for stage in preset.stages:
         if stage.trains:
             found |= needed_by(policy_options(preset, stage)[0])
-    return {where: purpose for where, purpose in found.items() if _is_hub_id(where)}
-
-
-def _is_hub_id(where: str) -> bool:
-    return where in SOURCES or (
-        where.count("/") == 1 and not where.startswith(("{", ".", "/", "~")) and not Path(where).exists()
-    )
+    return {where: purpose for where, purpose in found.items() if is_hub_id(where)}
 
 
 def _strip(args: Mapping[str, Any], prefix: str) -> dict[str, Any]:

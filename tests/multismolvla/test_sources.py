@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multismolvla.sources import SOURCES, licence_of, needed_by
+from multismolvla.sources import SOURCES, is_hub_id, licence_of, needed_by
 from multismolvla.tokenizers.recipe import IMAGEBIND, TOKENIZER_SOURCES
 
 REPO = Path(__file__).resolve().parents[2]
@@ -52,6 +52,21 @@ def test_every_source_is_told_whole() -> None:
         assert source.size_bytes > 1_000_000
     assert "non-commercial" in licence_of("EPFL-VILAB/4M-21_L")
     assert "https://huggingface.co/some/thing" in licence_of("some/thing")
+
+
+def test_licences_of_folders(tmp_path) -> None:
+    assert "whatever lies in this folder" in licence_of(str(tmp_path))
+    (tmp_path / "provenance.json").write_text('{"licence": "some conditions"}')
+    assert licence_of(str(tmp_path)) == "some conditions"
+
+
+def test_what_is_a_hub_id(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "folder").mkdir(parents=True)
+    assert is_hub_id("somebody/else")
+    assert not any(
+        is_hub_id(w) for w in ("own/folder", "./x", "/a/b", "~/b", "a/b/c", "{stage:base}", "imagebind.pth")
+    )
 
 
 def test_the_tokenizers_defaults_are_registered() -> None:

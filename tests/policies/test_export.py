@@ -178,6 +178,12 @@ def test_a_plain_checkpoint_is_exported_as_it_is(stage_one, tmp_path) -> None:
     assert "Adapters of stage 2" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_folders_of_this_machine_are_told(stage_one, hub, tmp_path, caplog) -> None:
+    work.export_policy(stage_one, tmp_path / "out")
+    assert f"{hub / 'vlm'}, {hub / 'fourm'}" in caplog.text
+    assert str(hub / "base") not in caplog.text
+
+
 def test_the_card_names_the_licence_of_every_network() -> None:
     from lerobot_policy_multismolvla.model_card import policy_card
 
@@ -190,6 +196,7 @@ def test_the_card_names_the_licence_of_every_network() -> None:
         "domains": {"depth": "tok_depth@224", "thermal": "tok_imagebind_global"},
     }
     card = policy_card(policy, None, merged=False)
+    assert "smolvla_base |" not in card  # its weights are in the checkpoint
     for part in ("EPFL-VILAB/4M-21_L", "4M_tokenizers_depth", "nielsr/imagebind-huge", "non-commercial", "Apache-2.0", "| front | rgb |"):  # fmt: skip
         assert part in card, part
 
