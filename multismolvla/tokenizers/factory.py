@@ -287,6 +287,12 @@ def _thermal(
             f"{'+'.join(sorted(names))!r}. Set --policy.domains.thermal to one of them, or several joined by '+'."
         )
 
+    if options.thermal_route == "bridge" and options.bridge_map is None and options.imagebind_rows != "norm":
+        raise ValueError(
+            f"thermal_route='bridge' with imagebind_rows={options.imagebind_rows!r} needs a learned map: set --policy.bridge_map, or "
+            "--policy.imagebind_rows=norm for the closed form."
+        )
+
     def check() -> None:
         find_weights(options.imagebind)
         if options.thermal_route == "soft":

@@ -16,6 +16,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 from multismolvla import dropout
 from multismolvla.corruption import SEVERITIES
+from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.geometry import SQUARE_MODES
 from multismolvla.modalities import (
     MODALITIES,
@@ -294,7 +295,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             ValueError: the ids were made with other tokenizers, weights, sizes or labels than this policy uses at run
                 time, or corruption is to disturb pictures that the data do not hold.
         """
-        cached = {k: f for k, f in features.items() if k in self.token_keys()}
+        cached = {
+            k: f for k, f in features.items() if k in self.token_keys() and self._reads_ids(k, features)
+        }
         for key, feature in cached.items():
             self._check_recipe(key, feature.get("info") or {})
         self._cached_streams = frozenset(self.token_keys()[key] for key in cached)
@@ -304,6 +307,23 @@ class MultiSmolVLAConfig(SmolVLAConfig):
                 "Training reads cached token ids of %s; no tokenizer is loaded for them.",
                 ", ".join(sorted(cached)),
             )
+
+    def _reads_ids(self, key: str, features: dict[str, dict[str, Any]]) -> bool:
+        """Whether the ids under ``key`` are read at all: not those of an unread modality, nor beside soft rows' pictures."""
+        view, modality = self.token_keys()[key]
+        if not self.is_soft(modality):
+            return modality in self.domains
+        picture = self.views[view][modality]
+        if picture not in features:
+            raise ValueError(
+                f"{key}: thermal_route=soft feeds rows of numbers to the encoder and cannot use ids, but the dataset has no pictures "
+                f"{picture!r}. Keep the pictures beside the ids (--keep_pictures=true), or choose another route."
+            )
+        return False
+
+    def is_soft(self, modality: str) -> bool:
+        """Whether rows of numbers stand for a modality, so that there are no ids of it."""
+        return any(d.startswith(SOFT_PREFIX) for d in self.domains.get(modality, "").split("+"))
 
     def _check_recipe(self, key: str, info: dict[str, Any]) -> None:
         view, modality = self.token_keys()[key]

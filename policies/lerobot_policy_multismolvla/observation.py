@@ -46,7 +46,7 @@ def streams_of(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], view: str) -> 
     out = {m: batch[key] for m, key in streams.items() if key in batch}
     for modality in streams:
         ids = batch.get(token_key(view, modality))
-        if ids is not None:
+        if ids is not None and not cfg.is_soft(modality):
             out[ids_name(modality)] = ids.flatten(1).to(torch.int64)
     depth = streams.get(Modality.DEPTH)
     if depth in batch:

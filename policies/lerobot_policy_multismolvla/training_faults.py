@@ -136,7 +136,7 @@ def corrupt_pictures(
             for b in chosen:
                 _corrupt_one(out, key, modality, b, int(drawn.severity[b, v, m]), drawn.generator(b, v, m))
             ids = token_key(view, modality)
-            if ids in batch:
+            if ids in batch and not cfg.is_soft(modality):
                 out[ids] = batch[ids].clone()
                 picture = {modality: out[key][chosen]}
                 if valid is not None:

@@ -102,6 +102,12 @@ def test_a_tokenizer_for_another_size_is_refused(files, modality, domain, messag
         make_tokenizers("official", {modality: domain}, 134, official=options(files))
 
 
+def test_a_bridge_from_raw_rows_without_a_map_is_refused_at_once(files) -> None:
+    raw = options(files, thermal_route="bridge", imagebind_rows="trunk")
+    with pytest.raises(ValueError, match="needs a learned map: set --policy.bridge_map"):
+        make_tokenizers("official", {"thermal": GLOBAL}, 134, official=raw)
+
+
 def test_a_tokenizer_for_another_modality_is_refused(files) -> None:
     swapped = OfficialOptions(sources={"depth": str(files / "seg")})
     with pytest.raises(

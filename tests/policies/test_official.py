@@ -240,6 +240,33 @@ def test_other_routes_have_no_trained_map_and_keep_no_activations(make, one_view
     assert not policy.model.tower.wants_gradient(policy.door)
 
 
+def test_ids_beside_the_pictures_of_soft_rows_are_left_alone(make, make_config, files, cached, one_view):
+    key = token_key("image", "thermal")
+    config = make_config(**official_options(files, "soft"), views={"image": VIEWS["image"]})
+    with pytest.raises(ValueError, match="cannot use ids, but the dataset has no pictures .*--keep_pictures"):
+        config.set_dataset_feature_metadata(features(cached))
+    config.set_dataset_feature_metadata(features(cached) | {VIEWS["image"]["thermal"]: {"dtype": "image"}})
+    assert config.cached_modalities == {"depth", "seg"}
+    policy = make(
+        "soft",
+        stage="robust",
+        corruption_probability=0.9,
+        dropout_mode="none",
+        curriculum_step=5,
+        curriculum_steps=9,
+    )
+    ids = torch.zeros(3, 272, dtype=torch.int16)
+    assert torch.equal(chunk(policy, one_view | {key: ids}), chunk(policy, one_view))
+    assert policy.train().forward(one_view | {key: ids}, **flow_inputs())[0].isfinite()
+
+
+def test_ids_of_a_modality_that_the_policy_does_not_read_are_no_matter(make_config, files, cached):
+    only = {"domains": PICTURES, "imagebind_rows": "trunk", "views": {"image": VIEWS["image"]}}
+    config = make_config(**(official_options(files) | only))
+    config.set_dataset_feature_metadata(features(cached))
+    assert config.cached_modalities == {"depth", "seg"}
+
+
 def test_the_map_starts_from_imagebinds_embedding_where_the_encoder_has_one(make, files):
     stored = load_file(files / "fourm21/model.safetensors")
     kindred = stored["encoder_embeddings.tok_imagebind@224.mod_emb"]
