@@ -37,9 +37,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
-
-from .annotate_config import AnnotateConfig
+from .annotate_config import NUM_OFFICIAL_LABELS, AnnotateConfig
 
 if TYPE_CHECKING:
     from .annotate_job import Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multismolvla.modalities import (
     MINI_LABELS,
@@ -16,16 +16,20 @@ from multismolvla.modalities import (
     token_key,
     validate_view_map,
 )
-from multismolvla.tokenizers.recipe import (
-    NUM_OFFICIAL_LABELS,
-    OFFICIAL_LABELS,
-    TOKENIZER_FAMILIES,
-    OfficialOptions,
-    token_recipe,
-)
 
 from .annotate_source import modality_of, shape_of
-from .estimators import DEPTH_MODEL, DEPTH_OUTPUTS, RELATIVE_RANGE_M, SEG_MODEL, THERMAL_MODEL
+
+if TYPE_CHECKING:
+    from multismolvla.tokenizers.recipe import OfficialOptions
+
+# Spelled out, because `--help` shall not wait for torch; a test holds them to their places.
+OFFICIAL_LABELS, NUM_OFFICIAL_LABELS = "coco_panoptic", 134
+TOKENIZER_FAMILIES = ("patch", "official")
+IMAGEBIND = "nielsr/imagebind-huge"
+#: How a depth network's output is to be read; ``auto`` = as its own config declares.
+DEPTH_OUTPUTS = ("auto", "relative", "metric")
+#: Distances that the nearest and the farthest pixel of a *relative* estimate are given. Nominal, not measured.
+RELATIVE_RANGE_M = (0.3, 3.0)
 
 DERIVABLE: tuple[str, ...] = (Modality.DEPTH, Modality.SEG, Modality.THERMAL)
 MERGES = ("auto", "only", "never")
@@ -58,15 +62,15 @@ class AnnotateConfig:
     dry_run: bool = False
 
     # Depth network: hub id or folder; "auto" output reads the network's config, else "relative" or "metric".
-    depth_model: str = DEPTH_MODEL
+    depth_model: str = "depth-anything/Depth-Anything-V2-Small-hf"
     depth_output: str = "auto"
     # Nominal metres given to the nearest and farthest pixel of relative depth.
     relative_range_m: tuple[float, float] = RELATIVE_RANGE_M
     # Segmentation network: hub id or folder.
-    seg_model: str = SEG_MODEL
+    seg_model: str = "facebook/mask2former-swin-base-coco-panoptic"
     # ThermalGen: hub id or folder, integration steps, solver, side at which it runs, style label (none by default; see
     # the README of ThermalGen for the table), guidance towards it, noise per "frame" or "episode" (less flicker).
-    thermal_model: str = THERMAL_MODEL
+    thermal_model: str = "xjh19972/ThermalGen-XL-2"
     thermal_steps: int = 4
     thermal_method: str = "euler"
     thermal_size: int = 256
@@ -87,7 +91,7 @@ class AnnotateConfig:
         }
     )
     thermal_route: str = "vision"
-    imagebind: str = OfficialOptions.imagebind
+    imagebind: str = IMAGEBIND
     imagebind_rows: str = "trunk"
     bridge_map: str | None = None
     # Label table of recorded segmentation pictures and its size; default: the official ids, or the mini suite's 8.
@@ -157,6 +161,8 @@ class AnnotateConfig:
     @property
     def official(self) -> OfficialOptions:
         """The official networks that make the ids."""
+        from multismolvla.tokenizers.recipe import OfficialOptions
+
         return OfficialOptions(
             self.tokenizer_sources,
             self.thermal_route,
@@ -181,6 +187,8 @@ class AnnotateConfig:
         self, view: str, modality: str, fingerprints: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """What decides the ids of a stream, see `multismolvla.tokenizers.recipe.token_recipe`."""
+        from multismolvla.tokenizers.recipe import token_recipe
+
         return token_recipe(
             modality,
             family=self.tokenizers,
@@ -309,7 +317,7 @@ def make_plan(cfg: AnnotateConfig, features: Mapping[str, dict[str, Any]]) -> Pl
             if key in features:
                 info = features[key].get("info") or {}
                 scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
-                if rgb in features:
+                if rgb is not None and rgb in features:
                     _check_aspect(cfg, view, key, features[key], features[rgb])
                 origin = str(info.get("origin", Origin.SENSOR))
                 streams.append(Stream(view, modality, key, origin, False, scale != 1.0, scale, tokenize))

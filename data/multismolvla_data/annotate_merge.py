@@ -211,7 +211,7 @@ def quiet_datasets(cache: Path) -> Iterator[None]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    bars = importlib.import_module("datasets.utils.tqdm")  # `datasets.utils` has a class of that name
+    bars: Any = importlib.import_module("datasets.utils.tqdm")  # `datasets.utils` has a class of that name
     before, shown = datasets.config.HF_DATASETS_CACHE, bars.HF_DATASETS_DISABLE_PROGRESS_BARS
     datasets.config.HF_DATASETS_CACHE = cache
     # LeRobot 0.6.1 switches the bars on again after every file; only this flag has priority.

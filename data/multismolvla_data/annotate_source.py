@@ -179,12 +179,10 @@ class Source:
 
 def shape_of(feature: dict[str, Any]) -> tuple[int, int, int]:
     """(height, width, channels) of a picture feature, whichever way its shape is written."""
-    shape, names = [int(s) for s in feature["shape"]], feature.get("names") or ()
-    if len(names) == 3 and str(names[0]).startswith("channel"):
-        return shape[1], shape[2], shape[0]
-    if len(names) != 3 and shape[2] not in (1, 3):
-        return shape[1], shape[2], shape[0]
-    return shape[0], shape[1], shape[2]
+    first, second, third = (int(s) for s in feature["shape"])
+    names: Sequence[Any] = feature.get("names") or []
+    channels_first = str(names[0]).startswith("channel") if len(names) == 3 else third not in (1, 3)
+    return (second, third, first) if channels_first else (first, second, third)
 
 
 def modality_of(key: str, feature: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +15,9 @@ from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.tokenizers.coco import COCO_PANOPTIC
 
 from .preview import colorize
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _INK, _PALE, _PAPER = (25, 25, 28), (120, 120, 128), (250, 250, 250)
 _GAP, _LINE, _NAMED_CLASSES = 8, 14, 3
@@ -90,7 +94,7 @@ def _height(frames: Sequence[SheetFrame], view: str, pixels: int) -> int:
     return round(pixels * shapes[0][1] / shapes[0][2]) if shapes else pixels
 
 
-def _drawn(picture: Tensor, modality: str, size: tuple[int, int]) -> object:
+def _drawn(picture: Tensor, modality: str, size: tuple[int, int]) -> Image.Image:
     from PIL import Image
 
     array = _dataset_units(picture, modality)

@@ -29,16 +29,9 @@ from multismolvla import weights
 from multismolvla.tokenizers.coco import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import file_fingerprint
 
+from .annotate_config import RELATIVE_RANGE_M
+
 logger = logging.getLogger(__name__)
-
-DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"
-SEG_MODEL = "facebook/mask2former-swin-base-coco-panoptic"
-THERMAL_MODEL = "xjh19972/ThermalGen-XL-2"
-
-#: How a depth network's output is to be read; ``auto`` = as its own config declares.
-DEPTH_OUTPUTS = ("auto", "relative", "metric")
-#: Distances that the nearest and the farthest pixel of a *relative* estimate are given. Nominal, not measured.
-RELATIVE_RANGE_M = (0.3, 3.0)
 
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 # Mask2Former's post-processing works at this side whatever the input (transformers 5.5); other sides would be squashed.
@@ -126,7 +119,7 @@ class DepthEstimator:
 
         Args:
             source: hub id or folder.
-            output: one of `DEPTH_OUTPUTS`.
+            output: ``relative``, ``metric``, or ``auto``: as the network's config declares.
             range_m: (near, far) of a relative estimate.
             device: where to compute.
             autocast: see the class.

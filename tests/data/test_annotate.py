@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -265,6 +266,25 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, 
         assert line in said, said
     assert not list(tmp_path.iterdir())
     assert describe(Job.open(cfg)) + "\n" == said
+
+
+def test_the_options_name_what_the_rest_of_the_package_names():
+    from multismolvla.sources import SOURCES
+    from multismolvla.tokenizers import recipe
+    from multismolvla_data import annotate_config as own
+
+    for name in ("OFFICIAL_LABELS", "NUM_OFFICIAL_LABELS", "TOKENIZER_FAMILIES", "IMAGEBIND"):
+        assert getattr(own, name) == getattr(recipe, name)
+    cfg = AnnotateConfig()
+    assert {cfg.depth_model, cfg.seg_model, cfg.thermal_model, cfg.imagebind} <= set(SOURCES)
+
+
+def test_help_is_light():
+    asked = [sys.executable, "-X", "importtime", "-m", "multismolvla_data.annotate", "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--keep_pictures" in done.stdout
+    assert not re.search(r"\| +torch\n", done.stderr)
 
 
 def test_a_network_that_is_nowhere_is_named_with_its_licence(recorded, networks, tmp_path, monkeypatch):

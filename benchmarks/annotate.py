@@ -1,0 +1,206 @@
+"""Frames per second and peak memory of `multismolvla-annotate` on a synthetic dataset with two cameras, and bytes per frame.
+
+    python benchmarks/annotate.py                                   # 4 and 16 episodes of 40 frames, 128x128
+    python benchmarks/annotate.py --episodes="[2, 8]" --device=cuda
+
+Tiny random networks in the official layouts: what is measured is everything around the networks (decoding, encoding, joining,
+verifying) and whether memory grows with the dataset. Time of the published networks is what `--dry-run` estimates.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from measuring import Machine, machine_line, write_json
+
+#: Name of a case -> options of the annotation.
+CASES: dict[str, dict[str, Any]] = {
+    "pictures and ids": {},
+    "ids only": {"keep_pictures": False},
+    "depth alone": {"modalities": ["depth"]},
+}
+_FPS = 20
+
+
+@dataclass
+class AnnotateBenchmark:
+    """Options of benchmarks/annotate.py."""
+
+    episodes: list[int] = field(
+        default_factory=lambda: [4, 16]
+    )  # sizes of the datasets, to see whether memory grows
+    frames: int = 40  # per episode
+    side: int = 128  # of the pictures, in pixels
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    batch_size: int = 8
+    num_workers: int = 2
+    device: str = "cpu"  # or cuda
+    output: Path = Path("outputs/benchmarks/annotate.json")
+
+    def __post_init__(self) -> None:
+        for case in self.cases:
+            if case not in CASES:
+                raise ValueError(f"--cases={case}: expected some of {list(CASES)}.")
+        if not self.episodes or min(self.episodes) < 1:
+            raise ValueError(f"--episodes={self.episodes}: expected numbers of at least 1.")
+        for name in ("frames", "side", "batch_size", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)}: expected at least 1.")
+
+
+def run(cfg: AnnotateBenchmark) -> dict[str, Any]:
+    """Measure every case on every dataset, each in a process of its own, and print and write the results."""
+    machine = Machine()
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="annotate-") as scratch:
+        networks = write_networks(Path(scratch) / "networks")
+        for count in cfg.episodes:
+            source = write_source(Path(scratch) / f"source{count}", count, cfg.frames, cfg.side)
+            for case in cfg.cases:
+                options = {
+                    **networks, **CASES[case], "dataset": str(source), "output": f"{scratch}/out", "batch_size": cfg.batch_size,
+                    "num_workers": cfg.num_workers, "device": cfg.device,
+                }  # fmt: skip
+                results[f"{case}, {count} episodes"] = _in_child(options) | {"episodes": count, "case": case}
+                shutil.rmtree(f"{scratch}/out")
+    report = machine.report()
+    print(
+        f"{'':28} {'frames/s':>9} {'whole, s':>9} {'networks, MiB':>14} {'peak, MiB':>10} {'ids, B/frame':>13} {'stored':>7}"
+    )
+    for name, r in results.items():
+        print(
+            f"{name:28} {r['frames_per_s']:9.1f} {r['whole_s']:9.1f} {r['loaded_mib']:14.0f} {r['peak_mib']:10.0f} "
+            f"{r['id_bytes']:13.0f} {r['id_bytes_stored']:7.0f}"
+        )
+    print(machine_line(report))
+    content = {"options": asdict(cfg), "machine": report, "results": results}
+    write_json(cfg.output, content)
+    return content
+
+
+def write_source(root: Path, episodes: int, frames: int, side: int) -> Path:
+    """Two RGB cameras as LeRobot records them (H.264 video), a wandering square on noise."""
+    import numpy as np
+    from lerobot.configs import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    names = ["height", "width", "channels"]
+    colour = {"dtype": "video", "shape": (side, side, 3), "names": names}
+    features = {f"observation.images.{camera}": dict(colour) for camera in ("image", "image2")}
+    features["action"] = {"dtype": "float32", "shape": (7,), "names": [f"a{i}" for i in range(7)]}
+    rng = np.random.default_rng(0)
+    data = LeRobotDataset.create(
+        "benchmark/source",
+        fps=_FPS,
+        features=features,
+        root=root,
+        rgb_encoder=RGBEncoderConfig(vcodec="h264"),
+    )
+    for _ in range(episodes):
+        for step in range(frames):
+            picture = rng.integers(60, 90, (side, side, 3), dtype=np.uint8)
+            place = step * (side // 2) // frames
+            picture[place : place + side // 4, place : place + side // 4] = 220
+            frame = {f"observation.images.{camera}": picture for camera in ("image", "image2")}
+            data.add_frame({**frame, "action": rng.normal(size=7).astype(np.float32), "task": "move"})
+        data.save_episode(parallel_encoding=False)
+    data.finalize()
+    return root
+
+
+def write_networks(root: Path) -> dict[str, Any]:
+    """Tiny networks in the official layouts, as options of the annotation."""
+    from multismolvla.thermal.tiny import write_tiny_imagebind
+    from multismolvla.thermal.tiny_thermalgen import write_tiny_thermalgen
+    from multismolvla.tokenizers.tiny import write_tiny_tokenizers
+    from multismolvla_data.tiny_estimators import write_tiny_depth_estimator, write_tiny_segmenter
+
+    tokenizers = write_tiny_tokenizers(root / "tokenizers", codebook_size=8192)
+    tokenizers["seg"] = write_tiny_tokenizers(root / "small", codebook_size=4096)["seg"]
+    return {
+        "depth_model": str(write_tiny_depth_estimator(root / "depth")),
+        "seg_model": str(write_tiny_segmenter(root / "seg")),
+        "thermal_model": str(write_tiny_thermalgen(root / "thermalgen")),
+        "thermal_size": 64,
+        "tokenizer_sources": {k: str(v) for k, v in tokenizers.items()},
+        "imagebind": str(write_tiny_imagebind(root / "imagebind")),
+    }
+
+
+def _in_child(options: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    if done.returncode:
+        raise RuntimeError(f"The measured process failed:\n{done.stderr}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """Annotate in this process: frames per second while annotating, whole time, memory, bytes of ids."""
+    import pyarrow.parquet as pq
+
+    from multismolvla_data import annotate as command
+    from multismolvla_data.annotate_config import AnnotateConfig
+    from multismolvla_data.annotate_job import Job
+
+    cfg = AnnotateConfig(**options | {"output": Path(options["output"])})
+    job = Job.open(cfg)
+    seconds: dict[str, float] = {}
+    inner = command._episodes
+
+    def timed(*arguments: Any) -> None:
+        seconds["loaded"] = _peak()
+        start = time.perf_counter()
+        inner(*arguments)
+        seconds["annotate"] = time.perf_counter() - start
+
+    command._episodes = timed
+    start = time.perf_counter()
+    command.annotate(cfg)
+    whole, frames = time.perf_counter() - start, sum(job.lengths)
+    stored = 0
+    for path in (cfg.output / "data").glob("*/*.parquet"):
+        meta = pq.read_metadata(path)
+        columns = [
+            meta.row_group(g).column(c) for g in range(meta.num_row_groups) for c in range(meta.num_columns)
+        ]
+        stored += sum(
+            c.total_compressed_size for c in columns if c.path_in_schema.startswith("observation.tokens")
+        )
+    return {
+        "frames": frames,
+        "frames_per_s": frames / seconds["annotate"],
+        "whole_s": whole,
+        "loaded_mib": seconds["loaded"],
+        "peak_mib": _peak(),
+        "id_bytes": job.bytes_per_frame(),
+        "id_bytes_stored": stored / frames,
+    }
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux: in KiB
+
+
+def main() -> None:
+    """Command line entry."""
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        return
+    import draccus
+
+    run(draccus.parse(AnnotateBenchmark))
+
+
+if __name__ == "__main__":
+    main()
