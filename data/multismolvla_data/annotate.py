@@ -24,8 +24,9 @@ picture of another aspect ratio than its RGB is refused, since LeRobot's RealSen
 Ctrl-C, kill -9 or a full disk. The dataset appears under ``--output`` when it is whole and verified. Memory holds the
 networks, two batches of pictures and one episode's encoded pictures; joining holds a data file (100 MB) a few times.
 
-**Several processes or machines** take every n-th episode of a shared folder; rank 0 joins them with LeRobot's
-aggregation. Without a shared folder copy ``.NAME.annotating/episodes`` together and run ``--merge=only``.
+**Several processes or machines** take every n-th episode and share the work folder; rank 0 waits for the others and
+joins all episodes with LeRobot's aggregation. Machines without a common folder: give each ``--rank``, ``--world_size``
+and ``--merge=never``, copy their ``.NAME.annotating`` folders into one and run ``--merge=only`` there.
 """
 
 from __future__ import annotations
@@ -78,13 +79,15 @@ def annotate(cfg: AnnotateConfig) -> Path | None:
         work.sweep()
         merging = cfg.merge == "only" or (cfg.merge == "auto" and work.rank == 0)
         mine = [] if cfg.merge == "only" else work.mine()
-        if not mine:
+        if cfg.merge == "only":
             _wait(work)
+        elif not mine:  # more processes than episodes
+            return None
         again = (
             merging and not cfg.keep_pictures
         )  # pictures that are not kept are estimated again to be checked
         estimators = job.estimators() if again or set(mine) - set(work.done(mine)) else {}
-        provenance = _agree(work, {m: e.provenance for m, e in estimators.items()})
+        provenance = _agree(work, {m: e.provenance for m, e in estimators.items()}, bool(job.plan.derived()))
         annotator = job.annotator(estimators)
         added = added_features(
             cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
@@ -98,15 +101,19 @@ def annotate(cfg: AnnotateConfig) -> Path | None:
             return _finish(job, work, annotator, added, job.annotation(provenance))
 
 
-def _agree(work: Work, mine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _agree(work: Work, mine: dict[str, dict[str, Any]], needed: bool) -> dict[str, dict[str, Any]]:
     """The estimators' provenance, equal in all processes: bfloat16 here and float32 there would mix two datasets."""
     from .annotate_work import AnnotationError, first_difference
     from .dataset_writer import write_json
 
     path = work.root / "estimators.json"
-    if not path.is_file() and mine:
+    if not path.is_file() and (mine or not needed):
         write_json(path, mine)
-    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        raise AnnotationError(
+            f"{path} is missing. Copy it along with the episodes of the process that made them."
+        )
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text())
     plain = json.loads(json.dumps(mine))
     if plain and known != plain:
         raise AnnotationError(
@@ -225,6 +232,8 @@ def main() -> int:
 
 
 def _run(cfg: AnnotateConfig) -> int:
+    from datasets.exceptions import DatasetsError
+
     from .annotate_job import Job
     from .annotate_plan import describe
     from .annotate_verify import VerificationError
@@ -235,14 +244,14 @@ def _run(cfg: AnnotateConfig) -> int:
             sys.stdout.write(describe(Job.open(cfg)) + "\n")
         else:
             annotate(cfg)
-    except (AnnotationError, VerificationError, OSError, RuntimeError) as error:
+    except (AnnotationError, VerificationError, OSError, DatasetsError) as error:
         if is_disk_full(error):
             sys.stderr.write(
                 f"multismolvla-annotate: the disk is full ({error}). Finished episodes are kept; free some space and repeat the "
                 "same command. --dry-run tells how much is needed.\n"
             )
             return 1
-        if not isinstance(error, AnnotationError | VerificationError | OSError):
+        if isinstance(error, DatasetsError):
             raise
         sys.stderr.write(f"multismolvla-annotate: {error}\n")
         return 1

@@ -315,6 +315,7 @@ def make_plan(cfg: AnnotateConfig, features: Mapping[str, dict[str, Any]]) -> Pl
                 modality == Modality.THERMAL and cfg.tokenizers == "official" and cfg.thermal_route == "soft"
             )
             if key in features:
+                _check_stored(modality, key, features[key])
                 info = features[key].get("info") or {}
                 scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
                 if rgb is not None and rgb in features:
@@ -326,6 +327,9 @@ def make_plan(cfg: AnnotateConfig, features: Mapping[str, dict[str, Any]]) -> Pl
                 streams.append(Stream(view, modality, key, origin, True, cfg.keep_pictures, 1.0, tokenize))
             else:
                 notes.append(f"{view}: no {modality}, the dataset has neither {key} nor this view's RGB.")
+    strange = sorted(set(cfg.half_turns) - set(views))
+    if strange:
+        raise ValueError(f"--half_turns names {strange[0]!r}, which is no view. Views: {list(views)}.")
     unknown = sorted(
         set(cfg.depth_scale_m) - {s.view for s in streams if not s.derive and s.modality == Modality.DEPTH}
     )
@@ -356,6 +360,21 @@ def _check_aspect(
             f"View {view!r}: {key} is {w}x{h} and its RGB {rgb_w}x{rgb_h}. Streams of a view must show the same field of view, "
             "pixel on pixel after scaling; LeRobot's RealSense driver does not align them. Align when recording (rs.align), "
             "crop the stream, leave it out of --views, or accept a stretched picture with --square=stretch."
+        )
+
+
+def _check_stored(modality: str, key: str, feature: dict[str, Any]) -> None:
+    """A recorded stream must be what its name says, before any network is loaded."""
+    allowed = (1,) if modality == Modality.DEPTH else (1, 3)
+    if shape_of(feature)[2] not in allowed:
+        raise ValueError(
+            f"{key} is {modality} of shape {tuple(feature['shape'])}; expected {' or '.join(map(str, allowed))} channels. A depth map "
+            "drawn in colours or in 8 bits is no measurement: leave it out of --views, so that depth is estimated under "
+            "another key."
+        )
+    if modality == Modality.SEG and feature["dtype"] == "video":
+        raise ValueError(
+            f"{key} holds class ids in a video, which changes them. Store it losslessly (PNG), or leave it out of --views."
         )
 
 

@@ -55,7 +55,7 @@ def merge(
     Raises:
         OSError: the disk is full; the unfinished dataset is removed, the shards stay.
     """
-    target, name = work / "dataset", cfg.repo_id or f"local/{source.root.name}_annotated"
+    target, name = work / "dataset", cfg.repo_id or f"local/{source.name}_annotated"
     for folder in (target, work / "groups"):
         shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -51,6 +51,13 @@ def policy_options(job: Job) -> list[str]:
     cfg = job.cfg
     options = [f"--policy.views='{json.dumps(job.plan.views)}'", f"--policy.origins='{json.dumps(origins)}'"]
     if job.tokenized:
+        domains = {"rgb": "rgb@224"} | {m: cfg.domains[m] for m in job.tokenized}
+        if cfg.tokenizers == "official":
+            options.append(f"--policy.domains='{json.dumps(domains)}'")
+        if "thermal" in job.parts:
+            options.append(
+                f"--policy.thermal_route={cfg.thermal_route} --policy.imagebind_rows={cfg.imagebind_rows}"
+            )
         options += [
             f"--policy.tokenizers={cfg.tokenizers} --policy.image_size={cfg.image_size} --policy.square={cfg.square}",
             f"--policy.num_labels={cfg.label_count} --dataset.depth_output_unit=m",

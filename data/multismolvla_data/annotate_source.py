@@ -31,6 +31,7 @@ class Source:
 
     Attributes:
         root: its folder.
+        name: last part of its folder or hub id.
         meta: LeRobot's metadata.
 
     Raises:
@@ -42,7 +43,7 @@ class Source:
         from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
         from lerobot.datasets.utils import BackwardCompatibilityError
 
-        self.root = _find(dataset)
+        self.root, self.name = _find(dataset), Path(dataset).name
         self.workers = max(1, workers)
         self._units: dict[str, str] = {}
         try:

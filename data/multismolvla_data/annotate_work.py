@@ -114,7 +114,9 @@ class Work:
         finished, since = len(self.done(self.episodes)), time.monotonic()
         while finished < len(self.episodes):
             if time.monotonic() - since > self.cfg.wait_minutes * 60:
-                raise AnnotationError(self.missing())
+                raise AnnotationError(
+                    f"For {self.cfg.wait_minutes:g} minutes no episode was finished. {self.missing()}"
+                )
             time.sleep(_POLL_SECONDS)
             now = len(self.done(self.episodes))
             if now > finished:
@@ -125,9 +127,8 @@ class Work:
         """Message about the episodes that are not finished."""
         left = sorted(set(self.episodes) - set(self.done(self.episodes)))
         return (
-            f"{len(left)} of {len(self.episodes)} episodes are not finished (first: {left[:5]}) and no process has finished one for "
-            f"{self.cfg.wait_minutes:g} minutes. Start the missing processes again, or this command without them; finished "
-            f"episodes are kept in {self.root}."
+            f"{len(left)} of {len(self.episodes)} episodes are not finished (first: {left[:5]}). Start the missing processes again, or "
+            f"the command without --merge; finished episodes are kept in {self.root}."
         )
 
     def publish(self, dataset: Path) -> None:

@@ -236,6 +236,14 @@ def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path)
     wide = features | {f"{FRONT}_depth": features[f"{FRONT}_depth"] | {"shape": (48, 80, 1)}}
     with pytest.raises(ValueError, match=r"80x48 and its RGB 64x48.*rs\.align"):
         make_plan(cheap(recorded, networks, tmp_path), wide)
+    painted = features | {f"{FRONT}_depth": features[f"{FRONT}_depth"] | {"shape": (48, 64, 3)}}
+    with pytest.raises(ValueError, match="drawn in colours"):
+        make_plan(cheap(recorded, networks, tmp_path), painted)
+    filmed = features | {f"{FRONT}_seg": features[FRONT]}
+    with pytest.raises(ValueError, match="class ids in a video"):
+        make_plan(config(recorded, networks, tmp_path), filmed)
+    with pytest.raises(ValueError, match="--half_turns names 'frnot'"):
+        make_plan(cheap(recorded, networks, tmp_path, half_turns={"frnot": 1}), features)
     with pytest.raises(ValueError, match="weight-free"):
         make_plan(cheap(recorded, networks, tmp_path, modalities=["seg"]), features)
     with pytest.raises(ValueError, match="One|one label set"):
@@ -305,6 +313,20 @@ def test_the_reader_sees_what_lerobot_sees(kind, recorded, record, tmp_path):
         item = data[6 + 2 + t]
         assert torch.equal(pictures[FRONT][t], item[FRONT])
         assert torch.equal(pictures[keys[1]][t], item[keys[1]])
+
+
+def test_pictures_in_the_table_stay_bit_by_bit_and_a_view_turned_over_gets_other_ids(
+    record, networks, tmp_path
+):
+    root = record(tmp_path / "images", depth="image", episodes=1)
+    plain = annotate(cheap(root, networks, tmp_path / "plain"))
+    turned = annotate(cheap(root, networks, tmp_path / "turned", half_turns={"front": 1}))
+    key = f"{FRONT}_depth"
+    before, after, over = (content_of(r) for r in (root, plain, turned))
+    assert [row[key]["bytes"] for row in after] == [row[key]["bytes"] for row in before]
+    upright, flipped = (np.array(r[0]["observation.tokens.front.depth"]).reshape(8, 8) for r in (after, over))
+    assert (flipped == upright[::-1, ::-1]).all()  # the square tokens of a turned picture, turned
+    assert features_of(turned)["observation.tokens.front.depth"]["info"]["half_turns"] == 1
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
