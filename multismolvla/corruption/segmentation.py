@@ -77,10 +77,14 @@ def _chosen(key: Tensor, probability: float, generator: Generator) -> Tensor:
 
 
 def _other_class(classes: Tensor, generator: Generator) -> Tensor:
-    """For each class id another one that is in the picture: int64 (256,). The same in every frame if both are seen."""
+    """For each class id another one that is in the picture: int64 (256,). The same in every frame if both are seen.
+
+    An object is taken for the background only if the picture has no other class: that fault is ``instance_removed``.
+    """
     order = torch.randperm(256, generator=generator)
     present = torch.zeros(256, dtype=torch.bool)
     present[torch.unique(classes)] = True
+    present[BACKGROUND_ID] = present.sum() - present[BACKGROUND_ID].long() < 2
     ring = order[present[order]]
     target = torch.arange(256)
     target[ring] = ring.roll(-1)

@@ -104,6 +104,16 @@ def test_segmentation_ids_are_never_new(type_, seed):
         assert set(image[1].unique().tolist()) <= set(clean[1].unique().tolist()) | {0}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_swapped_label_is_another_objects_label_while_there_is_one(seed):
+    clean = picture("seg")
+    image, _ = corrupted("seg", "label_swap", 5, seed)
+    assert not ((image[0] == 0) & (clean[0] != 0)).any(), "that would be a removed instance"
+    alone = (clean == clean.max()).to(torch.uint8) * 7
+    image, _ = apply_soft(alone, None, "seg", "label_swap", 5, torch.Generator().manual_seed(seed))
+    assert set(image[0].unique().tolist()) <= {0, 7}
+
+
 @pytest.mark.parametrize("type_", SOFT_TYPES["depth"])
 def test_invalid_depth_is_a_mask_and_zero_and_never_returns(type_):
     clean = picture("depth")
