@@ -41,6 +41,8 @@ class EvalConfig:
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
+    # Policies that run C0 only, because no fault can touch them (zero, random, expert) or none needs to (blind).
+    clean_only: list[str] = field(default_factory=list)
     env: EnvironmentArguments = field(default_factory=EnvironmentArguments)
     # smoke, quick, standard or full: conditions and episodes per task.
     level: str = "quick"
@@ -147,6 +149,12 @@ class EvalConfig:
                 raise ValueError(f"--{option}={value} must be at least {least}.")
         if self.env.task_ids is not None and not self.env.task_ids:
             raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
+        for name in self.clean_only:
+            if name not in self.policy_paths() or name == self.baseline_name():
+                raise ValueError(
+                    f"--clean_only names {name!r}; expected policies of {list(self.policy_paths())} other than the baseline "
+                    f"{self.baseline_name()!r}, with which every condition is compared."
+                )
         strangers = [
             k for k, v in self.rename_map.items() if isinstance(v, dict) and k not in self.policy_paths()
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,9 @@ def seconds_per_episode(suites: Mapping[str, Any], rows: Sequence[Row]) -> dict[
     }
 
 
-def hours(episodes: Sequence[Episode], seconds: Mapping[str, tuple[float, bool]], workers: int) -> float:
-    """Time for the episodes on so many workers."""
-    return sum(seconds[e.suite][0] for e in episodes) / workers / 3600
+def hours(episodes: Mapping[str, int], seconds: Mapping[str, tuple[float, bool]], workers: int) -> float:
+    """Time for so many episodes per suite on so many workers."""
+    return sum(number * seconds[suite][0] for suite, number in episodes.items()) / workers / 3600
 
 
 def describe_run(
@@ -140,29 +141,28 @@ def describe_run(
     if detailed:
         width = max(34, *(len(c.id) for c in conditions))
         lines.append(f"{'condition':{width}} {'episodes':>8}  meaning")
-        for condition in conditions:
-            number = sum(e.condition == condition.id for e in plan)
-            lines.append(f"{condition.id:{width}} {number:8d}  {describe(condition)}")
+        numbers = Counter(e.condition for e in plan)
+        lines += [f"{c.id:{width}} {numbers[c.id]:8d}  {describe(c)}" for c in conditions]
         lines += [
             "",
             f"{'suite':{width}} {'episodes':>8} {'tasks':>5} {'steps':>5} {'states':>6} {'hours':>8}",
         ]
+        parts = Counter(e.suite for e in plan)
         for name, suite in suites.items():
-            part = [e for e in plan if e.suite == name]
             lines.append(
-                f"{name:{width}} {len(part):8d} {len(suite['tasks']):5d} {suite['max_steps']:5d} "
-                f"{suite.get('init_states') or '?':>6} {hours(part, seconds, workers):8.2f}"
+                f"{name:{width}} {parts[name]:8d} {len(suite['tasks']):5d} {suite['max_steps']:5d} "
+                f"{suite.get('init_states') or '?':>6} {hours({name: parts[name]}, seconds, workers):8.2f}"
             )
         lines.append("")
     lines += state_warnings(suites, plan)
     tasks = sum(len(s["tasks"]) for s in suites.values())
     basis = ", ".join(
-        f"{'measured' if known else 'assumed'} {s:.1f} s per episode of {name}"
-        for name, (s, known) in seconds.items()
+        f"{name} {s:.1f} s {'measured' if m else 'assumed'}" for name, (s, m) in seconds.items()
     )
+    time = hours(Counter(e.suite for e in todo), seconds, workers)
     lines.append(
         f"{len(policies)} policies x {tasks} tasks x {len(conditions)} conditions: {len(plan)} episodes, {len(todo)} of this "
-        f"shard missing, about {hours(todo, seconds, workers):.2f} h with {workers} workers ({basis})."
+        f"shard missing, about {time:.2f} h with {workers} workers (per episode: {basis})."
     )
     return lines
 
@@ -170,9 +170,11 @@ def describe_run(
 def state_warnings(suites: Mapping[str, Any], plan: Sequence[Episode]) -> list[str]:
     """A sentence for every suite that has fewer initial states than the plan has episodes of a cell."""
     lines = []
+    most: Counter[str] = Counter()
+    for episode in plan:
+        most[episode.suite] = max(most[episode.suite], episode.episode + 1)
     for name, suite in suites.items():
-        states = suite.get("init_states")
-        needed = 1 + max((e.episode for e in plan if e.suite == name), default=-1)
+        states, needed = suite.get("init_states"), most[name]
         if states is not None and needed > states:
             remedy = (
                 " --env.options='{init_split: all}' takes all that are stored, also those that recording uses."

@@ -68,6 +68,7 @@ def build_manifest(
         "policies": facts["policies"],
         "baseline": config.baseline_name(),
         "conditions": [c.id for c in conditions],
+        "clean_only": [*config.clean_only],
         **asdict(counts),
         "seed": config.seed,
         "workers": config.workers,
@@ -126,6 +127,9 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
         "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
         "policies": {**old["policies"], **new["policies"]},
         "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
+        "clean_only": [
+            n for n in dict.fromkeys((*old["clean_only"], *new["clean_only"])) if _stays_clean(n, old, new)
+        ],
         "suites": {**old["suites"], **{n: _with_tasks(old, n, s) for n, s in new["suites"].items()}},
         "commands": [*old["commands"], *(c for c in new["commands"] if c not in old["commands"])],
     }
@@ -135,3 +139,8 @@ def _with_tasks(old: dict[str, Any], name: str, suite: dict[str, Any]) -> dict[s
     """A suite with the tasks that earlier calls ran."""
     earlier = old["suites"].get(name, {}).get("tasks", {})
     return {**suite, "tasks": {**earlier, **suite["tasks"]}}
+
+
+def _stays_clean(policy: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether no call has run, or was about to run, a fault with this policy."""
+    return all(policy in m["clean_only"] for m in (old, new) if policy in m["policies"])

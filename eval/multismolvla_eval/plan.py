@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from multismolvla.corruption import CLEAN, Condition
-from multismolvla_eval.results import episode_key
+from multismolvla_eval.results import KEY
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # the level full makes a million of them
 class Episode:
     """One roll-out to be made.
 
@@ -37,7 +37,7 @@ class Episode:
     @property
     def key(self) -> str:
         """Identity in result files."""
-        return episode_key(asdict(self))
+        return "|".join([str(getattr(self, k)) for k in KEY])
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def episodes(
     conditions: Sequence[Condition],
     counts: Counts,
     clips: int = 0,
+    clean_only: Collection[str] = (),
 ) -> list[Episode]:
     """All episodes of a run, ordered so that every look at a running evaluation is fair and early.
 
@@ -74,6 +75,7 @@ def episodes(
         conditions: arms, C0 first.
         counts: episodes per task.
         clips: how many tasks of each suite keep a clip of episode 0, per policy and condition.
+        clean_only: policies that run C0 and nothing else.
     """
     cells = [(c, 0, counts.clean_episodes if c == CLEAN else counts.episodes) for c in conditions]
     repetitions = range(1, counts.clean_seeds) if CLEAN in conditions else ()
@@ -88,6 +90,7 @@ def episodes(
         for position, task_id in enumerate(task_ids)
         for clip in [number == 0 and cells[cell][1] == 0 and position < clips]
         for policy in policies
+        if policy not in clean_only or cells[cell][0] == CLEAN
     ]
 
 
@@ -99,6 +102,10 @@ def remaining(plan: Iterable[Episode], done: set[str], shard: int = 0, shards: i
     """
 
     def home(episode: Episode) -> int:
-        return int.from_bytes(hashlib.sha256(episode.key.encode()).digest()[:8], "big") % shards
+        return (
+            0
+            if shards == 1
+            else int.from_bytes(hashlib.sha256(episode.key.encode()).digest()[:8], "big") % shards
+        )
 
     return [e for e in plan if e.key not in done and home(e) == shard]

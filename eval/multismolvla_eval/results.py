@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 SCHEMA = 2
 MANIFEST = "run.json"
 SHARD_PATTERN = "episodes-*.jsonl"
+#: What identifies an episode within a run.
+KEY = ("policy", "suite", "task_id", "condition", "episode", "seed")
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "run": str,
     "policy": str,
@@ -56,7 +58,7 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 def episode_key(row: Mapping[str, Any]) -> str:
     """Identity of an episode within a run."""
-    return "|".join(str(row[k]) for k in ("policy", "suite", "task_id", "condition", "episode", "seed"))
+    return "|".join([str(row[k]) for k in KEY])
 
 
 @contextmanager
@@ -210,7 +212,8 @@ def _read_shard(path: Path) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(handle, start=1):
             if not line.endswith(b"\n"):
                 logger.warning(
-                    "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.", path
+                    "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.",
+                    path,
                 )
                 return
             try:

@@ -89,10 +89,14 @@ def _settle(config: EvalConfig) -> _Level:
     texts = level.conditions if config.conditions is None else tuple(config.conditions)
     for text in texts:
         parse_condition(text)
-    for path in config.policy_paths().values():
-        checkpoint = checkpoint_path(path)
-        if checkpoint is not None:
-            resolve_checkpoint(checkpoint)
+    for checkpoint in dict.fromkeys(checkpoint_path(path) for path in config.policy_paths().values()):
+        try:
+            if checkpoint is not None:
+                resolve_checkpoint(checkpoint)
+        except FileNotFoundError:
+            if not config.dry_run:  # which is asked before training, too
+                raise
+            _say(f"warning: there is no policy under {checkpoint} yet.")
     counts = Counts(
         config.clean_episodes or config.episodes or level.clean_episodes,
         config.episodes or level.episodes,
@@ -206,7 +210,9 @@ def _plan(config: EvalConfig, level: _Level, facts: dict[str, Any], conditions: 
     from multismolvla_eval.plan import episodes
 
     tasks = {name: [int(i) for i in suite["tasks"]] for name, suite in facts["suites"].items()}
-    return episodes(list(config.policy_paths()), tasks, conditions, level.counts, config.clips)
+    return episodes(
+        list(config.policy_paths()), tasks, conditions, level.counts, config.clips, config.clean_only
+    )
 
 
 def _run(pool: Any, todo: Sequence[Episode], rows: list[Row], writer: Any, manifest: dict[str, Any]) -> None:

@@ -1,0 +1,299 @@
+"""Policies x conditions x suites: from one file, over several processes, on real LIBERO tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multismolvla_eval.conditions import LEVELS, resolve
+from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.forecast import hours, outline, seconds_per_episode
+from multismolvla_eval.plan import Counts, episodes
+from multismolvla_eval.results import KEY, ResultsError, episode_key, read_run, run_lock, write_json
+from multismolvla_eval.run import evaluate, main, parse
+from multismolvla_eval.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs" / "eval"
+#: A process of its own finds the toy environment, and whatever this one was told to find.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+MATRIX = """
+# comments are kept for the reader
+policies:
+  - ours=builtin:random # what is measured
+  - vanilla=builtin:zero
+  - chance=builtin:random
+baseline: vanilla
+clean_only: [chance]
+env:
+  type: toy_environment:ToySource
+  task: toy_a,toy_b
+  task_ids: [0]
+conditions: [C1:-rgb]
+clean_episodes: 2
+clean_seeds: 2
+episodes: 1
+clips: 0
+"""
+
+
+def test_a_file_holds_the_matrix_and_the_command_line_overrides_it(tmp_path):
+    path = tmp_path / "matrix.yaml"
+    path.write_text(MATRIX)
+    config = parse([f"--config_path={path}", "--episodes=3", "--env.task=toy_c", "--dry-run"])
+    assert list(config.policy_paths()) == ["ours", "vanilla", "chance"]
+    assert (config.episodes, config.clean_seeds, config.env.task, config.env.task_ids) == (3, 2, "toy_c", [0])
+    assert config.dry_run
+    config.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MATRIX.replace("episodes: 1", "epizodes: 1"), "epizodes"),
+        ("policies: [", "matrix.yaml cannot be read"),
+        (MATRIX.replace("clean_only: [chance]", "clean_only: [vanilla]"), "--clean_only names 'vanilla'"),
+        (MATRIX.replace("toy_a,toy_b", "','"), "names no suite"),
+        (MATRIX + "rename_map: {nobody: {a: b}}", "--rename_map has an entry for 'nobody'"),
+        (MATRIX.replace("ours=builtin:random", "ours=blind:builtin:zero"), "blind: takes a checkpoint"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(text, message, tmp_path, capsys):
+    path = tmp_path / "matrix.yaml"
+    path.write_text(text)
+    assert main([f"--config_path={path}", f"--output={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(LEVELS))
+def test_the_levels_of_the_protocol_are_there_as_files(name):
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    config = parse([f"--config_path={CONFIGS / name}.yaml"])
+    config.check()
+    assert config.level == name
+    assert config.env.suites() == list(LIBERO)
+    assert text.startswith(f"# multismolvla-eval --config_path=configs/eval/{name}.yaml")
+    level, policies, clean_only = LEVELS[name], len(config.policies), len(config.clean_only)
+    per_task = policies * level.clean_episodes * level.clean_seeds
+    per_task += (policies - clean_only) * level.episodes * (len(level.conditions) - 1)
+    suites = outline(config.env)["suites"]
+    numbers = {s: per_task * (level.tasks or len(suite["tasks"])) for s, suite in suites.items()}
+    told = hours(numbers, seconds_per_episode(suites, []), workers=1)
+    told = f"{told:.1f}" if told < 10 else f"{told:,.0f}"
+    expected = f"# {sum(numbers.values()):,} episodes, at most {told} h of one worker"
+    assert expected in text, f"the header must say {expected!r}"
+    assert yaml.safe_load(text)["output"] == f"outputs/eval/{name}"
+
+
+def test_every_look_at_a_plan_is_fair_over_suites_seeds_and_policies():
+    conditions = resolve(["C1:-rgb", "C2:rgb=zero"], ("image",))
+    tasks = {"a": [0, 1], "b": [0]}
+    plan = episodes(["x", "y", "z"], tasks, conditions, Counts(4, 2, 3), clips=1, clean_only=["z"])
+    assert len(plan) == len({e.key for e in plan}) == 3 * (3 * 4 * 3 + 2 * 2 * 2)
+    assert all(e.key == episode_key({k: getattr(e, k) for k in KEY}) for e in plan)
+    assert {e.seed for e in plan if e.condition != "C0"} == {0}
+    assert {e.condition for e in plan if e.policy == "z"} == {"C0"}
+    first = plan[:9]
+    assert {(e.condition, e.episode, e.seed) for e in first} == {("C0", 0, 0)}, (
+        "first one clean episode of every task"
+    )
+    assert [e.policy for e in first[:3]] == ["x", "y", "z"]
+    half = Counter((e.suite, e.condition, e.seed, e.policy) for e in plan[: len(plan) // 2])
+    whole = Counter((e.suite, e.condition, e.seed, e.policy) for e in plan)
+    assert all(0.3 <= half[cell] / whole[cell] <= 0.7 for cell in whole)
+    assert {(e.suite, e.task_id) for e in plan if e.clip} == {("a", 0), ("b", 0)}
+    assert all(e.seed == e.episode == 0 for e in plan if e.clip)
+
+
+def test_suites_can_be_added_and_a_changed_one_is_refused(make_config):
+    config = make_config(
+        env=EnvironmentArguments("toy_environment:ToySource", "toy_a,toy_b", [0]), clean_seeds=2, clean_episodes=1,
+        conditions=[], note=["x"],
+    )  # fmt: skip
+    evaluate(config)
+    manifest, rows = read_run(config.output)
+    assert Counter(r["suite"] for r in rows) == {"toy_a": 4, "toy_b": 4}
+    assert manifest["clean_seeds"] == 2
+    assert all(r["world"] == manifest["suites"][r["suite"]]["world"] for r in rows)
+    by = {(r["policy"], r["suite"], r["seed"]): r for r in rows}
+    for suite in ("toy_a", "toy_b"):
+        first, second = by["ours", suite, 0], by["ours", suite, 1]
+        assert first["init_state"] == second["init_state"]
+        assert first["actions"] != second["actions"], "the repetition draws other noise"
+        assert first["noise_seed"] == by["vanilla", suite, 0]["noise_seed"], "and is paired within itself"
+        assert second["noise_seed"] == by["vanilla", suite, 1]["noise_seed"]
+    assert by["vanilla", "toy_a", 0]["actions"] == by["vanilla", "toy_b", 1]["actions"], "zeros are zeros"
+
+    config.env.task = "toy_c"
+    evaluate(config)
+    manifest, rows = read_run(config.output)
+    assert list(manifest["suites"]) == ["toy_a", "toy_b", "toy_c"]
+    assert len(rows) == 12
+
+    changed = json.loads((config.output / "run.json").read_text())
+    changed["suites"]["toy_c"]["assets"] = changed["suites"]["toy_c"]["world"] = "other"
+    write_json(config.output / "run.json", changed)
+    with pytest.raises(ResultsError, match=r"another version of the suite 'toy_c'.*Move the file"):
+        read_run(config.output)
+    with pytest.raises(
+        ResultsError, match=r"'toy_c' has changed since this run began: assets 'other', now 'none'"
+    ):
+        evaluate(config)
+    del changed["suites"]["toy_c"]
+    write_json(config.output / "run.json", changed)
+    with pytest.raises(ResultsError, match="is of the suite 'toy_c', this folder's manifest knows"):
+        read_run(config.output)
+
+
+def test_processes_of_a_launcher_share_a_run_and_agree_with_one_process(tmp_path):
+    """Two real processes as ``accelerate launch`` starts them, on one folder at the same time."""
+    path = tmp_path / "matrix.yaml"
+    path.write_text(MATRIX)
+    command = [sys.executable, "-m", "multismolvla_eval.run", f"--config_path={path}"]
+    numbers = [
+        {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for i in range(2)
+    ]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    processes = [
+        subprocess.Popen(
+            [*command, f"--output={together}"], env={**ENVIRONMENT, **n}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for n in numbers
+    ]  # fmt: skip
+    outputs = [p.communicate(timeout=100) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert "missing" in outputs[0][0]
+    assert outputs[1] == ("", ""), "only the first process speaks"
+    result = subprocess.run(
+        [*command, f"--output={alone}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == 0, result.stderr
+
+    parts = [
+        [json.loads(line) for line in (together / f"episodes-{i}of2.jsonl").read_text().splitlines()]
+        for i in (0, 1)
+    ]
+    assert all(parts)
+    manifest, rows = read_run(together)
+    assert len(rows) == sum(map(len, parts)) == 2 * (3 * 2 * 2 + 2)
+    assert len({w for part in parts for w in {r["worker"] for r in part}}) == 2, "each its own worker and log"
+    other = {episode_key(r): r for r in read_run(alone)[1]}
+    for row in rows:
+        twin = other.pop(episode_key(row))
+        assert [row[k] for k in ("actions", "start", "door", "success", "steps", "world")] == [
+            twin[k] for k in ("actions", "start", "door", "success", "steps", "world")
+        ]
+    assert not other
+    assert manifest["clean_only"] == ["chance"]
+
+
+def test_a_run_cannot_be_divided_in_two_ways_at_once(tmp_path):
+    refuse_other_divisions(tmp_path, 2)
+    with run_lock(tmp_path / "episodes-0of2.lock"):
+        refuse_other_divisions(tmp_path, 2)
+        with pytest.raises(
+            ResultsError, match=r"episodes-0of2.lock is locked.*in 2 parts, this one was told 3"
+        ):
+            refuse_other_divisions(tmp_path, 3)
+    refuse_other_divisions(tmp_path, 3)
+
+
+def test_where_a_process_finds_its_part():
+    launcher = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert locate_shard("0/1", {}) == (0, 1)
+    assert locate_shard("2/3", {}) == (2, 3)
+    assert locate_shard("0/1", launcher) == (1, 4)
+    assert (
+        len({locate_shard(f"{i}/3", {**launcher, "RANK": str(r)}) for i in range(3) for r in range(4)}) == 12
+    )
+    assert speaks({})
+    assert not speaks(launcher)
+    for visible, expected in (("0,1,2", "1"), ("5", "5"), ("", "")):
+        environment = {**launcher, "CUDA_VISIBLE_DEVICES": visible}
+        share_gpus(environment)
+        assert environment["CUDA_VISIBLE_DEVICES"] == expected
+    with pytest.raises(ValueError, match="SLURM_ARRAY_TASK_ID"):
+        locate_shard("1-4", {})
+    with pytest.raises(ValueError, match="RANK=4 and WORLD_SIZE=4"):
+        locate_shard("0/1", {**launcher, "RANK": "4"})
+
+
+def test_a_dry_run_of_libero_starts_nothing(tmp_path):
+    """Cells, episodes and hours from tables: no simulator, no LeRobot, no policy."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.run",
+         f"--config_path={CONFIGS / 'standard.yaml'}", f"--output={tmp_path / 'run'}", "--shard=1/2", "--dry-run"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert not {"lerobot", "libero", "mujoco", "robosuite"} & imported
+    text = result.stdout
+    cells = len(LEVELS["standard"].conditions)
+    total = 40 * (5 * 3 * 10 + 2 * 10 * (cells - 1))
+    assert f"5 policies x 40 tasks x {cells} conditions: {total} episodes" in text
+    assert "libero_10" in text
+    assert "warning: there is no policy under outputs/libero_b/train/base" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_warns_of_too_few_initial_states_and_unknown_tasks(tmp_path, capsys):
+    matrix = [
+        "--policies=[a=builtin:zero]",
+        "--env.task=libero_object",
+        "--dry-run",
+        f"--output={tmp_path / 'run'}",
+    ]
+    assert main([*matrix, "--clean_episodes=21", "--conditions=[]"]) == 0
+    text = capsys.readouterr().out
+    assert "libero_object has 20 different initial states per task and the plan asks for 21" in text
+    assert "init_split: all" in text
+    assert main([*matrix, "--env.task_ids=[10]"]) == 2
+    assert "names task 10; the suite 'libero_object' has tasks 0 to 9" in capsys.readouterr().err
+
+
+@pytest.fixture
+def libero_assets(monkeypatch):
+    from lerobot_env_multismolvla.libero_setup import find_libero_assets
+
+    beside = HERE.parents[2] / "shared" / "libero" / "assets"  # CI's checkout has them there
+    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
+    if assets is None:
+        pytest.skip("LIBERO's assets are not here (set MULTISMOLVLA_LIBERO_ASSETS)")
+    monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(assets))
+    return assets
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_one_task_of_each_suite(libero_assets, make_config):
+    options = {"episode_length": 4, "observation_height": 128, "observation_width": 128, "num_steps_wait": 1,
+               "hard_reset": False}  # fmt: skip
+    config = make_config(
+        policies=["zero=builtin:zero"], conditions=[], clean_episodes=1,
+        env=EnvironmentArguments(task=",".join((*LIBERO, "multismolvla_mini")), task_ids=[0], options=options),
+    )  # fmt: skip
+    evaluate(config)
+    manifest, rows = read_run(config.output)
+    assert [r["suite"] for r in rows] == list(manifest["suites"]) == [*LIBERO, "multismolvla_mini"]
+    assert all((r["steps"], r["cause"]) == (4, "time_out") for r in rows)
+    assert len({r["start"] for r in rows}) == 5
+    for suite in manifest["suites"].values():
+        assert (suite["max_steps"], suite["init_split"], suite["num_steps_wait"]) == (4, "eval", 1)
+        assert len(suite["tasks"]) == 1
+    assert manifest["suites"]["multismolvla_mini"]["mini_version"]
+    assert manifest["suites"]["libero_object"]["init_states"] == 20
+    keys = {k for r in rows for k in r["door"]}
+    assert {"observation.images.image_depth", "observation.images.image2_seg"} <= keys
+    print([(r["suite"], r["seconds"]) for r in rows])
