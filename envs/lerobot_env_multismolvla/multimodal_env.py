@@ -5,6 +5,8 @@ Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,25 +15,30 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from multismolvla.libero_assets import AssetIdentity, identify
 from multismolvla.modalities import MODALITIES, Modality, Origin
 
+from .initial_states import SPLITS as INIT_SPLITS
+from .initial_states import read_states, split_states
 from .libero_setup import asset_root, ensure_libero_config, find_libero_assets
 
 ensure_libero_config()
 
 from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
+from libero.libero import get_libero_path  # noqa: E402
 from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 
 from . import mini  # noqa: E402
-from .labels import GeomTables, geom_tables, label_set  # noqa: E402
+from .labels import SEG_LABELS, GeomTables, geom_tables, label_set  # noqa: E402
 from .mini import suite as mini_suite  # noqa: E402, F401 - registers the suite with LIBERO
 from .mini.initial_states import STATES_PER_SPLIT, initial_state  # noqa: E402
 from .rendering import QUALITIES, SceneRenderer  # noqa: E402
 from .thermal import ThermalCamera  # noqa: E402
 
-INIT_SPLITS = ("eval", "train", "all")
-#: LIBERO's own suites ship 50 states per task: the first 20 are for evaluation, the others for recording.
-LIBERO_EVAL_STATES = 20
+logger = logging.getLogger(__name__)
+
+#: Above this speed [m/s] an object does not lie still when the episode begins.
+MOVING = 0.05
 
 
 class MultiModalLiberoEnv(LiberoEnv):
@@ -54,11 +61,19 @@ class MultiModalLiberoEnv(LiberoEnv):
         render_quality: ``"default"`` or ``"fast"``.
         init_split: ``"eval"``, ``"train"`` or ``"all"`` initial states; the first two are disjoint.
         libero_assets: folder with LIBERO's own assets; unused by the mini suite.
+        seg_labels: ``"suite"``: class ids of :func:`~lerobot_env_multismolvla.labels.label_set`; ``"coco"``: those of 4M's
+            segmentation tokenizer.
         **kwargs: as upstream.
 
+    Attributes:
+        render_observations: while False, ``step`` renders nothing and its observations have no pictures; physics, success
+            and every random number stay what they are. For callers that know which observations nobody will look at.
+            ``reset`` sets it to True.
+        render_seconds: time spent on pictures so far [s].
+
     Raises:
-        ValueError: unknown stream, quality or split.
-        FileNotFoundError: a LIBERO suite without LIBERO's assets.
+        ValueError: unknown stream, quality, split or label set, or a file of initial states that holds anything else.
+        FileNotFoundError: a LIBERO suite without LIBERO's assets or initial states.
 
     Example:
         >>> from lerobot.envs.factory import make_env, make_env_config
@@ -80,38 +95,39 @@ class MultiModalLiberoEnv(LiberoEnv):
         render_quality: str = "default",
         init_split: str = "eval",
         libero_assets: str | None = None,
+        seg_labels: str = "suite",
         init_states: bool = True,
         hard_reset: bool = True,
         **kwargs: Any,
     ) -> None:
-        _check_options(streams, render_quality, init_split)
+        _check_options(streams, render_quality, init_split, seg_labels)
         self.suite = task_suite_name
         self.streams = tuple(m for m in MODALITIES if m in streams)
         self.render_quality = render_quality
         self.init_split = init_split
+        self.seg_labels = seg_labels
         self._is_mini = task_suite_name == mini.SUITE_NAME
         self._assets = mini.ASSETS if self._is_mini else _require_assets(task_suite_name, libero_assets)
         if self._is_mini:
             kwargs["episode_length"] = kwargs.get("episode_length") or mini.MAX_STEPS
-        # The mini suite has no file of states: upstream must not try to unpickle one.
-        super().__init__(
-            task_suite,
-            task_id,
-            task_suite_name,
-            init_states=init_states and not self._is_mini,
-            **kwargs,
-        )
+        # Upstream reads the states itself, with a pickle loader that runs what the file says: it must not try.
+        super().__init__(task_suite, task_id, task_suite_name, init_states=False, **kwargs)
         self.init_states = init_states
         self.hard_reset = hard_reset
-        self._init_states: Any
-        if self._init_states is not None:
-            self._init_states = _split_states(self._init_states, init_split)
+        self._init_states: Any = None  # the mini suite's depend on the model and are made at reset
+        if init_states and not self._is_mini:
+            task = task_suite.get_task(task_id)
+            path = Path(get_libero_path("init_states"), task.problem_folder, Path(task.init_states_file).name)
+            self._init_states = split_states(read_states(path), init_split)
+        self._warned_of_motion = False
         self._renderer: SceneRenderer | None = None
         self._tables: GeomTables | None = None
         self._model: Any = None
         self._thermal = ThermalCamera((0,))
         self._step_index = 0
         self._last_pictures: dict[str, np.ndarray] = {}
+        self.render_observations = True
+        self.render_seconds = 0.0
         self.observation_space = self._multimodal_space(self.observation_space)
 
     @property
@@ -122,7 +138,7 @@ class MultiModalLiberoEnv(LiberoEnv):
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names of the segmentation pictures; the position is the id."""
-        return label_set(self.suite)
+        return label_set(self.suite, self.seg_labels)
 
     @property
     def origins(self) -> dict[str, str]:
@@ -130,9 +146,16 @@ class MultiModalLiberoEnv(LiberoEnv):
         return {m: str(Origin.SENSOR) for m in self.streams}
 
     @property
+    def assets(self) -> AssetIdentity:
+        """Which assets the pictures are made with. Those of the mini suite belong to it, so they stand in for nothing."""
+        if self._is_mini:
+            return AssetIdentity(mini.assets_hash(), False, ())
+        return identify(self._assets)
+
+    @property
     def assets_hash(self) -> str:
-        """Hash over the mini suite's asset files; empty for LIBERO's own assets (100 MB, not ours)."""
-        return mini.assets_hash() if self._is_mini else ""
+        """Hash over the asset files of the mini suite or of LIBERO's four suites, 16 hexadecimal digits."""
+        return self.assets.hash
 
     @property
     def simulation(self) -> Any:
@@ -142,7 +165,10 @@ class MultiModalLiberoEnv(LiberoEnv):
         return self._env.env
 
     def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Upstream's reset plus an episode seed for the thermal camera; ``info`` names the initial state used.
+        """Upstream's reset plus an episode seed for the thermal camera.
+
+        ``info`` names the initial state used (``init_state_id``) and the speed of the fastest object [m/s] when the episode
+        begins (``object_speed``): with mujoco >= 3.4 some of LIBERO's stored states need more settle steps than LeRobot's 10.
 
         With ``options={"init_state_id": i}`` the episode starts from state ``i`` instead of the next one.
         """
@@ -152,6 +178,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         used = self.init_state_id
         self._thermal = ThermalCamera((seed or 0, self.task_id, used))
         self._step_index = 0
+        self.render_observations = True
         with asset_root(self._assets):
             self._ensure_env()
             if self._is_mini and self.init_states:
@@ -159,8 +186,24 @@ class MultiModalLiberoEnv(LiberoEnv):
                     self, self.init_split
                 )  # depends on the model's joint addresses
             observation, info = super().reset(seed=seed, **kwargs)
-        info["init_state_id"] = used
+        info |= {"init_state_id": used, "object_speed": self._object_speed()}
+        if info["object_speed"] > MOVING and not self._warned_of_motion:
+            self._warned_of_motion = True
+            logger.warning(
+                "%s task %d begins while an object moves at %.2f m/s, after %d settle steps (LeRobot's 10 are the default, for "
+                "comparable figures). It comes to rest first with --env.num_steps_wait=20.",
+                self.suite,
+                self.task_id,
+                info["object_speed"],
+                self.num_steps_wait,
+            )
         return observation, info
+
+    def _object_speed(self) -> float:
+        """Speed of the fastest free body [m/s]."""
+        model, data = self.simulation.sim.model._model, self.simulation.sim.data._data
+        free = model.jnt_dofadr[model.jnt_type == 0]  # mjJNT_FREE; its first three velocities are m/s
+        return max((float(np.linalg.norm(data.qvel[start : start + 3])) for start in free), default=0.0)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """As upstream; the step number indexes the thermal camera's noise."""
@@ -265,6 +308,13 @@ class MultiModalLiberoEnv(LiberoEnv):
         """Unlike upstream: pictures of all streams, rendered here; the robot state stays upstream's."""
         placeholders = dict.fromkeys(self.camera_name)
         observation = super()._format_raw_obs({**raw_obs, **placeholders})
+        observation.pop("pixels")
+        present = [float(m in self.streams) for m in MODALITIES]
+        observation["presence"] = np.array(present * len(self.cameras), np.float32)
+        self._last_pictures = {}  # also what render() shows must not be from an earlier step
+        if not self.render_observations:
+            return observation
+        started = time.perf_counter()
         pixels: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.camera_name):
             camera = self.camera_name_mapping[name]
@@ -275,11 +325,9 @@ class MultiModalLiberoEnv(LiberoEnv):
             if "depth" in pictures:
                 observation[f"{camera}_depth"] = pictures["depth"]
         self._last_pictures = pixels
-        observation.pop("pixels")
         if pixels:
             observation["pixels"] = pixels
-        present = [float(m in self.streams) for m in MODALITIES]
-        observation["presence"] = np.array(present * len(self.cameras), np.float32)
+        self.render_seconds += time.perf_counter() - started
         return observation
 
     def _render_camera(self, name: str, streams: Sequence[str], number: int = 0) -> dict[str, np.ndarray]:
@@ -292,7 +340,7 @@ class MultiModalLiberoEnv(LiberoEnv):
             self._renderer = SceneRenderer(
                 self._model, self.observation_width, self.observation_height, self.render_quality
             )
-            self._tables = geom_tables(self.simulation, self.suite)
+            self._tables = geom_tables(self.simulation, self.suite, self.seg_labels)
         assert self._renderer is not None
         assert self._tables is not None
         rendered = self._renderer.render(
@@ -371,7 +419,7 @@ class _MiniStates:
         return np.concatenate([[0.0], qpos, np.zeros(model.nv)])
 
 
-def _check_options(streams: Sequence[str], quality: str, split: str) -> None:
+def _check_options(streams: Sequence[str], quality: str, split: str, seg_labels: str) -> None:
     unknown = [s for s in streams if s not in MODALITIES]
     if unknown or not streams:
         raise ValueError(f"--env.streams is {list(streams)}; expected at least one of {list(MODALITIES)}.")
@@ -379,6 +427,8 @@ def _check_options(streams: Sequence[str], quality: str, split: str) -> None:
         raise ValueError(f"--env.render_quality is {quality!r}; expected one of {QUALITIES}.")
     if split not in INIT_SPLITS:
         raise ValueError(f"--env.init_split is {split!r}; expected one of {INIT_SPLITS}.")
+    if seg_labels not in SEG_LABELS:
+        raise ValueError(f"--env.seg_labels is {seg_labels!r}; expected one of {SEG_LABELS}.")
 
 
 def _require_assets(suite: str, explicit: str | None) -> Path:
@@ -386,12 +436,7 @@ def _require_assets(suite: str, explicit: str | None) -> Path:
     if folder is None:
         raise FileNotFoundError(
             f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with --env.libero_assets or "
-            "MULTISMOLVLA_LIBERO_ASSETS (hub data set 'lerobot/libero-assets'), or use the suite "
+            "MULTISMOLVLA_LIBERO_ASSETS, fetch them with `multismolvla-doctor --fetch-assets`, or use the suite "
             f"{mini.SUITE_NAME!r}, which needs none."
         )
     return folder
-
-
-def _split_states(states: np.ndarray, split: str) -> np.ndarray:
-    """LIBERO's stored states of a split; ``"all"`` keeps upstream's order of 50."""
-    return {"all": states, "eval": states[:LIBERO_EVAL_STATES], "train": states[LIBERO_EVAL_STATES:]}[split]

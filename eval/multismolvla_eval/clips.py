@@ -43,6 +43,10 @@ class ClipRecorder:
         self._banner = banner
         self._frames: list[tuple[int, np.ndarray, dict[tuple[str, str], np.ndarray | None]]] = []
 
+    def wants(self, step: int) -> bool:
+        """Whether the frame before this step is kept."""
+        return step % STRIDE == 0
+
     def frame(self, env: gym.Env, batch: dict[str, Any] | None, step: int) -> None:
         """Keep a frame.
 
@@ -51,7 +55,7 @@ class ClipRecorder:
             batch: what the policy gets, before its own pre-processor; ``None`` for the frame after the last step.
             step: number of the step.
         """
-        if batch is not None and step % STRIDE:
+        if batch is not None and not self.wants(step):
             return
         world = env.render()
         shown = streams(batch, self._cameras) if batch is not None else dict(self._frames[-1][2])

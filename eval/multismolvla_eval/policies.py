@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
+from multismolvla_eval.checkpoints import checkpoint_hash, checkpoint_path, resolve_checkpoint
 from multismolvla_eval.sources import Batch, EnvironmentSource
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ class Policy(Protocol):
     """What the roll-out needs of a policy.
 
     Attributes:
-        config: LeRobot's configuration, ``None`` for built-in policies.
+        config: LeRobot's configuration, ``None`` for built-in policies, which look at no observation but the first.
         checkpoint: hash of weights and configuration.
         privileged: whether it reads the simulator's state; such a policy bounds the others from above.
     """
@@ -45,7 +47,7 @@ class Policy(Protocol):
         """The policy's own pre-processor: what comes out stands at the encoder's door."""
 
     def act(self, batch: Batch) -> Tensor:
-        """Action for the environment, float (1, A), from a prepared batch."""
+        """The next actions for the environment, float (n, A), from a prepared batch; it looks again after all n of them."""
 
     def at_the_door(self) -> EncoderDoor | None:
         """What the last ``act`` gave to the encoder; ``None`` for policies that do not show it."""
@@ -99,8 +101,8 @@ class BuiltinPolicy:
         return
 
 
-class LeRobotPolicy:
-    """A LeRobot checkpoint with its processors.
+class ProcessedPolicy:
+    """What stands around a LeRobot policy: its configuration and processors, no weights.
 
     Args:
         path: folder (also one of a training run, then its last checkpoint) or hub id.
@@ -120,31 +122,60 @@ class LeRobotPolicy:
     ) -> None:
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.envs.utils import env_to_policy_features
-        from lerobot.policies.factory import make_policy, make_pre_post_processors
         from lerobot.utils.import_utils import register_third_party_plugins
 
-        from multismolvla_eval.features import check_features, with_masks
+        from multismolvla_eval.features import check_features
 
         register_third_party_plugins()
-        folder = resolve_checkpoint(path)
-        config = PreTrainedConfig.from_pretrained(folder)
-        config.pretrained_path = Path(folder)
+        self.path, self.folder = path, resolve_checkpoint(path)
+        config = PreTrainedConfig.from_pretrained(self.folder)
+        config.pretrained_path = Path(self.folder)
         if device is not None:
             config.device = device
         check_features(path, config, env_to_policy_features(source.config), rename_map)
-        self.policy: Any = make_policy(cfg=config, env_cfg=source.config, rename_map=rename_map)
-        self.policy.eval()
-        self.config = config
+        self.config: Any = config
+
+    def _load_processors(self, rename_map: dict[str, str]) -> None:
+        from lerobot.policies.factory import make_pre_post_processors
+
+        from multismolvla_eval.features import with_masks
+
         self.preprocessor, self.postprocessor = make_pre_post_processors(
-            policy_cfg=config,
-            pretrained_path=str(folder),
+            policy_cfg=self.config,
+            pretrained_path=str(self.folder),
             preprocessor_overrides={
-                "device_processor": {"device": str(self.policy.config.device)},
+                "device_processor": {"device": str(self.config.device)},
                 "rename_observations_processor": {"rename_map": with_masks(rename_map)},
             },
         )
-        self.path = path
-        self.checkpoint = checkpoint_hash(folder)
+
+    def reset(self) -> None:
+        """Empty the processors' memory."""
+        self.preprocessor.reset()
+        self.postprocessor.reset()
+
+    def watch(self, env: gym.Env) -> None:
+        """It sees what the environment observes and nothing else."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The policy's pre-processor pipeline."""
+        return self.preprocessor(batch)
+
+
+class LeRobotPolicy(ProcessedPolicy):
+    """A LeRobot checkpoint with its processors; see :class:`ProcessedPolicy`."""
+
+    def __init__(
+        self, path: str, source: EnvironmentSource, device: str | None, rename_map: dict[str, str]
+    ) -> None:
+        from lerobot.policies.factory import make_policy
+
+        super().__init__(path, source, device, rename_map)
+        self.policy: Any = make_policy(cfg=self.config, env_cfg=source.config, rename_map=rename_map)
+        self.policy.eval()
+        self._load_processors(rename_map)
+        self._ahead = plans_ahead(self.config)
+        self.checkpoint = checkpoint_hash(self.folder)
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
@@ -165,29 +196,40 @@ class LeRobotPolicy:
     def reset(self) -> None:
         """Empty the action queue and the processors' memory."""
         self.policy.reset()
-        self.preprocessor.reset()
-        self.postprocessor.reset()
-
-    def watch(self, env: gym.Env) -> None:
-        """It sees what the environment observes and nothing else."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """The policy's pre-processor pipeline."""
-        return self.preprocessor(batch)
+        super().reset()
 
     def act(self, batch: Batch) -> Tensor:
-        """``select_action`` and the policy's post-processor, in the modes of ``lerobot-eval``."""
-        amp = bool(getattr(self.config, "use_amp", False))
-        autocast: Any = torch.autocast(torch.device(self.config.device).type) if amp else nullcontext()
-        with torch.inference_mode(), autocast:
+        """The chunk's part that is executed, or one ``select_action``; then the post-processor.
+
+        The modes are those of ``lerobot-eval``, and so are the actions.
+        """
+        if self._ahead:
+            return self.postprocessor(self.chunk(batch)[0])
+        with inference_modes(self.config):
             action = self.policy.select_action(batch)
         return self.postprocessor(action)
 
-    def at_the_door(self) -> EncoderDoor | None:
-        """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies."""
-        door = getattr(self.policy, "door", None)
-        if door is None:
+    def chunk(self, batch: Batch, **noise: Tensor) -> Tensor:
+        """The actions (B, n, A) that are executed before the next look, before the post-processor."""
+        with inference_modes(self.config):
+            return self.policy.predict_action_chunk(batch, **noise)[:, : self.config.n_action_steps]
+
+    def at_the_door(self, row: int = 0) -> EncoderDoor | None:
+        """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies.
+
+        Args:
+            row: which one of the batch.
+        """
+        whole = getattr(self.policy, "door", None)
+        if whole is None:
             return None
+        views = tuple(self.config.views)
+        rows = slice(row * len(views), (row + 1) * len(views))
+        door = replace(
+            whole,
+            inputs={d: x[rows] for d, x in whole.inputs.items()},
+            present={d: x[rows] for d, x in whole.present.items()},
+        )
         prints = door.fingerprint()
         hashes = {
             m: "+".join(prints[d][:12] for d in domains if d in prints)
@@ -200,15 +242,75 @@ class LeRobotPolicy:
             if ids is None or ids.ndim != 3:  # pixels, rows of numbers, or tokens without a grid
                 continue
             shown = torch.where(door.present[domain], ids, -1).cpu().numpy()
-            for number, view in enumerate(self.config.views):
+            for number, view in enumerate(views):
                 tokens[view, modality] = shown[number]
         return EncoderDoor(hashes, tokens)
 
 
+@contextmanager
+def inference_modes(config: Any) -> Iterator[None]:
+    """The modes in which ``lerobot-eval`` calls a policy."""
+    amp = bool(getattr(config, "use_amp", False))
+    autocast: Any = torch.autocast(torch.device(config.device).type) if amp else nullcontext()
+    with torch.inference_mode(), autocast:
+        yield
+
+
+#: Policies whose ``select_action`` is known (lerobot 0.6.1) to do nothing but to hand out ``predict_action_chunk`` of the
+#: present observation, and whether that takes its noise as an argument. Others may remember earlier observations.
+_CHUNKED = {"smolvla": True, "multismolvla": True, "pi0": True, "pi05": True, "act": False}
+
+
+def plans_ahead(config: Any) -> bool:
+    """Whether a policy's next ``n_action_steps`` actions follow from one observation alone.
+
+    Temporal ensembling looks at every observation, real-time chunking and relative actions at more than one.
+    """
+    rtc = getattr(config, "rtc_config", None)
+    return (
+        config.type in _CHUNKED
+        and getattr(config, "n_obs_steps", 1) == 1
+        and getattr(config, "temporal_ensemble_coeff", None) is None
+        and not (rtc is not None and rtc.enabled)
+        and not getattr(config, "use_relative_actions", False)
+    )
+
+
+def draw_noise(config: Any) -> dict[str, Tensor]:
+    """The ``noise`` argument of one chunk (1, chunk, width), from torch's global generator; empty for policies without.
+
+    On a CPU these are the very numbers that the policy would draw for itself.
+    """
+    if not _CHUNKED[config.type]:
+        return {}
+    return {"noise": torch.normal(0.0, 1.0, (1, config.chunk_size, config.max_action_dim))}
+
+
+def planning_checkpoints(paths: Iterable[str]) -> list[str]:
+    """The different checkpoints among policies' paths whose chunks a policy server can compute, in order."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    found = dict.fromkeys(p for p in map(checkpoint_path, paths) if p is not None)
+    return [p for p in found if plans_ahead(PreTrainedConfig.from_pretrained(resolve_checkpoint(p)))]
+
+
 def load_policy(
-    path: str, source: EnvironmentSource, device: str | None = None, rename_map: dict[str, str] | None = None
+    path: str,
+    source: EnvironmentSource,
+    device: str | None = None,
+    rename_map: dict[str, str] | None = None,
+    server: Connection | None = None,
 ) -> Policy:
     """A built-in policy (``builtin:zero``), a LeRobot checkpoint, or one without pictures (``blind:checkpoint``).
+
+    Args:
+        path: of the policy.
+        source: the environment.
+        device: overrides the checkpoint's device.
+        rename_map: as LeRobot's option.
+        server: of the policies that plan ahead; without it all weights are loaded here.
 
     Raises:
         ValueError: a checkpoint is to run in an environment that LeRobot does not know.
@@ -223,7 +325,14 @@ def load_policy(
         raise ValueError(
             f"The policy {path!r} needs a LeRobot environment; this one has no LeRobot configuration."
         )
-    policy = LeRobotPolicy(path.removeprefix("blind:"), source, device, rename_map or {})
+    bare, rename_map = path.removeprefix("blind:"), rename_map or {}
+    policy: Policy
+    if server is not None and planning_checkpoints([path]):
+        from multismolvla_eval.remote import RemotePolicy
+
+        policy = RemotePolicy(bare, source, rename_map, server)
+    else:
+        policy = LeRobotPolicy(bare, source, device, rename_map)
     if not path.startswith("blind:"):
         return policy
     from multismolvla_eval.baselines import BlindPolicy

@@ -6,6 +6,9 @@ import hashlib
 import json
 import random
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multismolvla.corruption import parse_condition
+from multismolvla.corruption import Condition, parse_condition
 from multismolvla_eval.clips import ClipRecorder
 from multismolvla_eval.pictures import draw_encoder_door
 from multismolvla_eval.plan import Episode
@@ -80,14 +83,16 @@ def run_episode(
     """
     started = time.perf_counter()
     condition = parse_condition(episode.condition)
+    clock = _Clock()
     raw_env = source.make(episode.task_id)
     env = source.with_faults(raw_env, condition, run_seed)
     seeds = {purpose: derived_seed(purpose, run_seed, episode) for purpose in ("env", "policy")}
     options = {"init_state_id": episode.episode, "lerobot_new_rollout": True}
-    observation, info = env.reset(seed=seeds["env"], options=options)
+    with clock.simulating(raw_env):
+        observation, info = env.reset(seed=seeds["env"], options=options)
     start, init_state = state_hash(raw_env), int(info.get("init_state_id", episode.episode))
-    loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], recorder, door_picture)
-    loop.seconds["env"] = time.perf_counter() - started
+    loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], clock, recorder, door_picture)
+    view = _View(raw_env, condition)
     policy.reset()
     policy.watch(raw_env)
     _seed_everything(seeds["policy"])
@@ -99,9 +104,9 @@ def run_episode(
             cause = "nan_action"
             break
         loop.executed.update(np.ascontiguousarray(action, np.float32).tobytes())
-        tick = time.perf_counter()
-        observation, _, terminated, truncated, info = env.step(action)
-        loop.seconds["env"] += time.perf_counter() - tick
+        view.show(loop.looks_next())
+        with clock.simulating(raw_env):
+            observation, _, terminated, truncated, info = env.step(action)
         loop.steps += 1
         if info.get("is_success", False) or terminated or truncated:
             cause = None if info.get("is_success", False) else "ended"
@@ -131,9 +136,50 @@ def run_episode(
         "encoder": loop.encoder,
         "seconds": {
             "total": round(time.perf_counter() - started, 3),
-            **{k: round(v, 3) for k, v in loop.seconds.items()},
+            **{k: round(v, 3) for k, v in clock.seconds.items()},
         },
     }
+
+
+class _Clock:
+    """Where an episode's time goes: ``env`` (physics, resets), ``render``, ``policy`` (observations included), ``clip``."""
+
+    def __init__(self) -> None:
+        self.seconds = {"policy": 0.0, "env": 0.0, "render": 0.0, "clip": 0.0}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count what happens meanwhile."""
+        tick = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - tick
+
+    @contextmanager
+    def simulating(self, env: gym.Env) -> Iterator[None]:
+        """Count what happens meanwhile in the simulator; environments that know their rendering time tell it apart."""
+        tick, rendered = time.perf_counter(), getattr(env.unwrapped, "render_seconds", 0.0)
+        yield
+        rendering = getattr(env.unwrapped, "render_seconds", 0.0) - rendered
+        self.seconds["render"] += rendering
+        self.seconds["env"] += time.perf_counter() - tick - rendering
+
+
+class _View:
+    """Spares the rendering of observations that nobody looks at: most of them, for policies that act in chunks.
+
+    Faults in time show earlier pictures and so need all of them. All others, and the thermal camera's noise, are functions
+    of the step's number. Environments without ``render_observations`` render always.
+    """
+
+    def __init__(self, env: gym.Env, condition: Condition) -> None:
+        self._env: Any = env.unwrapped
+        self._always = any(f.kind == "temporal" for f in condition.faults)
+        self._switchable = hasattr(env.unwrapped, "render_observations")
+
+    def show(self, looks: bool) -> None:
+        """Say whether the next observation will be looked at."""
+        if self._switchable:
+            self._env.render_observations = looks or self._always
 
 
 class _Loop:
@@ -145,7 +191,6 @@ class _Loop:
         gripper: last component of every action.
         door: hashes of the policy's input at the first step.
         encoder: hashes of the encoder's input at the first step, if the policy shows it.
-        seconds: time spent per part.
     """
 
     def __init__(
@@ -154,38 +199,57 @@ class _Loop:
         policy: Policy,
         raw_env: gym.Env,
         task: str,
+        clock: _Clock,
         recorder: ClipRecorder | None,
         door_picture: Path | None,
     ) -> None:
         self._source, self._policy, self._env, self._task = source, policy, raw_env, task
-        self._recorder, self._door_picture = recorder, door_picture
+        self._clock, self._recorder, self._door_picture = clock, recorder, door_picture
+        self._planned: deque[Tensor] = deque()  # actions that need no further observation
+        self._blind_batch: Batch | None = None  # built-in policies see the first observation only
         self._observe, self._finish = source.processors(policy.config)
         self.steps = 0
         self.executed = hashlib.sha256()
         self.gripper: list[float] = []
         self.door: dict[str, str] = {}
         self.encoder: dict[str, str] | None = None
-        self.seconds = {"policy": 0.0, "env": 0.0, "clip": 0.0}
 
     def decide(self, observation: dict[str, Any]) -> np.ndarray:
         """Action (A,) for a raw observation."""
-        tick = time.perf_counter()
-        batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
-        self.seconds["policy"] += time.perf_counter() - tick
-        if self._recorder is not None:
-            tick = time.perf_counter()
-            self._recorder.frame(self._env, batch, self.steps)
-            self.seconds["clip"] += time.perf_counter() - tick
-        tick = time.perf_counter()
-        batch = self._policy.prepare(batch)
-        if self.steps == 0:
-            self.door = door_hashes(batch)
-        action = self._finish(self._policy.act(batch)).to("cpu").numpy()[0]
-        self.seconds["policy"] += time.perf_counter() - tick
-        if self.steps == 0:
-            self._look_at_the_door(batch)
+        batch = self._blind_batch
+        if self._looks(self.steps):
+            with self._clock.measure("policy"):
+                batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
+        if self._recorder is not None and self._recorder.wants(self.steps):
+            with self._clock.measure("clip"):
+                self._recorder.frame(self._env, batch, self.steps)
+        with self._clock.measure("policy"):
+            if not self._planned:
+                assert batch is not None  # _looks() is true then
+                self._plan(batch)
+            action = self._finish(self._planned.popleft()[None]).to("cpu").numpy()[0]
         self.gripper.append(float(action[-1]))
         return action
+
+    def looks_next(self) -> bool:
+        """Whether the observation after the action just decided will be looked at."""
+        return self._looks(self.steps + 1)
+
+    def _looks(self, step: int) -> bool:
+        """Whether the observation before this step, the present or the next one, is needed."""
+        recording = self._recorder is not None and self._recorder.wants(step)
+        return recording or not (self._planned or self._blind_batch is not None)
+
+    def _plan(self, batch: Batch) -> None:
+        """Ask the policy what to do until it wants to look again."""
+        prepared = self._policy.prepare(batch)
+        if self.steps == 0:
+            self.door = door_hashes(prepared)
+        self._planned.extend(self._policy.act(prepared))
+        if self.steps == 0:
+            self._look_at_the_door(prepared)
+        if self._policy.config is None:
+            self._blind_batch = batch
 
     def _look_at_the_door(self, batch: Batch) -> None:
         door = self._policy.at_the_door()

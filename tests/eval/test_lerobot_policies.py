@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 STEPS = 6
+N_ACTION_STEPS = 2  # of the tiny policies, out of chunks of four
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,46 @@ def test_same_actions_as_lerobot_eval(checkpoints, source, name):
         seeds=[derived_seed("env", 3, episode)], render_callback=seed_noise,
     )  # fmt: skip
     vector.close()
+    assert len(spy.actions) == STEPS // N_ACTION_STEPS, "it looks only when it needs a new chunk"
     assert torch.equal(torch.cat(spy.actions), result["action"][0])
+
+
+def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, source):
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    env = source.make(0)
+    policy = load_policy(str(checkpoints / "ours"), source)
+    rendered = []
+    original = env._render_camera
+    env._render_camera = lambda *a, **k: rendered.append(env._step_index) or original(*a, **k)
+
+    def run(condition, spare):
+        rendered.clear()
+        if not spare:  # an environment that renders whatever it is told
+            type(env).render_observations = property(lambda self: True, lambda self, value: None)
+            env.__dict__.pop("render_observations")
+        try:
+            row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
+        finally:
+            if not spare:
+                del type(env).render_observations
+                env.render_observations = True
+        return {k: row[k] for k in ("actions", "door", "encoder", "start", "steps", "success")}, sorted(
+            {*rendered}
+        )
+
+    every, needed = list(range(STEPS + 1)), list(range(0, STEPS + 1, N_ACTION_STEPS))
+    try:
+        for condition in ("C0", "C2:rgb=freeze", "C3:rgb=builtin_noise@3", "C3:thermal=fixed_pattern@3"):
+            assert run(condition, spare=False)[1] == every
+            assert run(condition, spare=True) == (run(condition, spare=False)[0], needed), condition
+        temporal, shown = run("C4:rgb=delay@2", spare=True)
+        assert shown == every
+        assert temporal == run("C4:rgb=delay@2", spare=False)[0]
+    finally:
+        del env._render_camera
 
 
 def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):
