@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.policies import Policy
-from multismolvla_eval.sources import Batch
+from multismolvla_eval.sources import Batch, EnvironmentSource
 
 #: What a picture shows when there is nothing to see. Depth and segmentation have a value that says so.
 MID_GREY = 0.5
@@ -104,13 +104,25 @@ class ExpertPolicy:
 
     It shows what the tasks allow within their step limits. It looks at no picture, so no fault can touch it, and no
     robustness follows from its row.
+
+    Args:
+        source: the environment.
+
+    Raises:
+        ValueError: there is no expert for this environment.
     """
 
     config = None
     privileged = True
     checkpoint = "builtin:expert"
 
-    def __init__(self) -> None:
+    def __init__(self, source: EnvironmentSource) -> None:
+        kind = getattr(source.config, "type", None)
+        if kind != "multismolvla_libero":
+            raise ValueError(
+                f"builtin:expert has no expert for the environment type {kind!r}; it knows the suites of "
+                "--env.type=multismolvla_libero."
+            )
         self._experts: dict[bool, _Expert] = {}
         self._expert: _Expert | None = None
         self._env: gym.Env | None = None
@@ -124,22 +136,13 @@ class ExpertPolicy:
         self._expert = self._env = None
 
     def watch(self, env: gym.Env) -> None:
-        """Look at the simulator of the episode that begins.
-
-        Raises:
-            ValueError: there is no expert for this environment.
-        """
-        suite = getattr(env.unwrapped, "suite", None)
-        if suite is None or not hasattr(env.unwrapped, "simulation"):
-            raise ValueError(
-                f"builtin:expert has no expert for the environment {type(env.unwrapped).__name__}; it knows the suites of "
-                "--env.type=multismolvla_libero."
-            )
-        mini = suite == "multismolvla_mini"
+        """Look at the simulator of the episode that begins."""
+        bare: Any = env.unwrapped
+        mini = bare.suite == "multismolvla_mini"
         if mini not in self._experts:
             self._experts[mini] = _MiniExpert() if mini else _libero_expert()
         self._expert, self._env = self._experts[mini], env
-        self._expert.reset(env, getattr(env.unwrapped, "init_state_id", None))
+        self._expert.reset(env, bare.init_state_id)
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing to prepare."""

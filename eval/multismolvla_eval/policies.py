@@ -318,7 +318,7 @@ def load_policy(
     if path == "builtin:expert":
         from multismolvla_eval.baselines import ExpertPolicy
 
-        return ExpertPolicy()
+        return ExpertPolicy(source)
     if path.startswith("builtin:"):
         return BuiltinPolicy(path.removeprefix("builtin:"), source.action_dim)
     if source.config is None:
