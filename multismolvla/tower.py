@@ -32,7 +32,7 @@ class DoorInputs:
         inputs: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without a grid, or
             rows float (R, h, w, width).
         present: per encoder domain: bool (R, h, w) or (R, N), True = this token is there.
-        domains: modality -> its encoder domains, the one with a grid first.
+        domains: modality -> its encoder domains, in the order of their cached ids.
     """
 
     inputs: dict[str, Tensor]

@@ -199,6 +199,11 @@ class MultiSmolVLAConfig(SmolVLAConfig):
                 f"--policy.corruption_probability={self.corruption_probability} must lie in [0, 1] and corruption_max_severity="
                 f"{self.corruption_max_severity} be one of {list(SEVERITIES)}."
             )
+        if self.corruption_probability and not self.uses_fourm:
+            raise ValueError(
+                f"--policy.corruption_probability={self.corruption_probability} is not supported with --policy.vision_tower=siglip: "
+                "its pictures go to upstream's SmolVLA as they are."
+            )
         dropout.curriculum_share(
             0, 1, ramp=self.corruption_ramp, clean=self.corruption_clean, name="corruption"
         )

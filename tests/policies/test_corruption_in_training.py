@@ -178,6 +178,10 @@ def test_a_stage_without_a_length_is_named(make_policy, batch):
     ("option", "message"),
     [
         ({"corruption_probability": 1.5}, "corruption_probability=1.5"),
+        (
+            {"corruption_probability": 0.1, "vision_tower": "siglip"},
+            "not supported with --policy.vision_tower=siglip",
+        ),
         ({"corruption_max_severity": 6}, "corruption_max_severity=6"),
         ({"corruption_ramp": 0.0}, "corruption_ramp=0.0"),
         ({"corruption_clean": 1.0}, "corruption_clean=1.0"),
