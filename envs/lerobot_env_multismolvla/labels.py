@@ -10,47 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from multismolvla.modalities import MINI_LABELS
+from multismolvla.tokenizers.coco import COCO_PANOPTIC
+from multismolvla.tokenizers.label_maps import LIBERO_90_LABELS, LIBERO_LABELS
+from multismolvla.tokenizers.labels import LabelTable
 
 from .mini import CATEGORY_LABELS, SUITE_NAME
-
-#: Classes of the four public LIBERO suites: structure first, then the object categories in alphabetical order.
-LIBERO_LABELS: tuple[str, ...] = (
-    "background",
-    "robot",
-    "gripper",
-    "mount",
-    "other",
-    "akita_black_bowl",
-    "alphabet_soup",
-    "basket",
-    "bbq_sauce",
-    "black_book",
-    "butter",
-    "chefmate_8_frypan",
-    "chocolate_pudding",
-    "cookies",
-    "cream_cheese",
-    "desk_caddy",
-    "flat_stove",
-    "glazed_rim_porcelain_ramekin",
-    "ketchup",
-    "microwave",
-    "milk",
-    "moka_pot",
-    "orange_juice",
-    "plate",
-    "porcelain_mug",
-    "red_coffee_mug",
-    "salad_dressing",
-    "tomato_sauce",
-    "white_cabinet",
-    "white_yellow_mug",
-    "wine_bottle",
-    "wine_rack",
-    "wooden_cabinet",
-)
 
 #: Relative temperature by class in [0, 1]: 0 = fridge, 1 = freshly heated. Classes not named stand at room level.
 TEMPERATURES: dict[str, float] = {
@@ -82,9 +49,29 @@ TEMPERATURES: dict[str, float] = {
 ROOM_TEMPERATURE = 0.34
 
 
-def label_set(suite: str) -> tuple[str, ...]:
-    """Names of a suite's segmentation classes; the position is the id. At most 256."""
-    return MINI_LABELS if suite == SUITE_NAME else LIBERO_LABELS
+#: Numbers that segmentation pictures can hold: the suite's own classes, or COCO's with which 4M was trained.
+SEG_LABELS = ("suite", "coco")
+
+
+def label_set(suite: str, seg_labels: str = "suite") -> tuple[str, ...]:
+    """Names of a suite's segmentation classes; the position is the id. At most 256.
+
+    Args:
+        suite: name of the suite. libero_90 has five classes more than LIBERO's other suites, after theirs.
+        seg_labels: one of `SEG_LABELS`; ``"coco"`` are the ids of 4M's tokenizer, 0 = none and COCO panoptic class + 1.
+    """
+    if seg_labels == "coco":
+        return ("none", *COCO_PANOPTIC)
+    if suite == SUITE_NAME:
+        return MINI_LABELS
+    return LIBERO_90_LABELS if suite == "libero_90" else LIBERO_LABELS
+
+
+def label_table(suite: str) -> str:
+    """Name of the label table that maps a suite's own ids to COCO: what ``--policy.seg_labels`` has to say."""
+    if suite == SUITE_NAME:
+        return "mini"
+    return "libero_90" if suite == "libero_90" else "libero"
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ class GeomTables:
     """Lookup tables over geom ids; the last entry (index -1) is "no geom".
 
     Attributes:
-        class_ids: uint8 (ngeom + 1,), position in the label set.
+        class_ids: uint8 (ngeom + 1,), position in the label set asked for.
         instance_ids: uint8 (ngeom + 1,): 0 background, 1 robot, 2 gripper, 3... objects in the task's order.
         temperatures: float32 (ngeom + 1,), relative temperature in [0, 1].
     """
@@ -102,12 +89,13 @@ class GeomTables:
     temperatures: np.ndarray
 
 
-def geom_tables(domain: Any, suite: str) -> GeomTables:
+def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTables:
     """Assign a class, an instance and a temperature to every geom of a LIBERO problem.
 
     Args:
         domain: LIBERO's problem object (``ControlEnv.env``) with its simulation loaded.
         suite: name of the suite, which decides the label set.
+        seg_labels: whose class ids, see :func:`label_set`.
 
     Raises:
         ValueError: more than 253 objects in the scene, which uint8 instance numbers cannot hold.
@@ -139,7 +127,11 @@ def geom_tables(domain: Any, suite: str) -> GeomTables:
         label = label if label in labels else "other"
         classes[geom], instances[geom] = labels.index(label), instance
     celsius = np.array([TEMPERATURES.get(label, ROOM_TEMPERATURE) for label in labels], np.float32)
-    return GeomTables(classes, instances, celsius[classes])
+    temperatures = celsius[classes]
+    if seg_labels == "coco":
+        table = LabelTable.from_name(label_table(suite))
+        classes = table.map_ids(torch.from_numpy(classes)).numpy().astype(np.uint8)
+    return GeomTables(classes, instances, temperatures)
 
 
 def _objects(domain: Any) -> dict[str, Any]:

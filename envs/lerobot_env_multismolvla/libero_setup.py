@@ -16,17 +16,22 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from multismolvla.libero_assets import ASSETS_VARIABLE, find_libero_assets, own_folder
+
+__all__ = [
+    "ASSETS_VARIABLE",
+    "asset_root",
+    "ensure_libero_config",
+    "find_libero_assets",
+    "libero_package_folder",
+]
+
 logger = logging.getLogger(__name__)
-
-#: Folder of LIBERO's object and scene models, for the four public suites. The mini suite needs none.
-ASSETS_VARIABLE = "MULTISMOLVLA_LIBERO_ASSETS"
-
-_REQUIRED_ASSET_FOLDERS = ("scenes", "stable_hope_objects", "stable_scanned_objects")
 
 
 def _cache_folder() -> Path:
     """Our own cache folder, or a temporary one where the home folder is not writable."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "multismolvla"
+    root = own_folder().parent
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -92,32 +97,6 @@ def ensure_libero_config() -> Path:
         os.replace(partial, target)  # several workers start at once; each must see a whole file
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
     return target
-
-
-def find_libero_assets(explicit: str | None = None) -> Path | None:
-    """The folder with LIBERO's own assets, or ``None`` when this machine has none.
-
-    Args:
-        explicit: a folder named by the user; ``None`` looks at ``MULTISMOLVLA_LIBERO_ASSETS``, then at the places
-            hf-libero itself looks at (its package folder and ``~/.cache/libero/assets``).
-
-    Raises:
-        FileNotFoundError: the user named a folder (option or variable) that is not an asset folder.
-    """
-    named = explicit or os.environ.get(ASSETS_VARIABLE)
-    if named:
-        folder = Path(named).expanduser()
-        missing = [name for name in _REQUIRED_ASSET_FOLDERS if not (folder / name).is_dir()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} is not a LIBERO asset folder: it lacks {missing}. Point --env.libero_assets or "
-                f"{ASSETS_VARIABLE} at the folder that contains 'scenes' and the object folders."
-            )
-        return folder
-    for folder in (libero_package_folder() / "assets", Path.home() / ".cache" / "libero" / "assets"):
-        if all((folder / name).is_dir() for name in _REQUIRED_ASSET_FOLDERS):
-            return folder
-    return None
 
 
 @contextlib.contextmanager

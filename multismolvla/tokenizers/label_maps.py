@@ -89,7 +89,8 @@ LIBERO: dict[str, str | None] = {
     "yellow_book": "book",
 }
 
-#: Ids of the LIBERO environment's segmentation pictures: position = id.
+#: Ids of the LIBERO environment's segmentation pictures in the four suites: position = id. Policies are trained on these
+#: numbers, so the order is final.
 LIBERO_LABELS: tuple[str, ...] = (
     *("background", "robot", "gripper", "mount", "other"),
     *(
@@ -112,6 +113,12 @@ LIBERO_LABELS: tuple[str, ...] = (
     *("ketchup", "microwave", "milk", "moka_pot", "orange_juice", "plate", "porcelain_mug", "red_coffee_mug"),
     *("salad_dressing", "tomato_sauce", "white_cabinet", "white_yellow_mug", "wine_bottle", "wine_rack"),
     "wooden_cabinet",
+)
+
+#: Those of libero_90: the four suites' ids, then the categories that only libero_90 has.
+LIBERO_90_LABELS: tuple[str, ...] = (
+    *LIBERO_LABELS,
+    *("new_salad_dressing", "white_bowl", "wooden_tray", "wooden_two_layer_shelf", "yellow_book"),
 )
 
 #: The mini suite (`multismolvla.modalities.MINI_LABELS`); the reasons are those of `LIBERO`.

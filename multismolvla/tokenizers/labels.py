@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multismolvla.modalities import MINI_LABELS
 from multismolvla.tokenizers.coco import COCO_CATEGORY_IDS, COCO_PANOPTIC, COCO_THINGS
-from multismolvla.tokenizers.label_maps import ADE20K, LIBERO, LIBERO_LABELS, MINI
+from multismolvla.tokenizers.label_maps import ADE20K, LIBERO, LIBERO_90_LABELS, LIBERO_LABELS, MINI
 
 #: Names that `LabelTable.from_name` knows, with what their ids are.
 LABEL_TABLES: dict[str, str] = {
@@ -26,7 +26,8 @@ LABEL_TABLES: dict[str, str] = {
     "coco_category": "category ids of COCO's panoptic annotations: 1...200 with gaps, 0 = void",
     "coco_instance": "category ids of COCO's instance annotations: 1...90 with gaps, 0 = background",
     "ade20k": "0...149, 255 = void: detectors trained on ADE20K's 150 classes",
-    "libero": "the LIBERO environment's segmentation pictures",
+    "libero": "the LIBERO environment's segmentation pictures in the four suites",
+    "libero_90": "the LIBERO environment's segmentation pictures in libero_90: those of `libero` and five more",
     "mini": "the mini suite's segmentation pictures",
 }
 
@@ -127,6 +128,7 @@ class LabelTable:
             "coco_instance": ({0: None} | dict(zip(COCO_CATEGORY_IDS, COCO_THINGS, strict=False)), None),
             "ade20k": (ADE20K | void, tuple(ADE20K)),
             "libero": (LIBERO, LIBERO_LABELS),
+            "libero_90": (LIBERO, LIBERO_90_LABELS),
             "mini": (MINI, MINI_LABELS),
         }
         if name not in tables:

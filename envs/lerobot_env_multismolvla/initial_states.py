@@ -1,0 +1,78 @@
+"""LIBERO's stored initial states, read without running what a pickle file may ask for.
+
+hf-libero and LeRobot read them with ``torch.load(weights_only=False)``, which executes any code that the file names. The
+files hold one NumPy array each, so the few functions that rebuild an array are all that may be called here.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+SPLITS = ("eval", "train", "all")
+#: LIBERO's own suites ship 50 states per task: the first 20 are for evaluation, the others for recording.
+EVALUATION_STATES = 20
+
+_RECONSTRUCT = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+#: What a pickled float64 array is made of. NumPy 1 wrote `numpy.core`, NumPy 2 writes `numpy._core`.
+_ALLOWED: list[Any] = [
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    np.dtypes.Float64DType,
+    _codecs.encode,  # bytes are stored as text in pickle protocol 2
+]
+
+#: What torch's restricted unpickler raises on files that were cut or written by hand.
+_DAMAGE = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def read_states(path: Path) -> np.ndarray:
+    """Read one ``*.pruned_init`` file.
+
+    Args:
+        path: the file, of hf-libero or of one's own making.
+
+    Returns:
+        float64 (states, 1 + nq + nv): time, joint positions, joint velocities of each state.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it asks for code to be run, is damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No initial states at {path}. They come with hf-libero; reinstall it (pip install --force-reinstall "
+            "hf-libero), or correct 'init_states' in the file that LIBERO_CONFIG_PATH names."
+        )
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            states = torch.load(path, map_location="cpu", weights_only=True)
+    except (*_DAMAGE, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is refused as a file of initial states: it is damaged, or it asks for more than rebuilding one NumPy "
+            f"array ({reason}). Nothing in it was run. Reinstall hf-libero, or find out who changed the file."
+        ) from error
+    if not (
+        isinstance(states, np.ndarray) and states.dtype == np.float64 and states.ndim == 2 and len(states)
+    ):
+        found = f"{states.dtype} {states.shape}" if isinstance(states, np.ndarray) else type(states).__name__
+        raise ValueError(f"{path} holds {found}; expected float64 (states, 1 + positions + velocities).")
+    return states
+
+
+def split_states(states: np.ndarray, split: str) -> np.ndarray:
+    """The states of a split; ``"all"`` keeps upstream's order of 50.
+
+    Args:
+        states: (states, width) of one task.
+        split: one of `SPLITS`.
+    """
+    return {"all": states, "eval": states[:EVALUATION_STATES], "train": states[EVALUATION_STATES:]}[split]
