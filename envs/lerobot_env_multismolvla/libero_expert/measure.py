@@ -1,0 +1,163 @@
+"""Measure the expert: ``python -m lerobot_env_multismolvla.libero_expert --suite=libero_object --states=20-29``.
+
+Physics only. One line of JSON per episode is appended to ``--output``; the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import draccus
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+
+@dataclass
+class MeasureConfig:
+    """Options of the measurement.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+    """
+
+    # One of LIBERO's four suites.
+    suite: str = "libero_object"
+    # Initial states, e.g. "20-29" or "0,3,7".
+    states: str = "20-29"
+    # Tasks; all ten when not given.
+    task_ids: list[int] | None = None
+    # Base seed: decides where fixtures stand.
+    seed: int = 0
+    # No-op steps after a reset.
+    settle_steps: int = 20
+    # Processes.
+    workers: int = 1
+    # File of results; default: outputs/expert/<suite>.jsonl.
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.suite not in SUITES:
+            raise ValueError(f"--suite={self.suite}: expected one of {SUITES}.")
+        state_numbers(self.states)
+        self.task_ids = list(range(10)) if self.task_ids is None else sorted(set(self.task_ids))
+        if not set(self.task_ids) <= set(range(10)):
+            raise ValueError(f"--task_ids={self.task_ids}: the suite has tasks 0 to 9.")
+        self.output = self.output or Path("outputs/expert") / f"{self.suite}.jsonl"
+
+
+def state_numbers(text: str) -> list[int]:
+    """Numbers in ``"20-29,3"``, in the order given.
+
+    Raises:
+        ValueError: not such a list, or a number outside LIBERO's 50 states.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise ValueError(
+                f"Initial states {text!r}: expected numbers and ranges such as '20-29' or '0,3,7'."
+            )
+        numbers += range(int(low), int(high or low) + 1)
+    if not numbers or max(numbers) > 49:
+        raise ValueError(f"Initial states {text!r}: LIBERO stores states 0 to 49 for each task.")
+    return list(dict.fromkeys(numbers))
+
+
+def run_task(config: MeasureConfig, task_id: int, states: list[int]) -> Iterable[dict[str, Any]]:
+    """Measure some states of one task; yields a row per state."""
+    from .search import LiberoExpert
+    from .simulation import episode_seed, physics_env
+
+    env = physics_env(config.suite, task_id, settle_steps=config.settle_steps)
+    expert = LiberoExpert()
+    for state in states:
+        begun = time.monotonic()
+        env.reset(seed=episode_seed(config.seed, task_id, state), options={"init_state_id": state})
+        plan = expert.reset(env, state)
+        wall = round(time.monotonic() - begun, 2)
+        yield {"task": task_id, "name": env.task, "state": state, **asdict(plan), "wall_s": wall}
+    env.close()
+
+
+def _rows(config: MeasureConfig, task_id: int, states: list[int]) -> list[dict[str, Any]]:
+    rows = []
+    for row in run_task(config, task_id, states):
+        with open(config.output, "a") as file:  # type: ignore[arg-type]
+            file.write(json.dumps(row) + "\n")  # one short write: lines of several processes do not mix
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Text table of successes per task and over all, with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    lines = [f"{'task':>4}  {'solved':>7}  {'first':>5}  {'steps':>5}  {'wall s':>6}  95 % interval   name"]
+    tasks = sorted({row["task"] for row in rows})
+    for group in [*([t] for t in tasks), tasks]:
+        chosen = [row for row in rows if row["task"] in group]
+        good = [row for row in chosen if row["solved"]]
+        low, high = binomtest(len(good), len(chosen)).proportion_ci(method="wilson")
+        first = sum(not any(row["variants"]) for row in good)
+        steps = sum(row["steps"] for row in good) / max(1, len(good))
+        wall = sum(row["wall_s"] for row in chosen) / len(chosen)
+        label, name = (f"{group[0]:>4}", chosen[0]["name"]) if len(group) == 1 else (" all", "")
+        lines.append(
+            f"{label}  {len(good):>3}/{len(chosen):<3}  {first:>5}  {steps:>5.0f}  {wall:>6.1f}  "
+            f"{low:6.1%} {high:6.1%}   {name}"
+        )
+        failed = [row["state"] for row in chosen if not row["solved"]]
+        if failed and len(group) == 1:
+            lines.append(f"{'':>6}failed initial states: {failed}")
+    return "\n".join(lines)
+
+
+def measure(config: MeasureConfig) -> list[dict[str, Any]]:
+    """Measure what is not in the output yet; returns all rows that were asked for."""
+    assert config.output is not None
+    assert config.task_ids is not None
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"suite": config.suite, "seed": config.seed, "settle_steps": config.settle_steps}
+    known: list[dict[str, Any]] = []
+    if config.output.is_file():
+        header, *lines = config.output.read_text().splitlines()
+        if json.loads(header) != settings:
+            raise ValueError(
+                f"{config.output} was measured with {header}; choose another --output or delete it."
+            )
+        known = [json.loads(line) for line in lines]
+    else:
+        config.output.write_text(json.dumps(settings) + "\n")
+    states = state_numbers(config.states)
+    done = {(row["task"], row["state"]) for row in known}
+    left = {t: [s for s in states if (t, s) not in done] for t in config.task_ids}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+        for future in as_completed([pool.submit(_rows, config, t, s) for t, s in left.items() if s]):
+            known += future.result()
+    return [row for row in known if row["task"] in config.task_ids and row["state"] in states]
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    try:
+        sys.stdout.write(table(measure(draccus.parse(MeasureConfig))) + "\n")
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"libero_expert: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("libero_expert: interrupted; the same command continues.\n")
+        return 130
+    return 0
