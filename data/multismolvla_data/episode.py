@@ -107,8 +107,11 @@ def _restore(key: str, value: np.ndarray) -> np.ndarray:
     return np.pad(value, [(0, 0)] * 3 + [(0, 1)]) if key.endswith("_seg") else value
 
 
-def _store(frames: list[dict[str, np.ndarray]], target: Path) -> None:
-    """Write all frames to one file, atomically. Redundant channels are left out (half the size)."""
+def _store(frames: list[dict[str, np.ndarray]], target: Path, **extra: np.ndarray) -> None:
+    """Write all frames, and what belongs to the whole episode, to one file, atomically.
+
+    Redundant channels are left out (half the size).
+    """
     arrays: dict[str, Any] = {key: np.stack([f[key] for f in frames]) for key in frames[0]}
     for key in arrays:
         if key.endswith("_thermal"):
@@ -116,7 +119,7 @@ def _store(frames: list[dict[str, np.ndarray]], target: Path) -> None:
         elif key.endswith("_seg"):
             arrays[key] = arrays[key][..., :2]
     partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, **arrays)
+    np.savez_compressed(partial, **arrays, **extra)
     os.replace(partial, target)
 
 

@@ -1,6 +1,7 @@
 """``multismolvla-record``: scripted demonstrations with all modalities, as a LeRobotDataset v3.
 
     multismolvla-record --output=outputs/demo/mini --episodes=50
+    multismolvla-record --suite=libero_object --output=outputs/libero_object --episodes_per_task=30
 
 Simulator processes store one file per successful episode; this process turns the files into the data set, in an
 order that depends on the settings alone. Whatever kills it, the same command continues: finished episodes are kept,
@@ -25,10 +26,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import draccus
+import numpy as np
 
 from .episode import EpisodeSettings, load_episode, record_episode
 
 logger = logging.getLogger(__name__)
+
+#: LIBERO's suites with a scripted expert.
+LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 #: Our own metadata, beside LeRobot's; LeRobot 0.6.1 drops unknown fields of info.json.
 METADATA_FILE = "meta/multismolvla.json"
@@ -46,29 +51,49 @@ class RecordConfig:
     output: Path = Path("outputs/mini")
     # Successful episodes per task.
     episodes: int = 50
-    # Suite with a scripted expert; only the mini suite has one so far.
+    # The same under its long name; wins when given.
+    episodes_per_task: int | None = None
+    # Suite with a scripted expert: "multismolvla_mini" or LIBERO's spatial, object, goal, 10.
     task: str = "multismolvla_mini"
+    # The same under the name that other commands use; wins when given.
+    suite: str | None = None
     # Tasks to record; all when not given.
     task_ids: list[int] | None = None
-    # Pixels, height and width.
-    size: int = 64
+    # Pixels, height and width; 0 = 64 for the mini suite, 256 for LIBERO's.
+    size: int = 0
     # "default" or "fast"; stored in the metadata, must match the evaluation's.
     render_quality: str = "default"
-    # Initial states: "train" keeps the evaluation's states out of the data.
+    # The mini suite's initial states: "train" keeps the evaluation's states out of the data.
     init_split: str = "train"
+    # LIBERO's initial states, e.g. "20-49"; 0 to 19 are for evaluation.
+    init_states: str | None = None
+    # Record the evaluation's states all the same: whoever trains on them cannot measure with them.
+    allow_evaluation_states: bool = False
+    # LIBERO: no-op steps before the first frame. With 10, LeRobot's number, bottles of libero_10 are still falling.
+    settle_steps: int = 20
+    # Folder of LIBERO's assets; default: environment variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
+    libero_assets: str | None = None
     # Scale of the disturbance of executed actions (recorded ones stay clean); 0 = none.
     noise: float = 1.0
     seed: int = 0
     # Simulator processes; 0 = number of cores.
     workers: int = 0
-    # Name stored in the data set.
-    repo_id: str = "multismolvla/mini"
+    # Name stored in the data set; default: multismolvla/mini, or multismolvla/<suite>.
+    repo_id: str | None = None
 
     def __post_init__(self) -> None:
         from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
 
-        if self.task != SUITE_NAME:
-            raise ValueError(f"--task={self.task}: only {SUITE_NAME!r} has a scripted expert.")
+        self.task = self.suite or self.task
+        self.suite = self.task
+        self.episodes = self.episodes if self.episodes_per_task is None else self.episodes_per_task
+        self.episodes_per_task = self.episodes
+        if self.task not in (SUITE_NAME, *LIBERO_SUITES):
+            raise ValueError(
+                f"--task={self.task}: a scripted expert exists for {SUITE_NAME!r} and {', '.join(LIBERO_SUITES)}."
+            )
+        self.size = self.size or (256 if self.is_libero else 64)
+        self.repo_id = self.repo_id or f"multismolvla/{self.task if self.is_libero else 'mini'}"
         if self.episodes < 1:
             raise ValueError(f"--episodes={self.episodes}: expected at least 1 episode per task.")
         if self.size < 16:
@@ -79,14 +104,36 @@ class RecordConfig:
             raise ValueError(f"--render_quality={self.render_quality}: expected 'default' or 'fast'.")
         if self.init_split not in ("train", "eval"):
             raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
-        self.task_ids = list(range(len(TASKS))) if self.task_ids is None else sorted(set(self.task_ids))
-        if not self.task_ids or not set(self.task_ids) <= set(range(len(TASKS))):
-            raise ValueError(f"--task_ids={self.task_ids}: the suite has tasks 0 to {len(TASKS) - 1}.")
+        n_tasks = 10 if self.is_libero else len(TASKS)
+        self.task_ids = list(range(n_tasks)) if self.task_ids is None else sorted(set(self.task_ids))
+        if not self.task_ids or not set(self.task_ids) <= set(range(n_tasks)):
+            raise ValueError(f"--task_ids={self.task_ids}: the suite has tasks 0 to {n_tasks - 1}.")
+        if self.settle_steps < 0:
+            raise ValueError(f"--settle_steps={self.settle_steps}: expected 0 or more.")
+        if not self.is_libero and self.init_states is not None:
+            raise ValueError(
+                f"--init_states={self.init_states}: the mini suite draws its own; use --init_split."
+            )
+        if self.is_libero:
+            if self.init_split != "train":
+                raise ValueError(
+                    f"--init_split={self.init_split}: LIBERO's suites take --init_states instead."
+                )
+            _ = self.settings  # refuses states of the evaluation before anything is done
         self.workers = self.workers or max(1, len(os.sched_getaffinity(0)))
+
+    @property
+    def is_libero(self) -> bool:
+        """Whether the suite is one of LIBERO's own."""
+        return self.task in LIBERO_SUITES
 
     @property
     def settings(self) -> EpisodeSettings:
         """What decides the content of an episode."""
+        if self.is_libero:
+            from .libero_recording import libero_settings
+
+            return libero_settings(self)
         return EpisodeSettings(
             self.task, self.size, self.render_quality, self.init_split, self.noise, self.seed
         )
@@ -95,6 +142,10 @@ class RecordConfig:
         """What must be equal for a recording to be continued, or to pass for this one."""
         from lerobot_env_multismolvla.mini import MINI_VERSION, assets_hash
 
+        if self.is_libero:
+            from .libero_recording import libero_fingerprint
+
+            return libero_fingerprint(self)
         return {
             **asdict(self.settings),
             "episodes": self.episodes,
@@ -186,9 +237,12 @@ def _open_workspace(config: Production) -> Path:
 
 
 def _rollouts(config: RecordConfig, folder: Path) -> Iterator[tuple[int, int]]:
-    """Run states 0, 1, 2... of each task until enough succeeded; yield (task, state) as each is decided."""
+    """Run starts 0, 1, 2... of each task until enough succeeded; yield (task, start) as each is decided."""
     from tqdm import tqdm
 
+    run: Any = record_episode
+    if config.is_libero:
+        from .libero_recording import record_libero_episode as run
     assert config.task_ids is not None
     goal = config.episodes * len(config.task_ids)
     next_state = dict.fromkeys(config.task_ids, 0)
@@ -215,7 +269,7 @@ def _rollouts(config: RecordConfig, folder: Path) -> Iterator[tuple[int, int]]:
                     failed[task] += 1
                 else:
                     file = _episode_file(folder, task, state)
-                    running[pool.submit(record_episode, config.settings, task, state, file)] = (task, state)
+                    running[pool.submit(run, config.settings, task, state, file)] = (task, state)
                     continue
                 bar.update(_episode_file(folder, task, state).is_file())
                 yield task, state
@@ -280,6 +334,7 @@ class _Assembler:
         self._written = 0
         self._lengths: list[int] = []
         self._first_frames: list[tuple[str, dict[str, Any]]] = []
+        self._names: dict[int, str] = {}
         self._dataset: Any = None
 
     def __enter__(self) -> _Assembler:
@@ -310,7 +365,12 @@ class _Assembler:
         from .preview import contact_sheet
 
         episode = load_episode(_episode_file(self._workspace / "episodes", task, state))
-        instruction = TASKS[task].replace("_", " ")
+        if self._config.is_libero:
+            instruction = str(episode.pop("instruction"))
+            self._keep_simulation(episode)
+        else:
+            instruction = TASKS[task].replace("_", " ")
+        self._names[task] = instruction
         length = len(episode["action"])
         for t in range(length):
             self._dataset.add_frame(
@@ -326,6 +386,15 @@ class _Assembler:
                 contact_sheet(self._first_frames, preview)
                 logger.info("First pictures of all modalities: %s", preview)
 
+    def _keep_simulation(self, episode: dict[str, Any]) -> None:
+        """Move the simulator's states out of the episode into a file beside the data set."""
+        from .libero_recording import EXECUTED, SIM_STATE, STATES_FOLDER
+
+        folder = self._workspace / "dataset" / STATES_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {key.removeprefix("simulation."): episode.pop(key) for key in (SIM_STATE, EXECUTED)}
+        np.savez_compressed(folder / f"episode_{self._written:06d}.npz", **arrays)
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         from .dataset_writer import failed_states, write_metadata
 
@@ -334,7 +403,12 @@ class _Assembler:
         self._dataset.finalize()
         root = self._workspace / "dataset"
         states = {t: self._good[t][: self._config.episodes] for t in self._tasks}
-        write_metadata(root / METADATA_FILE, self._config, states, self._lengths)
+        if self._config.is_libero:
+            from .libero_recording import write_libero_metadata
+
+            write_libero_metadata(root / METADATA_FILE, self._config, states, self._lengths, self._names)
+        else:
+            write_metadata(root / METADATA_FILE, self._config, states, self._lengths)
         shutil.copyfile(self._workspace / "preview.png", root / "preview.png")
         solved, failed = sum(map(len, states.values())), sum(len(failed_states(s)) for s in states.values())
         logger.info("expert: %d of %d starts solved", solved, solved + failed)

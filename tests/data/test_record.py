@@ -135,7 +135,7 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
     ("options", "match"),
     [
         ({"episodes": 0}, "--episodes=0"),
-        ({"task": "libero_object"}, "scripted expert"),
+        ({"task": "libero_90"}, "scripted expert"),
         ({"task_ids": [5]}, "--task_ids"),
         ({"size": 4}, "--size=4"),
         ({"noise": -1.0}, "--noise"),
