@@ -71,7 +71,7 @@ class VisionRoute:
 
     Example:
         >>> vision = ImageBindVision.from_pretrained("nielsr/imagebind-huge")  # doctest: +SKIP
-        >>> dense = VQTokenizer.from_pretrained(TOKENIZER_HUB_IDS["imagebind"])  # doctest: +SKIP
+        >>> dense = VQTokenizer.from_pretrained(TOKENIZER_SOURCES["imagebind"])  # doctest: +SKIP
         >>> VisionRoute(vision, dense, rows="trunk").encode_domains(thermal)  # doctest: +SKIP
 
     Args:
