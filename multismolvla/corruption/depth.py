@@ -74,14 +74,18 @@ def _flying_pixels(image: Tensor, valid: Tensor, band: int, generator: Generator
     """Mix near and far around depth edges, as a pixel does whose cone sees both sides."""
     far = torch.where(valid, image, torch.tensor(-torch.inf))
     near = torch.where(valid, -image, torch.tensor(-torch.inf))
-    highest = F.max_pool2d(far[None], 3, 1, 1)[0]
-    lowest = -F.max_pool2d(near[None], 3, 1, 1)[0]
+    highest, lowest = _highest(far, 1), -_highest(near, 1)
     edge = (highest - lowest > EDGE_SHARE * lowest) & valid
-    size = 2 * band + 1
-    band_mask = F.max_pool2d(edge[None].float(), size, 1, band)[0] > 0
-    highest = F.max_pool2d(far[None], size, 1, band)[0]
-    lowest = -F.max_pool2d(near[None], size, 1, band)[0]
+    band_mask = _highest(edge.float(), band) > 0
+    highest, lowest = _highest(far, band), -_highest(near, band)
     weight = torch.rand(image.shape, generator=generator)
     # Only half of the band flies: the other half still shows one of the two surfaces.
     flies = band_mask & valid & (torch.rand(image.shape, generator=generator) < 0.5)
     return torch.where(flies, lowest + weight * (highest - lowest), image)
+
+
+def _highest(image: Tensor, reach: int) -> Tensor:
+    """Largest value within ``reach`` pixels in both directions, (1, H, W); rows, then columns, which is cheaper."""
+    size = 2 * reach + 1
+    rows = F.max_pool2d(image[None], (size, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, size), 1, (0, reach))[0]
