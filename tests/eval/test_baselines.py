@@ -10,6 +10,7 @@ import torch
 
 pytestmark = [pytest.mark.sim]
 
+HERE = Path(__file__).parent
 STEPS = 5
 SUITE = "multismolvla_mini"
 
@@ -204,3 +205,48 @@ def test_the_expert_solves_the_task_and_no_fault_touches_it():
     assert all(r["success"] for r in rows)
     assert len({r["actions"] for r in rows}) == 1
     assert expert.describe()["privileged"]
+
+
+def test_an_environment_without_expert_is_named():
+    from toy_environment import ToySource
+
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.policies import load_policy
+
+    with pytest.raises(ValueError, match="no expert for the environment type None"):
+        load_policy("builtin:expert", ToySource(EnvironmentArguments("toy_environment:ToySource", "toy")))
+
+
+@pytest.mark.slow
+def test_the_expert_of_libero_acts_in_the_very_episode_that_other_policies_get():
+    """It searches in the episode's own simulator and leaves it as it was."""
+    from lerobot_env_multismolvla.libero_setup import find_libero_assets
+    from multismolvla_eval.baselines import ExpertPolicy
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.rollout import run_episode
+    from multismolvla_eval.sources import load_source, state_hash
+
+    class Watched(ExpertPolicy):
+        def watch(self, env):
+            before = state_hash(env)
+            super().watch(env)
+            self.untouched = state_hash(env) == before is not None
+
+    beside = HERE.parents[2] / "shared" / "libero" / "assets"  # CI's checkout has them there
+    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
+    if assets is None:
+        pytest.skip("LIBERO's assets are not here (set MULTISMOLVLA_LIBERO_ASSETS)")
+    options = {
+        "streams": ["depth"],
+        "observation_height": 32,
+        "observation_width": 32,
+        "libero_assets": str(assets),
+    }
+    found = load_source(EnvironmentArguments(task="libero_object", task_ids=[0], options=options))
+    expert = Watched(found)
+    row = run_episode(Episode("expert", "libero_object", 0, "C2:depth=zero", 1), found, expert, 0)
+    found.make(0).close()
+    assert expert.untouched
+    assert row["success"]
+    assert 80 < row["steps"] < 200

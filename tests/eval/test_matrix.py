@@ -296,4 +296,3 @@ def test_one_task_of_each_suite(libero_assets, make_config):
     assert manifest["suites"]["libero_object"]["init_states"] == 20
     keys = {k for r in rows for k in r["door"]}
     assert {"observation.images.image_depth", "observation.images.image2_seg"} <= keys
-    print([(r["suite"], r["seconds"]) for r in rows])
