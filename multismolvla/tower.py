@@ -88,6 +88,10 @@ class MultimodalTower(nn.Module):
         image_size: side in pixels at which pictures enter.
         square: see :func:`multismolvla.geometry.to_square`.
 
+    Attributes:
+        drop_absent: leave absent tokens, and modalities that no sample has, out (fast) or mask them: then no shape, and so no
+            rounding, depends on what the other samples of the batch lack.
+
     Raises:
         ValueError: a modality without a tokenizer, with two grids, or whose tokenizer serves other domains.
     """
@@ -109,6 +113,7 @@ class MultimodalTower(nn.Module):
         self.tokenizers = dict(tokenizers)
         self.image_size = image_size
         self.square = square
+        self.drop_absent = True
         for modality, names in self.domains.items():
             grids = [d for d in names if not self.is_global(d)]
             if len(grids) > 1 or (modality == Modality.RGB and len(names) > 1):
@@ -135,7 +140,7 @@ class MultimodalTower(nn.Module):
             presence: bool (B, V, M), M in ``MODALITIES`` order, True = there.
 
         Returns:
-            Folded inputs. A modality that no view has, or that is present in no sample, is left out.
+            Folded inputs. A modality that no view has is left out; so is, with ``drop_absent``, one that no sample has.
         """
         inputs: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
@@ -144,7 +149,7 @@ class MultimodalTower(nn.Module):
             having = [
                 v for v, streams in enumerate(views) if modality in streams or ids_name(modality) in streams
             ]
-            if not having or not presence[:, having, m].any():
+            if not having or (self.drop_absent and not presence[:, having, m].any()):
                 continue
             prepared = [self._prepare(modality, views[v]) for v in having]
             for d, domain in enumerate(domains):
@@ -205,7 +210,7 @@ class MultimodalTower(nn.Module):
     def encode(self, door: DoorInputs) -> TowerOutput:
         """Run the encoder on what stands at the door."""
         flat = {d: p.flatten(1) for d, p in door.present.items()}
-        encoded = self.encoder(door.inputs, flat)
+        encoded = self.encoder(door.inputs, flat, drop_absent=self.drop_absent)
         out = TowerOutput({}, {})
         for modality, domains in door.domains.items():
             for domain in domains:

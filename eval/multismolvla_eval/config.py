@@ -58,8 +58,11 @@ class EvalConfig:
     seed: int = 0
     # Results are appended here; the same command continues an interrupted run.
     output: Path = Path("outputs/eval")
-    # Simulator processes on this machine, each with its own copy of the policies.
+    # Simulator processes on this machine. With --batch_size=1 each has its own copy of the policies.
     workers: int = 1
+    # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a time; batches
+    # that are not full are padded. Best equal to --workers on a GPU. Part of the run's identity: it changes rounding.
+    batch_size: int = 1
     # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
     # `accelerate launch` divide it further.
     shard: str = "0/1"
@@ -140,6 +143,7 @@ class EvalConfig:
         self.baseline_name()
         for option, value, least in (
             ("workers", self.workers, 1),
+            ("batch_size", self.batch_size, 1),
             ("episodes", self.episodes, 1),
             ("clean_episodes", self.clean_episodes, 1),
             ("clean_seeds", self.clean_seeds, 1),

@@ -53,6 +53,8 @@ def build_manifest(
         "env": {"type": config.env.type, "options": config.env.options},
         "seed": config.seed,
         "corruption_version": CORRUPTION_VERSION,
+        # left out where it is 1, so that runs from before there were batches can be continued
+        **({"batch_size": config.batch_size} if config.batch_size > 1 else {}),
     }
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made_with = {"versions": package_versions(), "commit": source_commit(), "hardware": hardware()}
@@ -95,8 +97,8 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
     A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
     """
     if old["fingerprint"] != new["fingerprint"]:
-        comparable = new["comparable"]
-        differing = [k for k in comparable if old.get("comparable", {}).get(k) != comparable[k]]
+        before, now = old.get("comparable", {}), new["comparable"]
+        differing = [k for k in dict.fromkeys((*now, *before)) if before.get(k) != now.get(k)]
         raise ResultsError(
             f"{config.output} holds another run ({old['fingerprint']}, now {new['fingerprint']}): {differing} differ. "
             "Choose another --output, or the old options to continue it."

@@ -174,7 +174,7 @@ class LeRobotPolicy(ProcessedPolicy):
         self.policy: Any = make_policy(cfg=self.config, env_cfg=source.config, rename_map=rename_map)
         self.policy.eval()
         self._load_processors(rename_map)
-        self._ahead = plans_ahead(self.config)
+        self._ahead, self._masks_absent = plans_ahead(self.config), False
         self.checkpoint = checkpoint_hash(self.folder)
 
     def describe(self) -> dict[str, Any]:
@@ -214,6 +214,15 @@ class LeRobotPolicy(ProcessedPolicy):
         with inference_modes(self.config):
             return self.policy.predict_action_chunk(batch, **noise)[:, : self.config.n_action_steps]
 
+    def mask_absent_tokens(self) -> None:
+        """Make the 4M tower's shapes, and so its rounding, independent of what the other rows of a batch lack."""
+        from multismolvla.tower import MultimodalTower
+
+        self._masks_absent = True
+        for module in self.policy.modules():
+            if isinstance(module, MultimodalTower):
+                module.drop_absent = False
+
     def at_the_door(self, row: int = 0) -> EncoderDoor | None:
         """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies.
 
@@ -225,10 +234,12 @@ class LeRobotPolicy(ProcessedPolicy):
             return None
         views = tuple(self.config.views)
         rows = slice(row * len(views), (row + 1) * len(views))
+        present = {d: x[rows] for d, x in whole.present.items()}
+        seen = [d for d, x in present.items() if not self._masks_absent or x.any()]
         door = replace(
             whole,
-            inputs={d: x[rows] for d, x in whole.inputs.items()},
-            present={d: x[rows] for d, x in whole.present.items()},
+            inputs={d: whole.inputs[d][rows] for d in seen},
+            present={d: present[d] for d in seen},
         )
         prints = door.fingerprint()
         hashes = {

@@ -1,4 +1,7 @@
-"""A pool of worker processes that survives the death of its members."""
+"""A pool of worker processes that survives the death of its members.
+
+With a batch size above one the workers are simulators, and one more process, the policy server, computes the actions.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.results import Row
-from multismolvla_eval.worker import WorkerArguments, log_path, worker_main
+from multismolvla_eval.server import server_main
+from multismolvla_eval.worker import SERVER_GONE, WorkerArguments, log_path, worker_main
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,13 @@ class _Worker:
     since: float = 0.0
 
 
+@dataclass
+class _Server:
+    arguments: WorkerArguments
+    process: BaseProcess
+    pipe: Connection
+
+
 class WorkerPool:
     """Runs episodes in several processes.
 
@@ -52,6 +63,11 @@ class WorkerPool:
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._pending: list[tuple[Episode, str]] = []
+        self._server: _Server | None = None
+        self._queue: deque[Episode] = deque()
+        self._suspects: deque[Episode] = (
+            deque()
+        )  # ran when the policy server died: each is tried again, alone
 
     def describe(self) -> dict[str, Any]:
         """Start the first worker and return its description of environment and policies.
@@ -89,14 +105,13 @@ class WorkerPool:
             WorkerError: a worker cannot load, workers crash one after the other, or no episode finished after the last
                 crash, which then stays unrecorded: nothing shows that the set-up still works.
         """
-        queue = deque(episodes)
-        for arguments in self._arguments[1 : len(queue)]:
+        self._queue = deque(episodes)
+        for arguments in self._arguments[1 : len(self._queue)]:
             self._start(arguments)
-        while queue or any(w.episode for w in self._workers):
+        while self._queue or self._suspects or any(w.episode for w in self._workers):
             for worker in self._workers:
-                if worker.ready and worker.episode is None and queue:
-                    worker.episode, worker.since = queue.popleft(), time.monotonic()
-                    worker.pipe.send(worker.episode)
+                if worker.ready and worker.episode is None:
+                    self._give(worker)
             self._wait(on_row, on_crash)
         if self._pending:
             raise WorkerError(
@@ -106,28 +121,73 @@ class WorkerPool:
             )
 
     def close(self) -> None:
-        """End all workers."""
-        for worker in self._workers:
-            if worker.process.is_alive():
-                worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.pipe.close()
+        """End all processes."""
+        members: list[_Worker | _Server] = [*self._workers]
+        if self._server is not None:
+            members.append(self._server)
+        for member in members:
+            if member.process.is_alive():
+                member.process.terminate()
+        for member in members:
+            member.process.join(5)
+            if member.process.is_alive():
+                member.process.kill()
+                member.process.join()
+            member.pipe.close()
         self._workers.clear()
+        self._server = None
+
+    def _give(self, worker: _Worker) -> None:
+        """The next episode for an idle worker, if there is one that may start now."""
+        if self._suspects:
+            if any(w.episode for w in self._workers):
+                return
+            worker.episode = self._suspects.popleft()
+        elif self._queue:
+            worker.episode = self._queue.popleft()
+        else:
+            return
+        worker.since = time.monotonic()
+        try:
+            worker.pipe.send(worker.episode)
+        except BrokenPipeError:
+            logger.debug(
+                "Worker %d died before its episode began.", worker.arguments.number
+            )  # _wait() sees it
 
     def _start(self, arguments: WorkerArguments) -> _Worker:
         ours, theirs = self._context.Pipe()
+        to_server: Connection | None = None
+        if arguments.batch_size > 1:
+            at_server, to_server = self._context.Pipe()
+            self._serve(arguments).pipe.send(at_server)
+            at_server.close()
         process = self._context.Process(
-            target=worker_main, args=(arguments, theirs), daemon=True, name=f"eval-worker-{arguments.number}"
+            target=worker_main,
+            args=(arguments, theirs, to_server),
+            daemon=True,
+            name=f"eval-worker-{arguments.number}",
         )
         process.start()
         theirs.close()
+        if to_server is not None:
+            to_server.close()
         worker = _Worker(arguments, process, ours)
         self._workers.append(worker)
         return worker
+
+    def _serve(self, arguments: WorkerArguments) -> _Server:
+        """The policy server, started if need be."""
+        if self._server is None:
+            own = replace(arguments, role="server")
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(
+                target=server_main, args=(own, theirs), daemon=True, name="eval-policy-server"
+            )
+            process.start()
+            theirs.close()
+            self._server = _Server(own, process, ours)
+        return self._server
 
     def _wait(self, on_row: Callable[[Row], None], on_crash: Callable[[Episode, str], None]) -> None:
         for item in wait([w.pipe for w in self._workers], POLL_S):
@@ -135,6 +195,10 @@ class WorkerPool:
             try:
                 kind, content = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
+                worker.process.join(10)
+                if worker.process.exitcode == SERVER_GONE:
+                    self._server_died()
+                    return
                 self._died(worker)
                 continue
             if kind == "ready":
@@ -152,13 +216,32 @@ class WorkerPool:
                 self._replace(worker, f"stuck: no end after {self._timeout:g} s")
 
     def _died(self, worker: _Worker) -> None:
-        worker.process.join(10)
         if not worker.ready:
             raise self._setup_error(worker)
-        cause = f"crash: exit code {worker.process.exitcode}"
-        if worker.process.exitcode == 1:  # a Python exception: the log ends with it
-            cause += f", {_last_line(worker)}"
-        self._replace(worker, cause[:300])
+        self._replace(worker, _crash("crash", worker))
+
+    def _server_died(self) -> None:
+        """Begin anew with all processes. Whose fault it was is found out by running what was running one by one.
+
+        Raises:
+            WorkerError: it died before any simulator was ready, or again and again.
+        """
+        server, running = self._server, [w.episode for w in self._workers if w.episode is not None]
+        assert server is not None
+        server.process.join(10)
+        if not any(w.ready for w in self._workers):
+            raise self._setup_error(server)
+        cause = _crash("crash of the policy server", server)
+        logger.warning("%s; %d episode(s) were running.", cause, len(running))
+        arguments = [w.arguments for w in self._workers]
+        self.close()
+        if len(running) == 1:
+            self._pending.append((running[0], cause))
+            self._stop_after_crashes(server)
+        else:
+            self._suspects.extend(running)
+        for own in arguments:
+            self._start(own)
 
     def _replace(self, worker: _Worker, cause: str) -> None:
         """Put a fresh worker in the place of one that is gone; its episode counts as failed with ``cause``."""
@@ -168,12 +251,15 @@ class WorkerPool:
         if worker.episode is not None:
             logger.warning("Episode %s failed: %s", worker.episode.key, cause)
             self._pending.append((worker.episode, cause))
+        self._stop_after_crashes(worker)
+        self._start(worker.arguments)
+
+    def _stop_after_crashes(self, last: _Worker | _Server) -> None:
         if len(self._pending) >= CRASHES_IN_A_ROW:
             raise WorkerError(
                 f"{self._crashes()}\nNone finished in between; nothing of them was recorded.\n"
-                f"End of {log_path(worker.arguments)}:\n{_tail(worker)}"
+                f"End of {log_path(last.arguments)}:\n{_tail(last)}"
             )
-        self._start(worker.arguments)
 
     def _crashes(self) -> str:
         causes = "\n".join(f"  {e.key}: {c}" for e, c in self._pending)
@@ -184,20 +270,30 @@ class WorkerPool:
             on_crash(episode, cause)
         self._pending.clear()
 
-    def _setup_error(self, worker: _Worker) -> WorkerError:
-        reason = f": {_last_line(worker)}" if worker.process.exitcode == 1 else ""
+    def _setup_error(self, member: _Worker | _Server) -> WorkerError:
+        if self._server is not None and member.process.exitcode == SERVER_GONE:
+            self._server.process.join(10)
+            member = self._server
+        reason = f": {_last_line(member)}" if member.process.exitcode == 1 else ""
         return WorkerError(
-            f"Environment or policies could not be loaded (exit code {worker.process.exitcode}){reason}\n"
-            f"The whole log is {log_path(worker.arguments)}."
+            f"Environment or policies could not be loaded (exit code {member.process.exitcode}){reason}\n"
+            f"The whole log is {log_path(member.arguments)}."
         )
 
 
-def _last_line(worker: _Worker) -> str:
-    lines = _tail(worker).splitlines()
+def _crash(what: str, member: _Worker | _Server) -> str:
+    cause = f"{what}: exit code {member.process.exitcode}"
+    if member.process.exitcode == 1:  # a Python exception: the log ends with it
+        cause += f", {_last_line(member)}"
+    return cause[:300]
+
+
+def _last_line(member: _Worker | _Server) -> str:
+    lines = _tail(member).splitlines()
     return lines[-1] if lines else "no message"
 
 
-def _tail(worker: _Worker) -> str:
-    path = log_path(worker.arguments)
+def _tail(member: _Worker | _Server) -> str:
+    path = log_path(member.arguments)
     text = path.read_text(errors="replace") if path.is_file() else ""
     return "\n".join(text.strip().splitlines()[-LOG_TAIL_LINES:])

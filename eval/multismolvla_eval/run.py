@@ -7,7 +7,7 @@ A matrix of policies, conditions and suites can stand in a YAML file with the op
 override it: ``multismolvla-eval --config_path=configs/eval/standard.yaml --workers=8``. To use several machines or GPUs,
 start the command once per part with ``--shard=i/n`` and a shared ``--output`` (in a job array
 ``--shard=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``), or let a launcher start the processes:
-``accelerate launch --num_processes=4 -m multismolvla_eval.run --config_path=...``.
+``accelerate launch --multi_gpu --num_processes=4 -m multismolvla_eval.run --config_path=...``.
 """
 
 from __future__ import annotations
@@ -275,6 +275,7 @@ def _worker_arguments(config: EvalConfig, shard: int) -> list[Any]:
         WorkerArguments(
             number, config.env, config.policy_paths(), config.device, config.seed, config.output.absolute(),
             tuple(config.plugins), {name: config.rename_map_of(name) for name in config.policy_paths()},
+            config.batch_size,
         )
         for number in range(first, first + config.workers)
     ]  # fmt: skip

@@ -1,5 +1,7 @@
 """The process that owns simulators and policies: it runs one episode at a time and hands the row to its parent.
 
+With a policy server it owns simulators only, and asks the server for the actions of policies that plan ahead.
+
 It never writes results. Its parent is the single writer of its shard, so a worker that crashes, hangs or outlives its
 parent can neither lose nor repeat an episode.
 """
@@ -19,6 +21,8 @@ from typing import Any
 
 from multismolvla_eval.config import EnvironmentArguments
 
+#: Exit code of a worker whose policy server is gone.
+SERVER_GONE = 3
 #: Simulators kept open at the same time; further tasks close the least recently used one.
 OPEN_ENVIRONMENTS = 4
 
@@ -36,6 +40,8 @@ class WorkerArguments:
         output: run folder, for logs and clips.
         plugins: modules to import first.
         rename_map: LeRobot's option per policy.
+        batch_size: rows of the policy server's batches; 1: there is no server.
+        role: ``worker`` or ``server``, for the log's name.
     """
 
     number: int
@@ -46,14 +52,12 @@ class WorkerArguments:
     output: Path
     plugins: tuple[str, ...]
     rename_map: dict[str, dict[str, str]]
+    batch_size: int = 1
+    role: str = "worker"
 
 
-def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
-    """Load everything, describe it, then serve episodes until the pipe closes.
-
-    Messages to the parent: ``("ready", description)`` once, then ``("row", row)`` per episode. Whatever goes wrong ends
-    the process with a traceback in its log; the parent decides what that means.
-    """
+def begin(arguments: WorkerArguments) -> None:
+    """What every process of a pool does first: leave Ctrl-C to the parent, write to its log, load the plug-ins."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     log = open(log_path(arguments), "a", buffering=1)  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), sys.stdout.fileno())
@@ -63,6 +67,14 @@ def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
     for module in arguments.plugins:
         import_module(module)
 
+
+def worker_main(arguments: WorkerArguments, pipe: Connection, server: Connection | None = None) -> None:
+    """Load everything, describe it, then serve episodes until the pipe closes.
+
+    Messages to the parent: ``("ready", description)`` once, then ``("row", row)`` per episode. Whatever goes wrong ends
+    the process with a traceback in its log; the parent decides what that means.
+    """
+    begin(arguments)
     import torch
 
     from multismolvla_eval.plan import Episode
@@ -73,7 +85,7 @@ def worker_main(arguments: WorkerArguments, pipe: Connection) -> None:
     sources = load_sources(arguments.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
-        name: load_policy(path, first, arguments.device, arguments.rename_map.get(name))
+        name: load_policy(path, first, arguments.device, arguments.rename_map.get(name), server)
         for name, path in arguments.policies.items()
     }
     description = {
@@ -100,7 +112,7 @@ def log_path(arguments: WorkerArguments) -> Path:
     """Where a worker's output goes."""
     folder = arguments.output / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"worker-{arguments.number}.log"
+    return folder / f"{arguments.role}-{arguments.number}.log"
 
 
 class _State:
