@@ -197,7 +197,12 @@ def _draw(job: Job, annotator: Annotator, root: Path) -> None:
         shown = {place: found[key][0] for place, key in keys.items() if key in found}
         frames.append(SheetFrame(f"episode {episode}, frame {t}: {items[0]['task']}", shown))
     labels = {(view, "rgb"): "sensor" for view, streams in plan.views.items() if "rgb" in streams}
-    labels |= {(s.view, s.modality): s.origin for s in plan.streams}
+    for stream in plan.streams:
+        info = data.meta.features.get(stream.key, {}).get("info") or {}
+        nominal = (
+            ", nominal scale" if "meaning" in info else ""
+        )  # relative depth is drawn in metres that are none
+        labels[stream.view, stream.modality] = stream.origin + nominal
     ordered = {place: labels[place] for place in keys if place in labels}
     write_contact_sheet(
         frames,

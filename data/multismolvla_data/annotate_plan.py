@@ -7,7 +7,7 @@ from pathlib import Path
 
 from multismolvla.modalities import Modality
 from multismolvla.sources import SOURCES, licence_of
-from multismolvla.tokenizers.recipe import TOKENIZER_SOURCES, find_weights
+from multismolvla.tokenizers.recipe import NETWORK, TOKENIZER_SOURCES, find_weights
 
 from .annotate_job import Job
 
@@ -80,7 +80,10 @@ def _networks(job: Job) -> list[str]:
     needed = [(f"{m} from RGB", job.model(m)) for m in job.plan.derived()]
     parts = dict.fromkeys(p for found in job.parts.values() for p in found)
     needed += [
-        (f"{part} ids" if part in TOKENIZER_SOURCES else part, job.cfg.official.source(part))
+        (
+            f"{part} ids" if part in TOKENIZER_SOURCES else "ImageBind" if part == NETWORK else part,
+            job.cfg.official.source(part),
+        )
         for part in parts
     ]
     for purpose, source in needed:
