@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from multismolvla.corruption import parse_condition
 from multismolvla.modalities import MODALITIES, default_view_map
-from multismolvla_eval.results import Row
-
-#: Rows by (policy, condition) and (task, episode).
-#: What pairs two rows: (suite, task) and (repetition, episode).
-Place = tuple[tuple[str, int], tuple[int, int]]
-Index = dict[tuple[str, str], dict[Place, Row]]
+from multismolvla_eval.episodes import Cells, Episodes, Hashes
 
 
 def faulted_streams(condition_id: str, manifest: dict[str, Any]) -> dict[str, set[str]]:
@@ -38,7 +34,7 @@ def reads_fault(reads: Sequence[str], condition_id: str, manifest: dict[str, Any
 
 
 def fairness_checks(
-    names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
+    names: Sequence[str], conditions: Sequence[str], cells: Cells, manifest: dict[str, Any]
 ) -> dict[str, Any]:
     """Proofs, from hashes, that arms are paired and that faults reach the policy.
 
@@ -46,68 +42,100 @@ def fairness_checks(
     and condition, in how many episodes every faulted stream differs from the clean arm at the first frame (``reached``)
     and all others do not (``rest_equal``), measured on what the encoder was given if the policy shows it (there per
     modality), else on the policy's input. Of a soft fault one camera of a modality is enough: the other may show nothing
-    that it could change. A frozen picture cannot differ at the first frame, and what a policy does not read cannot reach
-    it: neither is counted.
+    that it could change. A frozen picture and a fault in time cannot show at the first frame, and what a policy does not
+    read cannot reach it: neither is counted.
     """
-    starts: dict[tuple[int, int], set[str]] = defaultdict(set)
-    for cell in index.values():
-        for key, row in cell.items():
-            if row.get("start"):
-                starts[key].add(row["start"])
     faults = []
     for name in names:
+        reads = manifest["policies"][name].get("reads", [])
         for condition in conditions:
-            faults_of_arm = parse_condition(condition).faults
-            if not faults_of_arm or any(f.type == "freeze" for f in faults_of_arm):
+            arm = parse_condition(condition).faults
+            if not arm or not all(f.changes_first_frame for f in arm):
                 continue
-            if reads_fault(manifest["policies"][name].get("reads", []), condition, manifest) is not False:
-                clean, cell = index.get((name, "C0"), {}), index.get((name, condition), {})
-                streams = faulted_streams(condition, manifest)
-                outcomes = [
-                    o
-                    for k in cell.keys() & clean.keys()
-                    if (o := _reached(clean[k], cell[k], streams, condition))
-                ]
-                if outcomes:
-                    faults.append(
-                        {
-                            "policy": name,
-                            "condition": condition,
-                            "where": outcomes[0][2],
-                            "episodes": len(outcomes),
-                            "reached": sum(o[0] for o in outcomes),
-                            "rest_equal": sum(o[1] for o in outcomes),
-                        }
-                    )
+            if reads_fault(reads, condition, manifest) is False:
+                continue
+            clean, faulted = cells.shared([cells.rows(name, "C0"), cells.rows(name, condition)])
+            found = _arrivals(cells.episodes, clean, faulted, condition, manifest)
+            if found:
+                faults.append({"policy": name, "condition": condition, **found})
+    return {"starts": _starts(cells), "faults": faults}
+
+
+def _starts(cells: Cells) -> dict[str, int]:
+    """Of how many episodes the start is known, and of how many it is the same in all arms."""
+    known = np.flatnonzero(cells.episodes.start)
+    if not len(known):
+        return {"episodes": 0, "equal": 0}
+    order = known[np.argsort(cells.place[known], kind="stable")]
+    first = np.flatnonzero(np.diff(cells.place[order], prepend=-1))
+    start = cells.episodes.start[order]
+    equal = np.minimum.reduceat(start, first) == np.maximum.reduceat(start, first)
+    return {"episodes": len(first), "equal": int(equal.sum())}
+
+
+def _arrivals(
+    episodes: Episodes, clean: np.ndarray, faulted: np.ndarray, condition: str, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Counts of one arm's pairs of episodes; empty without hashes.
+
+    Args:
+        episodes: the columns.
+        clean: rows of the clean episodes, (m,).
+        faulted: rows of the faulted ones, (m,), paired with them.
+        condition: of the faulted ones.
+        manifest: of the run.
+    """
+    streams = faulted_streams(condition, manifest)
+    shown = episodes.encoder.known[faulted] & episodes.encoder.values[clean].any(1)
+    soft = {f.modality for f in parse_condition(condition).faults if not f.hard}
+    counted, reached, rest = _at_the_encoder(episodes.encoder, clean[shown], faulted[shown], set(streams))
+    at_door = _at_the_door(episodes.door, clean[~shown], faulted[~shown], streams, soft)
+    total = int(counted.sum() + at_door[0].sum())
+    if not total:
+        return {}
+    arrived = int((counted & reached).sum() + (at_door[0] & at_door[1]).sum())
+    rest_equal = int((counted & rest).sum() + (at_door[0] & at_door[2]).sum())
     return {
-        "starts": {"episodes": len(starts), "equal": sum(len(v) == 1 for v in starts.values())},
-        "faults": faults,
+        "where": "encoder" if counted.any() else "input",
+        "episodes": total,
+        "reached": arrived,
+        "rest_equal": rest_equal,
+        "doubtful": min(arrived, rest_equal) < total,
     }
 
 
-def _reached(
-    clean: Row, faulted: Row, streams: dict[str, set[str]], condition: str
-) -> tuple[bool, bool, str] | None:
-    """``(fault arrived, everything else equal, where)`` of one pair of episodes; ``None`` without hashes."""
-    before, after = clean.get("encoder"), faulted.get("encoder")
-    if before and after is not None:
-        hit = streams.keys() & before.keys()
-        rest = before.keys() - hit
-        return (
-            bool(hit) and all(before[m] != after.get(m) for m in hit),
-            all(before[m] == after.get(m) for m in rest),
-            "encoder",
-        )
-    before, after = clean.get("door"), faulted.get("door")
-    keys = set().union(*streams.values())
-    if not before or not after or not keys & after.keys():
-        return None
-    own = {k for k in after if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)}
-    given = {m: k & after.keys() for m, k in streams.items() if k & after.keys()}
-    changed = {k for k in after if before.get(k) != after[k]}
-    soft = {f.modality for f in parse_condition(condition).faults if not f.hard}
-    return (
-        all(k & changed if m in soft else k <= changed for m, k in given.items()),
-        all(before.get(k) == after[k] for k in after.keys() - own),
-        "input",
-    )
+_Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _at_the_encoder(hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, modalities: set[str]) -> _Outcome:
+    """``(counted, fault arrived, everything else equal)``, bool (m,) each, by modality."""
+    before, after = hashes.values[clean], hashes.values[faulted]
+    present, changed = before != 0, before != after
+    hit = hashes.columns(modalities)
+    rest = [i for i in range(len(hashes.keys)) if i not in hit]
+    reached = present[:, hit].any(1) & (changed | ~present)[:, hit].all(1)
+    return np.ones(len(clean), bool), reached, ~(changed & present)[:, rest].any(1)
+
+
+def _at_the_door(
+    hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, streams: dict[str, set[str]], soft: set[str]
+) -> _Outcome:
+    """The same by stream of the policy's input; flags that come with a faulted stream may differ, too."""
+    before, after = hashes.values[clean], hashes.values[faulted]
+    present = after != 0
+    changed = present & (before != after)
+    keys = set().union(*streams.values()) if streams else set()
+    reached = np.ones(len(clean), bool)
+    for modality, stream_keys in streams.items():
+        columns = hashes.columns(stream_keys)
+        given = present[:, columns].any(1)
+        all_changed = (changed | ~present)[:, columns].all(1)
+        reached &= ~given | (changed[:, columns].any(1) if modality in soft else all_changed)
+    own = [
+        i
+        for i, k in enumerate(hashes.keys)
+        if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)
+    ]
+    rest = [i for i in range(len(hashes.keys)) if i not in own]
+    counted = present[:, hashes.columns(keys)].any(1) & (before != 0).any(1)
+    return counted, reached, ~changed[:, rest].any(1)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
+from multismolvla_eval.episodes import Cells
 from multismolvla_eval.provenance import distinct_provenance
-from multismolvla_eval.results import Row, cause_of
-from multismolvla_eval.statistics import detectable_unpaired
+from multismolvla_eval.statistics import detectable_difference, detectable_unpaired
+
+#: Switches of the gripper command per episode below which it counts as frozen.
+FROZEN_GRIPPER = 0.1
 
 
 def reader_notes(
-    manifest: dict[str, Any],
-    rows: Sequence[Row],
-    policies: Sequence[dict[str, Any]],
-    checks: dict[str, Any],
+    manifest: dict[str, Any], cells: Cells, policies: Sequence[dict[str, Any]], checks: dict[str, Any]
 ) -> list[str]:
     """Sentences for the page, the Markdown file and the terminal.
 
     Args:
         manifest: of the run.
-        rows: all episodes.
+        cells: all episodes.
         policies: the summary's entries.
         checks: from :func:`multismolvla_eval.checks.fairness_checks`.
     """
@@ -37,44 +39,79 @@ def reader_notes(
             "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not comparable with "
             "published LIBERO results."
         )
-    smallest = min(Counter((r["policy"], r["condition"]) for r in rows).values())
-    points = 100 * detectable_unpaired(smallest)
-    shows = (
-        f"could show only differences of about {points:.0f} points"
-        if points < 100
-        else "can show no difference at all"
-    )
+    notes += [fact["note"] for fact in assets_facts(manifest["suites"]) if fact["note"]]
+    episodes = cells.episodes
+    arms = _sizes(episodes.codes["policy"], episodes.codes["condition"])
+    smallest = int(arms.min())
     notes.append(
-        f"The smallest cell has n = {smallest}: unpaired, it {shows}. Read every rate with its interval."
+        f"The smallest cell has n = {smallest}: with 80 % power it can show {_points(detectable_difference(smallest))} on "
+        f"the same episodes (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
+        "episodes. Read every rate with its interval."
     )
     for policy in policies:
-        if not policy["gate"]["passed"]:
-            notes.append(f"No robustness figures for {policy['name']}: {policy['gate']['reason']}.")
-        derived = [m for m, origin in policy["origins"].items() if origin == "derived"]
-        if derived:
-            notes.append(
-                f"{policy['name']} computes {', '.join(derived)} from RGB: this is no sensor redundancy."
-            )
-    crashes = sum(cause_of(r).startswith(("crash", "stuck")) for r in rows if not r["success"])
+        notes += _policy_notes(policy)
+    causes = [i for i, c in enumerate(episodes.names["cause"]) if c.startswith(("crash", "stuck"))]
+    crashes = int((np.isin(episodes.codes["cause"], causes) & ~episodes.success).sum())
     if crashes:
         notes.append(
             f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
         )
     return (
-        notes + _repeat_notes(manifest, rows) + _provenance_notes(manifest) + _fault_notes(checks["faults"])
+        notes + _repeat_notes(manifest, cells) + _provenance_notes(manifest) + _fault_notes(checks["faults"])
     )
 
 
-def _repeat_notes(manifest: dict[str, Any], rows: Sequence[Row]) -> list[str]:
-    notes = []
-    for name, suite in manifest["suites"].items():
-        cells = Counter(
-            (r["policy"], r["condition"], r["task_id"], r["seed"]) for r in rows if r["suite"] == name
+def _points(share: float) -> str:
+    return f"a difference of {100 * share:.0f} points" if share < 1 else "no difference at all"
+
+
+def _sizes(*columns: np.ndarray) -> np.ndarray:
+    """How often each combination of values occurs."""
+    return np.unique(np.stack(columns, 1), axis=0, return_counts=True)[1]
+
+
+def _policy_notes(policy: dict[str, Any]) -> list[str]:
+    name, notes = policy["name"], []
+    if policy["privileged"]:
+        notes.append(
+            f"{name} reads the simulator's state: an upper bound, not a policy. No sensor fault reaches it, so it has no "
+            "robustness figures."
         )
-        states, most = suite.get("init_states"), max(cells.values(), default=0)
-        if states is not None and most > states:
+    elif not policy["gate"]["passed"]:
+        notes.append(f"No robustness figures for {name}: {policy['gate']['reason']}.")
+    else:
+        notes += [
+            f"No robustness figures for {name} in {suite}: {part['gate']['reason']}."
+            for suite, part in policy["suites"].items()
+            if not part["gate"]["passed"]
+        ]
+    if policy["blind"]:
+        notes.append(f"{name} is shown no pictures: what it still solves needs no sensors.")
+    derived = [m for m, origin in policy["origins"].items() if origin == "derived"]
+    if derived:
+        notes.append(f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy.")
+    switches = policy["gripper_switches"]
+    if switches is not None and switches < FROZEN_GRIPPER:
+        notes.append(
+            f"{name} hardly ever moves its gripper ({switches} switches per episode): look for a frozen gripper before you "
+            "read anything into its success rates."
+        )
+    return notes
+
+
+def _repeat_notes(manifest: dict[str, Any], cells: Cells) -> list[str]:
+    codes, numbers = cells.episodes.codes, cells.episodes.numbers
+    notes = []
+    for suite, facts in manifest["suites"].items():
+        states = facts.get("init_states")
+        own = codes["suite"] == cells.episodes.code("suite", suite)
+        if states is None or not own.any():
+            continue
+        columns = (codes["policy"], codes["condition"], numbers["task_id"], numbers["seed"])
+        most = int(_sizes(*(c[own] for c in columns)).max())
+        if most > states:
             notes.append(
-                f"Up to {most} episodes per task of {name} share {states} different initial states: the further ones repeat "
+                f"Up to {most} episodes per task of {suite} share {states} different initial states: the further ones repeat "
                 "a start with other policy noise, so they are not independent and the intervals are too narrow."
             )
     return notes
@@ -100,10 +137,10 @@ def _fault_notes(faults: Sequence[dict[str, Any]]) -> list[str]:
     notes = []
     for name in dict.fromkeys(f["policy"] for f in faults):
         for count, doubt in doubts:
-            short = [f for f in faults if f["policy"] == name and f[count] < f["episodes"]]
-            if short:
+            doubted = [f for f in faults if f["policy"] == name and f[count] < f["episodes"]]
+            if doubted:
                 where = ", ".join(
-                    f"{f['condition']} ({f['episodes'] - f[count]} of {f['episodes']})" for f in short
+                    f"{f['condition']} ({f['episodes'] - f[count]} of {f['episodes']})" for f in doubted
                 )
                 notes.append(
                     f"{name}: {doubt} in some episodes; find out why before you trust these cells: {where}."

@@ -1,21 +1,25 @@
-"""Plots of a summary as SVG text, readable in print and for colour-blind readers (colour and hatching both tell)."""
+"""Plots of a summary as SVG text, readable in print and for colour-blind readers (colour and marker both tell)."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from multismolvla.modalities import MODALITIES
-from multismolvla_eval.summary import soft_types
+from multismolvla_eval.grouping import is_subset, short, soft_types
 
+#: Okabe and Ito's colours, the yellow darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7a6a00")
-HATCHES = ("", "//", "..", "xx", "\\\\", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+HEAT = "cividis"
+#: Conditions that a task map names one by one; of more it names the groups.
+NAMED_CONDITIONS = 16
 
 
 def _svg(figure: Figure) -> str:
@@ -27,112 +31,204 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _tidy(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_ylim(0, 1.04)
-    axis.yaxis.set_major_formatter("{x:.0%}")
-    axis.yaxis.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
-    axis.grid(axis="y", color="#d0d0d0", linewidth=0.6)
-    axis.set_axisbelow(True)
+def _figure(
+    width: float, height: float, left: float, right: float, bottom: float, top: float, **grid: Any
+) -> Any:
+    """Figure and axes with margins in inches: laying out by rule takes longer than drawing."""
+    figure = Figure(figsize=(width, height))
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": bottom / height,
+        "top": 1 - top / height,
+    }
+    rows, columns = grid.pop("rows", 1), grid.pop("columns", 1)
+    axes = figure.subplots(
+        rows, columns, squeeze=False, gridspec_kw={**margins, **grid.pop("gaps", {})}, **grid
+    )
+    return figure, axes
 
 
-def success_bars(summary: dict[str, Any]) -> str:
-    """Success per condition and policy with Wilson intervals, one horizontal group per condition."""
+def _legend(figure: Figure, names: Sequence[str], height: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=COLOURS[i % 6], marker=MARKERS[i % 6], markersize=5, linewidth=1.3, label=name)
+        for i, name in enumerate(names)
+    ]
+    figure.legend(
+        handles=handles, frameon=False, ncols=min(5, len(names)), loc="upper center", fontsize=9,
+        bbox_to_anchor=(0.5, 1 - 0.02 / height), borderaxespad=0,
+    )  # fmt: skip
+
+
+def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None:
+    """Success per condition and policy as points with Wilson intervals; ``None`` without such conditions."""
     names = [p["name"] for p in summary["policies"]]
-    cells = summary["cells"]
-    height = 0.8 / len(names)
-    figure = Figure(figsize=(8.4, 1.0 + len(cells) * (0.2 * len(names) + 0.16)), layout="constrained")
-    axis = figure.subplots()
+    cells = [c for c in summary["cells"] if c["group"] in ("C0", *groups)]
+    if not any(c["group"] in groups for c in cells):
+        return None
+    step = max(0.26, 0.13 * len(names) + 0.1)
+    height = len(cells) * step + 0.95
+    figure, ((axis,),) = _figure(8.4, height, 2.5, 0.2, 0.55, 0.4)
     for number, name in enumerate(names):
-        places, rates, errors = [], [], []
-        for place, cell in enumerate(cells):
-            result = cell["results"].get(name)
-            if result is None:
-                continue
-            places.append(place + (number - (len(names) - 1) / 2) * height)
-            rates.append(result["rate"])
-            errors.append((result["rate"] - result["low"], result["high"] - result["rate"]))
-        axis.barh(
-            places, rates, height * 0.94, label=name, color=COLOURS[number % 6], hatch=HATCHES[number % 6],
-            edgecolor="white", linewidth=0.5, xerr=list(zip(*errors, strict=True)) if errors else None,
-            error_kw={"ecolor": "#222222", "elinewidth": 1.1, "capsize": 2.5},
+        known = [(i, c["results"][name]) for i, c in enumerate(cells) if name in c["results"]]
+        if not known:
+            continue
+        offset = (number - (len(names) - 1) / 2) * 0.13 / step
+        rates = np.array([r["rate"] for _, r in known])
+        spread = np.abs(np.array([(r["low"], r["high"]) for _, r in known]).T - rates)
+        axis.errorbar(
+            rates, [i + offset for i, _ in known], xerr=spread, fmt=MARKERS[number % 6], color=COLOURS[number % 6],
+            markersize=4.5, elinewidth=1.3, capsize=2,
         )  # fmt: skip
-    axis.set_yticks(range(len(cells)), [_short(c["condition"]) for c in cells], fontsize=9)
-    axis.set_ylim(len(cells) - 0.45, -0.55)
-    axis.set_xlim(0, 1)
+    for place in range(0, len(cells), 2):
+        axis.axhspan(place - 0.5, place + 0.5, color="#f3f4f8", linewidth=0, zorder=0)
+    axis.set_yticks(range(len(cells)), [short(c["condition"]) for c in cells], fontsize=8.5)
+    axis.set_ylim(len(cells) - 0.5, -0.5)
+    axis.set_xlim(-0.01, 1.01)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.grid(axis="x", color="#d0d0d0", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("success rate, 95 % Wilson interval", fontsize=9)
-    figure.legend(frameon=False, ncols=min(4, len(names)), loc="outside upper center", fontsize=9)
+    _legend(figure, names, height)
     return _svg(figure)
 
 
-def _short(condition: str) -> str:
-    if condition == "C0":
-        return "clean"
-    group, _, body = condition.partition(":")
-    if body.startswith("camera="):
-        return f"{group} no {body.removeprefix('camera=')}"
-    if group == "C1":
-        missing = [m for m in MODALITIES if m not in body.split("+")]
-        return f"{group} no {'+'.join(missing)}" if 0 < len(missing) < 3 else f"{group} only {body}"
-    return f"{group} {body}"
-
-
-def severity_curves(summary: dict[str, Any]) -> str | None:
+def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     """Success over severity, one panel per corruption type; ``None`` if no type has at least three severities."""
-    types = {t: s for t, s in soft_types([c["condition"] for c in summary["cells"]]).items() if len(s) >= 3}
+    known = soft_types([c["condition"] for c in summary["cells"]])
+    types = {
+        t: s for t, s in known.items() if t.partition("=")[0].partition(".")[0] == modality and len(s) >= 3
+    }
     if not types:
         return None
+    names = [p["name"] for p in summary["policies"]]
     by_condition = {c["condition"]: c["results"] for c in summary["cells"]}
-    columns = min(4, len(types))
+    columns = min(4, max(2, len(types)))
     rows = -(-len(types) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    for axis, (type_, severities) in zip(axes, types.items(), strict=False):
-        conditions = {0: "C0", **severities}
-        for number, policy in enumerate(summary["policies"]):
-            points = [
-                (s, by_condition[c].get(policy["name"])) for s, c in conditions.items() if c in by_condition
-            ]
-            known = [(s, r) for s, r in points if r is not None]
-            xs = [s for s, _ in known]
-            axis.plot(xs, [r["rate"] for _, r in known], color=COLOURS[number % 6], marker=MARKERS[number % 6],
-                      markersize=3.5, linewidth=1.3, label=policy["name"])  # fmt: skip
-            axis.fill_between(xs, [r["low"] for _, r in known], [r["high"] for _, r in known],
-                              color=COLOURS[number % 6], alpha=0.15, linewidth=0)  # fmt: skip
-        axis.set_title(type_, fontsize=8)
-        _tidy(axis)
-        axis.set_xticks(list(conditions))
-    for axis in axes[len(types) :]:
+    height = 1.62 * rows + 0.75
+    figure, axes = _figure(
+        8.4, height, 0.55, 0.1, 0.48, 0.5, rows=rows, columns=columns, sharex=True, sharey=True,
+        gaps={"hspace": 0.32, "wspace": 0.1},
+    )  # fmt: skip
+    for axis, (type_, severities) in zip(axes.flatten(), types.items(), strict=False):
+        for number, name in enumerate(names):
+            _curve(axis, {0: "C0", **severities}, name, number, by_condition)
+        label = type_.removeprefix(f"{modality}=").replace("_", " ").replace(f"{modality}.", "")
+        axis.set_title(label, fontsize=8.5, pad=3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#d0d0d0", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8, labelbottom=True, length=2)
+    axes[0][0].set(ylim=(-0.02, 1.04), yticks=[0, 0.25, 0.5, 0.75, 1.0], xticks=range(6))
+    axes[0][0].yaxis.set_major_formatter("{x:.0%}")
+    for axis in axes.flatten()[len(types) :]:
         axis.set_axis_off()
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.supxlabel("severity (0 = clean)", fontsize=9)
+    figure.text(0.5, 0.08 / height, "severity (0 = clean)", ha="center", fontsize=9)
+    _legend(figure, names, height)
     return _svg(figure)
+
+
+def _curve(
+    axis: Any, conditions: Mapping[int, str], name: str, number: int, results: Mapping[str, dict[str, Any]]
+) -> None:
+    known = [(s, results[c][name]) for s, c in conditions.items() if name in results.get(c, {})]
+    xs, colour = [s for s, _ in known], COLOURS[number % 6]
+    axis.plot(
+        xs,
+        [r["rate"] for _, r in known],
+        color=colour,
+        marker=MARKERS[number % 6],
+        markersize=3.5,
+        linewidth=1.3,
+    )
+    low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
+    axis.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
 def subset_map(summary: dict[str, Any]) -> str | None:
-    """Heat map of the announced modality subsets; ``None`` if fewer than eight were run."""
-    cells = [c for c in summary["cells"] if c["group"] == "C1" and "camera=" not in c["condition"]]
+    """Heat map of the announced modality subsets, over all and per suite; ``None`` if fewer than eight were run."""
+    cells = [c for c in summary["cells"] if is_subset(c["condition"])]
     names = [p["name"] for p in summary["policies"]]
     if len(cells) < 8:
         return None
-    values = [[c["results"].get(n, {}).get("rate", float("nan")) for c in cells] for n in names]
-    figure = Figure(figsize=(1.6 + 0.62 * len(cells), 1.7 + 0.42 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(len(cells)), [c["condition"][3:].replace("+", "\n") for c in cells], fontsize=7)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    _write_values(axis, values)
+    lines: list[tuple[str, list[float]]] = []
+    suites = list(next(iter(summary["policies"]))["suites"])
+    for name in names:
+        whole = [c["results"].get(name, {}) for c in cells]
+        lines.append((name, [r.get("rate", np.nan) for r in whole]))
+        for suite in suites:
+            parts = [r.get("suites", {}).get(suite, {}) for r in whole]
+            lines.append((f"{name}, {suite.removeprefix('libero_')}", [p.get("rate", np.nan) for p in parts]))
+    values = np.array([v for _, v in lines])
+    height = 0.27 * len(lines) + 0.8
+    figure, ((axis,),) = _figure(8.4, height, 1.75, 0.1, 0.72, 0.08)
+    axis.pcolormesh(
+        np.ma.masked_invalid(values), vmin=0, vmax=1, cmap=HEAT, edgecolors="white", linewidth=0.8
+    )
+    axis.invert_yaxis()
+    axis.set_xticks(
+        np.arange(len(cells)) + 0.5, [c["condition"][3:].replace("+", "\n") for c in cells], fontsize=7.5
+    )
+    axis.set_yticks(np.arange(len(lines)) + 0.5, [label for label, _ in lines], fontsize=8)
+    for label, (name, _) in zip(axis.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if name in names else "normal")
+    for block in range(len(suites) + 1, len(lines), len(suites) + 1):
+        axis.axhline(block, color="#1b1b1f", linewidth=1)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for y, x in np.argwhere(~np.isnan(values)):
+        dark = values[y, x] > 0.55
+        axis.text(x + 0.5, y + 0.52, f"{100 * values[y, x]:.0f}", ha="center", va="center", fontsize=8,
+                  color="black" if dark else "white")  # fmt: skip
     return _svg(figure)
 
 
-def _write_values(axis: Any, values: Sequence[Sequence[float]]) -> None:
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            if value == value:
-                axis.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
-                          color="black" if value > 0.55 else "white")  # fmt: skip
+def task_map(summary: dict[str, Any], suite: str) -> str | None:
+    """Success per task and condition, one panel per policy; ``None`` without episodes of the suite."""
+    tasks = [t for t in summary["tasks"] if t["suite"] == suite and t["cells"]]
+    names = [p["name"] for p in summary["policies"]]
+    conditions = [c["condition"] for c in summary["cells"]]
+    if not tasks:
+        return None
+    named = len(conditions) <= NAMED_CONDITIONS
+    panel, bottom = 0.17 * len(tasks) + 0.1, 1.45 if named else 0.3
+    height = (panel + 0.28) * len(names) + bottom + 0.15
+    figure, axes = _figure(
+        8.4, height, 0.55, 0.1, bottom, 0.25, rows=len(names), sharex=True, gaps={"hspace": 0.3 / panel}
+    )
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        counts = [[t["cells"].get(f"{name}|{c}", [0, 0]) for c in conditions] for t in tasks]
+        k, n = np.moveaxis(np.array(counts, float), 2, 0)
+        rates = np.ma.masked_invalid(np.divide(k, n, out=np.full_like(k, np.nan), where=n > 0))
+        axis.imshow(rates, vmin=0, vmax=1, cmap=HEAT, aspect="auto", interpolation="nearest")
+        axis.set_title(name, fontsize=9, loc="left", pad=3, fontweight="bold")
+        axis.set_yticks(range(len(tasks)), [str(t["task_id"]) for t in tasks], fontsize=7)
+        axis.set_ylabel("task", fontsize=8)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    _name_conditions(axes[:, 0], conditions, named)
+    return _svg(figure)
+
+
+def _name_conditions(axes: Sequence[Any], conditions: Sequence[str], named: bool) -> None:
+    """Names under the last panel, of the conditions or of their groups, and lines between groups."""
+    if named:
+        labels = [short(c) for c in conditions]
+        axes[-1].set_xticks(
+            range(len(conditions)), labels, fontsize=7.5, rotation=40, ha="right", rotation_mode="anchor"
+        )
+    ticks, labels, place = [], [], 0
+    for group, members in groupby(conditions, key=lambda c: c.partition(":")[0]):
+        count = len(list(members))
+        ticks.append(place + (count - 1) / 2)
+        labels.append(group)
+        place += count
+        for axis in axes:
+            axis.axvline(place - 0.5, color="white", linewidth=1.6)
+    if not named:
+        axes[-1].set_xticks(ticks, labels, fontsize=8)

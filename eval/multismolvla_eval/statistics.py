@@ -1,24 +1,34 @@
 """Statistics of paired success rates: intervals, tests, and summaries of robustness.
 
 Numbers in, numbers out: nothing here knows files, policies or environments. Rates are fractions in [0, 1]; what a caller
-prints as points is its own business.
+prints as points is its own business. Intervals and tests are those of scipy and statsmodels; the bootstrap over tasks and
+then episodes is here, because neither has one that resamples in two stages.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 #: Seed of the bootstrap: the same results give the same report.
 BOOTSTRAP_SEED = 20_240_607
+#: The share of pairs in which exactly one arm succeeds that the power statement assumes (protocol, section 3).
+ASSUMED_DISCORDANT = 0.15
+_TAIL = (1 - CONFIDENCE) / 2
+#: Weights of so many episodes are made at once; bounds the memory of a bootstrap [numbers].
+_BLOCK = 4_000_000
+#: Comparisons per matrix product; bounds the memory, too.
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,21 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Two arms on the same episodes.
+
+    Attributes:
+        first: success of the first arm, bool (n,).
+        second: success of the second arm, bool (n,).
+        clusters: number of the episode's task, int (n,), ascending.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    clusters: np.ndarray
+
+
+@dataclass(frozen=True)
 class PairedDifference:
     """Difference of two arms on the same episodes.
 
@@ -52,7 +77,12 @@ class PairedDifference:
         gained: pairs that only the second arm solves.
         lost: pairs that only the first arm solves.
         p_value: exact McNemar, two-sided.
-        detectable: the difference that n pairs can show with 80 % power (15 % discordant pairs).
+        detectable: the difference that n pairs can show with 80 % power, if 15 % of the pairs are discordant, or as many
+            as were, if more.
+        ratio: rate of the second arm over rate of the first (with clean as first arm: the relative robustness); ``None``
+            where the first never succeeds. It flatters weak policies: show rates, too.
+        ratio_low: lower bound of its bootstrap interval; ``None`` where a resample has no success of the first arm.
+        ratio_high: upper bound.
     """
 
     n: int
@@ -63,8 +93,29 @@ class PairedDifference:
     lost: int
     p_value: float
     detectable: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
 
 
+@dataclass(frozen=True)
+class UnpairedDifference:
+    """Difference of two arms on different episodes.
+
+    Attributes:
+        difference: rate of the second arm minus rate of the first.
+        low: lower bound of Newcombe's interval.
+        high: upper bound.
+        detectable: the difference that so many episodes can show with 80 % power.
+    """
+
+    difference: float
+    low: float
+    high: float
+    detectable: float
+
+
+@lru_cache(maxsize=65536)
 def wilson(successes: int, n: int) -> Rate:
     """Success rate with Wilson's score interval.
 
@@ -73,17 +124,18 @@ def wilson(successes: int, n: int) -> Rate:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"A rate needs 0 <= successes <= n and n >= 1, got {successes} of {n}.")
-    interval = stats.binomtest(successes, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return Rate(successes, n, successes / n, float(interval.low), float(interval.high))
+    low, high = proportion_confint(successes, n, alpha=1 - CONFIDENCE, method="wilson")
+    return Rate(successes, n, successes / n, max(0.0, float(low)), min(1.0, float(high)))
 
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided McNemar p-value of the discordant pairs; 1 without any."""
-    discordant = gained + lost
-    return float(stats.binomtest(gained, discordant, 0.5).pvalue) if discordant else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-def detectable_difference(n: int, discordant: float = 0.15, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_difference(
+    n: int, discordant: float = ASSUMED_DISCORDANT, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """Smallest true difference that ``n`` pairs show with the given power (normal approximation).
 
     Args:
@@ -92,67 +144,154 @@ def detectable_difference(n: int, discordant: float = 0.15, power: float = 0.8, 
         power: probability to find the difference.
         alpha: two-sided level.
     """
-    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * math.sqrt(discordant / n))
+    return _quantiles(power, alpha) * math.sqrt(discordant / n)
 
 
-def detectable_unpaired(n: int, rate: float = 0.8, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The same for two independent arms of ``n`` episodes around ``rate``: what pairing saves."""
-    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * math.sqrt(2 * rate * (1 - rate) / n))
+def detectable_unpaired(
+    n: int, rate: float = 0.8, power: float = 0.8, alpha: float = 0.05, other: int | None = None
+) -> float:
+    """The same for two independent arms of ``n`` (and ``other``) episodes around ``rate``: what pairing saves."""
+    variance = rate * (1 - rate) * (1 / n + 1 / (other or n))
+    return _quantiles(power, alpha) * math.sqrt(variance)
 
 
-def paired_difference(pairs: Mapping[Any, Sequence[tuple[bool, bool]]]) -> PairedDifference:
-    """Compare two arms on the same episodes.
+@lru_cache
+def _quantiles(power: float, alpha: float) -> float:
+    return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
 
-    The interval comes from a bootstrap that resamples tasks and then episodes within each drawn task, because episodes
-    of one task succeed and fail together.
 
-    Args:
-        pairs: per task the list of (success of the first arm, success of the second arm).
+def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
+    """Compare two arms that ran different episodes (Newcombe's interval from the two Wilson intervals)."""
+    low, high = confint_proportions_2indep(
+        second.successes, second.n, first.successes, first.n, compare="diff", method="newcomb"
+    )
+    detectable = detectable_unpaired(first.n, other=second.n)
+    return UnpairedDifference(second.rate - first.rate, float(low), float(high), detectable)
+
+
+def paired_difference(pairs: Pairs) -> PairedDifference:
+    """Compare two arms on the same episodes; see :func:`paired_differences`."""
+    return paired_differences([pairs])[0]
+
+
+def paired_differences(comparisons: Sequence[Pairs]) -> list[PairedDifference]:
+    """Compare two arms on the same episodes, many times.
+
+    Intervals come from a bootstrap that resamples tasks and then episodes within each drawn task, because episodes of one
+    task succeed and fail together. Comparisons of the same numbers of episodes share their resamples, so that they are
+    one matrix product.
 
     Raises:
-        ValueError: there are no pairs.
+        ValueError: a comparison has no pairs.
     """
-    tasks = [np.asarray(p, dtype=np.int64).reshape(-1, 2) for p in pairs.values() if len(p)]
-    if not tasks:
-        raise ValueError("A paired difference needs at least one episode that both arms have run.")
-    n = sum(len(t) for t in tasks)
-    gained = sum(int(((t[:, 0] == 0) & (t[:, 1] == 1)).sum()) for t in tasks)
-    lost = sum(int(((t[:, 0] == 1) & (t[:, 1] == 0)).sum()) for t in tasks)
-    low, high = _bootstrap([t[:, 1] - t[:, 0] for t in tasks])
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, pairs in enumerate(comparisons):
+        if not len(pairs.first):
+            raise ValueError("A paired difference needs at least one episode that both arms have run.")
+        groups[_sizes(pairs.clusters)].append(place)
+    results: dict[int, PairedDifference] = {}
+    for sizes, members in groups.items():
+        for start in range(0, len(members), _COLUMNS):
+            places = members[start : start + _COLUMNS]
+            arms = [getattr(comparisons[p], arm) for arm in ("first", "second") for p in places]
+            first, second = np.split(resampled_means(np.stack(arms, 1), sizes), 2, axis=1)
+            differences = _interval(second - first)
+            ratios = _interval(second / np.where(first > 0, first, np.nan))
+            for place, low_high, ratio in zip(places, differences.T, ratios.T, strict=True):
+                results[place] = _paired(comparisons[place], low_high, ratio)
+    return [results[p] for p in range(len(comparisons))]
+
+
+def _interval(resamples: np.ndarray) -> np.ndarray:
+    """Percentile interval of each column, (2, k); NaN where a resample is."""
+    return np.quantile(resamples, [_TAIL, 1 - _TAIL], axis=0, overwrite_input=True)
+
+
+def _paired(pairs: Pairs, interval: np.ndarray, ratio_interval: np.ndarray) -> PairedDifference:
+    n, before, after = len(pairs.first), pairs.first.astype(bool), pairs.second.astype(bool)
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     return PairedDifference(
-        n, (gained - lost) / n, low, high, gained, lost, mcnemar(gained, lost), detectable_difference(n)
-    )
+        n, (gained - lost) / n, float(interval[0]), float(interval[1]), gained, lost, mcnemar(gained, lost),
+        detectable_difference(n, max(ASSUMED_DISCORDANT, (gained + lost) / n)), relative_robustness(after.mean(), before.mean()),
+        _number(ratio_interval[0]), _number(ratio_interval[1]),
+    )  # fmt: skip
 
 
-def _bootstrap(differences: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Percentile interval of the mean of values in {-1, 0, 1}, tasks first, then episodes.
+def _number(value: np.floating) -> float | None:
+    return None if np.isnan(value) else float(value)
 
-    Resampling n values of three kinds is one multinomial draw, so the cost does not grow with the episodes.
+
+def _sizes(clusters: np.ndarray) -> tuple[int, ...]:
+    """Episodes per task, in order.
+
+    Raises:
+        ValueError: the tasks are not ascending.
     """
+    if (np.diff(clusters) < 0).any():
+        raise ValueError("Episodes must be sorted by task.")
+    return tuple(int(c) for c in np.unique(clusters, return_counts=True)[1])
+
+
+def resampled_means(values: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Means of resampled episodes.
+
+    Args:
+        values: one number per episode and quantity, (n, k), episodes sorted by task.
+        sizes: episodes per task.
+
+    Returns:
+        float32 (RESAMPLES, k).
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    return np.concatenate([w @ values for w in _weights(sizes)])
+
+
+def _weights(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """How much each episode counts in a resample, float32 (block, n), rows adding to 1; tasks are drawn, then episodes."""
+    count = np.asarray(sizes)
+    n, longest, first = int(count.sum()), int(count.max()), np.cumsum(count) - count
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    count = len(differences)
-    drawn = rng.integers(count, size=(RESAMPLES, count))
-    total = np.zeros((RESAMPLES, count))
-    size = np.zeros((RESAMPLES, count))
-    for index, values in enumerate(differences):
-        chosen = drawn == index
-        shares = [float((values == v).mean()) for v in (-1, 0)]
-        multinomial = rng.multinomial(
-            len(values), [*shares, max(0.0, 1 - sum(shares))], size=int(chosen.sum())
-        )
-        total[chosen] = multinomial[:, 2] - multinomial[:, 0]
-        size[chosen] = len(values)
-    means = total.sum(1) / size.sum(1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    block = max(1, min(RESAMPLES, _BLOCK // max(n, longest * len(count))))
+    for start in range(0, RESAMPLES, block):
+        rows = min(block, RESAMPLES - start)
+        tasks = rng.integers(len(count), size=(rows, len(count), 1))
+        drawn = rng.random((rows, len(count), longest), dtype=np.float32)
+        # A float32 just below 1 times a size may round up to it.
+        inside = np.minimum((drawn * count[tasks]).astype(np.int64), count[tasks] - 1)
+        episodes = inside + first[tasks] + n * np.arange(rows)[:, None, None]
+        used = np.broadcast_to(np.arange(longest) < count[tasks], episodes.shape)
+        weights = np.bincount(episodes[used], minlength=rows * n).reshape(rows, n).astype(np.float32)
+        yield weights / weights.sum(1, keepdims=True)
+
+
+def mean_ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray
+) -> tuple[float | None, float | None]:
+    """Bootstrap interval of the mean over k quantities of (mean numerator / mean denominator).
+
+    Severity area, mean corruption error and mean over subsets are of this kind.
+
+    Args:
+        numerators: (n, k), episodes sorted by task.
+        denominators: (n, k).
+        clusters: task of each episode, int (n,).
+
+    Returns:
+        Lower and upper bound; ``None`` where a resample has a denominator of zero.
+    """
+    values = np.concatenate([numerators, denominators], 1)
+    above, below = np.split(resampled_means(values, _sizes(clusters)), 2, axis=1)
+    low, high = _interval((above / np.where(below > 0, below, np.nan)).mean(1))
+    return _number(low), _number(high)
 
 
 def relative_robustness(perturbed: float, clean: float) -> float | None:
     """SR perturbed / SR clean; ``None`` when nothing succeeds on clean input. Flatters weak policies: show both."""
-    return perturbed / clean if clean > 0 else None
+    return float(perturbed / clean) if clean > 0 else None
+
+
+#: Trapezoid weights of the severities 0 to 5, divided by the five steps: their product with six rates is the mean rate.
+AREA_WEIGHTS = np.array([0.5, 1, 1, 1, 1, 0.5]) / 5
 
 
 def severity_area(rates: Sequence[float]) -> float | None:
@@ -169,9 +308,7 @@ def severity_area(rates: Sequence[float]) -> float | None:
     """
     if len(rates) != 6:
         raise ValueError(f"The severity area needs the rates at severities 0..5, got {len(rates)} of them.")
-    if rates[0] == 0:
-        return None
-    return float(np.trapezoid(rates)) / (5 * rates[0])
+    return float(AREA_WEIGHTS @ np.asarray(rates)) / rates[0] if rates[0] > 0 else None
 
 
 def mean_corruption_error(
@@ -236,7 +373,11 @@ def subset_profile(rates: Mapping[tuple[str, ...], float]) -> SubsetProfile | No
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given."""
+    """Holm's step-down adjusted p-values, in the order given.
+
+    The same numbers as statsmodels' ``multipletests(method="holm")``, which collects garbage at every call: with a
+    family per policy, suite and group of conditions that took ten times as long as all the rest of a report.
+    """
     order = np.argsort(p_values)
     adjusted = [0.0] * len(p_values)
     running = 0.0
@@ -244,3 +385,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Probability that a value of the first kind exceeds one of the second (ties count half); ``None`` without either."""
+    if not len(positive) or not len(negative):
+        return None
+    statistic = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
+    return float(statistic / (len(positive) * len(negative)))

@@ -6,268 +6,302 @@ The result is plain data (it is written as ``results.json``); tables, plots and 
 from __future__ import annotations
 
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from multismolvla.corruption import SEVERITIES, parse_condition
-from multismolvla_eval.checks import Index, Place, fairness_checks, reads_fault
+from multismolvla.corruption import parse_condition
+from multismolvla_eval.aggregates import aggregates
+from multismolvla_eval.assets import assets_facts
+from multismolvla_eval.checks import fairness_checks, reads_fault
 from multismolvla_eval.conditions import describe
+from multismolvla_eval.episodes import Cells, Episodes
+from multismolvla_eval.grouping import GROUPS, family, seen
 from multismolvla_eval.notes import reader_notes
 from multismolvla_eval.provenance import distinct_provenance
-from multismolvla_eval.results import ResultsError, Row, cause_of
-from multismolvla_eval.statistics import (
-    holm,
-    mean_corruption_error,
-    paired_difference,
-    relative_robustness,
-    severity_area,
-    subset_profile,
-    wilson,
-)
+from multismolvla_eval.statistics import Pairs, holm, paired_differences, wilson
 
 #: A policy must reach this share of the baseline's clean success before its robustness is reported.
 GATE_SHARE = 0.5
+COMPARISONS = ("versus_clean", "versus_baseline")
 
 
-def summarise(rows: Sequence[Row], manifest: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    episodes: Episodes, manifest: dict[str, Any], offline: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Compute a run's figures.
 
     Args:
-        rows: from :func:`multismolvla_eval.results.read_rows`.
+        episodes: from :func:`multismolvla_eval.episodes.collect`.
         manifest: from :func:`multismolvla_eval.results.read_manifest`.
+        offline: action errors on demonstrations, ``{policy: {condition: {"error": ..., "frames": ...}}}``, if measured.
 
     Returns:
-        JSON-ready data: ``run``, ``policies``, ``cells``, ``aggregates``, ``checks``, ``causes``, ``notes``.
-
-    Raises:
-        ResultsError: no rows, or rows of a policy or checkpoint that the manifest does not know.
+        JSON-ready data: ``run``, ``policies``, ``cells``, ``aggregates``, ``tasks``, ``diagnostics``, ``clips``,
+        ``checks``, ``notes``. With several suites, policies, results and aggregates have a part ``suites`` of the same
+        figures for each.
     """
-    if not rows:
-        raise ResultsError(
-            "There are no finished episodes yet. Run multismolvla-eval first, or wait for its first episodes."
-        )
-    index = _index(rows, manifest)
-    names = [n for n in manifest["policies"] if any(p == n for p, _ in index)]
-    baseline = manifest["baseline"]
-    conditions = [c for c in manifest["conditions"] if any((n, c) in index for n in names)]
-    policies = [_policy(n, manifest["policies"][n], baseline, index, manifest) for n in names]
-    reported = {p["name"]: p["gate"]["passed"] for p in policies}
-    cells = [_cell(c, names, baseline, index, manifest, reported) for c in conditions]
-    _adjust(cells, names)
-    checks = fairness_checks(names, conditions, index, manifest)
+    cells = Cells(episodes)
+    names = [n for n in manifest["policies"] if episodes.code("policy", n) >= 0]
+    conditions = [c for c in manifest["conditions"] if any((n, c) in cells for n in names)]
+    suites = [s for s in manifest["suites"] if episodes.code("suite", s) >= 0]
+    policies = [_policy(n, cells, suites, manifest) for n in names]
+    by_name = {p["name"]: p for p in policies}
+    comparisons = _Comparisons(cells)
+    table = [_cell(c, by_name, cells, suites, comparisons, manifest, offline or {}) for c in conditions]
+    comparisons.settle()
+    checks = fairness_checks(names, conditions, cells, manifest)
+    reported = [n for n in names if by_name[n]["gate"]["passed"]]
     return {
-        "run": _run_facts(manifest, rows),
+        "run": _run_facts(manifest, cells),
         "policies": policies,
-        "cells": cells,
-        "aggregates": {n: _aggregates(n, baseline, index, conditions) for n in names if reported[n]},
-        "tasks": _tasks(names, conditions, index, manifest),
+        "cells": table,
+        "aggregates": {n: _aggregates(by_name[n], cells, conditions, manifest) for n in reported},
+        "tasks": _tasks(names, conditions, cells, manifest),
+        "diagnostics": [d for n in names for d in _diagnostics(n, cells, conditions)],
+        "clips": _clips(episodes),
         "checks": checks,
-        "causes": {
-            n: dict(Counter(cause_of(r) for r in rows if r["policy"] == n and not r["success"]))
-            for n in names
-        },
-        "notes": reader_notes(manifest, rows, policies, checks),
+        "notes": reader_notes(manifest, cells, policies, checks),
     }
 
 
-def _index(rows: Iterable[Row], manifest: dict[str, Any]) -> Index:
-    index: Index = defaultdict(dict)
-    for row in rows:
-        policy = manifest["policies"].get(row["policy"])
-        if policy is None or policy["checkpoint"] != row["checkpoint"]:
-            raise ResultsError(
-                f"A row is of policy {row['policy']!r} with checkpoint {row['checkpoint']}, which the manifest does not "
-                "know: the file belongs to another run. Move it to its own folder."
-            )
-        index[row["policy"], row["condition"]][
-            (row["suite"], row["task_id"]), (row["seed"], row["episode"])
-        ] = row
-    return dict(index)
+def _rate(cells: Cells, rows: np.ndarray) -> dict[str, Any] | None:
+    return asdict(wilson(int(cells.episodes.success[rows].sum()), len(rows))) if len(rows) else None
 
 
-def _rate(rows: Iterable[Row]) -> dict[str, Any] | None:
-    outcomes = [r["success"] for r in rows]
-    return asdict(wilson(sum(outcomes), len(outcomes))) if outcomes else None
+def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, Any]) -> dict[str, Any]:
+    facts, baseline = manifest["policies"][name], manifest["baseline"]
+    episodes, rows = cells.episodes, cells.all_rows(name)
+    steps, seconds = int(episodes.numbers["steps"][rows].sum()), episodes.measures["policy_seconds"][rows]
+    privileged = bool(facts.get("privileged", False))
 
+    def clean_and_gate(suite: str | None) -> dict[str, Any]:
+        clean = _rate(cells, cells.rows(name, "C0", suite))
+        reference = _rate(cells, cells.rows(baseline, "C0", suite))
+        return {"clean": clean, "gate": _gate(clean, None if name == baseline else reference, privileged)}
 
-def _pairs(
-    first: dict[Place, Row], second: dict[Place, Row]
-) -> dict[tuple[str, int], list[tuple[bool, bool]]]:
-    pairs: dict[tuple[str, int], list[tuple[bool, bool]]] = defaultdict(list)
-    for key in sorted(first.keys() & second.keys()):
-        pairs[key[0]].append((first[key]["success"], second[key]["success"]))
-    return pairs
-
-
-def _difference(first: dict[Place, Row], second: dict[Place, Row]) -> dict[str, Any] | None:
-    pairs = _pairs(first, second)
-    return asdict(paired_difference(pairs)) if pairs else None
-
-
-def _policy(
-    name: str, facts: dict[str, Any], baseline: str, index: Index, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    rows = [r for (p, _), cell in index.items() if p == name for r in cell.values()]
-    clean = _rate(index.get((name, "C0"), {}).values())
-    steps = sum(r["steps"] for r in rows)
-    seconds = sum(r.get("seconds", {}).get("policy", 0.0) for r in rows)
+    clean_rows = cells.rows(name, "C0")
+    seeds = episodes.numbers["seed"][clean_rows]
     return {
         "name": name,
         "baseline": name == baseline,
+        "privileged": privileged,
+        "blind": bool(facts.get("blind", False)),
         **{
             k: facts.get(k)
             for k in ("path", "type", "checkpoint", "parameters", "n_action_steps", "vision_tower", "peft")
         },
         "reads": facts.get("reads", []),
         "origins": facts.get("origins") or manifest["env"].get("origins") or {},
-        "clean": clean,
-        "gate": _gate(name, clean, baseline, index),
-        "policy_ms_per_step": round(1000 * seconds / steps, 2) if steps else None,
-        "gripper_closed": _mean(r.get("gripper", {}).get("closed") for r in rows),
-        "gripper_switches": _mean(r.get("gripper", {}).get("switches") for r in rows),
-        "steps_to_success": _mean(r.get("steps_to_success") for r in rows),
+        **clean_and_gate(None),
+        "suites": {s: clean_and_gate(s) for s in suites} if len(suites) > 1 else {},
+        "clean_seeds": [_rate(cells, clean_rows[seeds == s]) for s in np.unique(seeds)],
+        "policy_ms_per_step": round(1000 * float(np.nansum(seconds)) / steps, 2) if steps else None,
+        "peak_memory_mb": _mean(episodes.measures["peak_memory_mb"][rows], np.max),
+        "gripper_closed": _mean(episodes.measures["gripper_closed"][rows]),
+        "gripper_switches": _mean(episodes.measures["gripper_switches"][rows]),
+        "steps_to_success": _mean(episodes.measures["steps_to_success"][rows]),
     }
 
 
-def _gate(name: str, clean: dict[str, Any] | None, baseline: str, index: Index) -> dict[str, Any]:
-    if clean is None:
-        return {"passed": False, "reason": "it has no clean episodes yet"}
-    if clean["successes"] == 0:
-        return {"passed": False, "reason": f"it never succeeds on clean input (0 of {clean['n']})"}
-    reference = _rate(index.get((baseline, "C0"), {}).values())
-    if name == baseline or reference is None:
-        return {"passed": True, "reason": ""}
-    if clean["rate"] < GATE_SHARE * reference["rate"]:
-        return {
-            "passed": False,
-            "reason": f"its clean success of {clean['rate']:.0%} is below half of the baseline's {reference['rate']:.0%}",
-        }
-    return {"passed": True, "reason": ""}
+def _gate(clean: dict[str, Any] | None, reference: dict[str, Any] | None, privileged: bool) -> dict[str, Any]:
+    """Whether a policy's robustness may be reported. ``reference``: the baseline's clean rate; none for itself."""
+    if privileged:
+        reason = "it reads the simulator's state, which no sensor fault reaches"
+    elif clean is None:
+        reason = "it has no clean episodes yet"
+    elif clean["successes"] == 0:
+        reason = f"it never succeeds on clean input (0 of {clean['n']})"
+    elif reference is not None and clean["rate"] < GATE_SHARE * reference["rate"]:
+        reason = f"its clean success of {clean['rate']:.0%} is below half of the baseline's {reference['rate']:.0%}"
+    else:
+        reason = ""
+    return {"passed": not reason, "reason": reason}
+
+
+class _Comparisons:
+    """Collects paired comparisons, to compute their intervals together and to adjust their p-values per family."""
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._waiting: list[tuple[dict[str, Any], Pairs]] = []
+        self._families: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+
+    def add(self, first: np.ndarray, second: np.ndarray, family: tuple[str, ...]) -> dict[str, Any] | None:
+        """An entry that :meth:`settle` fills; ``None`` if the arms share no episode.
+
+        Args:
+            first: rows of the first arm.
+            second: rows of the second arm.
+            family: what the p-value is adjusted with; the last part is the name for readers.
+        """
+        first, second = self._cells.shared([first, second])
+        if not len(first):
+            return None
+        entry: dict[str, Any] = {"family": family[-1]}
+        success = self._cells.episodes.success
+        self._waiting.append((entry, Pairs(success[first], success[second], self._cells.task[first])))
+        self._families[family].append(entry)
+        return entry
+
+    def settle(self) -> None:
+        """Fill all entries."""
+        results = paired_differences([pairs for _, pairs in self._waiting])
+        for (entry, _), result in zip(self._waiting, results, strict=True):
+            entry.update(asdict(result))
+        for members in self._families.values():
+            for entry, p_value in zip(members, holm([m["p_value"] for m in members]), strict=True):
+                entry.update(p_holm=p_value, family_size=len(members))
 
 
 def _cell(
     condition_id: str,
-    names: Sequence[str],
-    baseline: str,
-    index: Index,
+    policies: dict[str, dict[str, Any]],
+    cells: Cells,
+    suites: Sequence[str],
+    comparisons: _Comparisons,
     manifest: dict[str, Any],
-    reported: dict[str, bool],
+    offline: dict[str, Any],
 ) -> dict[str, Any]:
     condition = parse_condition(condition_id)
     results: dict[str, Any] = {}
-    for name in names:
-        rows = index.get((name, condition_id), {})
-        if not rows:
+    for name, policy in policies.items():
+        if (name, condition_id) not in cells:
             continue
-        clean, other = index.get((name, "C0"), {}), index.get((baseline, condition_id), {})
-        rate = _rate(rows.values())
-        against_clean = _difference(clean, rows) if condition.faults and reported[name] else None
-        against_baseline = _difference(other, rows) if name != baseline and reported[name] else None
-        # On the same episodes: the clean cell may have more of them, and harder ones.
-        shared = _rate(clean[k] for k in rows if k in clean)
-        assert rate is not None
+
+        def part(suite: str | None, policy: dict[str, Any] = policy) -> dict[str, Any] | None:
+            return _result(policy, condition_id, suite, cells, comparisons, manifest["baseline"])
+
+        whole = part(None)
+        assert whole is not None
+        by_suite = {s: p for s in suites if (p := part(s))} if len(suites) > 1 else {}
         results[name] = {
-            **rate,
-            "versus_clean": against_clean,
-            "versus_baseline": against_baseline,
-            "relative": relative_robustness(rate["rate"], shared["rate"])
-            if shared and against_clean is not None
-            else None,
-            "steps_to_success": _mean(r["steps_to_success"] for r in rows.values()),
-            "time_outs": sum(cause_of(r) == "time_out" for r in rows.values()),
-            "clip": next((r["clip"] for r in rows.values() if r.get("clip")), None),
-            "reads_fault": reads_fault(manifest["policies"][name].get("reads", []), condition_id, manifest),
+            **whole,
+            "reads_fault": reads_fault(policy["reads"], condition_id, manifest),
+            "offline": offline.get(name, {}).get(condition_id),
+            "suites": by_suite,
         }
     return {
         "condition": condition_id,
         "group": condition.group,
+        "family": family(condition_id),
+        "seen": seen(condition_id),
         "description": describe(condition),
         "results": results,
         "command": _command(condition_id, manifest),
     }
 
 
-def _adjust(cells: list[dict[str, Any]], names: Sequence[str]) -> None:
-    """Add Holm's adjusted p-values, one family per policy and comparison."""
-    for name in names:
-        for comparison in ("versus_clean", "versus_baseline"):
-            family = [
-                c["results"][name][comparison] for c in cells if c["results"].get(name, {}).get(comparison)
-            ]
-            for entry, p_value in zip(family, holm([e["p_value"] for e in family]), strict=True):
-                entry["p_holm"] = p_value
-
-
-def _aggregates(name: str, baseline: str, index: Index, conditions: Sequence[str]) -> dict[str, Any]:
-    def rate(policy: str, condition: str) -> float | None:
-        rows = index.get((policy, condition), {})
-        return sum(r["success"] for r in rows.values()) / len(rows) if rows else None
-
-    subsets: dict[tuple[str, ...], float] = {}
-    for condition in conditions:
-        value = rate(name, condition)
-        if condition.startswith("C1:") and "camera=" not in condition and value is not None:
-            subsets[tuple(condition[3:].split("+"))] = value
-    profile = subset_profile(subsets)
-    areas: dict[str, float] = {}
-    curves: dict[str, list[float]] = {}
-    reference: dict[str, list[float]] = {}
-    for type_, per_severity in soft_types(conditions).items():
-        values = [rate(name, c) for c in per_severity.values()]
-        others = [rate(baseline, c) for c in per_severity.values()]
-        if any(v is None for v in values):
-            continue
-        curves[type_] = [v for v in values if v is not None]
-        reference[type_] = [v for v in others if v is not None]
-        if set(per_severity) == set(SEVERITIES):
-            area = _shared_area([index.get((name, c), {}) for c in ("C0", *per_severity.values())])
-            if area is not None:
-                areas[type_] = area
-    mce, left_out = mean_corruption_error(curves, reference) if name != baseline else (None, ())
+def _result(
+    policy: dict[str, Any],
+    condition_id: str,
+    suite: str | None,
+    cells: Cells,
+    comparisons: _Comparisons,
+    baseline: str,
+) -> dict[str, Any] | None:
+    """Figures of one policy under one condition, in all suites or in one; ``None`` without episodes."""
+    name = policy["name"]
+    rows = cells.rows(name, condition_id, suite)
+    rate = _rate(cells, rows)
+    if rate is None:
+        return None
+    gate = policy["suites"][suite]["gate"] if suite else policy["gate"]
+    clean = condition_id == "C0"
+    scope = (name, suite or "", family(condition_id))
+    against_clean = against_baseline = None
+    if not clean and gate["passed"] and policy["gate"]["passed"]:
+        against_clean = comparisons.add(cells.rows(name, "C0", suite), rows, (COMPARISONS[0], *scope))
+    # The clean difference to the baseline is no robustness figure, so it needs no gate.
+    if name != baseline and (clean or (gate["passed"] and policy["gate"]["passed"])):
+        other = cells.rows(baseline, condition_id, suite)
+        against_baseline = comparisons.add(other, rows, (COMPARISONS[1], *scope))
+    causes = cells.episodes.codes["cause"][rows]
     return {
-        "subset_profile": asdict(profile) if profile else None,
-        "severity_area": {"mean": float(np.mean(list(areas.values()))), "types": areas} if areas else None,
-        "mce": None if mce is None else {"value": mce, "types": sorted(set(curves) - set(left_out))},
-        "mce_left_out": list(left_out),
+        **rate,
+        "versus_clean": against_clean,
+        "versus_baseline": against_baseline,
+        "steps_to_success": _mean(cells.episodes.measures["steps_to_success"][rows]),
+        "time_outs": int((causes == cells.episodes.code("cause", "time_out")).sum()),
     }
 
 
-def _shared_area(cells: Sequence[Mapping[tuple[int, int], Row]]) -> float | None:
-    """Severity area over the episodes that all six cells share: the clean one may have more of them, and harder ones."""
-    shared = set(cells[0]).intersection(*cells[1:])
-    if not shared:
-        return None
-    return severity_area([sum(cell[k]["success"] for k in shared) / len(shared) for cell in cells])
-
-
-def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Soft corruption types among conditions: ``{"rgb=noise": {severity: condition id}}``, severities ascending."""
-    found: dict[str, dict[int, str]] = defaultdict(dict)
-    for condition in conditions:
-        if condition.startswith("C3:") and "+" not in condition:
-            name, _, severity = condition[3:].rpartition("@")
-            found[name][int(severity)] = condition
-    return {k: dict(sorted(v.items())) for k, v in found.items()}
+def _aggregates(
+    policy: dict[str, Any], cells: Cells, conditions: Sequence[str], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    name, baseline = policy["name"], manifest["baseline"]
+    suites = [s for s, part in policy["suites"].items() if part["gate"]["passed"]]
+    return {
+        **aggregates(name, baseline, cells, conditions),
+        "suites": {s: aggregates(name, baseline, cells, conditions, s) for s in suites},
+    }
 
 
 def _tasks(
-    names: Sequence[str], conditions: Sequence[str], index: Index, manifest: dict[str, Any]
+    names: Sequence[str], conditions: Sequence[str], cells: Cells, manifest: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    table = []
-    tasks = [(s, int(i), t) for s, suite in manifest["suites"].items() for i, t in suite["tasks"].items()]
-    for suite, task, text in sorted(tasks):
-        cells = {}
-        for name in names:
-            for condition in conditions:
-                rows = [r for (t, _), r in index.get((name, condition), {}).items() if t == (suite, task)]
-                if rows:
-                    cells[f"{name}|{condition}"] = [sum(r["success"] for r in rows), len(rows)]
-        table.append({"suite": suite, "task_id": task, "task": text, "cells": cells})
-    return table
+    """Successes and episodes per task, policy and condition."""
+    episodes = cells.episodes
+    counts: dict[tuple[str, int], dict[str, list[int]]] = defaultdict(dict)
+    for name in names:
+        for condition in conditions:
+            rows = cells.rows(name, condition)
+            tasks, first, place = np.unique(cells.task[rows], return_index=True, return_inverse=True)
+            won = np.bincount(place, episodes.success[rows], minlength=len(tasks))
+            for row, k, n in zip(rows[first], won, np.bincount(place), strict=True):
+                suite = episodes.names["suite"][episodes.codes["suite"][row]]
+                task = suite, int(episodes.numbers["task_id"][row])
+                counts[task][f"{name}|{condition}"] = [int(k), int(n)]
+    return [
+        {"suite": suite, "task_id": task, "task": text, "cells": counts[suite, task]}
+        for suite, facts in manifest["suites"].items()
+        for task, text in sorted((int(i), t) for i, t in facts["tasks"].items())
+    ]
+
+
+def _diagnostics(name: str, cells: Cells, conditions: Sequence[str]) -> list[dict[str, Any]]:
+    """Per group of conditions: how episodes ended, how long they took, and what the gripper did."""
+    episodes, found = cells.episodes, []
+    for group in GROUPS:
+        arms = [cells.rows(name, c) for c in conditions if c.partition(":")[0] == group]
+        rows = np.concatenate([np.zeros(0, np.int64), *arms])
+        if not len(rows):
+            continue
+        failed = episodes.codes["cause"][rows[~episodes.success[rows]]]
+        causes = {
+            episodes.names["cause"][c]: int(k)
+            for c, k in zip(*np.unique(failed, return_counts=True), strict=True)
+        }
+        found.append(
+            {
+                "policy": name,
+                "group": group,
+                "episodes": len(rows),
+                "successes": int(episodes.success[rows].sum()),
+                "causes": dict(sorted(causes.items(), key=lambda c: -c[1])),
+                **{k: _mean(episodes.measures[k][rows]) for k in ("steps_to_success", "gripper_closed", "gripper_switches")},
+                "seconds": _mean(episodes.measures["seconds"][rows]),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _clips(episodes: Episodes) -> list[dict[str, Any]]:
+    return [
+        {
+            **{
+                k: episodes.names[k][episodes.codes[k][row]]
+                for k in ("policy", "suite", "condition", "cause")
+            },
+            **{k: int(episodes.numbers[k][row]) for k in ("task_id", "episode", "seed")},
+            "success": bool(episodes.success[row]),
+            "path": path,
+        }
+        for row, path in episodes.clips.items()
+    ]
 
 
 def _command(condition_id: str, manifest: dict[str, Any]) -> str:
@@ -289,32 +323,35 @@ def _command(condition_id: str, manifest: dict[str, Any]) -> str:
     return "multismolvla-eval " + " ".join(shlex.quote(p) for p in parts)
 
 
-def _run_facts(manifest: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    counts = {
-        c: manifest["clean_episodes"] * manifest["clean_seeds"] if c == "C0" else manifest["episodes"]
-        for c in manifest["conditions"]
-    }
-    tasks = {f"{s}/{i}": t for s, suite in manifest["suites"].items() for i, t in suite["tasks"].items()}
-    planned = sum(counts.values()) * len(manifest["policies"]) * len(tasks)
-    seconds = [r["seconds"]["total"] for r in rows if "seconds" in r]
-    kept = ("fingerprint", "created", "level", "cameras", "env", "baseline", "clean_episodes",
-            "episodes", "seed", "workers", "versions", "commit", "hardware", "commands")  # fmt: skip
+def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
+    clean = manifest["clean_episodes"] * manifest["clean_seeds"]
+    per_task = sum(clean if c == "C0" else manifest["episodes"] for c in manifest["conditions"])
+    tasks = sum(len(suite["tasks"]) for suite in manifest["suites"].values())
+    planned = per_task * len(manifest["policies"]) * tasks
+    seconds = cells.episodes.measures["seconds"]
+    kept = ("fingerprint", "created", "level", "cameras", "env", "baseline", "clean_episodes", "clean_seeds",
+            "episodes", "seed", "workers", "versions", "commit", "hardware", "commands", "comparable")  # fmt: skip
     return {
         **{k: manifest.get(k) for k in kept},
-        "suite": ", ".join(manifest["suites"]),
+        "suites": manifest["suites"],
         "tasks": tasks,
+        "assets": assets_facts(manifest["suites"]),
         "made_with": distinct_provenance(manifest),
         "remarks": manifest.get("remarks", []),
         "corruption_version": manifest["comparable"]["corruption_version"],
-        "finished": len(rows),
-        "planned": max(planned, len(rows)),
-        "last": max((r.get("time", "") for r in rows), default=""),
-        "simulator_hours": round(sum(seconds) / 3600, 3),
+        "finished": len(cells.episodes),
+        "planned": max(planned, len(cells.episodes)),
+        "last": cells.episodes.last,
+        "simulator_hours": round(float(np.nansum(seconds)) / 3600, 3),
         "seconds_per_episode": _mean(seconds),
         "synthetic": bool(manifest.get("synthetic", False)),
     }
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return round(float(np.mean(known)), 3) if known else None
+def _mean(values: np.ndarray, reduce: Any = np.mean) -> float | None:
+    known = values[~np.isnan(values)]
+    return (
+        round(float(reduce(known, dtype=np.float64) if reduce is np.mean else reduce(known)), 3)
+        if len(known)
+        else None
+    )

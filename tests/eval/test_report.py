@@ -6,70 +6,14 @@ import json
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from synthetic import synthetic_run
 
-from multismolvla_eval.checks import fairness_checks, faulted_keys
-from multismolvla_eval.conditions import ALL_SUBSETS, resolve
-from multismolvla_eval.plan import Counts, episodes
+from multismolvla_eval.checks import fairness_checks
+from multismolvla_eval.episodes import Cells, collect
 from multismolvla_eval.report import main
-from multismolvla_eval.results import SCHEMA, ResultsError, ShardWriter, read_manifest, read_rows, write_json
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows
 from multismolvla_eval.summary import summarise
-
-CONDITIONS = (
-    *ALL_SUBSETS,
-    "C1:camera=image2",
-    "C2:rgb=zero",
-    *(f"C3:rgb=builtin_noise@{s}" for s in range(1, 6)),
-    "C3:depth=holes@3",
-)
-
-
-def synthetic_run(folder, clean=(0.8, 0.7), **changes):
-    """A run folder whose successes are drawn at random around made-up rates."""
-    folder.mkdir(parents=True, exist_ok=True)
-    conditions = resolve(CONDITIONS, ("image", "image2"))
-    policies = {
-        name: {"checkpoint": f"made-up-{name}", "type": "synthetic", "parameters": 1234567, "path": f"outputs/{name}",
-               "reads": ["observation.images.image", "observation.images.image2"], "origins": {"rgb": "sensor"}}
-        for name in ("ours", "vanilla")
-    }  # fmt: skip
-    manifest = {
-        "schema": SCHEMA, "fingerprint": "feedc0ffee00", "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
-        "comparable": {"env": {"type": "toy", "options": {}}, "corruption_version": "1"},
-        "level": "quick",
-        "suites": {"toy": {"tasks": {"0": "put <it> there", "1": "take it & go"}, "max_steps": 9, "assets": "", "world": "w"}},
-        "cameras": ["image", "image2"], "env": {"type": "toy", "max_steps": 9, "assets": "", "origins": {}},
-        "policies": policies, "baseline": "vanilla", "conditions": [c.id for c in conditions],
-        "clean_episodes": 10, "clean_seeds": 1, "episodes": 5, "seed": 0, "workers": 1, "versions": {"python": "3"}, "commit": None,
-        "hardware": {"processor": "abacus", "cores": 1, "memory_gb": 1, "system": "none", "renderer": "none",
-                     "threads_per_worker": 1},
-        "commands": [["--policies=[ours=outputs/ours]"]],
-        **changes,
-    }  # fmt: skip
-    write_json(folder / "run.json", manifest)
-    rng = np.random.default_rng(1)
-    writer = ShardWriter(folder / "episodes-0of1.jsonl")
-    for e in episodes(list(policies), {"toy": [0, 1]}, conditions, Counts(10, 5), clips=1):
-        rate = clean[e.policy == "vanilla"] * (1 if e.condition == "C0" else 0.6)
-        success = bool(rng.random() < rate)
-        faulted = faulted_keys(e.condition, manifest)
-        door = {k: e.condition if k in faulted else "clean" for k in policies[e.policy]["reads"]}
-        row = {
-            "run": "feedc0ffee00", "policy": e.policy, "checkpoint": policies[e.policy]["checkpoint"], "suite": "toy",
-            "task_id": e.task_id, "condition": e.condition, "episode": e.episode, "seed": e.seed, "init_state": e.episode,
-            "success": success, "steps": 5, "steps_to_success": 5 if success else None, "door": door,
-            "cause": None if success else "time_out", "start": f"{e.task_id}/{e.episode}", "clip": None,
-            "seconds": {"total": 1.0, "policy": 0.1, "env": 0.5}, "gripper": {"closed": 0.5, "switches": 1},
-        }  # fmt: skip
-        if e.clip and e.condition in ("C0", "C2:rgb=zero"):
-            row["clip"] = f"clips/{e.policy}-{e.condition[:2]}.webp"
-            path = folder / row["clip"]
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"RIFF not really a picture")
-        writer.append(row)
-    writer.close()
-    return folder
 
 
 class Page(HTMLParser):
@@ -99,10 +43,13 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     page_text = (tmp_path / "report" / "report.html").read_text()
     page = Page()
     page.feed(page_text)
-    assert all(u.startswith("data:") for u in page.urls), "self-contained"
+    assert all(u.startswith(("data:", "#")) for u in page.urls), "self-contained"
     assert "@import" not in page_text
     assert not re.search(r"url\((?!data:)", page_text)
-    assert len(page.images) == 3 + 4
+    plots = len(
+        ("C1 points", "C1 subsets", "C2 points", "C3 curves of rgb", "C4 points", "C5 points", "tasks")
+    )
+    assert len(page.images) == plots + 4
     assert all(i["alt"].strip() for i in page.images)
     assert len(page.ids) == len(set(page.ids))
     assert set(page.labelled) <= set(page.ids)
@@ -136,36 +83,46 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     assert (tmp_path / "report" / "report.html").read_text() == first, "the same results give the same page"
 
 
-def test_fairness_checks_prefer_the_encoder_and_skip_what_cannot_show():
-    def row(policy, condition, encoder, door):
-        return {"policy": policy, "condition": condition, "start": "s", "encoder": encoder, "door": door}
+def checks_of(arms, manifest):
+    """Fairness checks of one episode per arm: ``{(policy, condition): (hashes at the encoder, hashes at the door)}``."""
+    policies = {
+        name: {"checkpoint": "c", "reads": [], **facts} for name, facts in manifest["policies"].items()
+    }
+    rows = [
+        {"policy": p, "checkpoint": "c", "suite": "toy", "task_id": 0, "condition": c, "episode": 0, "seed": 0,
+         "init_state": 0, "success": True, "steps": 1, "start": "s", "encoder": encoder, "door": door}
+        for (p, c), (encoder, door) in arms.items()
+    ]  # fmt: skip
+    conditions = list(dict.fromkeys(c for _, c in arms))
+    manifest = {**manifest, "policies": policies}
+    return fairness_checks(list(policies), conditions, Cells(collect(rows, policies)), manifest)["faults"]
 
+
+def test_fairness_checks_prefer_the_encoder_and_skip_what_cannot_show():
     clean = {"rgb": "1", "depth": "2"}
     door = {
         "observation.images.image": "a",
         "observation.images.image_depth": "b",
         "observation.images.image_padding_mask": "m",
     }
-    index = {
-        ("ours", "C0"): {(0, 0): row("ours", "C0", clean, door)},
-        ("ours", "C1:-rgb"): {(0, 0): row("ours", "C1:-rgb", {"depth": "2"}, door)},
-        ("ours", "C2:rgb=freeze"): {(0, 0): row("ours", "C2:rgb=freeze", clean, door)},
-        ("ours", "C2:rgb=zero"): {(0, 0): row("ours", "C2:rgb=zero", {"rgb": "9", "depth": "8"}, door)},
-        ("rgb", "C0"): {(0, 0): row("rgb", "C0", None, door)},
-        ("rgb", "C2:rgb=zero"): {(0, 0): row("rgb", "C2:rgb=zero", None, door)},
-        ("rgb", "C3:depth=holes@3"): {(0, 0): row("rgb", "C3:depth=holes@3", None, door)},
+    arms = {
+        ("ours", "C0"): (clean, door),
+        ("ours", "C1:depth+seg+thermal"): ({"depth": "2"}, door),
+        ("ours", "C2:rgb=freeze"): (clean, door),
+        ("ours", "C4:rgb=delay@2"): (clean, door),
+        ("ours", "C2:rgb=zero"): ({"rgb": "9", "depth": "8"}, door),
+        ("rgb", "C0"): (None, door),
+        ("rgb", "C2:rgb=zero"): (None, door),
+        ("rgb", "C3:depth=holes@3"): (None, door),
     }
-    manifest = {
-        "cameras": ["image"],
-        "policies": {"ours": {"reads": []}, "rgb": {"reads": ["observation.images.image"]}},
-    }
-    conditions = ["C0", "C1:-rgb", "C2:rgb=freeze", "C2:rgb=zero", "C3:depth=holes@3"]
-    faults = fairness_checks(["ours", "rgb"], conditions, index, manifest)["faults"]
+    policies = {"ours": {"reads": []}, "rgb": {"reads": ["observation.images.image"]}}
+    faults = checks_of(arms, {"cameras": ["image"], "policies": policies})
     assert [(f["policy"], f["condition"], f["where"], f["reached"], f["rest_equal"]) for f in faults] == [
-        ("ours", "C1:-rgb", "encoder", 1, 1),
+        ("ours", "C1:depth+seg+thermal", "encoder", 1, 1),
         ("ours", "C2:rgb=zero", "encoder", 1, 0),
         ("rgb", "C2:rgb=zero", "input", 0, 1),
     ]
+    assert [f["doubtful"] for f in faults] == [False, True, True]
 
 
 def test_a_fault_that_arrives_in_part_is_not_taken_for_one_that_arrived():
@@ -177,27 +134,25 @@ def test_a_fault_that_arrives_in_part_is_not_taken_for_one_that_arrived():
     )
     clean_door = dict.fromkeys(("observation.images.image", *streams), "clean")
     clean = {"rgb": "1", "depth": "2", "seg": "3", "thermal": "4"}
-
-    def index(condition, encoder, door):
-        arms = (("C0", clean if encoder else None, clean_door), (condition, encoder, door))
-        return {("ours", c): {(0, 0): {"start": "s", "encoder": e, "door": d}} for c, e, d in arms}
-
-    manifest = {"cameras": ["image"], "policies": {"ours": {"reads": []}}}
+    manifest = {"cameras": ["image"], "policies": {"ours": {}}}
     for condition, encoder, door, reached in (
         ("C1:rgb", {"rgb": "1", "seg": "3", "thermal": "4"}, clean_door, 0),
         ("C1:rgb", {"rgb": "1"}, clean_door, 1),
         ("C1:rgb", None, {**clean_door, streams[0]: "black"}, 0),
         ("C1:rgb", None, {**clean_door, **dict.fromkeys(streams, "black")}, 1),
     ):
-        (fault,) = fairness_checks(["ours"], [condition], index(condition, encoder, door), manifest)["faults"]
+        arms = {
+            ("ours", "C0"): (clean if encoder else None, clean_door),
+            ("ours", condition): (encoder, door),
+        }
+        (fault,) = checks_of(arms, manifest)
         assert (fault["reached"], fault["rest_equal"]) == (reached, 1), (encoder, door)
 
     manifest["cameras"] = ["image", "image2"]
-    both = {k: "clean" for c in ("image", "image2") for k in (f"observation.images.{c}",)}
+    both = {f"observation.images.{c}": "clean" for c in ("image", "image2")}
     one = {**both, "observation.images.image": "other"}
     for condition, reached in (("C2:rgb=zero", 0), ("C3:rgb=builtin_noise@1", 1)):
-        arms = {("ours", "C0"): {(0, 0): {"door": both}}, ("ours", condition): {(0, 0): {"door": one}}}
-        (fault,) = fairness_checks(["ours"], [condition], arms, manifest)["faults"]
+        (fault,) = checks_of({("ours", "C0"): (None, both), ("ours", condition): (None, one)}, manifest)
         assert fault["reached"] == reached, "a soft fault may find nothing to change in one of the cameras"
 
 
@@ -249,7 +204,7 @@ def summary_of(folder, change=None, **changes):
     for row in rows:
         if change is not None:
             change(row)
-    return summarise(rows, manifest)
+    return summarise(collect(rows, manifest["policies"]), manifest)
 
 
 def test_severity_area_compares_the_same_episodes(tmp_path):
@@ -259,14 +214,27 @@ def test_severity_area_compares_the_same_episodes(tmp_path):
         row["success"] = row["episode"] < 5
 
     area = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["severity_area"]
-    assert area == {"mean": 1.0, "types": {"rgb=builtin_noise": 1.0}}
+    assert (area["mean"], area["low"], area["high"]) == pytest.approx((1, 1, 1))
+    assert area["types"] == {"rgb=builtin_noise": pytest.approx(1)}
+    assert (area["seen"], area["unseen"]) == (pytest.approx(1), None), (
+        "noise is a type that training may meet"
+    )
 
 
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
 def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
-    suite = {"tasks": {"0": "a", "1": "b"}, "max_steps": 9, "assets": "", "world": "w", "init_states": states}
+    suite = {
+        "tasks": {"0": "a", "1": "b"},
+        "max_steps": 9,
+        "assets": "",
+        "world": "world of toy",
+        "init_states": states,
+    }
     notes = summary_of(tmp_path / "run", suites={"toy": suite})["notes"]
-    assert any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes) == warned
+    assert (
+        any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes)
+        == warned
+    )
 
 
 def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
@@ -277,7 +245,9 @@ def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
     assert not ours["gate"]["passed"]
     assert "below half of the baseline's" in ours["gate"]["reason"]
     assert "ours" not in summary["aggregates"]
-    assert all(c["results"]["ours"]["relative"] is None for c in summary["cells"])
+    for cell in summary["cells"]:
+        assert cell["results"]["ours"]["versus_clean"] is None
+        assert (cell["results"]["ours"]["versus_baseline"] is None) == (cell["condition"] != "C0")
     assert any("No robustness figures for ours" in n for n in summary["notes"])
 
 

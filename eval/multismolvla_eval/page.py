@@ -1,0 +1,209 @@
+"""The self-contained HTML page of a report: styles, plots and clips are inside, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multismolvla.modalities import MODALITIES
+from multismolvla_eval import plots, tables
+from multismolvla_eval.grouping import GROUPS
+
+if TYPE_CHECKING:
+    import jinja2
+
+#: A page must stay easy to send [bytes].
+PAGE_LIMIT = 20_000_000
+#: Clips that do not fit are left out and named; as text they are a third larger [bytes].
+CLIP_BUDGET = 12_000_000
+#: The picture of the modalities is left out beyond this [bytes].
+PICTURE_BUDGET = 1_500_000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page.
+
+    Attributes:
+        uri: its data.
+        name: what it is.
+        caption: how to read it.
+        alt: what a reader sees in it, for those who cannot.
+    """
+
+    uri: str
+    name: str
+    caption: str
+    alt: str
+
+
+def environment() -> jinja2.Environment:
+    """Templates with the filters that they use."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(
+        rate=tables.rate_text,
+        difference=tables.difference_text,
+        percent=tables.percent,
+        count=tables.count_text,
+        power=tables.power_text,
+        kept=tables.kept_text,
+    )
+    return found
+
+
+def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
+    """The page of one run.
+
+    Args:
+        summary: from :func:`multismolvla_eval.summary.summarise`.
+        results: folder with ``clips/`` and, if drawn, ``modalities.png``.
+        title: of the page.
+    """
+    door = results / "modalities.png"
+    shown = door.is_file() and door.stat().st_size <= PICTURE_BUDGET
+    present = [g for g in GROUPS if any(c["group"] == g for c in summary["cells"])]
+    content = {
+        "s": summary,
+        "title": title,
+        "headline": tables.headline(summary),
+        "families": tables.families_text(summary),
+        "aggregate_lines": {n: tables.aggregate_lines(n, f) for n, f in summary["aggregates"].items()},
+        "suites": list(summary["policies"][0]["suites"]),
+        "groups": {g: [c for c in summary["cells"] if c["group"] == g] for g in present},
+        "titles": GROUPS,
+        "figures": _figures(summary),
+        "task_figures": _task_figures(summary),
+        "door": _data_uri(door.read_bytes(), "image/png") if shown else None,
+    }
+    template = environment().get_template("report.html.j2")
+    budget = CLIP_BUDGET
+    while True:
+        clips, left_out = _clips(summary, results, budget)
+        page = template.render(**content, clips=clips, clips_left_out=left_out)
+        excess = len(page.encode()) - PAGE_LIMIT
+        if excess < 0 or not clips:
+            return page
+        budget -= excess  # tables of a very large matrix need the room themselves
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, list[Figure]]:
+    """Plots by group of conditions."""
+    found: dict[str, list[Figure]] = defaultdict(list)
+
+    def add(group: str, svg: str | None, name: str, caption: str, alt: str) -> None:
+        if svg is not None:
+            found[group].append(Figure(_data_uri(svg.encode(), "image/svg+xml"), name, caption, alt))
+
+    points = "Points are success rates, lines 95 % Wilson intervals; the clean condition stands first."
+    for group in ("C1", "C2", "C4", "C5"):
+        cells = [c for c in summary["cells"] if c["group"] == group]
+        add(group, plots.success_points(summary, (group,)), f"{GROUPS[group]}: success per condition", points,
+            f"Success per condition. {_extremes(summary, cells)} The table below has all numbers.")  # fmt: skip
+    cells = [c for c in summary["cells"] if c["group"] == "C1" and "camera=" not in c["condition"]]
+    add("C1", plots.subset_map(summary), "Subsets of modalities",
+        "Success in per cent when only the named modalities are left, over all suites and per suite.",
+        f"Heat map of policies and subsets of modalities. {_extremes(summary, cells)} The table below has all numbers.")  # fmt: skip
+    for modality in MODALITIES:
+        prefix = f"C3:{modality}"
+        cells = [c for c in summary["cells"] if c["condition"].startswith(prefix)]
+        add("C3", plots.severity_curves(summary, modality), f"Success over severity: {modality}",
+            "One panel per type; bands are 95 % Wilson intervals. Severity 0 is clean.",
+            f"Curves of success over severity. {_extremes(summary, cells)} The table below has all numbers.")  # fmt: skip
+    if "C3" not in found:
+        cells = [c for c in summary["cells"] if c["group"] == "C3"]
+        add("C3", plots.success_points(summary, ("C3",)), f"{GROUPS['C3']}: success per condition", points,
+            f"Success per condition. {_extremes(summary, cells)} The table below has all numbers.")  # fmt: skip
+    return dict(found)
+
+
+def _extremes(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+    """Per policy the best and the worst of some conditions, in words."""
+    sentences = []
+    for policy in summary["policies"]:
+        rates = {
+            c["condition"]: c["results"][policy["name"]]["rate"]
+            for c in cells
+            if policy["name"] in c["results"]
+        }
+        if rates:
+            best, worst = max(rates, key=lambda c: rates[c]), min(rates, key=lambda c: rates[c])
+            sentences.append(
+                f"{policy['name']}: best {tables.percent(rates[best])} ({best}), worst {tables.percent(rates[worst])} ({worst})."
+            )
+    return " ".join(sentences)
+
+
+def _task_figures(summary: dict[str, Any]) -> list[tuple[str, Figure]]:
+    found = []
+    for suite in summary["run"]["suites"]:
+        svg = plots.task_map(summary, suite)
+        if svg is not None:
+            found.append(
+                (
+                    suite,
+                    Figure(
+                        _data_uri(svg.encode(), "image/svg+xml"),
+                        f"Tasks of {suite}",
+                        "One panel per policy, one row per task, one column per condition; dark blue is 0 %, yellow 100 %.",
+                        f"Heat map of success per task and condition of {suite}. The tables below have all numbers.",
+                    ),
+                )
+            )
+    return found
+
+
+def _clips(summary: dict[str, Any], results: Path, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of clips that start the same, the clean one first, then failures; and the paths that did not fit.
+
+    A clean clip is in the page once per row: it is the same picture beside each failure.
+    """
+    descriptions = {c["condition"]: c["description"] for c in summary["cells"]}
+    order = {name: i for i, name in enumerate(descriptions)}
+    start = ("policy", "suite", "task_id", "seed", "episode")
+
+    def rank(clip: dict[str, Any]) -> tuple[int, int]:
+        kind = 0 if clip["condition"] == "C0" else 2 if clip["success"] else 1
+        return kind, order.get(clip["condition"], 0)
+
+    chosen, left_out = [], []
+    for clip in sorted(summary["clips"], key=rank):  # what is worth most gets its room first
+        path = results / clip["path"]
+        size = path.stat().st_size if path.is_file() else 0
+        if size > budget:
+            left_out.append(clip["path"])
+        elif size:
+            budget -= size
+            chosen.append(clip)
+    chosen.sort(key=lambda c: (*(c[k] for k in start), *rank(c)))
+    groups = []
+    for key, members in groupby(chosen, key=lambda c: tuple(c[k] for k in start)):
+        shown = [_clip(c, descriptions.get(c["condition"], ""), results) for c in members]
+        groups.append({**dict(zip(start, key, strict=True)), "members": shown})
+    return groups, left_out
+
+
+def _clip(clip: dict[str, Any], description: str, results: Path) -> dict[str, Any]:
+    failure = f"failed ({clip['cause'].replace('_', ' ') or 'unknown'})"
+    return {
+        "condition": clip["condition"],
+        "description": description,
+        "outcome": "success" if clip["success"] else failure,
+        "success": clip["success"],
+        "uri": _data_uri((results / clip["path"]).read_bytes(), "image/webp"),
+    }
