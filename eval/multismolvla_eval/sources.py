@@ -103,7 +103,7 @@ class LeRobotSource:
             "streams": list(_attribute(first, "streams", ("rgb",))),
             "origins": dict(_attribute(first, "origins", {})),
             "labels": list(_attribute(first, "labels", ())),
-            "assets": str(_attribute(first, "assets_hash", "")),
+            **_assets(first),
         }
 
     def make(self, task_id: int) -> gym.Env:
@@ -136,6 +136,18 @@ class LeRobotSource:
             return after({ACTION: action})[ACTION]
 
         return observe, act
+
+
+def _assets(env: gym.Env) -> dict[str, Any]:
+    """Hash of the assets; of LIBERO's own also whether some are stand-ins and which files nobody knows."""
+    identity = _attribute(env, "assets", None)
+    if identity is None:
+        return {"assets": str(_attribute(env, "assets_hash", ""))}
+    return {
+        "assets": identity.hash,
+        "assets_standins": identity.standins,
+        "assets_differing": list(identity.differing),
+    }
 
 
 def _version(suite: str) -> dict[str, int]:

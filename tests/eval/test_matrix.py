@@ -294,5 +294,10 @@ def test_one_task_of_each_suite(libero_assets, make_config):
         assert len(suite["tasks"]) == 1
     assert manifest["suites"]["multismolvla_mini"]["mini_version"]
     assert manifest["suites"]["libero_object"]["init_states"] == 20
+    assert len({s["assets"] for s in manifest["suites"].values()}) == 2, (
+        "one set for LIBERO's suites, one for the mini suite"
+    )
+    assert manifest["suites"]["libero_object"]["assets_standins"] in (True, False, None)
+    assert manifest["suites"]["multismolvla_mini"]["assets_standins"] is False
     keys = {k for r in rows for k in r["door"]}
     assert {"observation.images.image_depth", "observation.images.image2_seg"} <= keys
