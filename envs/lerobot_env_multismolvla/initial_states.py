@@ -30,7 +30,7 @@ _ALLOWED: list[Any] = [
 ]
 
 #: What torch's restricted unpickler raises on files that were cut or written by hand.
-_DAMAGE = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError)
+_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_states(path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One environment per task for the whole run: creating one costs a second, a soft reset 20 ms."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,17 @@ def process() -> Callable:
 
     pipeline = MultiSmolVLALiberoConfig().get_env_processors()[0]
     return lambda raw: pipeline.process_observation(preprocess_observation(batch_of_one(raw)))
+
+
+@pytest.fixture(scope="session")
+def libero_assets() -> Path:
+    """Folder with LIBERO's assets; tests that need it skip where there is none, and say how to get them."""
+    from multismolvla.libero_assets import find_libero_assets
+
+    beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"  # CI's checkout has them there
+    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
+    if assets is None:
+        pytest.skip(
+            "LIBERO's assets are not here (multismolvla-doctor --fetch-assets, or MULTISMOLVLA_LIBERO_ASSETS)"
+        )
+    return assets
