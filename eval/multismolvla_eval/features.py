@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: LeRobot's own place-holders for cameras that are declared absent.
 _EMPTY_CAMERA = "empty_camera"
+#: Options of policies that bring pictures to a size of their own.
+_RESIZING = ("resize_imgs_with_padding", "image_resolution", "resize_shape", "crop_shape", "image_size")
 _OTHER_MODALITIES = ("_depth", "_seg", "_thermal")
 
 
@@ -34,8 +36,8 @@ def check_features(
         rename_map: environment's name -> policy's name.
 
     Raises:
-        ValueError: a name that does not exist on either side, or another number of actions or states; the message holds
-            the remedy.
+        ValueError: a name that does not exist on either side, pictures of another size for a policy that does not resize
+            them, or another number of actions or states; the message holds the remedy.
     """
     unknown = [k for k in rename_map if k not in features]
     if unknown:
@@ -45,6 +47,13 @@ def check_features(
     given = {rename_map.get(k, k): f for k, f in features.items()}
     reads = {k: f for k, f in (config.input_features or {}).items() if _EMPTY_CAMERA not in k}
     _check_pictures(path, config, reads, given, rename_map)
+    _check_resolution(path, config, reads, given)
+    hidden = [k for k, f in reads.items() if f.type is FeatureType.ENV and k not in given]
+    if hidden:
+        raise ValueError(
+            f"The policy {path!r} reads {hidden[0]!r}, the state of the world, which the environment does not give. Only "
+            "policies that go by pictures and the robot's own state can be evaluated."
+        )
     _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
     gives = (config.output_features or {}).get(ACTION)
     _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
@@ -88,6 +97,24 @@ def _check_pictures(
         f"which is which, e.g. --rename_map='{json.dumps(remedy)}'; for one policy of several: "
         f"--rename_map='{{name: {{...}}}}'."
     )
+
+
+def _check_resolution(
+    path: str, config: Any, reads: Mapping[str, PolicyFeature], given: Mapping[str, PolicyFeature]
+) -> None:
+    """A policy that takes pictures as they come would run at another scale than it was trained at, and nobody would know."""
+    if any(getattr(config, option, None) for option in _RESIZING):
+        return
+    for key, feature in reads.items():
+        if feature.type is not FeatureType.VISUAL or key not in given:
+            continue
+        (height, width), now = feature.shape[-2:], tuple(given[key].shape[-2:])
+        if (height, width) != now:
+            raise ValueError(
+                f"The policy {path!r} was trained with pictures {key} of {height}x{width} pixels and does not resize them; the "
+                f"environment gives {now[0]}x{now[1]}. Say --env.options='{{observation_height: {height}, "
+                f"observation_width: {width}}}'; policies of different sizes need runs of their own."
+            )
 
 
 def _check_size(

@@ -155,6 +155,26 @@ def test_a_policy_of_another_robot_is_refused(source, tmp_path):
         load_policy(tiny_act(tmp_path / "aloha", action_dim=14), source)
 
 
+def test_pictures_of_another_size_or_the_state_of_the_world_are_refused(checkpoints):
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.configs.policies import PreTrainedConfig
+
+    from multismolvla_eval.features import check_features
+
+    state = PolicyFeature(FeatureType.STATE, (8,))
+    features = {
+        "observation.images.image": PolicyFeature(FeatureType.VISUAL, (3, 256, 256)),
+        "observation.state": state,
+    }
+    act, smolvla = (PreTrainedConfig.from_pretrained(checkpoints[name]) for name in ("act", "smolvla"))
+    with pytest.raises(ValueError, match=r"64x64 pixels.*gives 256x256.*observation_height: 64"):
+        check_features("act", act, features, {})
+    check_features("smolvla", smolvla, features, {})  # it resizes, and goes on with one camera of two
+    act.input_features = {"observation.environment_state": PolicyFeature(FeatureType.ENV, (9,))}
+    with pytest.raises(ValueError, match="the state of the world"):
+        check_features("act", act, features, {})
+
+
 def test_an_announced_loss_stays_announced_under_another_name():
     from multismolvla_eval.features import with_masks
 
