@@ -1,8 +1,14 @@
-"""Makes LIBERO importable and offline: its configuration file, its asset root, the GL back end.
+"""Makes LIBERO importable and offline: its configuration file, its asset root, the GL back end, where things are written.
 
 ``import libero.libero`` asks a question on stdin when it finds no configuration file, and hf-libero 0.1.4 looks for
 assets on the hub although a simulation may need none of them. Both are answered here, before the first import, with
 files of our own cache folder. Nothing here imports the simulator at module level.
+
+What an environment writes, all of it in our cache folder (``$XDG_CACHE_HOME/multismolvla``, else
+``~/.cache/multismolvla``): LIBERO's ``config.yaml``, the shader cache of Mesa, and matplotlib's and numba's caches. Left to
+themselves, the libraries would write to ``/tmp/robosuite.log`` (which a second user of the machine cannot open, so that
+robosuite does not import), ``~/.config/matplotlib``, ``~/.cache/mesa_shader_cache``, the installed robosuite package (numba)
+and ``MUJOCO_LOG.TXT`` in the working directory.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ import hashlib
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from multismolvla.libero_assets import ASSETS_VARIABLE, find_libero_assets, own_folder
 
@@ -27,6 +35,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Environment variables by which libraries are told where to write, with the folder inside our cache.
+_CACHES = {"MESA_SHADER_CACHE_DIR": "", "MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba"}
 
 
 def _cache_folder() -> Path:
@@ -57,7 +68,7 @@ def libero_package_folder() -> Path:
 
 
 def ensure_libero_config() -> Path:
-    """Make sure that importing ``libero.libero`` asks nothing; call it before the first import.
+    """Make sure that importing ``libero.libero`` asks nothing and writes nowhere else; call it before the first import.
 
     An existing configuration (``LIBERO_CONFIG_PATH`` or ``~/.libero``) is respected. Otherwise one is written to our
     cache folder, and ``LIBERO_CONFIG_PATH`` is set so that child processes find it, too.
@@ -71,6 +82,7 @@ def ensure_libero_config() -> Path:
     os.environ.setdefault(
         "MUJOCO_GL", "egl"
     )  # robosuite reads it at import; without a display only egl/osmesa work
+    _keep_writes_in_the_cache()
     named = os.environ.get("LIBERO_CONFIG_PATH")
     existing = Path(named) if named else Path.home() / ".libero"
     if (existing / "config.yaml").is_file():
@@ -97,6 +109,35 @@ def ensure_libero_config() -> Path:
         os.replace(partial, target)  # several workers start at once; each must see a whole file
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
     return target
+
+
+def _keep_writes_in_the_cache() -> None:
+    """Point the caches of the simulator's libraries into ours; what the user has set or has already stays."""
+    matplotlib_config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "matplotlib"
+    for variable, name in _CACHES.items():
+        if variable == "MPLCONFIGDIR" and matplotlib_config.is_dir():
+            continue  # it may hold the user's own settings
+        os.environ.setdefault(variable, str(_cache_folder() / name))
+    if "robosuite" not in sys.modules and importlib.util.find_spec("robosuite") is not None:
+        _silence_robosuite()
+
+
+def _silence_robosuite() -> None:
+    """Load robosuite's settings before robosuite does and switch its log file off.
+
+    robosuite 1.4 opens ``/tmp/robosuite.log`` while it is imported, so there is no later moment; an empty module of private
+    settings, unless the user has one, spares its three warnings that there is none.
+    """
+    package = Path(importlib.util.find_spec("robosuite").origin).parent  # type: ignore[union-attr, arg-type]
+    spec = importlib.util.spec_from_file_location("robosuite.macros", package / "macros.py")
+    assert spec is not None
+    assert spec.loader is not None
+    macros = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    sys.modules["robosuite.macros"] = macros
+    if not (package / "macros_private.py").is_file():
+        sys.modules["robosuite.macros_private"] = ModuleType("robosuite.macros_private")
 
 
 @contextlib.contextmanager

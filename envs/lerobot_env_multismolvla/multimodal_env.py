@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium import spaces
 
@@ -36,6 +37,9 @@ from .rendering import QUALITIES, SceneRenderer  # noqa: E402
 from .thermal import ThermalCamera  # noqa: E402
 
 logger = logging.getLogger(__name__)
+
+# By itself MuJoCo appends its warnings to MUJOCO_LOG.TXT in the working directory.
+mujoco.set_mju_user_warning(lambda text: logger.warning("MuJoCo: %s", text))
 
 #: Above this speed [m/s] an object does not lie still when the episode begins.
 MOVING = 0.05
