@@ -59,6 +59,7 @@ def environment() -> jinja2.Environment:
         count=tables.count_text,
         power=tables.power_text,
         kept=tables.kept_text,
+        interval=tables.with_interval,
     )
     return found
 
@@ -79,7 +80,9 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
         "title": title,
         "headline": tables.headline(summary),
         "families": tables.families_text(summary),
-        "aggregate_lines": {n: tables.aggregate_lines(n, f) for n, f in summary["aggregates"].items()},
+        "calibration": [
+            line for n, f in summary["aggregates"].items() for line in tables.calibration_lines(n, f)
+        ],
         "suites": list(summary["policies"][0]["suites"]),
         "groups": {g: [c for c in summary["cells"] if c["group"] == g] for g in present},
         "titles": GROUPS,
@@ -95,7 +98,9 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
         excess = len(page.encode()) - PAGE_LIMIT
         if excess < 0 or not clips:
             return page
-        budget -= excess  # tables of a very large matrix need the room themselves
+        # The tables of a very large matrix need the room themselves.
+        used = sum(len(c["uri"]) for group in clips for c in group["members"])
+        budget = (used - excess) * 3 // 4
 
 
 def _data_uri(data: bytes, kind: str) -> str:

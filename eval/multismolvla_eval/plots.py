@@ -91,7 +91,7 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.grid(axis="x", color="#d0d0d0", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, labelsize=8.5)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("success rate, 95 % Wilson interval", fontsize=9)
     _legend(figure, names, height)

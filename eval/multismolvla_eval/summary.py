@@ -210,13 +210,13 @@ def _result(
     if rate is None:
         return None
     gate = policy["suites"][suite]["gate"] if suite else policy["gate"]
-    clean = condition_id == "C0"
+    clean, reported = condition_id == "C0", gate["passed"] and policy["gate"]["passed"]
     scope = (name, suite or "", family(condition_id))
     against_clean = against_baseline = None
-    if not clean and gate["passed"] and policy["gate"]["passed"]:
+    if parse_condition(condition_id).faults and reported:
         against_clean = comparisons.add(cells.rows(name, "C0", suite), rows, (COMPARISONS[0], *scope))
     # The clean difference to the baseline is no robustness figure, so it needs no gate.
-    if name != baseline and (clean or (gate["passed"] and policy["gate"]["passed"])):
+    if name != baseline and (clean or reported):
         other = cells.rows(baseline, condition_id, suite)
         against_baseline = comparisons.add(other, rows, (COMPARISONS[1], *scope))
     causes = cells.episodes.codes["cause"][rows]
@@ -224,7 +224,7 @@ def _result(
         **rate,
         "versus_clean": against_clean,
         "versus_baseline": against_baseline,
-        "steps_to_success": _mean(cells.episodes.measures["steps_to_success"][rows]),
+        "steps_to_success": _mean(cells.episodes.measures["steps_to_success"][rows], digits=1),
         "time_outs": int((causes == cells.episodes.code("cause", "time_out")).sum()),
     }
 
@@ -348,10 +348,7 @@ def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
     }
 
 
-def _mean(values: np.ndarray, reduce: Any = np.mean) -> float | None:
-    known = values[~np.isnan(values)]
-    return (
-        round(float(reduce(known, dtype=np.float64) if reduce is np.mean else reduce(known)), 3)
-        if len(known)
-        else None
-    )
+def _mean(values: np.ndarray, reduce: Any = np.mean, digits: int = 3) -> float | None:
+    """Of the known values; ``None`` without any."""
+    known = values[~np.isnan(values)].astype(np.float64)
+    return round(float(reduce(known)), digits) if len(known) else None

@@ -56,12 +56,13 @@ def kept_text(difference: dict[str, Any] | None) -> str:
     """``64 % (55–73)``: the share of the clean success that is left, on the same episodes."""
     if difference is None or difference.get("ratio") is None:
         return "–"
-    return _with_interval(difference["ratio"], difference["ratio_low"], difference["ratio_high"], 100, " %")
+    return with_interval(difference["ratio"], difference["ratio_low"], difference["ratio_high"], 100, " %")
 
 
-def _with_interval(
+def with_interval(
     value: float, low: float | None, high: float | None, scale: float, unit: str, digits: int = 0
 ) -> str:
+    """``0.69 (0.66–0.73)``: a value with its interval, if that is known."""
     text = f"{scale * value:.{digits}f}{unit}"
     return (
         text
@@ -109,12 +110,12 @@ def aggregate_lines(name: str, figures: dict[str, Any]) -> list[str]:
     lines = []
     area, error, profile = figures["severity_area"], figures["mce"], figures["subset_profile"]
     if area:
-        value = _with_interval(area["mean"], area["low"], area["high"], 1, "", 2)
+        value = with_interval(area["mean"], area["low"], area["high"], 1, "", 2)
         lines.append(
             f"severity area {value} (1 = nothing lost), mean over {len(area['types'])} corruption types{_seen(area, 1, '', 2)}"
         )
     if error and error["value"] is not None:
-        value = _with_interval(error["value"], error["low"], error["high"], 1, " %")
+        value = with_interval(error["value"], error["low"], error["high"], 1, " %")
         lines.append(
             f"mean corruption error {value} of the baseline's (below 100 = fewer failures), over {len(error['types'])} types{_seen(error, 1, ' %', 0)}"
         )
@@ -123,12 +124,18 @@ def aggregate_lines(name: str, figures: dict[str, Any]) -> list[str]:
             f"left out of the mean corruption error, because the baseline does not fail there: {', '.join(error['left_out'])}"
         )
     if profile:
-        value = _with_interval(profile["mean"], profile["low"], profile["high"], 100, " %")
+        value = with_interval(profile["mean"], profile["low"], profile["high"], 100, " %")
         marginal = ", ".join(f"{m} {_points(v)}" for m, v in profile["marginal"].items())
         lines.append(
             f"over {profile['subsets']} subsets of modalities: mean {value}, worst {percent(profile['worst'])} "
             f"({' + '.join(profile['worst_subset'])}); value of having a modality, in points: {marginal}"
         )
+    return [f"{name}: {line}." for line in lines]
+
+
+def calibration_lines(name: str, figures: dict[str, Any]) -> list[str]:
+    """Whether a policy's gates know which sensor is corrupted, in sentences; none without gates."""
+    lines = []
     for modality, entry in (figures["calibration"] or {}).items():
         flagged, missed = entry["success_flagged"], entry["success_missed"]
         lines.append(
@@ -189,7 +196,7 @@ def terminal_table(summary: dict[str, Any]) -> str:
         )
     lines += ["", *headline(summary)]
     for name, figures in summary["aggregates"].items():
-        lines += aggregate_lines(name, figures)
+        lines += [*aggregate_lines(name, figures), *calibration_lines(name, figures)]
     lines += ["", *(f"note: {n}" for n in (*run["remarks"], *summary["notes"]))]
     return "\n".join(lines)
 
@@ -208,7 +215,11 @@ def markdown(summary: dict[str, Any], title: str) -> str:
     lines += _markdown_suites(summary)
     for group, title_ in GROUPS.items():
         lines += _markdown_group(summary, group, title_)
-    figures = [line for n, f in summary["aggregates"].items() for line in aggregate_lines(n, f)]
+    figures = [
+        line
+        for n, f in summary["aggregates"].items()
+        for line in (*aggregate_lines(n, f), *calibration_lines(n, f))
+    ]
     lines += (
         ["", "## Figures over many conditions", "", *(f"- {line}" for line in figures)] if figures else []
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic import synthetic_run
+from synthetic import manifest_of, synthetic_run
 
+from multismolvla_eval import assets
 from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.episodes import Cells, collect
 from multismolvla_eval.report import main
@@ -55,9 +57,9 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     assert set(page.labelled) <= set(page.ids)
     assert "Synthetic rows" in page_text
     assert "put &lt;it&gt; there" in page_text
-    assert "mean corruption error" in page_text
-    assert "severity area" in page_text
-    assert "over 15 subsets" in page_text
+    assert "Corruption error" in page_text
+    assert "Severity area" in page_text
+    assert "Worst subset" in page_text
     assert len(page_text) < 20_000_000
 
     summary = json.loads((tmp_path / "report" / "results.json").read_text())
@@ -290,3 +292,212 @@ def test_an_empty_run_is_an_error_not_an_empty_page(tmp_path):
 
     with pytest.raises(ResultsError):
         write_report(tmp_path)
+
+
+def test_gate_withholds_robustness_per_suite(tmp_path):
+    """Good enough over all, but not in the second suite."""
+
+    def rate(episode):
+        return 0.05 if (episode.policy, episode.suite) == ("ours", "hard") else 0.9
+
+    folder = synthetic_run(tmp_path / "run", suites=("easy", "hard"), rate=rate)
+    assert main([str(folder)]) == 0
+    summary = json.loads((folder / "results.json").read_text())
+    ours = summary["policies"][0]
+    assert ours["gate"]["passed"]
+    assert ours["suites"]["easy"]["gate"]["passed"]
+    assert "below half of the baseline's" in ours["suites"]["hard"]["gate"]["reason"]
+    assert set(summary["aggregates"]["ours"]["suites"]) == {"easy"}
+    assert set(summary["aggregates"]["vanilla"]["suites"]) == {"easy", "hard"}
+    parts = next(c for c in summary["cells"] if c["condition"] == "C2:rgb=zero")["results"]["ours"]["suites"]
+    assert parts["easy"]["versus_clean"]["n"] == 10
+    assert parts["hard"]["versus_clean"] is parts["hard"]["versus_baseline"] is None
+    assert any("No robustness figures for ours in hard" in n for n in summary["notes"])
+    clean = next(c for c in summary["cells"] if c["condition"] == "C0")["results"]["ours"]
+    assert clean["n"] == sum(p["n"] for p in clean["suites"].values()) == 40
+    page = (folder / "report.html").read_text()
+    assert "easy: every condition" in page
+    assert "easy: successes per task" in page
+
+
+def test_a_policy_that_reads_the_simulator_is_an_upper_bound_without_robustness(tmp_path, capsys):
+    folder = synthetic_run(
+        tmp_path / "run",
+        (1.0, 0.7),
+        names=("expert", "vanilla"),
+        texts=["C2:rgb=zero"],
+        privileged=("expert",),
+    )
+    assert main([str(folder)]) == 0
+    summary = json.loads((folder / "results.json").read_text())
+    assert "expert" not in summary["aggregates"]
+    assert all(c["results"]["expert"]["versus_clean"] is None for c in summary["cells"])
+    for text in (
+        capsys.readouterr().out,
+        (folder / "report.html").read_text(),
+        (folder / "report.md").read_text(),
+    ):
+        assert "upper bound" in text
+        assert "expert reads the simulator's state" in text.replace("&#39;", "'")
+
+
+def test_families_are_the_conditions_of_a_group_that_hit_the_same_modality(tmp_path):
+    cells = {c["condition"]: c for c in summary_of(tmp_path / "run")["cells"]}
+    sizes = {c["family"]: c["results"]["ours"]["versus_clean"]["family_size"] for c in cells.values() if c["results"]["ours"]["versus_clean"]}  # fmt: skip
+    assert sizes == {
+        "C1 subsets": 14,
+        "C1 cameras": 1,
+        "C2 rgb": 1,
+        "C3 rgb": 5,
+        "C3 depth": 1,
+        "C4 all": 1,
+        "C5 depth": 1,
+    }
+    assert cells["C0"]["results"]["ours"]["versus_baseline"]["family_size"] == 1
+    noise = [cells[f"C3:rgb=builtin_noise@{s}"]["results"]["ours"]["versus_clean"] for s in range(1, 6)]
+    least = min(noise, key=lambda e: e["p_value"])
+    assert least["p_holm"] == pytest.approx(min(1, 5 * least["p_value"]))
+
+
+def test_repetitions_of_the_clean_condition_are_paired_within_a_repetition(tmp_path):
+    summary = summary_of(tmp_path / "run", clean_seeds=3)
+    ours = summary["policies"][0]
+    assert [r["n"] for r in ours["clean_seeds"]] == [20, 20, 20]
+    cells = {c["condition"]: c["results"]["ours"] for c in summary["cells"]}
+    assert cells["C0"]["n"] == cells["C0"]["versus_baseline"]["n"] == 60
+    assert cells["C2:rgb=zero"]["versus_clean"]["n"] == 10, (
+        "only the first repetition has faulted counterparts"
+    )
+
+
+def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
+    folder = synthetic_run(tmp_path / "run", suites=("a", "b"), texts=["C2:rgb=zero"])
+    assert main([str(folder)]) == 0
+    with open(folder / "results.csv") as handle:
+        table = list(csv.DictReader(handle))
+    assert [(r["policy"], r["suite"], r["condition"]) for r in table] == [
+        (p, s, c) for c in ("C0", "C2:rgb=zero") for p in ("ours", "vanilla") for s in ("all", "a", "b")
+    ]
+    assert float(table[0]["rate"]) == int(table[0]["successes"]) / int(table[0]["n"])
+    episodes = json.loads((folder / "results.json").read_text())["episodes"]
+    assert len(episodes["success"]) == len(episodes["init_state"]) == 2 * 2 * 2 * 15
+    assert set(episodes["names"]["condition"]) == {"C0", "C2:rgb=zero"}
+
+
+def test_gates_are_calibrated_where_rows_have_them(tmp_path):
+    def change(row):
+        corrupted = row["condition"] == "C2:rgb=zero"
+        row["gate"] = {"rgb": 0.2 if corrupted and row["episode"] else 0.9, "depth": 0.9}
+
+    calibration = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["calibration"]
+    rgb = calibration["rgb"]
+    assert 0.5 < rgb["auroc"] < 1
+    assert rgb["success_flagged"][1] == 8
+    assert rgb["corrupted"] == 10 + 5 * 10 + 10, "C2, five severities of noise, the delay of all"
+    assert calibration["depth"]["auroc"] == 0.5
+    assert summary_of(tmp_path / "other")["aggregates"]["ours"]["calibration"] is None
+
+
+def test_action_errors_stand_beside_success(tmp_path, capsys):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    (folder / "offline.json").write_text(
+        json.dumps({"ours": {"C2:rgb=zero": {"error": 0.4321, "frames": 9}}})
+    )
+    assert main([str(folder)]) == 0
+    assert "0.432" in (folder / "report.html").read_text()
+    assert "0.4321" in (folder / "results.csv").read_text()
+    (folder / "offline.json").write_text(json.dumps({"ours": {"C0": 0.4}}))
+    assert main([str(folder)]) == 2
+    assert "offline.json: entry 'ours', 'C0' is 0.4" in capsys.readouterr().err
+
+
+def test_a_page_stays_below_its_limit_and_keeps_failures(tmp_path, monkeypatch):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], rate=lambda e: e.condition == "C0")
+    for path in (folder / "clips").iterdir():
+        path.write_bytes(bytes(100_000))
+    monkeypatch.setattr("multismolvla_eval.page.PAGE_LIMIT", 600_000)
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert len(page.encode()) < 600_000
+    assert "clips are left out to keep this page small" in page
+    assert "under C0" in page, "clean clips come first: every failure is seen beside one"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"assets": ""}, "the assets were not hashed"),
+        ({"assets": "0123"}, "the assets 0123 are not known as LIBERO's published set"),
+        (
+            {"assets": "5747"},
+            "made with stand-ins (assets 5747): figures made with these assets are not comparable",
+        ),
+        ({"assets": "0ff1"}, None),
+    ],
+)
+def test_assets_are_named_by_hash(monkeypatch, facts, words):
+    monkeypatch.setattr(
+        assets, "KNOWN_ASSETS", {"5747": (False, "stand-ins"), "0ff1": (True, "LIBERO's own")}
+    )
+    (fact,) = assets.assets_facts({"libero_goal": facts})
+    assert (words in fact["note"]) if words else not fact["note"]
+    (mini,) = assets.assets_facts({"toy": facts})
+    assert not mini["note"]
+
+
+def test_compared_runs_are_paired_where_they_ran_the_same_episodes(tmp_path, capsys):
+    a = synthetic_run(tmp_path / "a", (0.9, 0.7), texts=["C2:rgb=zero", "C4:all=delay@2"])
+    b = synthetic_run(tmp_path / "b", (0.5, 0.7), texts=["C2:rgb=zero"], seed=2)
+    output = tmp_path / "comparison"
+    assert main([str(a), str(b), f"--output={output}"]) == 0
+    assert "toy: paired on the same episodes" in capsys.readouterr().out
+    content = json.loads((output / "comparison.json").read_text())
+    assert [(c["policies"][0], c["condition"], c["paired"]) for c in content["cells"]] == [
+        (p, c, True) for p in ("ours", "vanilla") for c in ("C0", "C2:rgb=zero")
+    ]
+    clean = content["cells"][0]
+    assert clean["difference"]["n"] == 20
+    assert clean["difference"]["difference"] == pytest.approx(
+        clean["rates"][1]["rate"] - clean["rates"][0]["rate"]
+    )
+
+    assert main([str(b)]) == 0
+    assert main([str(a), str(b / "results.json"), f"--output={output}"]) == 0
+    assert json.loads((output / "comparison.json").read_text())["cells"] == content["cells"], (
+        "from the file alone"
+    )
+    page = Page()
+    page.feed((output / "comparison.html").read_text())
+    assert all(u.startswith(("data:", "#")) for u in page.urls)
+
+
+def test_runs_with_other_seeds_or_assets_are_compared_unpaired_and_say_why(tmp_path, capsys):
+    a = synthetic_run(tmp_path / "a", texts=["C2:rgb=zero"])
+    usual = manifest_of(("toy",), [])["comparable"]
+    b = synthetic_run(tmp_path / "b", texts=["C2:rgb=zero"], comparable={**usual, "seed": 7}, seed=2)
+    suite = {**manifest_of(("toy",), [])["suites"]["toy"], "assets": "other", "world": "another"}
+    c = synthetic_run(tmp_path / "c", texts=["C2:rgb=zero"], suites={"toy": suite})
+    for other, reason in ((b, "seed: 0 and 7"), (c, "assets of toy:  and other")):
+        output = tmp_path / "comparison"
+        assert main([str(a), str(other), f"--output={output}"]) == 0
+        assert f"toy: unpaired, because the runs differ in {reason}" in capsys.readouterr().out
+        cells = json.loads((output / "comparison.json").read_text())["cells"]
+        assert not any(cell["paired"] for cell in cells)
+        assert all("p_value" not in cell["difference"] for cell in cells)
+        assert "<strong>unpaired</strong>" in (output / "comparison.html").read_text()
+
+
+def test_runs_without_anything_in_common_are_refused(tmp_path, capsys):
+    a = synthetic_run(tmp_path / "a", texts=["C2:rgb=zero"])
+    b = synthetic_run(tmp_path / "b", texts=["C2:rgb=zero"], suites=("elsewhere",))
+    c = synthetic_run(tmp_path / "c", texts=["C2:rgb=zero"], names=("other", "names"))
+    (tmp_path / "old.json").write_text("{}")
+    for other, message in (
+        (b, "nothing is in common"),
+        (c, "no name is in both"),
+        (tmp_path / "old.json", "is no results.json of this version"),
+        (tmp_path / "nowhere", "holds no run.json"),
+    ):
+        assert main([str(a), str(other), f"--output={tmp_path / 'comparison'}"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "comparison").exists()

@@ -1,0 +1,258 @@
+"""``multismolvla-report a b``: two runs beside each other, paired where they ran the same episodes.
+
+Two episodes are the same if suite, task, number, repetition and condition are, in runs with the same seed, environment
+options, corruption definitions and suite (assets, step limit, initial states). Everything else is compared unpaired, and
+the page says which is which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multismolvla.corruption import parse_condition
+from multismolvla_eval.conditions import describe
+from multismolvla_eval.episodes import Cells, Episodes, from_columns
+from multismolvla_eval.grouping import family
+from multismolvla_eval.report import json_text, read_episodes, write_text
+from multismolvla_eval.results import ResultsError
+from multismolvla_eval.statistics import Pairs, Rate, holm, paired_differences, unpaired_difference, wilson
+from multismolvla_eval.tables import difference_text, power_text, rate_text
+
+TITLE = "Comparison of two evaluations"
+_FACTS = ("fingerprint", "created", "seed", "comparable", "suites", "commit", "versions")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs.
+
+    Attributes:
+        name: as given by the user.
+        facts: of the run: seed, suites, versions.
+        policies: the manifest's or the summary's entries, by name.
+        cells: the episodes.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    policies: dict[str, dict[str, Any]]
+    cells: Cells
+
+
+def load_side(path: Path) -> Side:
+    """A run from its folder or from its ``results.json``.
+
+    Raises:
+        ResultsError: there is none, or it is damaged.
+    """
+    from multismolvla_eval.results import MANIFEST
+
+    if path.is_dir() and not (path / MANIFEST).is_file() and (path / "results.json").is_file():
+        path = path / "results.json"
+    if path.is_dir() or not path.exists():
+        manifest, episodes = read_episodes(path)
+        return _side(path, manifest, manifest["policies"], episodes)
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ResultsError(
+            f"{path} is not valid JSON ({error}). Make it again with multismolvla-report."
+        ) from error
+    if not isinstance(content, dict) or not {"run", "policies", "episodes"} <= content.keys():
+        raise ResultsError(
+            f"{path} is no results.json of this version's multismolvla-report: it lacks run, policies or episodes. Make it "
+            "again, or name the evaluation's folder."
+        )
+    policies = {p["name"]: p for p in content["policies"]}
+    return _side(path, content["run"], policies, from_columns(content["episodes"]))
+
+
+def _side(path: Path, facts: dict[str, Any], policies: dict[str, Any], episodes: Episodes) -> Side:
+    missing = [k for k in ("fingerprint", "seed", "comparable", "suites") if k not in facts]
+    if missing:
+        raise ResultsError(
+            f"{path} lacks {missing}: it was written by another version of multismolvla-report."
+        )
+    return Side(str(path), {k: facts.get(k) for k in _FACTS}, policies, Cells(episodes))
+
+
+def write_comparison(a: Path, b: Path, output: Path, title: str | None = None) -> tuple[Path, str]:
+    """Write ``comparison.html`` and ``comparison.json``.
+
+    Args:
+        a: folder or ``results.json`` of the first run.
+        b: of the second run; differences are second minus first.
+        output: target folder.
+        title: of the page.
+
+    Returns:
+        The target folder and the table for the terminal.
+
+    Raises:
+        ResultsError: a side cannot be used, or the two have no policy or no cell in common.
+    """
+    from multismolvla_eval.page import environment
+
+    comparison = compare(load_side(a), load_side(b))
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "comparison.json", json_text(comparison))
+    page = environment().get_template("compare.html.j2").render(c=comparison, title=title or TITLE)
+    write_text(output / "comparison.html", page)
+    return output, terminal(comparison)
+
+
+def compare(a: Side, b: Side) -> dict[str, Any]:
+    """All cells that two runs have in common.
+
+    Returns:
+        JSON-ready data: ``sides``, ``differing`` (why suites are not paired), ``policies`` (which were compared),
+        ``cells``.
+
+    Raises:
+        ResultsError: nothing is in common.
+    """
+    differing = {s: _differing(a, b, s) for s in a.facts["suites"] if s in b.facts["suites"]}
+    if not differing:
+        raise ResultsError(
+            f"{a.name} has the suites {list(a.facts['suites'])}, {b.name} {list(b.facts['suites'])}: nothing is in common."
+        )
+    policies = _matched(a, b)
+    cells, waiting = [], []
+    for first, second in policies:
+        for suite, reasons in differing.items():
+            for entry, pairs in _cells(a, b, first, second, suite, not reasons):
+                cells.append(entry)
+                if pairs is not None:
+                    waiting.append((entry, pairs))
+    if not cells:
+        raise ResultsError(f"{a.name} and {b.name} have no cell (policy, suite, condition) in common.")
+    families: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for (entry, _), result in zip(waiting, paired_differences([p for _, p in waiting]), strict=True):
+        entry["difference"] = asdict(result)
+        families[entry["policies"][0], entry["suite"], family(entry["condition"])].append(entry["difference"])
+    for members in families.values():
+        for member, p_value in zip(members, holm([m["p_value"] for m in members]), strict=True):
+            member.update(p_holm=p_value, family_size=len(members))
+    return {
+        "sides": [{"name": s.name, **s.facts, "episodes": len(s.cells.episodes)} for s in (a, b)],
+        "differing": differing,
+        "policies": [
+            {
+                "names": [first, second],
+                "checkpoints": [a.policies[first]["checkpoint"], b.policies[second]["checkpoint"]],
+            }
+            for first, second in policies
+        ],
+        "cells": cells,
+    }
+
+
+def _matched(a: Side, b: Side) -> list[tuple[str, str]]:
+    """Policies of the same name; if there are none and each run has one policy, these two.
+
+    Raises:
+        ResultsError: it is not clear what to compare.
+    """
+    ours, theirs = ({n for n in s.policies if s.cells.episodes.code("policy", n) >= 0} for s in (a, b))
+    both = [(n, n) for n in a.policies if n in ours & theirs]
+    if both:
+        return both
+    if len(ours) == len(theirs) == 1:
+        return [(ours.pop(), theirs.pop())]
+    raise ResultsError(
+        f"{a.name} has the policies {sorted(ours)}, {b.name} {sorted(theirs)}: no name is in both, so it is not clear what to "
+        "compare. Evaluate under the same names, or one policy per run."
+    )
+
+
+def _differing(a: Side, b: Side, suite: str) -> list[str]:
+    """What keeps the episodes of a suite from being the same in both runs; empty if they are."""
+    reasons = []
+    one, other = a.facts["comparable"], b.facts["comparable"]
+    for key in sorted(one.keys() | other.keys()):
+        if one.get(key) != other.get(key):
+            reasons.append(f"{key}: {one.get(key)} and {other.get(key)}")
+    first, second = a.facts["suites"][suite], b.facts["suites"][suite]
+    if first.get("world") != second.get("world"):
+        keys = [
+            k
+            for k in sorted(first.keys() | second.keys())
+            if first.get(k) != second.get(k) and k not in ("world", "tasks")
+        ]
+        reasons += [f"{k} of {suite}: {first.get(k)} and {second.get(k)}"[:200] for k in keys] or [
+            f"world of {suite}"
+        ]
+    return reasons
+
+
+def _cells(
+    a: Side, b: Side, first: str, second: str, suite: str, same: bool
+) -> Iterator[tuple[dict[str, Any], Pairs | None]]:
+    """Entries of a pair of policies in one suite; those that have pairs get their difference later."""
+    for condition in a.cells.episodes.names["condition"]:
+        mine, others = a.cells.rows(first, condition, suite), b.cells.rows(second, condition, suite)
+        if not len(mine) or not len(others):
+            continue
+        rates = [_rate(a.cells, mine), _rate(b.cells, others)]
+        pairs = _pairs(a, b, mine, others) if same else None
+        entry: dict[str, Any] = {
+            "policies": [first, second],
+            "suite": suite,
+            "condition": condition,
+            "description": describe(parse_condition(condition)),
+            "rates": [asdict(r) for r in rates],
+            "paired": pairs is not None,
+        }
+        if pairs is None:
+            entry["difference"] = asdict(unpaired_difference(*rates))
+        yield entry, pairs
+
+
+def _rate(cells: Cells, rows: np.ndarray) -> Rate:
+    return wilson(int(cells.episodes.success[rows].sum()), len(rows))
+
+
+def _pairs(a: Side, b: Side, mine: np.ndarray, others: np.ndarray) -> Pairs | None:
+    """The episodes that both have; ``None`` without any."""
+
+    def identities(side: Side, rows: np.ndarray) -> dict[tuple[int, int, int], int]:
+        numbers = side.cells.episodes.numbers
+        columns = (numbers[k][rows].tolist() for k in ("task_id", "seed", "episode"))
+        return dict(zip(zip(*columns, strict=True), rows.tolist(), strict=True))
+
+    ours, theirs = identities(a, mine), identities(b, others)
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return None
+    won = [s.cells.episodes.success[[r[k] for k in shared]] for s, r in ((a, ours), (b, theirs))]
+    return Pairs(won[0], won[1], np.array([k[0] for k in shared]))
+
+
+def terminal(comparison: dict[str, Any]) -> str:
+    """The table for the terminal."""
+    a, b = (s["name"] for s in comparison["sides"])
+    lines = [f"{b} minus {a}, in points", ""]
+    for suite, reasons in comparison["differing"].items():
+        lines.append(
+            f"{suite}: "
+            + (
+                f"unpaired, because the runs differ in {'; '.join(reasons)}"
+                if reasons
+                else "paired on the same episodes"
+            )
+        )
+    lines.append("")
+    for cell in comparison["cells"]:
+        lines.append(
+            f"{' / '.join(dict.fromkeys(cell['policies']))}  {cell['suite']}  {cell['condition']}: {rate_text(cell['rates'][0])} -> "
+            f"{rate_text(cell['rates'][1])}: {difference_text(cell['difference'])}; "
+            f"{'paired' if cell['paired'] else 'unpaired'}, can show {power_text(cell['difference'])}"
+        )
+    return "\n".join(lines)
