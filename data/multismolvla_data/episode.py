@@ -119,7 +119,8 @@ def _store(frames: list[dict[str, np.ndarray]], target: Path, **extra: np.ndarra
         elif key.endswith("_seg"):
             arrays[key] = arrays[key][..., :2]
     partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
-    np.savez_compressed(partial, **arrays, **extra)
+    arrays |= extra
+    np.savez_compressed(partial, **arrays)
     os.replace(partial, target)
 
 

@@ -54,7 +54,7 @@ def towards(
     move *= min(
         1.0, speed / max(float(np.abs(move).max()), 1e-6)
     )  # straight line: all axes slow down together
-    turn = np.zeros(3)
+    turn: np.ndarray = np.zeros(3)
     if rotation is not None:
         turn = _ROTATION_GAIN * turn_between(world.hand, rotation)
         turn *= min(1.0, _ROTATION_LIMIT / max(float(np.abs(turn).max()), 1e-6))

@@ -61,7 +61,7 @@ def narrowest_strip(points: np.ndarray, prefer: np.ndarray | None = None, slack:
     """
     hull = points[ConvexHull(points).vertices]
     edges = np.roll(hull, -1, axis=0) - hull
-    best = min((strip_along(hull, [-dy, dx]) for dx, dy in edges), key=lambda strip: strip.width)
+    best = min((strip_along(hull, np.array([-dy, dx])) for dx, dy in edges), key=lambda strip: strip.width)
     if prefer is not None:
         preferred = strip_along(hull, prefer)
         if preferred.width <= best.width + slack:
@@ -130,10 +130,10 @@ def shape_corners(kind: str, size: np.ndarray) -> np.ndarray:
 
 
 #: The open hand around the grip site in its own axes (x, finger axis, pointing), metres: low and high corner of the palm
-#: and of the two fingers.
+#: with what follows it on the way down (an open drawer may hang over the object), and of the two fingers.
 HAND_BOXES = np.array(
     [
-        [[-0.037, -0.100, -0.110], [0.037, 0.100, -0.032]],
+        [[-0.037, -0.100, -0.250], [0.037, 0.100, -0.032]],
         [[-0.012, 0.040, -0.032], [0.012, 0.058, FINGERTIP]],
         [[-0.012, -0.058, -0.032], [0.012, -0.040, FINGERTIP]],
     ]
@@ -156,7 +156,7 @@ def hand_overlap(place: np.ndarray, rotation: np.ndarray, boxes: np.ndarray, mar
         return 0
     samples = []
     for low, high in HAND_BOXES:
-        axes = [np.linspace(a, b, n) for a, b, n in zip(low, high, (5, 13, 5), strict=True)]
+        axes = [np.linspace(a, b, n) for a, b, n in zip(low, high, (5, 13, 9), strict=True)]
         samples.append(np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3))
     points = np.concatenate(samples) @ rotation.T + place
     inside = (points[:, None] > boxes[:, 0] - margin) & (points[:, None] < boxes[:, 1] + margin)

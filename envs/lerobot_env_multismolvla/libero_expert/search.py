@@ -21,7 +21,7 @@ from .world import World
 logger = logging.getLogger(__name__)
 
 #: Attempts at single skills before an initial state counts as not solved.
-MAX_ATTEMPTS = 30
+MAX_ATTEMPTS = 24
 
 #: ``disturb(command, stage, variant)`` -> a function of the command that gives the executed action.
 Disturbance = Callable[[Command], np.ndarray]
@@ -92,7 +92,7 @@ def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed
                     return found
         return None
 
-    found = descend(0, (), 0)
+    found = descend(0, (), 0) if skills else None
     world.restore(start)
     return found or Plan((0,) * len(skills), limit, attempts, False)
 
@@ -110,6 +110,7 @@ class LiberoExpert:
 
     Attributes:
         plan: what the last search found.
+        executed: the last action with its disturbance, (7,) float32; this one belongs into ``env.step``.
 
     Example:
         >>> observation, _ = env.reset(seed=0)
@@ -123,7 +124,7 @@ class LiberoExpert:
         self._world: World | None = None
         self._commands: Any = None
         self.plan: Plan | None = None
-        self.executed: np.ndarray | None = None
+        self.executed: np.ndarray = np.zeros(7, np.float32)
 
     def reset(self, env: Any, state: int | None = None) -> Plan:
         """Search from the environment's present state, which is left as it is.
@@ -136,7 +137,7 @@ class LiberoExpert:
         self._world = World(bare.simulation)
         self.plan = search(self._world, bare._max_episode_steps, self._disturbance)
         if not self.plan.solved:
-            logger.warning("%s, initial state %s: no variant works.", bare.task, state)
+            logger.warning("%s, initial state %s: the expert found no way.", bare.task, state)
         self._commands = self._run(self._world, self.plan)
         return self.plan
 

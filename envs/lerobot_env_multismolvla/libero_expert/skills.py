@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .controller import CLOSE, CLOSE_STEPS, OPEN, OPEN_STEPS, Command, Motion, hold, move
-from .geometry import FINGERTIP, grasp_height, hand_overlap, hand_rotation, narrowest_strip
+from .geometry import FINGERTIP, grasp_height, hand_overlap, hand_rotation, narrowest_strip, tilted
 from .world import World
 
 #: Free space kept under what is carried, metres.
@@ -78,11 +78,13 @@ class RimGrasp:
         angle: direction of the rim point from the object's axis, radians in the world; pi/2 = +y needs no yaw.
         depth: grip site below the rim, metres.
         inset: rim point inside the outer radius, metres.
+        lean: hand turned about its finger axis, radians, to keep it off what hangs over one side.
     """
 
     angle: float = np.pi / 2
     depth: float = 0.028
     inset: float = 0.004
+    lean: float = 0.0
 
     @property
     def outwards(self) -> np.ndarray:
@@ -95,7 +97,8 @@ class RimGrasp:
         center, radius = rim(world, item)
         place = center + (radius - self.inset) * outwards
         height = world.top(item) - self.depth
-        return np.array([*place, height]), hand_rotation(outwards)
+        rotation = tilted(hand_rotation(outwards), np.array([*outwards, 0.0]), self.lean)
+        return np.array([*place, height]), rotation
 
 
 BOX_GRASPS: tuple[Grasp, ...] = (
@@ -108,9 +111,10 @@ BOX_GRASPS: tuple[Grasp, ...] = (
     BoxGrasp(depth=0.025),
 )
 
-#: +y and -y need no yaw; +x fits into the open top drawer; then -x and the diagonals.
-RIM_GRASPS: tuple[Grasp, ...] = tuple(
-    RimGrasp(angle=np.deg2rad(degrees)) for degrees in (90, -90, 0, 180, 45, -45, 135, -135)
+#: +y and -y need no yaw; +x fits into the open top drawer; then -x, the diagonals, and the leaning ones.
+RIM_GRASPS: tuple[Grasp, ...] = (
+    *(RimGrasp(angle=float(np.deg2rad(a))) for a in (90, -90, 0, 180, 45, -45, 135, -135)),
+    *(RimGrasp(angle=float(np.deg2rad(a)), lean=lean) for lean in (0.3, -0.3) for a in (90, -90, 0, 180)),
 )
 
 #: Categories taken by the rim: wider than the hand opens (78 mm).
@@ -271,3 +275,50 @@ def place_heights(world: World, target: str) -> tuple[float, float]:
     if target.endswith("cook_region"):
         return height + 0.025, height + 0.028
     return height, height + 0.005
+
+
+@dataclass(frozen=True)
+class MoveAside:
+    """Take away what keeps the hand from an object, and put it down where nothing is.
+
+    Attributes:
+        item: what is moved.
+        freed: the object that the hand could not reach.
+    """
+
+    item: str
+    freed: str
+
+    def variants(self, world: World) -> Sequence[Grasp]:
+        """See :class:`Skill`."""
+        return free_first(world, self.item, grasps_for(world, self.item))
+
+    def run(self, world: World, variant: Grasp) -> Motion:
+        """See :class:`Skill`."""
+        floor = world.bottom(self.item)
+        place = self.free_place(world)
+        yield from take(world, self.item, variant)
+        if not (yield from carry_over(world, self.item, place, floor)):
+            return
+        yield from lower_and_release(world, self.item, place, floor + 0.004)
+
+    def free_place(self, world: World) -> np.ndarray:
+        """Nearest place (2,) with room for the object and for the hand at what is to be freed."""
+        here, freed = world.position(self.item)[:2], world.position(self.freed)[:2]
+        boxes = world.boxes(ignore=(self.item,))
+        angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+        around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        for distance in (0.10, 0.13, 0.16, 0.20):
+            places = here + distance * around
+            nearest = np.maximum(
+                np.maximum(boxes[:, 0, :2] - places[:, None], places[:, None] - boxes[:, 1, :2]), 0.0
+            )
+            room = np.linalg.norm(nearest, axis=-1).min(axis=1)
+            room[np.linalg.norm(places - freed, axis=1) < 0.15] = 0.0
+            if room.max() > 0.05:
+                return np.array(places[room.argmax()])
+        return np.array(here + 0.10 * (here - freed) / np.linalg.norm(here - freed))
+
+    def done(self, world: World) -> bool:
+        """See :class:`Skill`."""
+        return float(np.linalg.norm(world.position(self.item)[:2] - world.position(self.freed)[:2])) > 0.12

@@ -8,6 +8,7 @@ or through a restored snapshot.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -93,6 +94,16 @@ class World:
         return tuple(self.domain.objects_dict)
 
     @property
+    def fixtures(self) -> tuple[str, ...]:
+        """Names of the fixtures that have a body of their own (a table has none)."""
+        return tuple(name for name in self.domain.fixtures_dict if name in self.domain.obj_body_id)
+
+    @property
+    def task(self) -> str:
+        """Name of the task: that of its bddl file."""
+        return Path(self.domain.bddl_file_name).stem
+
+    @property
     def goal(self) -> list[list[str]]:
         """The task's goal: predicates that must all hold, e.g. ``["in", "milk_1", "basket_1_contain_region"]``."""
         return list(self.domain.parsed_problem["goal_state"])
@@ -173,8 +184,8 @@ class World:
         """
         way = start + np.linspace(0.0, 1.0, 12)[:, None] * (end - start)
         highest = -np.inf
-        for name in (*self.domain.objects_dict, *self.domain.fixtures_dict):
-            if name in ignore or name not in self.domain.obj_body_id:
+        for name in (*self.objects, *self.fixtures):
+            if name in ignore:
                 continue
             points = self.corners(name)
             low, high = points[:, :2].min(0), points[:, :2].max(0)
@@ -186,8 +197,8 @@ class World:
     def boxes(self, ignore: tuple[str, ...] = ()) -> np.ndarray:
         """Axis-aligned bounding boxes (n, 2, 3), low and high corner, of every collision shape of objects and fixtures."""
         boxes = []
-        for name in (*self.domain.objects_dict, *self.domain.fixtures_dict):
-            if name not in ignore and name in self.domain.obj_body_id:
+        for name in (*self.objects, *self.fixtures):
+            if name not in ignore:
                 boxes += [(p.min(0), p.max(0)) for p in self._shape_corners(name, self._bodies(name))]
         return np.array(boxes).reshape(-1, 2, 3)
 
