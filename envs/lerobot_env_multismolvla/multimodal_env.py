@@ -266,6 +266,10 @@ class MultiModalLiberoEnv(LiberoEnv):
         factor = max(1, -(-256 // picture.shape[0]))
         return picture[::-1, ::-1].repeat(factor, 0).repeat(factor, 1)
 
+    def clean_rgb(self) -> dict[str, np.ndarray]:
+        """RGB of the last observation per camera, before any fault and turned as in our data sets; uint8 (H, W, 3)."""
+        return {c: self._last_pictures[c][::-1, ::-1] for c in self.cameras if c in self._last_pictures}
+
     def close(self) -> None:
         """Free renderer and simulator."""
         if self._renderer is not None:

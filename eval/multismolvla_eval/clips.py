@@ -62,6 +62,9 @@ class ClipRecorder:
         if isinstance(world, np.ndarray):
             self._frames.append((step, resize(np.ascontiguousarray(world), WORLD_PX), shown))
 
+    def acted(self, action: np.ndarray, step: int) -> None:
+        """Clips show pictures only."""
+
     def write(self, path: Path, success: bool, cause: str | None) -> bool:
         """Write the clip; the last frame shows the outcome.
 

@@ -72,6 +72,8 @@ class EvalConfig:
     clips: int = 1
     # An episode that takes longer is ended and counted as a failure [s].
     episode_timeout: float = 900.0
+    # Show the first worker's episodes in rerun: --view opens the viewer, --view=FILE.rrd saves a recording for it.
+    view: str | None = None
     # Modules to import in every process because they register environment or policy types.
     plugins: list[str] = field(default_factory=list)
     # Rename observation keys, as LeRobot's --rename_map: '{observation.images.image: observation.images.camera1}' for
@@ -169,5 +171,9 @@ class EvalConfig:
             )
         if not self.env.suites():
             raise ValueError(f"--env.task={self.env.task!r} names no suite, e.g. libero_object.")
+        if self.view is not None:
+            from multismolvla_eval.view import check_target
+
+            check_target(self.view)
         if self.episode_timeout <= 0:
             raise ValueError(f"--episode_timeout={self.episode_timeout} must be positive (seconds).")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from multismolvla.corruption import Condition, parse_condition
-from multismolvla_eval.clips import ClipRecorder
 from multismolvla_eval.pictures import draw_encoder_door
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import Policy
 from multismolvla_eval.results import Row
 from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, state_hash
+from multismolvla_eval.view import Recorder
 
 
 def derived_seed(purpose: str, run_seed: int, episode: Episode) -> int:
@@ -65,7 +65,7 @@ def run_episode(
     source: EnvironmentSource,
     policy: Policy,
     run_seed: int,
-    recorder: ClipRecorder | None = None,
+    recorder: Recorder | None = None,
     door_picture: Path | None = None,
 ) -> Row:
     """Run one episode to success, time-out or failure.
@@ -75,7 +75,7 @@ def run_episode(
         source: environment.
         policy: policy, loaded.
         run_seed: seed of the whole evaluation.
-        recorder: keeps pictures if given.
+        recorder: is shown the episode if given.
         door_picture: draw the first frame, as it enters the policy, into this PNG.
 
     Returns:
@@ -200,7 +200,7 @@ class _Loop:
         raw_env: gym.Env,
         task: str,
         clock: _Clock,
-        recorder: ClipRecorder | None,
+        recorder: Recorder | None,
         door_picture: Path | None,
     ) -> None:
         self._source, self._policy, self._env, self._task = source, policy, raw_env, task
@@ -229,6 +229,8 @@ class _Loop:
                 self._plan(batch)
             action = self._finish(self._planned.popleft()[None]).to("cpu").numpy()[0]
         self.gripper.append(float(action[-1]))
+        if self._recorder is not None:
+            self._recorder.acted(action, self.steps)
         return action
 
     def looks_next(self) -> bool:

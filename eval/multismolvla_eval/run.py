@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from multismolvla_eval.config import EvalConfig
@@ -59,7 +60,10 @@ def parse(arguments: Sequence[str]) -> EvalConfig:
     import draccus
     import yaml
 
-    given = ["--dry_run=true" if a == "--dry-run" else a for a in arguments]
+    bare = {"--dry-run": "--dry_run=true"}
+    if not any(a == "--view" and not b.startswith("-") for a, b in pairwise(arguments)):
+        bare["--view"] = "--view=viewer"
+    given = [bare.get(a, a) for a in arguments]
     path = next((a.partition("=")[2] for a in given if a.startswith("--config_path=")), "the command line")
     try:
         return draccus.parse(EvalConfig, args=given)
@@ -275,7 +279,7 @@ def _worker_arguments(config: EvalConfig, shard: int) -> list[Any]:
         WorkerArguments(
             number, config.env, config.policy_paths(), config.device, config.seed, config.output.absolute(),
             tuple(config.plugins), {name: config.rename_map_of(name) for name in config.policy_paths()},
-            config.batch_size,
+            config.batch_size, view=config.view if number == first else None,
         )
         for number in range(first, first + config.workers)
     ]  # fmt: skip

@@ -42,6 +42,7 @@ class WorkerArguments:
         rename_map: LeRobot's option per policy.
         batch_size: rows of the policy server's batches; 1: there is no server.
         role: ``worker`` or ``server``, for the log's name.
+        view: where this worker's episodes are shown, as ``--view`` says.
     """
 
     number: int
@@ -54,6 +55,7 @@ class WorkerArguments:
     rename_map: dict[str, dict[str, str]]
     batch_size: int = 1
     role: str = "worker"
+    view: str | None = None
 
 
 def begin(arguments: WorkerArguments) -> None:
@@ -102,8 +104,9 @@ def worker_main(arguments: WorkerArguments, pipe: Connection, server: Connection
         try:
             message: Episode | None = pipe.recv()
         except EOFError:
-            return  # the parent is gone
+            message = None  # the parent is gone
         if message is None:
+            state.close()
             return
         pipe.send(("row", state.run(message)))
 
@@ -121,10 +124,16 @@ class _State:
     def __init__(self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]) -> None:
         self.arguments, self.sources, self.policies = arguments, sources, policies
         self._open: list[tuple[str, int]] = []
+        self._live: Any = None
+        if arguments.view is not None:
+            from multismolvla_eval.view import LiveView
+
+            self._live = LiveView(arguments.view, str(arguments.output))
 
     def run(self, episode: Any) -> dict[str, Any]:
         from multismolvla_eval.clips import ClipRecorder, clip_name
         from multismolvla_eval.rollout import run_episode
+        from multismolvla_eval.view import Recorders
 
         self._make_room((episode.suite, episode.task_id))
         source = self.sources[episode.suite]
@@ -132,9 +141,16 @@ class _State:
         recorder = None
         if episode.clip:
             recorder = ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}")
+        live = None
+        if self._live is not None:
+            labels = getattr(source.make(episode.task_id).unwrapped, "labels", ())
+            live = self._live.episode(episode, source.tasks[episode.task_id], source.cameras, labels)
+        shown_to = Recorders([r for r in (recorder, live) if r is not None])
         row = run_episode(
-            episode, source, policy, self.arguments.seed, recorder, self._door_picture(episode, policy)
+            episode, source, policy, self.arguments.seed, shown_to, self._door_picture(episode, policy)
         )
+        if live is not None:
+            live.finish(row)
         row["worker"] = self.arguments.number
         row["clip"] = None
         if recorder is not None:
@@ -142,6 +158,11 @@ class _State:
             if recorder.write(path, row["success"], row["cause"]):
                 row["clip"] = f"clips/{path.name}"
         return row
+
+    def close(self) -> None:
+        """End the recording of the live view, so that its file is whole."""
+        if self._live is not None:
+            self._live.close()
 
     def _door_picture(self, episode: Any, policy: Any) -> Path | None:
         """Path of the modalities picture, if this episode should draw it: clean, by the policy that reads most."""
