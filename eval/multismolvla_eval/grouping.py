@@ -66,5 +66,7 @@ def short(condition_id: str) -> str:
         return f"{group} no {body.removeprefix('camera=')}"
     if group == "C1":
         missing = [m for m in MODALITIES if m not in body.split("+")]
-        return f"{group} no {'+'.join(missing)}" if 0 < len(missing) < 3 else f"{group} only {body}"
+        if not missing:
+            return f"{group} all, masks on"
+        return f"{group} no {'+'.join(missing)}" if len(missing) < 3 else f"{group} only {body}"
     return f"{group} {body}"

@@ -60,6 +60,7 @@ def environment() -> jinja2.Environment:
         power=tables.power_text,
         kept=tables.kept_text,
         interval=tables.with_interval,
+        points=tables.points,
     )
     return found
 

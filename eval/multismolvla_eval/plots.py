@@ -182,9 +182,9 @@ def subset_map(summary: dict[str, Any]) -> str | None:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     for y, x in np.argwhere(~np.isnan(values)):
-        dark = values[y, x] > 0.55
+        light = values[y, x] > 0.47
         axis.text(x + 0.5, y + 0.52, f"{100 * values[y, x]:.0f}", ha="center", va="center", fontsize=8,
-                  color="black" if dark else "white")  # fmt: skip
+                  color="black" if light else "white")  # fmt: skip
     return _svg(figure)
 
 

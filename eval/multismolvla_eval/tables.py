@@ -33,9 +33,7 @@ def difference_text(difference: dict[str, Any] | None) -> str:
     """``−12 (−20 to −4), p = 0.003``: points with the interval and, of paired ones, Holm's p of the exact McNemar test."""
     if difference is None:
         return "–"
-    text = (
-        f"{_points(difference['difference'])} ({_points(difference['low'])} to {_points(difference['high'])})"
-    )
+    text = f"{points(difference['difference'])} ({points(difference['low'])} to {points(difference['high'])})"
     p_value = difference.get("p_holm", difference.get("p_value"))
     if p_value is None:
         return text
@@ -46,9 +44,9 @@ def power_text(difference: dict[str, Any] | None) -> str:
     """``5 (n = 400)``: the difference in points that such a comparison can show, and from how many pairs."""
     if difference is None:
         return "–"
-    points = 100 * difference["detectable"]
+    least = 100 * difference["detectable"]
     number = f"n = {difference['n']}" if "n" in difference else ""
-    shown = f"{points:.0f}" if points < 100 else "nothing"
+    shown = f"{least:.0f}" if least < 100 else "nothing"
     return f"{shown} ({number})" if number else shown
 
 
@@ -71,7 +69,8 @@ def with_interval(
     )
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """``+12``, ``−3`` or ``0``: a difference of shares in whole points."""
     value = round(100 * share)
     return f"+{value}" if value > 0 else f"−{-value}" if value < 0 else "0"
 
@@ -125,7 +124,7 @@ def aggregate_lines(name: str, figures: dict[str, Any]) -> list[str]:
         )
     if profile:
         value = with_interval(profile["mean"], profile["low"], profile["high"], 100, " %")
-        marginal = ", ".join(f"{m} {_points(v)}" for m, v in profile["marginal"].items())
+        marginal = ", ".join(f"{m} {points(v)}" for m, v in profile["marginal"].items())
         lines.append(
             f"over {profile['subsets']} subsets of modalities: mean {value}, worst {percent(profile['worst'])} "
             f"({' + '.join(profile['worst_subset'])}); value of having a modality, in points: {marginal}"
