@@ -163,12 +163,8 @@ class LiveView:
         self._stream.send_blueprint(rrb.Blueprint(rrb.Vertical(grid, bottom, row_shares=[3, 1])))
 
     def flush(self) -> None:
-        """Write out what was logged."""
+        """Write out what was logged: workers are ended without notice."""
         self._stream.flush()
-
-    def close(self) -> None:
-        """End the recording; without it a file lacks its table of contents, but can be opened all the same."""
-        self._stream.disconnect()
 
 
 class EpisodeView:

@@ -104,9 +104,8 @@ def worker_main(arguments: WorkerArguments, pipe: Connection, server: Connection
         try:
             message: Episode | None = pipe.recv()
         except EOFError:
-            message = None  # the parent is gone
+            return  # the parent is gone
         if message is None:
-            state.close()
             return
         pipe.send(("row", state.run(message)))
 
@@ -158,11 +157,6 @@ class _State:
             if recorder.write(path, row["success"], row["cause"]):
                 row["clip"] = f"clips/{path.name}"
         return row
-
-    def close(self) -> None:
-        """End the recording of the live view, so that its file is whole."""
-        if self._live is not None:
-            self._live.close()
 
     def _door_picture(self, episode: Any, policy: Any) -> Path | None:
         """Path of the modalities picture, if this episode should draw it: clean, by the policy that reads most."""
