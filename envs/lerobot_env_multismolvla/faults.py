@@ -134,10 +134,8 @@ class FaultWrapper(gym.Wrapper):
             place = broken if fault.modality == Modality.DEPTH else broken["pixels"]
             place[camera + _SUFFIX[fault.modality]] = result
         if gone and fault.announced:
-            place_in_presence = self._cameras.index(camera) * len(MODALITIES) + MODALITIES.index(
-                fault.modality
-            )
-            broken["presence"][place_in_presence] = 0.0
+            view, modality = self._cameras.index(camera), MODALITIES.index(fault.modality)
+            broken["presence"][view * len(MODALITIES) + modality] = 0.0
 
     def _break_picture(self, picture: np.ndarray, fault: Fault, camera: str) -> tuple[np.ndarray, bool]:
         """(H, W, C) -> (H, W, C), same dtype, and whether nothing is shown."""
@@ -147,13 +145,13 @@ class FaultWrapper(gym.Wrapper):
         if fault.kind == "temporal":
             seen = self._in_time(image, fault, camera)
             if seen is not None:
-                return np.ascontiguousarray(seen.numpy().transpose(1, 2, 0)), False
+                return seen.numpy().transpose(1, 2, 0).copy(), False
             type_ = "drop"
         self._active = True
         if fault.hard or type_ == "drop":
             first = image
             if type_ == "freeze":
-                first = self._kept.setdefault((camera, fault.modality), deque([image]))[0]
+                first = self._kept.setdefault((camera, fault.modality), deque([image.clone()]))[0]
             image, valid = apply_hard(image, valid, fault.modality, type_, first)
         elif fault.kind == "soft":
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
@@ -175,7 +173,7 @@ class FaultWrapper(gym.Wrapper):
         length = int(fault.parameter or 0) + 1 if delay else 1
         kept = self._kept.setdefault((camera, fault.modality), deque(maxlen=length))
         if delay or shown == step:
-            kept.append(image)
+            kept.append(image.clone())  # the environment may draw its next picture into the same memory
         self._active |= shown != step
         return kept[0]
 

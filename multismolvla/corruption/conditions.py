@@ -216,8 +216,8 @@ def _parse_faults(text: str, group: str, whole: str) -> list[Fault]:
     if kind != _GROUPS[group] or type_ == "drop":
         right = next(g for g, known in _GROUPS.items() if known == kind)
         raise ValueError(
-            f"{type_!r} in condition {whole!r} is a {kind} fault. Announced losses are written as C1, others as "
-            f"{right}, e.g. {_EXAMPLES[right]}; the types of {group} are of another kind."
+            f"{type_!r} in condition {whole!r} is a {kind} fault and does not belong to {group}. Announced losses are "
+            f"written as C1, others of this kind as {right}, e.g. {_EXAMPLES[right]}."
         )
     if at and group == "C2":
         raise ValueError(f"The fault {fault!r} in condition {whole!r} takes no number: write {type_}.")
@@ -230,10 +230,9 @@ def _parse_faults(text: str, group: str, whole: str) -> list[Fault]:
 
 
 def _number(text: str, whole: str) -> float:
+    """The number as it will be written, so that the canonical text parses back to the same value."""
     try:
-        return float(
-            f"{float(text):g}"
-        )  # as it will be written, so that the text parses back to the same value
+        return float(f"{float(text):g}")
     except ValueError:
         raise ValueError(
             f"{text!r} in condition {whole!r} is not a number. Expected e.g. delay@5, shift@8."

@@ -69,7 +69,7 @@ def test_meaning():
         ("C1:-smell", "Unknown modality 'smell'"),
         ("C1:camera=", "needs a camera name"),
         ("C2:rgb", "C2:rgb=zero"),
-        ("C2:rgb=drop", "nnounced losses are written as C1"),
+        ("C2:rgb=drop", "Announced losses are written as C1"),
         ("C2:seg=grey", "no mid-grey"),
         ("C2:rgb=zero+rgb.image=grey", "two faults for the same stream"),
         ("C3:rgb=gaussian_noise", "gaussian_noise@3"),
