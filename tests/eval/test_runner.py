@@ -17,12 +17,13 @@ import torch
 
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
+from multismolvla_eval.episodes import collect
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Counts, Episode
 from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
 from multismolvla_eval.provenance import distinct_provenance
-from multismolvla_eval.results import ResultsError, read_manifest, read_rows, write_json
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows, read_run, write_json
 from multismolvla_eval.rollout import derived_seed, run_episode
 from multismolvla_eval.run import evaluate, main
 from multismolvla_eval.summary import summarise
@@ -34,6 +35,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('
 
 def rows_of(folder: Path):
     return read_rows(folder, read_manifest(folder)["fingerprint"])
+
+
+def summary_of(folder: Path):
+    manifest, rows = read_run(folder)
+    return summarise(collect(rows, manifest["policies"]), manifest)
 
 
 def toy_facts():
@@ -66,7 +72,7 @@ def test_run_extend_and_rerun(make_config, capsys):
     assert len(clips) == 2 * 3
     assert (config.output / "modalities.png").stat().st_size > 1000
 
-    checks = summarise(rows, read_manifest(config.output))["checks"]
+    checks = summary_of(config.output)["checks"]
     assert checks["starts"] == {"episodes": 4, "equal": 4}
     assert all(f["reached"] == f["rest_equal"] == f["episodes"] == 2 for f in checks["faults"])
     assert len(checks["faults"]) == 4
@@ -153,7 +159,7 @@ def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_conf
     assert causes[0, 0].startswith("stuck")
     assert (causes[1, 0], causes[1, 1]) == (None, "time_out")
     assert not any(r["success"] for r in rows if r["cause"])
-    summary = summarise(rows, read_manifest(config.output))
+    summary = summary_of(config.output)
     assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
 
 
@@ -244,7 +250,7 @@ def test_dry_run_writes_no_results(make_config, capsys):
         (["--policies=[a=builtin:zero]", "--shard=4/4"], "--shard=4/4"),
         (["--policies=[a=builtin:zero]", "--workers=0"], "--workers=0"),
         (["--policies=[a=builtin:zero]", "--level=huge"], "Known levels"),
-        (["--policies=[a=builtin:zero]", "--conditions=[C7]"], "Known: C0, C1"),
+        (["--policies=[a=builtin:zero]", "--conditions=[C9]"], "Known: C0, C1"),
         (["--policies=[a=./no/such/folder]"], "No policy under './no/such/folder'"),
     ],
 )
