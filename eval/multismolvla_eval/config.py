@@ -66,6 +66,10 @@ class EvalConfig:
     # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
     # `accelerate launch` divide it further.
     shard: str = "0/1"
+    # LeRobotDataset on which it is measured, before the roll-outs, how much each policy uses each of its sensors.
+    diagnose: Path | None = None
+    # Episodes of it that no policy was trained on; all when left out, which is then said.
+    diagnose_episodes: list[int] | None = None
     # Device of the policies; the checkpoint's own choice when left out.
     device: str | None = None
     # Clips per policy and condition, from the first tasks' first episode; 0 for none.

@@ -122,6 +122,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         WorkerError: environment or policies cannot be loaded.
         ValueError: unknown condition, level, suite, task or camera.
     """
+    from multismolvla_eval.diagnosis import diagnose_first
     from multismolvla_eval.pool import WorkerPool
     from multismolvla_eval.results import run_lock
     from multismolvla_eval.shards import locate_shard, refuse_other_divisions, shard_name, share_gpus
@@ -135,6 +136,8 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     share_gpus(os.environ)
     with run_lock(config.output / f"{shard_name(shard, shards)}.lock"):
         refuse_other_divisions(config.output, shards)
+        if config.diagnose is not None and shard == 0:
+            diagnose_first(config)
         pool = WorkerPool(_worker_arguments(config, shard), config.episode_timeout)
         try:
             _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")

@@ -1,0 +1,246 @@
+"""Does a policy look at its sensors? Offline, on held-out demonstrations, before a single roll-out.
+
+The action error with the true pictures, with zeroed ones and with those of other frames, for all sensors together and for each
+modality alone. A modality whose controls change nothing is one that the policy does not use, and no fault of it can hurt. The
+measurement is that of :mod:`lerobot_policy_multismolvla.gate`, for any LeRobot policy that plans from one observation.
+
+It stands beside success rates and never instead of them: a low error is no solved task.
+
+Example:
+    $ python -m multismolvla_eval.diagnosis --policies='[ours=outputs/mini/robust, vanilla=outputs/mini/base]' \
+        --dataset=outputs/mini/dataset --episodes='[40, 41, 42]' --output=outputs/eval
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lerobot_policy_multismolvla.gate import Arm, Streams
+    from multismolvla_eval.config import EvalConfig
+
+logger = logging.getLogger(__name__)
+
+DIAGNOSIS = "diagnosis.json"
+PICTURE = "diagnosis.png"
+SCHEMA = 1
+REMARK = "Offline action error on recorded frames: it says whether pictures matter to the policy, not whether it solves the task."
+
+
+@dataclass
+class DiagnosisConfig:
+    """Options of ``python -m multismolvla_eval.diagnosis``."""
+
+    # As for multismolvla-eval: `name=checkpoint`. Policies without pictures (builtin:, blind:) are left out.
+    policies: list[str] = field(default_factory=list)
+    # LeRobotDataset with the policies' pictures.
+    dataset: Path = Path("outputs/mini/dataset")
+    # Episodes that no policy was trained on; all when left out, which is then said.
+    episodes: list[int] | None = None
+    # The run's folder: diagnosis.json and diagnosis.png are written here.
+    output: Path = Path("outputs/eval")
+    # Frames for all sensors together, and for each modality alone.
+    frames: int = 128
+    modality_frames: int = 64
+    batch_size: int = 32
+    # Which frames, which pairs of frames, which sampling noise.
+    seed: int = 0
+    # Device of the policies; the checkpoint's own choice when left out.
+    device: str | None = None
+
+
+def diagnose(cfg: DiagnosisConfig, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure all policies and write ``diagnosis.json`` and ``diagnosis.png``; returns what was written.
+
+    Raises:
+        FileNotFoundError: the dataset, or a policy's checkpoint, is not in its folder.
+        ValueError: wrong options, or a dataset without a policy's pictures.
+        FloatingPointError: a policy's actions are not finite.
+    """
+    from multismolvla_eval.config import EvalConfig
+
+    paths = EvalConfig(policies=cfg.policies).policy_paths()
+    found = {name: _policy(cfg, path) for name, path in paths.items()}
+    content = {
+        "schema": SCHEMA,
+        "remark": REMARK,
+        "dataset": str(cfg.dataset),
+        "episodes": cfg.episodes,
+        "held_out": cfg.episodes is not None,
+        "frames": cfg.frames,
+        "modality_frames": cfg.modality_frames,
+        "seed": cfg.seed,
+        "policies": found,
+        "command": shlex.join([Path(sys.executable).name, "-m", "multismolvla_eval.diagnosis", *command]),
+    }
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    if any("arms" in p for p in found.values()):
+        draw(cfg.output / PICTURE, found)
+    partial = cfg.output / f"{DIAGNOSIS}.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, cfg.output / DIAGNOSIS)
+    return content
+
+
+def diagnose_first(config: EvalConfig) -> None:
+    """``multismolvla-eval --diagnose``: in a process of its own, unless the folder holds the same diagnosis already.
+
+    Raises:
+        RuntimeError: it failed; its message is on the terminal.
+    """
+    path = config.output / DIAGNOSIS
+    if path.is_file():
+        old = json.loads(path.read_text())
+        known = {name: p["path"] for name, p in old["policies"].items()}
+        asked = (str(config.diagnose), config.diagnose_episodes)
+        if (old["dataset"], old["episodes"]) == asked and config.policy_paths().items() <= known.items():
+            return
+    options = {
+        "policies": json.dumps(config.policies),
+        "dataset": config.diagnose,
+        "episodes": config.diagnose_episodes,
+        "output": config.output,
+        "seed": config.seed,
+        "device": config.device,
+    }
+    given = [f"--{k}={v}" for k, v in options.items() if v is not None]
+    result = subprocess.run([sys.executable, "-m", "multismolvla_eval.diagnosis", *given], check=False)
+    if result.returncode != 0:
+        raise RuntimeError(
+            f"The sensor diagnosis on {config.diagnose} failed, see above. Leave --diagnose out to go on without it."
+        )
+
+
+def _policy(cfg: DiagnosisConfig, path: str) -> dict[str, Any]:
+    """Facts and table of one policy, or why there is none."""
+    if path.startswith(("builtin:", "blind:")):
+        return {"path": path, "left_out": "it looks at no picture"}
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    from lerobot_policy_multismolvla import gate
+    from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
+    from multismolvla_eval.policies import plans_ahead
+
+    register_third_party_plugins()
+    folder = resolve_checkpoint(path)
+    options = gate.GateConfig(
+        policy=Path(folder), dataset=cfg.dataset, frames=cfg.frames, modality_frames=cfg.modality_frames,
+        episodes=cfg.episodes, seed=cfg.seed, batch_size=cfg.batch_size, device=cfg.device,
+    )  # fmt: skip
+    data = gate.open_dataset(options)
+    policy, preprocess = gate.load_policy(options, data.meta)
+    config = policy.config
+    if not plans_ahead(config):
+        return {"path": path, "left_out": f"a {config.type} policy does not plan from one observation alone"}
+    streams = streams_of(config)
+    frames = gate.load_frames(options, data, config, streams)
+    streams = {m: s for m, s in streams.items() if set(frames.observation) & {*s, *s.values()}}
+    rows = gate.table(gate.action_errors(policy, preprocess, frames, arms_for(streams), streams, options))
+    return {
+        "path": path,
+        "checkpoint": checkpoint_hash(folder),
+        "type": config.type,
+        "n": len(frames),
+        "episodes": len(frames.episode.unique()),
+        "n_action_steps": frames.action.shape[1],
+        "modalities": list(streams),
+        "arms": rows,
+    }
+
+
+def streams_of(config: Any) -> Streams:
+    """Modality -> picture keys of any LeRobot policy; other policies than ours tell modalities by the keys' endings."""
+    from lerobot_policy_multismolvla import gate
+    from multismolvla.modalities import MODALITIES
+
+    if hasattr(config, "stream_keys"):
+        return gate.streams_of(config)
+    found: Streams = {}
+    for key in config.image_features:
+        modality = next((m for m in MODALITIES if key.endswith(f"_{m}")), "rgb")
+        found.setdefault(str(modality), {})[key] = None
+    return found
+
+
+def arms_for(streams: Streams) -> list[Arm]:
+    """True pictures, both controls for all sensors, then both for each modality, if there are several."""
+    from lerobot_policy_multismolvla.gate import Arm
+
+    arms = [Arm("true", "none"), Arm("zeroed", "zero"), Arm("shuffled", "shuffle")]
+    if len(streams) > 1:
+        arms += [Arm(f"{m} zeroed", "zero", m) for m in streams]
+        arms += [Arm(f"{m} shuffled", "shuffle", m) for m in streams]
+    return arms
+
+
+def draw(path: Path, policies: Mapping[str, Mapping[str, Any]]) -> None:
+    """Bars of the relative change of the error with its interval, one panel per policy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    measured = {name: p["arms"] for name, p in policies.items() if "arms" in p}
+    tallest = max(len(rows) for rows in measured.values())
+    figure = Figure(figsize=(4.2 * len(measured), 0.9 + 0.32 * tallest), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, measured.items(), strict=True):
+        arms = [a for a in rows if a != "true"]
+        true = max(rows["true"]["error"], 1e-12)
+        middle = [100 * rows[a]["relative"] for a in arms]
+        low = [m - 100 * rows[a]["difference_low"] / true for m, a in zip(middle, arms, strict=True)]
+        high = [100 * rows[a]["difference_high"] / true - m for m, a in zip(middle, arms, strict=True)]
+        errors = [[max(0.0, x) for x in side] for side in (low, high)]
+        axes.barh(range(len(arms)), middle, xerr=errors, color="#0072B2", ecolor="#444444", height=0.6)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.invert_yaxis()
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel("action error against the true pictures [%]")
+        axes.set_title(name, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
+    os.replace(partial, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line entry.
+
+    Returns:
+        0, or 2 on an error.
+    """
+    import draccus
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cfg = draccus.parse(DiagnosisConfig, args=given)
+    try:
+        content = diagnose(cfg, given)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    from lerobot_policy_multismolvla.gate import render
+
+    where = (
+        f"frames of the episodes {cfg.episodes}" if cfg.episodes else "frames that may have been trained on"
+    )
+    for name, policy in content["policies"].items():
+        sys.stdout.write(f"\n{name}: ")
+        sys.stdout.write(
+            f"left out, {policy['left_out']}\n"
+            if "left_out" in policy
+            else render(policy["arms"], where) + "\n"
+        )
+    sys.stdout.write(f"\n{REMARK}\nwritten: {cfg.output / DIAGNOSIS}, {cfg.output / PICTURE}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

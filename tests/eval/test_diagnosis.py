@@ -1,0 +1,101 @@
+"""The sensor diagnosis: every LeRobot policy that plans from one observation, each modality alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+
+from multismolvla_eval import diagnosis
+from multismolvla_eval.config import EvalConfig
+from multismolvla_eval.diagnosis import DiagnosisConfig, arms_for, diagnose, diagnose_first, streams_of
+
+RGB, DEPTH = "observation.images.image", "observation.images.image_depth"
+
+
+def test_streams_of_a_foreign_policy_follow_the_keys_endings():
+    config = SimpleNamespace(image_features=[RGB, DEPTH, "observation.images.image2"])
+    streams = streams_of(config)
+    assert streams == {"rgb": {RGB: None, "observation.images.image2": None}, "depth": {DEPTH: None}}
+    assert [a.name for a in arms_for(streams)] == [
+        "true", "zeroed", "shuffled", "rgb zeroed", "depth zeroed", "rgb shuffled", "depth shuffled",
+    ]  # fmt: skip
+    assert len(arms_for({"rgb": {RGB: None}})) == 3
+
+
+class Looks:
+    """A policy that reads its action off the RGB picture's first column and does not care about depth."""
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(
+            type="act", image_features={RGB: None, DEPTH: None}, input_features={RGB: None, DEPTH: None},
+            action_delta_indices=[0, 1], n_action_steps=2, n_obs_steps=1,
+        )  # fmt: skip
+
+    def predict_action_chunk(self, batch):
+        return batch[RGB].mean((1, 2, 3))[:, None, None].expand(-1, 2, 3)
+
+
+def test_a_modality_that_the_policy_does_not_use_shows(tmp_path, monkeypatch):
+    from lerobot_policy_multismolvla import gate
+
+    light = torch.rand(24, generator=torch.Generator().manual_seed(0))
+    frames = gate.Frames(
+        {RGB: light[:, None, None, None].expand(-1, 3, 4, 4), DEPTH: torch.rand(24, 1, 4, 4)}, ["t"] * 24,
+        light[:, None, None].expand(-1, 2, 3) + 0.01, torch.zeros(24, 2, dtype=torch.bool), torch.arange(24) // 8,
+    )  # fmt: skip
+    monkeypatch.setattr(gate, "open_dataset", lambda options: SimpleNamespace(meta=None))
+    monkeypatch.setattr(gate, "load_policy", lambda options, meta: (Looks(), lambda batch: batch))
+    monkeypatch.setattr(gate, "load_frames", lambda *arguments: frames)
+    checkpoint = tmp_path / "policy"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    cfg = DiagnosisConfig(
+        [f"looks={checkpoint}", "zero=builtin:zero"],
+        tmp_path,
+        [3],
+        tmp_path / "run",
+        frames=24,
+        modality_frames=24,
+    )
+    diagnose(cfg)
+    stored = json.loads((cfg.output / "diagnosis.json").read_text())
+    arms = stored["policies"]["looks"]["arms"]
+    for control in ("zeroed", "shuffled", "rgb zeroed", "rgb shuffled"):
+        assert arms[control]["difference_low"] > 0, control
+    for control in ("depth zeroed", "depth shuffled"):
+        assert arms[control]["difference"] == 0
+        assert arms[control]["n"] == 24
+    assert np.isclose(arms["true"]["error"], 0.01, atol=1e-6)
+    assert stored["policies"]["zero"]["left_out"] == "it looks at no picture"
+    assert stored["held_out"] is True
+    assert (cfg.output / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_runner_diagnoses_once_and_stops_where_that_fails(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        (tmp_path / "diagnosis.json").write_text(
+            json.dumps({"dataset": "data", "episodes": [1], "policies": {"p": {"path": "builtin:zero"}}})
+        )
+        return SimpleNamespace(returncode=len(commands) - 1)
+
+    monkeypatch.setattr(diagnosis.subprocess, "run", run)
+    config = EvalConfig(["p=builtin:zero"], diagnose=Path("data"), diagnose_episodes=[1], output=tmp_path)
+    diagnose_first(config)
+    diagnose_first(config)
+    assert len(commands) == 1
+    assert '--policies=["p=builtin:zero"]' in commands[0]
+    assert "--episodes=[1]" in commands[0]
+    config.diagnose_episodes = [2]
+    with pytest.raises(RuntimeError, match="Leave --diagnose out"):
+        diagnose_first(config)
