@@ -59,7 +59,7 @@ def _subsets(name: str, cells: Cells, conditions: Sequence[str], suite: str | No
     low = high = None
     rows = cells.shared(list(arms.values()))
     if all(len(r) == len(a) for r, a in zip(rows, arms.values(), strict=True)):
-        won = np.stack([cells.episodes.success[r] for r in rows], 1)
+        won = np.stack([cells.episodes.success[r] for r in rows])
         low, high = mean_ratio_interval(won, np.ones_like(won), cells.task[rows[0]])
     return {**asdict(profile), "low": low, "high": high}
 
@@ -83,8 +83,7 @@ def _areas(
     first = next(iter(shared.values()))[0]
     if all(np.array_equal(rows[0], first) for rows in shared.values()):
         won = np.stack([np.stack([cells.episodes.success[r] for r in rows], 1) for rows in shared.values()])
-        areas = (won @ AREA_WEIGHTS).T
-        low, high = mean_ratio_interval(areas, won[:, :, 0].T.astype(float), cells.task[first])
+        low, high = mean_ratio_interval(won @ AREA_WEIGHTS, won[:, :, 0].astype(float), cells.task[first])
     return {
         "mean": float(np.mean(list(found.values()))),
         "low": low,
@@ -127,8 +126,8 @@ def _corruption_error(
     first = cells.place[shared[kept[0]][0]]
     if all(np.array_equal(cells.place[shared[t][0]], first) for t in kept):
         failed = {t: [1.0 - cells.episodes.success[r] for r in shared[t]] for t in kept}
-        own = np.stack([np.sum(f[: len(f) // 2], axis=0) for f in failed.values()], 1)
-        theirs = np.stack([np.sum(f[len(f) // 2 :], axis=0) for f in failed.values()], 1)
+        own = np.stack([np.sum(f[: len(f) // 2], axis=0) for f in failed.values()])
+        theirs = np.stack([np.sum(f[len(f) // 2 :], axis=0) for f in failed.values()])
         low, high = mean_ratio_interval(own, theirs, cells.task[shared[kept[0]][0]])
     per_type = {t: 100 * sum(1 - r for r in rates[t]) / sum(1 - r for r in reference[t]) for t in kept}
     return {

@@ -150,7 +150,7 @@ def collect(rows: Iterable[Row], policies: Mapping[str, Mapping[str, Any]]) -> E
         for key, path in MEASURES.items():
             measures[key].append(_measure(row, path))
         success.append(row["success"])
-        start.append(_code(row.get("start")))
+        start.append(hash(row.get("start") or ""))
         door.append(row.get("door"))
         encoder.append(row.get("encoder"))
         if row.get("clip"):
@@ -184,13 +184,11 @@ def _measure(row: Row, path: Sequence[str]) -> float:
     return float("nan") if value is None else value
 
 
-def _code(text: str | None) -> int:
-    """A 64-bit code that differs where texts differ; 0 only for no text. It is compared within one process only."""
-    return (hash(text) or 1) if text else 0
-
-
 class _HashCollector:
-    """Gathers dictionaries of hashes; episodes with the same keys share a block."""
+    """Gathers dictionaries of hashes; episodes with the same keys share a block.
+
+    Texts are kept as their 64-bit ``hash()``, which is 0 for an empty one: they are compared within this process only.
+    """
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
@@ -201,7 +199,7 @@ class _HashCollector:
         if hashes:
             places, values = self._blocks.setdefault(tuple(hashes), (array("q"), array("q")))
             places.append(len(self._known))
-            values.extend(map(_code, hashes.values()))
+            values.extend(map(hash, hashes.values()))
         self._known.append(hashes is not None)
 
     def finish(self) -> Hashes:

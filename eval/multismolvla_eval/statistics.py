@@ -29,6 +29,8 @@ _TAIL = (1 - CONFIDENCE) / 2
 _BLOCK = 4_000_000
 #: Comparisons per matrix product; bounds the memory, too.
 _COLUMNS = 256
+#: Weights of runs up to this size are kept [episodes]: 10,000 resamples of 500 are 20 MB.
+_KEPT = 500
 
 
 @dataclass(frozen=True)
@@ -194,17 +196,17 @@ def paired_differences(comparisons: Sequence[Pairs]) -> list[PairedDifference]:
         for start in range(0, len(members), _COLUMNS):
             places = members[start : start + _COLUMNS]
             arms = [getattr(comparisons[p], arm) for arm in ("first", "second") for p in places]
-            first, second = np.split(resampled_means(np.stack(arms, 1), sizes), 2, axis=1)
+            first, second = np.split(resampled_means(np.stack(arms), sizes), 2)
             differences = _interval(second - first)
             ratios = _interval(second / np.where(first > 0, first, np.nan))
-            for place, low_high, ratio in zip(places, differences.T, ratios.T, strict=True):
-                results[place] = _paired(comparisons[place], low_high, ratio)
+            for place, difference, ratio in zip(places, differences, ratios, strict=True):
+                results[place] = _paired(comparisons[place], difference, ratio)
     return [results[p] for p in range(len(comparisons))]
 
 
 def _interval(resamples: np.ndarray) -> np.ndarray:
-    """Percentile interval of each column, (2, k); NaN where a resample is."""
-    return np.quantile(resamples, [_TAIL, 1 - _TAIL], axis=0, overwrite_input=True)
+    """Percentile interval over the last axis, which becomes (low, high); NaN where a resample is."""
+    return np.moveaxis(np.quantile(resamples, [_TAIL, 1 - _TAIL], axis=-1, overwrite_input=True), 0, -1)
 
 
 def _paired(pairs: Pairs, interval: np.ndarray, ratio_interval: np.ndarray) -> PairedDifference:
@@ -236,14 +238,21 @@ def resampled_means(values: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     """Means of resampled episodes.
 
     Args:
-        values: one number per episode and quantity, (n, k), episodes sorted by task.
+        values: one number per quantity and episode, (k, n), episodes sorted by task.
         sizes: episodes per task.
 
     Returns:
-        float32 (RESAMPLES, k).
+        float32 (k, RESAMPLES).
     """
     values = np.ascontiguousarray(values, dtype=np.float32)
-    return np.concatenate([w @ values for w in _weights(sizes)])
+    blocks = _kept_weights(sizes) if sum(sizes) <= _KEPT else _weights(sizes)
+    return np.concatenate([values @ w.T for w in blocks], axis=1)
+
+
+@lru_cache(maxsize=4)
+def _kept_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """The same weights for all comparisons of a usual run: making them takes longer than using them."""
+    return list(_weights(sizes))
 
 
 def _weights(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -272,16 +281,16 @@ def mean_ratio_interval(
     Severity area, mean corruption error and mean over subsets are of this kind.
 
     Args:
-        numerators: (n, k), episodes sorted by task.
-        denominators: (n, k).
+        numerators: (k, n), episodes sorted by task.
+        denominators: (k, n).
         clusters: task of each episode, int (n,).
 
     Returns:
         Lower and upper bound; ``None`` where a resample has a denominator of zero.
     """
-    values = np.concatenate([numerators, denominators], 1)
-    above, below = np.split(resampled_means(values, _sizes(clusters)), 2, axis=1)
-    low, high = _interval((above / np.where(below > 0, below, np.nan)).mean(1))
+    values = np.concatenate([numerators, denominators])
+    above, below = np.split(resampled_means(values, _sizes(clusters)), 2)
+    low, high = _interval((above / np.where(below > 0, below, np.nan)).mean(0))
     return _number(low), _number(high)
 
 

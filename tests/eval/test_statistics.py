@@ -159,8 +159,8 @@ def test_unpaired_difference_is_newcombes():
 def test_interval_of_a_mean_of_ratios():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(10), 20)
-    clean = np.ones((200, 2))
-    lost = (rng.random((200, 2)) < (0.5, 0.3)).astype(float)
+    clean = np.ones((2, 200))
+    lost = (rng.random((2, 200)) < [[0.5], [0.3]]).astype(float)
     low, high = mean_ratio_interval(lost, clean, clusters)
     assert low < lost.mean() < high
     assert high - low < 0.2
