@@ -151,7 +151,7 @@ def test_doctor_and_make_install_the_same_system_packages():
     script = (REPO / "scripts/system-packages.sh").read_text()
     listed = re.search(r'packages="([^"]+)"', script)
     assert listed is not None
-    assert set(doctor.APT_PACKAGES) == set(listed[1].split()) - {"make", "g++"}
+    assert set(doctor.APT_PACKAGES) == set(listed[1].split()) - {"make", "g++", "$*"}  # further ones may be named
 
 
 class TestDoctor:
@@ -214,14 +214,12 @@ class TestDoctor:
 
     def test_half_downloaded_libero_assets(self, monkeypatch, tmp_path):
         monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(tmp_path))
-        assert "absent" in doctor.check_libero_assets().found
         for name in ("stable_hope_objects", "scenes"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "x.xml").write_text("")
         found = doctor.check_libero_assets()
         assert found.status == "note"
-        assert "incomplete, without" in found.found
-        assert "scenes" not in found.found
+        assert "lacks ['articulated_objects', 'stable_scanned_objects', 'turbosquid_objects']" in found.found
 
     def test_offline_hub_is_a_note(self, monkeypatch, tmp_path):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,6 +1,6 @@
 """``multismolvla-doctor``: can this machine do the job, and if not, which command mends it?
 
-It looks and measures; it installs nothing. Each check stands alone and imports nothing heavy into this process, so that
+It looks and measures; it installs nothing, and fetches only what ``--fetch-assets`` asks for. Each check stands alone and imports nothing heavy into this process, so that
 the doctor can still speak when torch, LeRobot or the graphics libraries are the patient.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from multismolvla.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.sources import SOURCES
 from multismolvla.versions import installed
 
@@ -29,9 +30,6 @@ __all__ = ["APT_PACKAGES", "Check", "best_thread_env", "main", "render_works", "
 
 #: Debian packages of the software renderer and of OpenCV; `scripts/system-packages.sh` installs the same ones.
 APT_PACKAGES = ("libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libgl1", "libglib2.0-0")
-_LIBERO_FOLDERS = (
-    "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects", "articulated_objects", "scenes",
-)  # fmt: skip
 _OWN = "lerobot_policy_multismolvla"
 _MIN_DISK_GB = 3.0
 _MIN_MEMORY_GB = 4.0
@@ -245,15 +243,26 @@ def weights_table() -> str:
 
 def check_libero_assets() -> Check:
     """LIBERO's own meshes and scenes. The mini suite brings its own and needs none of them."""
-    given = os.environ.get("MULTISMOLVLA_LIBERO_ASSETS")
-    folder = Path(given) if given else Path.home() / ".cache" / "libero" / "assets"
-    missing = [name for name in _LIBERO_FOLDERS if not any((folder / name).glob("*"))]
-    if not missing:
-        return Check("LIBERO assets", "ok", str(folder))
-    remedy = "only for the LIBERO suites: set MULTISMOLVLA_LIBERO_ASSETS, or let hf-libero fetch lerobot/libero-assets"
-    state = "absent" if len(missing) == len(_LIBERO_FOLDERS) else f"incomplete, without {', '.join(missing)}"
-    # An empty folder is what a failed download leaves behind; hf-libero would take it for the assets.
-    return Check("LIBERO assets", "note", f"{state} ({folder})", remedy)
+    remedy = (
+        "only for the LIBERO suites: multismolvla-doctor --fetch-assets, or set MULTISMOLVLA_LIBERO_ASSETS"
+    )
+    try:
+        folder = find_libero_assets()
+    except FileNotFoundError as error:
+        return Check("LIBERO assets", "note", str(error), remedy)
+    if folder is None:
+        return Check("LIBERO assets", "note", "absent", remedy)
+    missing = missing_files(folder)
+    if missing:
+        found = f"{folder} lacks {len(missing)} files of the four suites, e.g. {missing[0]}"
+        return Check("LIBERO assets", "note", found, remedy)
+    identity = identify(folder)
+    whose = {
+        True: "some are visual stand-ins",
+        False: "LIBERO's own as far as known",
+        None: "some are unknown",
+    }
+    return Check("LIBERO assets", "ok", f"{folder} (assets {identity.hash}, {whose[identity.standins]})")
 
 
 def check_threads(cache_path: Path | None) -> Check:
@@ -305,6 +314,21 @@ def format_table(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
+def _fetch(folder: Path) -> int:
+    from .fetch_assets import FetchError, fetch_assets
+
+    try:
+        lines = fetch_assets(folder)
+    except FetchError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. What was fetched is kept; the same command continues.\n")
+        return 130
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 1 only when something required is missing."""
     parser = argparse.ArgumentParser(
@@ -317,12 +341,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--thread-cache", type=Path, help="file that remembers the thread measurement")
     parser.add_argument("--skip-threads", action="store_true", help="leave out the thread measurement (10 s)")
     parser.add_argument(
+        "--fetch-assets",
+        nargs="?",
+        type=Path,
+        const=own_folder(),
+        metavar="FOLDER",
+        help="download LIBERO's meshes and scenes into FOLDER (default: our cache folder) and end",
+    )
+    parser.add_argument(
         "--weights", action="store_true", help="list the published weights (cached, size, licence) and end"
     )
     options = parser.parse_args(argv)
     if options.weights:
         sys.stdout.write(weights_table() + "\n")
         return 0
+    if options.fetch_assets is not None:
+        return _fetch(options.fetch_assets)
     checks = run_checks(options.output, options.thread_cache, options.skip_threads)
     healthy = all(c.status != "fail" for c in checks)
     env = {k: v for c in checks for k, v in c.env.items()}

@@ -1,0 +1,90 @@
+"""``multismolvla-doctor --fetch-assets``: bring LIBERO's meshes and scenes to this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from multismolvla.libero_assets import (
+    ASSETS_VARIABLE,
+    HUB_DATASET,
+    identify,
+    missing_files,
+    missing_folders,
+    own_folder,
+)
+
+#: Where hf-libero's own code looks without being told; also the by-hand source of the files.
+_REPOSITORY = "github.com/Lifelong-Robot-Learning/LIBERO, folder libero/libero/assets"
+LICENCE = (
+    "Licence: LIBERO publishes the files in its MIT-licensed repository. The objects come from NVIDIA HOPE, Google Scanned Objects "
+    "and TurboSquid, which have terms of their own; do not redistribute them without checking."
+)
+
+
+class FetchError(RuntimeError):
+    """The assets could not be brought here; the message says how to do it by hand."""
+
+
+def fetch_assets(folder: Path | None = None) -> list[str]:
+    """Download the hub data set with a progress bar, or continue a download that was cut.
+
+    Args:
+        folder: where to; default: our cache folder, where the environment finds it by itself.
+
+    Returns:
+        Lines to print: what is there now, and what to set.
+
+    Raises:
+        FetchError: the hub cannot be reached or has no such data set, the disk is full, or what arrived is incomplete.
+    """
+    target = (folder or own_folder()).expanduser().absolute()
+    if not missing_folders(target) and not missing_files(target):
+        return [f"Already complete: {target}", *_describe(target, folder)]
+    sys.stderr.write(f"Fetching the hub data set {HUB_DATASET} (a few hundred MB) into {target}\n{LICENCE}\n")
+    # Imported here: the doctor must speak where huggingface_hub does not load.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=target)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise FetchError(
+            f"Cannot fetch {HUB_DATASET}: {type(error).__name__}: {reason}\nThe same command continues where it stopped. "
+            f"{_by_hand(target)}"
+        ) from error
+    missing = missing_folders(target) or missing_files(target)
+    if missing:
+        raise FetchError(
+            f"{target} is incomplete after the download: {len(missing)} missing, the first is {missing[0]}. The same command "
+            f"fetches what is missing. {_by_hand(target)}"
+        )
+    return [f"Fetched: {target}", *_describe(target, folder)]
+
+
+def _describe(target: Path, chosen: Path | None) -> list[str]:
+    files = [p for p in target.rglob("*") if p.is_file() and ".cache" not in p.relative_to(target).parts]
+    identity = identify(target)
+    whose = {
+        True: "with visual stand-ins: figures are not comparable with published ones",
+        False: "LIBERO's own as far as known",
+        None: f"unknown: {len(identity.differing)} files differ from LIBERO's, e.g. {(*identity.differing, '')[0]}",
+    }[identity.standins]
+    lines = [
+        f"{len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.0f} MB; assets {identity.hash}, {whose}",
+        LICENCE,
+    ]
+    if chosen is not None and target != own_folder():
+        lines.append(
+            f"Tell the environment: export {ASSETS_VARIABLE}={target} (or --env.libero_assets={target})"
+        )
+    return lines
+
+
+def _by_hand(target: Path) -> str:
+    return (
+        f"By hand: on a machine with network access `hf download {HUB_DATASET} --repo-type dataset --local-dir assets` (or copy the "
+        f"assets of {_REPOSITORY}), bring that folder here, and set {ASSETS_VARIABLE} to it or put its content into {target}. "
+        "HF_HUB_OFFLINE must not be set while fetching. The mini suite needs no assets."
+    )
