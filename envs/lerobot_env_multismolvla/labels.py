@@ -102,7 +102,7 @@ def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTable
     """
     labels = label_set(suite)
     model = domain.sim.model._model
-    owners = {domain.obj_body_id[name]: (name, obj) for name, obj in _objects(domain).items()}
+    owners = {domain.obj_body_id[name]: category for name, category in object_categories(domain).items()}
     if len(owners) > 253:
         raise ValueError(
             f"The scene has {len(owners)} objects; instance numbers are uint8, so at most 253 fit."
@@ -116,7 +116,7 @@ def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTable
         while body > 0:
             name = model.body(body).name
             if body in owners:
-                category = owners[body][1].category_name
+                category = owners[body]
                 label, instance = CATEGORY_LABELS.get(category, category), numbers[body]
                 break
             if name.startswith(("gripper0", "mount0", "robot0")):
@@ -134,7 +134,12 @@ def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTable
     return GeomTables(classes, instances, temperatures)
 
 
-def _objects(domain: Any) -> dict[str, Any]:
-    """Objects and fixtures that have a body of their own (the floor or table named as a fixture has none)."""
-    everything = {**domain.objects_dict, **domain.fixtures_dict}
-    return {name: obj for name, obj in everything.items() if name in domain.obj_body_id}
+def object_categories(domain: Any) -> dict[str, str]:
+    """Category of each object and fixture with a body of its own (the floor or table named as a fixture has none).
+
+    As the task file names it: the objects' own ``category_name`` is "chefmate8_frypan" for ``chefmate_8_frypan``.
+    """
+    declared = [*domain.parsed_problem["fixtures"].items(), *domain.parsed_problem["objects"].items()]
+    categories = {name: category for category, names in declared for name in names}
+    names = [*domain.objects_dict, *domain.fixtures_dict]
+    return {name: categories[name] for name in names if name in domain.obj_body_id}
