@@ -8,6 +8,11 @@ from typing import Any
 #: Hashes of asset folders that were looked at: whether they are LIBERO's own, and what is to be said about them. The
 #: hash is that of the environment (`assets_hash`).
 KNOWN_ASSETS: dict[str, tuple[bool, str]] = {}
+#: The same by what the environment found in the files itself (`assets_standins`, see `multismolvla.libero_assets`).
+_BY_CONTENT: dict[bool | None, tuple[bool, str]] = {
+    True: (False, "this project's visual stand-ins for some of the files"),
+    False: (True, "LIBERO's own"),
+}
 
 
 def assets_facts(suites: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -21,7 +26,8 @@ def assets_facts(suites: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         by_hash.setdefault(str(suite.get("assets") or ""), []).append(name)
     facts = []
     for digest, names in by_hash.items():
-        official, words = KNOWN_ASSETS.get(digest, (None, ""))
+        seen = _BY_CONTENT.get(suites[names[0]].get("assets_standins"), (None, ""))
+        official, words = KNOWN_ASSETS.get(digest, seen)
         libero = [n for n in names if n.startswith("libero_")]
         facts.append(
             {

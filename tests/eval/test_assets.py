@@ -1,0 +1,19 @@
+"""The report says whose assets a suite was made with, by what the environment found in the files."""
+
+import pytest
+
+from multismolvla_eval.assets import assets_facts
+
+
+@pytest.mark.parametrize(
+    ("standins", "official", "words"),
+    [
+        (True, False, "stand-ins for some of the files (assets 5e4e)"),
+        (False, True, ""),
+        (None, None, "not known as"),
+    ],
+)
+def test_what_the_environment_found_reaches_the_report(standins, official, words):
+    (fact,) = assets_facts({"libero_goal": {"assets": "5e4e", "assets_standins": standins}})
+    assert fact["official"] is official
+    assert words in fact["note"] if words else fact["note"] == ""
