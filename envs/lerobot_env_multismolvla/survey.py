@@ -48,9 +48,9 @@ class TaskSurvey:
     suite: str
     task_id: int
     task: str
-    seconds: float
-    speed: float
-    classes: list[str]
+    seconds: float = 0.0
+    speed: float = 0.0
+    classes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     observation: dict[str, Any] = field(default_factory=dict)
 
@@ -62,25 +62,22 @@ def survey(config: MultiSmolVLALiberoConfig) -> Iterator[TaskSurvey]:
     process = config.get_env_processors()[0].process_observation
     for suite, members in config.create_envs(n_envs=1).items():
         for task_id, vector in members.items():
-            started = time.perf_counter()
             env: Any = vector.envs[0]
-            _, info = env.reset(seed=0, options={"init_state_id": 0})
-            for _ in range(2):
-                raw, *_ = env.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32))
-            seconds = time.perf_counter() - started
-            classes, problems = _look(env, raw)
-            batch = process(preprocess_observation(_batch_of_one(raw)))
+            one = TaskSurvey(suite, task_id, env.task_description)
+            started = time.perf_counter()
+            try:
+                _, info = env.reset(seed=0, options={"init_state_id": 0})
+            except FileNotFoundError as error:  # of libero_90's objects, some asset folders lack a few
+                one.problems.append(f"cannot start: {error}")
+            else:
+                for _ in range(2):
+                    raw, *_ = env.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32))
+                one.speed = info["object_speed"]
+                one.classes, one.problems = _look(env, raw)
+                one.observation = process(preprocess_observation(_batch_of_one(raw)))
+            one.seconds = time.perf_counter() - started
             env.close()
-            yield TaskSurvey(
-                suite,
-                task_id,
-                env.task_description,
-                seconds,
-                info["object_speed"],
-                classes,
-                problems,
-                batch,
-            )
+            yield one
 
 
 def _look(env: Any, raw: dict[str, Any]) -> tuple[list[str], list[str]]:
