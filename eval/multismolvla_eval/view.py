@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Value of ``--view`` that opens a viewer on this machine.
 VIEWER = "viewer"
 CLEAN = "clean"
+_MILLIMETRES = 1000
+_JPEG = 95
 _ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _STATES = ("x", "y", "z", "axis-angle x", "axis-angle y", "axis-angle z", "finger 1", "finger 2")
 
@@ -204,7 +206,7 @@ class EpisodeView:
             shown.append(key)
         clean = self._clean_pictures(env)
         for name, picture in clean.items():
-            self._view.log(name, self._rr.Image(np.ascontiguousarray(picture)))
+            self._view.log(name, self._colours(picture))
         state = batch.get("observation.state")
         if isinstance(state, Tensor):
             self._curve("observation.state", state[0].detach().to("cpu").float().numpy(), _STATES)
@@ -248,16 +250,23 @@ class EpisodeView:
         return present and not announced_absent
 
     def _picture(self, modality: str, values: np.ndarray) -> Any:
-        """An entity of a (C, H, W) picture as policies get it: [0, 1], metres, or ids over 255."""
-        if modality == Modality.RGB:
-            return self._rr.Image(
-                (np.clip(values, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0).copy()
-            )
+        """An entity of a (C, H, W) picture as policies get it: [0, 1], metres, or ids over 255.
+
+        Depth is kept in whole millimetres and shown in metres; raw floats would make a recording three times as large.
+        """
         if modality == Modality.DEPTH:
-            return self._rr.DepthImage(values[0], meter=1.0, colormap=self._rr.components.Colormap.Viridis)
+            millimetres = np.clip(np.nan_to_num(values[0]) * _MILLIMETRES, 0, 65535).round().astype(np.uint16)
+            colours = self._rr.components.Colormap.Viridis
+            return self._rr.DepthImage(millimetres, meter=float(_MILLIMETRES), colormap=colours)
+        bytes_ = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
         if modality == Modality.SEG:
-            return self._rr.SegmentationImage((values[0] * 255).round().astype(np.uint8))
-        return self._rr.Image((np.clip(values[0], 0, 1) * 255).round().astype(np.uint8), color_model="L")
+            return self._rr.SegmentationImage(bytes_[0])
+        if modality == Modality.RGB:
+            return self._colours(bytes_.transpose(1, 2, 0))
+        return self._rr.Image(bytes_[0], color_model="L").compress(jpeg_quality=_JPEG)
+
+    def _colours(self, picture: np.ndarray) -> Any:
+        return self._rr.Image(np.ascontiguousarray(picture)).compress(jpeg_quality=_JPEG)
 
     def _clean_pictures(self, env: gym.Env) -> dict[str, np.ndarray]:
         """RGB without faults, in the orientation of the policy's pictures; nothing for clean episodes, where it is the same."""

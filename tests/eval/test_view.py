@@ -63,12 +63,12 @@ def test_every_step_and_stream_is_in_the_recording(tmp_path):
     def count(stream: str, component: str) -> int:
         return len(content[f"observation.images.{stream}", component])
 
-    assert count("image", "Image:buffer") == count("image_thermal", "Image:buffer") == 5
+    assert count("image", "EncodedImage:blob") == count("image_thermal", "EncodedImage:blob") == 5
     assert count("image_seg", "SegmentationImage:buffer") == 5
     assert count("image_depth", "DepthImage:buffer") == 2
     assert count("image", "Clear:is_recursive") == 1  # of the episode before
     assert count("image_depth", "Clear:is_recursive") == 2  # and when the sensor goes
-    assert len(content["clean/observation.images.image", "Image:buffer"]) == 5
+    assert len(content["clean/observation.images.image", "EncodedImage:blob"]) == 5
     assert (
         len(content["action", "Scalars:scalars"]) == len(content["observation.state", "Scalars:scalars"]) == 5
     )
@@ -87,11 +87,9 @@ def test_values_arrive_in_their_units(tmp_path):
     shown.finish({"success": True, "cause": None, "steps": 1})
     del view, shown
     content = logged(tmp_path / "a.rrd")
-    depth = np.frombuffer(
-        bytes(content["observation.images.image_depth", "DepthImage:buffer"][0][0]), np.float32
-    )
-    assert (depth == 1.5).all()
-    assert content["observation.images.image_depth", "DepthImage:meter"][0] == [1.0]
+    depth = bytes(content["observation.images.image_depth", "DepthImage:buffer"][0][0])
+    assert (np.frombuffer(depth, np.uint16) == 1500).all()
+    assert content["observation.images.image_depth", "DepthImage:meter"][0] == [1000.0]
     ids = content["observation.images.image_seg", "SegmentationImage:buffer"][0][0]
     assert set(ids) == {2}
     assert "mug" in str(content["observation.images.image_seg", "AnnotationContext:context"])
@@ -118,7 +116,10 @@ def test_a_run_with_a_view_gives_the_same_results(make_config, tmp_path):
     assert actions["plain"] == actions["seen"]
     content = logged(tmp_path / "run.rrd")
     assert len(content["episode", "TextDocument:text"]) == 2 * len(actions["seen"])
-    seen, clean = content["observation.images.image", "Image:buffer"], content["clean/world", "Image:buffer"]
+    seen, clean = (
+        content["observation.images.image", "EncodedImage:blob"],
+        content["clean/world", "EncodedImage:blob"],
+    )
     assert len(seen) > len(clean) > 0
 
 
