@@ -187,8 +187,14 @@ def _clips(summary: dict[str, Any], results: Path, budget: int) -> tuple[list[di
         kind = 0 if clip["condition"] == "C0" else 2 if clip["success"] else 1
         return kind, order.get(clip["condition"], 0)
 
+    def begun(clip: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(clip[k] for k in start)
+
+    # Beyond the first episode, a clean clip is there to stand beside a faulted one.
+    faulted = {begun(c) for c in summary["clips"] if c["condition"] != "C0"}
+    wanted = [c for c in summary["clips"] if c["episode"] == 0 or begun(c) in faulted]
     chosen, left_out = [], []
-    for clip in sorted(summary["clips"], key=rank):  # what is worth most gets its room first
+    for clip in sorted(wanted, key=rank):  # what is worth most gets its room first
         path = results / clip["path"]
         size = path.stat().st_size if path.is_file() else 0
         if size > budget:
@@ -196,9 +202,9 @@ def _clips(summary: dict[str, Any], results: Path, budget: int) -> tuple[list[di
         elif size:
             budget -= size
             chosen.append(clip)
-    chosen.sort(key=lambda c: (*(c[k] for k in start), *rank(c)))
+    chosen.sort(key=lambda c: (*begun(c), *rank(c)))
     groups = []
-    for key, members in groupby(chosen, key=lambda c: tuple(c[k] for k in start)):
+    for key, members in groupby(chosen, key=begun):
         shown = [_clip(c, descriptions.get(c["condition"], ""), results) for c in members]
         groups.append({**dict(zip(start, key, strict=True)), "members": shown})
     return groups, left_out

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TITLE = "Robustness under failing sensors"
-#: Action errors on demonstrations, if somebody has measured them; written beside the manifest.
-OFFLINE = "offline.json"
 
 
 @dataclass
@@ -84,12 +82,13 @@ def write_report(results: Path, output: Path | None = None, title: str = TITLE) 
     Raises:
         ResultsError: the folder holds no results, or damaged or foreign ones.
     """
+    from multismolvla_eval.offline import read_diagnosis
     from multismolvla_eval.page import report_page
     from multismolvla_eval.summary import summarise
     from multismolvla_eval.tables import cells_csv, markdown, terminal_table
 
     manifest, episodes = read_episodes(results)
-    summary = summarise(episodes, manifest, _offline(results))
+    summary = summarise(episodes, manifest, read_diagnosis(results, manifest["policies"]))
     folder = output or results
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.json", json_text({**summary, "episodes": episodes.to_columns()}))
@@ -111,21 +110,6 @@ def read_episodes(results: Path) -> tuple[dict[str, Any], Episodes]:
     manifest = read_manifest(results)
     rows = iterate_rows(results, manifest["fingerprint"], worlds(manifest))
     return manifest, collect(rows, manifest["policies"])
-
-
-def _offline(results: Path) -> dict[str, Any] | None:
-    path = results / OFFLINE
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text())
-    shape = 'an object like {"policy": {"C0": {"error": 0.12, "frames": 200}}}'
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected {shape}.")
-    for name, conditions in content.items():
-        for condition, entry in conditions.items() if isinstance(conditions, dict) else ((None, None),):
-            if not isinstance(entry, dict) or not isinstance(entry.get("error"), int | float):
-                raise ValueError(f"{path}: entry {name!r}, {condition!r} is {entry!r}; expected {shape}.")
-    return content
 
 
 def json_text(content: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from multismolvla_eval.conditions import describe
 from multismolvla_eval.episodes import Cells, Episodes
 from multismolvla_eval.grouping import GROUPS, family, seen
 from multismolvla_eval.notes import reader_notes
+from multismolvla_eval.offline import errors_by_condition
 from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.statistics import Pairs, holm, paired_differences, wilson
 
@@ -30,18 +31,18 @@ COMPARISONS = ("versus_clean", "versus_baseline")
 
 
 def summarise(
-    episodes: Episodes, manifest: dict[str, Any], offline: dict[str, Any] | None = None
+    episodes: Episodes, manifest: dict[str, Any], diagnosis: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Compute a run's figures.
 
     Args:
         episodes: from :func:`multismolvla_eval.episodes.collect`.
         manifest: from :func:`multismolvla_eval.results.read_manifest`.
-        offline: action errors on demonstrations, ``{policy: {condition: {"error": ..., "frames": ...}}}``, if measured.
+        diagnosis: from :func:`multismolvla_eval.offline.read_diagnosis`.
 
     Returns:
-        JSON-ready data: ``run``, ``policies``, ``cells``, ``aggregates``, ``tasks``, ``diagnostics``, ``clips``,
-        ``checks``, ``notes``. With several suites, policies, results and aggregates have a part ``suites`` of the same
+        JSON-ready data: ``run``, ``policies``, ``cells``, ``aggregates``, ``tasks``, ``diagnostics``,
+        ``diagnosis``, ``clips``, ``checks``, ``notes``. With several suites, policies, results and aggregates have a part ``suites`` of the same
         figures for each.
     """
     cells = Cells(episodes)
@@ -51,7 +52,8 @@ def summarise(
     policies = [_policy(n, cells, suites, manifest) for n in names]
     by_name = {p["name"]: p for p in policies}
     comparisons = _Comparisons(cells)
-    table = [_cell(c, by_name, cells, suites, comparisons, manifest, offline or {}) for c in conditions]
+    offline = errors_by_condition(diagnosis)
+    table = [_cell(c, by_name, cells, suites, comparisons, manifest, offline) for c in conditions]
     comparisons.settle()
     checks = fairness_checks(names, conditions, cells, manifest)
     reported = [n for n in names if by_name[n]["gate"]["passed"]]
@@ -62,6 +64,7 @@ def summarise(
         "aggregates": {n: _aggregates(by_name[n], cells, conditions, manifest) for n in reported},
         "tasks": _tasks(names, conditions, cells, manifest),
         "diagnostics": [d for n in names for d in _diagnostics(n, cells, conditions)],
+        "diagnosis": diagnosis,
         "clips": _clips(episodes),
         "checks": checks,
         "notes": reader_notes(manifest, cells, policies, checks),
@@ -325,9 +328,10 @@ def _command(condition_id: str, manifest: dict[str, Any]) -> str:
 
 def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
     clean = manifest["clean_episodes"] * manifest["clean_seeds"]
-    per_task = sum(clean if c == "C0" else manifest["episodes"] for c in manifest["conditions"])
+    faulted = manifest["episodes"] * sum(c != "C0" for c in manifest["conditions"])
     tasks = sum(len(suite["tasks"]) for suite in manifest["suites"].values())
-    planned = per_task * len(manifest["policies"]) * tasks
+    clean_only = manifest.get("clean_only", [])
+    planned = tasks * sum(clean + faulted * (n not in clean_only) for n in manifest["policies"])
     seconds = cells.episodes.measures["seconds"]
     kept = ("fingerprint", "created", "level", "cameras", "env", "baseline", "clean_episodes", "clean_seeds",
             "episodes", "seed", "workers", "versions", "commit", "hardware", "commands", "comparable")  # fmt: skip

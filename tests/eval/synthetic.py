@@ -88,7 +88,7 @@ def synthetic_run(
         usual = clean[names.index(e.policy)] * (1 if e.condition == "C0" else 0.6)
         success = bool(rng.random() < (usual if rate is None else rate(e)))
         row = row_of(e, manifest, success)
-        if e.clip and e.condition in ("C0", "C2:rgb=zero"):
+        if e.clip and e.episode == 0 and e.condition in ("C0", "C2:rgb=zero"):
             row["clip"] = f"clips/{e.policy}-{e.suite}-{e.condition[:2]}.webp"
             path = folder / row["clip"]
             path.parent.mkdir(exist_ok=True)

@@ -8,9 +8,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic import manifest_of, synthetic_run
+from synthetic import RUN, manifest_of, synthetic_run, write_rows
 
-from multismolvla_eval import assets
+from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.episodes import Cells, collect
 from multismolvla_eval.report import main
@@ -398,17 +398,62 @@ def test_gates_are_calibrated_where_rows_have_them(tmp_path):
     assert summary_of(tmp_path / "other")["aggregates"]["ours"]["calibration"] is None
 
 
-def test_action_errors_stand_beside_success(tmp_path, capsys):
+def test_the_sensor_diagnosis_stands_beside_success(tmp_path, capsys):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
-    (folder / "offline.json").write_text(
-        json.dumps({"ours": {"C2:rgb=zero": {"error": 0.4321, "frames": 9}}})
+    arm = {"n": 9, "error": 0.4321, "low": 0.4, "high": 0.5}
+    changed = {
+        **arm,
+        "error": 0.8,
+        "difference": 0.4,
+        "difference_low": 0.3,
+        "difference_high": 0.5,
+        "relative": 0.9,
+    }
+    policies = {
+        "ours": {
+            "checkpoint": "made-up-ours",
+            "arms": {"true": arm, "zeroed": changed, "rgb zeroed": changed},
+        },
+        "vanilla": {"checkpoint": "of another day", "arms": {"true": arm}},
+        "stranger": {"checkpoint": "s", "arms": {"true": arm}},
+    }
+    content = {
+        "schema": 1,
+        "remark": "r",
+        "dataset": "d",
+        "episodes": None,
+        "held_out": False,
+        "policies": policies,
+    }
+    (folder / "diagnosis.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 0
+    cells = {c["condition"]: c["results"] for c in json.loads((folder / "results.json").read_text())["cells"]}
+    assert cells["C0"]["ours"]["offline"] == {"error": 0.4321, "n": 9}
+    assert cells["C2:rgb=zero"]["ours"]["offline"]["error"] == 0.8
+    assert cells["C0"]["vanilla"]["offline"] is None, "that was another checkpoint"
+    page = (folder / "report.html").read_text()
+    for text in (
+        "0.432 (0.400–0.500)",
+        "+90 %",
+        "measured with the checkpoint of another day",
+        "may have been trained on",
+    ):
+        assert text in page
+    assert "stranger" not in page
+    (folder / "diagnosis.json").write_text("{}")
+    assert main([str(folder)]) == 2
+    assert "not of the format version 1" in capsys.readouterr().err
+
+
+def test_policies_that_run_clean_only_are_not_waited_for(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], clean_only=["vanilla"])
+    write_rows(
+        folder,
+        [r for r in read_rows(folder, RUN) if (r["policy"], r["condition"]) != ("vanilla", "C2:rgb=zero")],
     )
     assert main([str(folder)]) == 0
-    assert "0.432" in (folder / "report.html").read_text()
-    assert "0.4321" in (folder / "results.csv").read_text()
-    (folder / "offline.json").write_text(json.dumps({"ours": {"C0": 0.4}}))
-    assert main([str(folder)]) == 2
-    assert "offline.json: entry 'ours', 'C0' is 0.4" in capsys.readouterr().err
+    run = json.loads((folder / "results.json").read_text())["run"]
+    assert run["planned"] == run["finished"] == 20 + 20 + 10
 
 
 def test_a_page_stays_below_its_limit_and_keeps_failures(tmp_path, monkeypatch):
@@ -427,22 +472,26 @@ def test_a_page_stays_below_its_limit_and_keeps_failures(tmp_path, monkeypatch):
     ("facts", "words"),
     [
         ({"assets": ""}, "the assets were not hashed"),
-        ({"assets": "0123"}, "the assets 0123 are not known as LIBERO's published set"),
         (
-            {"assets": "5747"},
-            "made with stand-ins (assets 5747): figures made with these assets are not comparable",
+            {"assets": "0123"},
+            "the assets 0123 are not known as LIBERO's published ones (nobody has looked at them)",
         ),
-        ({"assets": "0ff1"}, None),
+        (
+            {"assets": "0123", "assets_standins": None, "assets_differing": ["a"]},
+            "(1 files are missing or changed)",
+        ),
+        (
+            {"assets": "0123", "assets_standins": True},
+            "stand-ins (hash 0123): figures made with these assets are not comparable",
+        ),
+        ({"assets": "0123", "assets_standins": False}, None),
     ],
 )
-def test_assets_are_named_by_hash(monkeypatch, facts, words):
-    monkeypatch.setattr(
-        assets, "KNOWN_ASSETS", {"5747": (False, "stand-ins"), "0ff1": (True, "LIBERO's own")}
-    )
-    (fact,) = assets.assets_facts({"libero_goal": facts})
+def test_assets_are_named_by_hash(facts, words):
+    (fact,) = assets_facts({"libero_goal": facts})
     assert (words in fact["note"]) if words else not fact["note"]
-    (mini,) = assets.assets_facts({"toy": facts})
-    assert not mini["note"]
+    (own,) = assets_facts({"toy": facts})
+    assert not own["note"]
 
 
 def test_compared_runs_are_paired_where_they_ran_the_same_episodes(tmp_path, capsys):

@@ -1,0 +1,64 @@
+"""The sensor diagnosis of a run's folder, for the report: offline action errors beside success, never instead of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multismolvla.modalities import MODALITIES
+from multismolvla_eval.diagnosis import DIAGNOSIS, SCHEMA
+from multismolvla_eval.results import ResultsError
+
+#: Conditions whose pictures a control of the diagnosis shows, too: black ones, announced by nothing.
+_CONDITIONS = {"true": "C0", "zeroed": "C2:all=zero", **{f"{m} zeroed": f"C2:{m}=zero" for m in MODALITIES}}
+
+
+def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The diagnosis, if the folder has one.
+
+    Args:
+        folder: of the run.
+        policies: the manifest's entries, by name.
+
+    Returns:
+        The file's content. A policy that it measured with another checkpoint than the run's is left out, and that is said.
+
+    Raises:
+        ResultsError: the file cannot be read, or has another format.
+    """
+    path = folder / DIAGNOSIS
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ResultsError(
+            f"{path} is not valid JSON ({error}). Delete it, and run with --diagnose again."
+        ) from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "policies" not in content:
+        raise ResultsError(
+            f"{path} is not of the format version {SCHEMA}. Delete it, and run with --diagnose again."
+        )
+    measured = {}
+    for name, entry in content["policies"].items():
+        if name not in policies:
+            continue
+        if "arms" in entry and entry["checkpoint"] != policies[name]["checkpoint"]:
+            entry = {"left_out": f"it was measured with the checkpoint {entry['checkpoint']}, not the run's"}
+        measured[name] = entry
+    return {**content, "policies": measured}
+
+
+def errors_by_condition(diagnosis: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Action errors as they stand beside success: ``{policy: {condition: {"error", "n"}}}``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, entry in (diagnosis or {"policies": {}})["policies"].items():
+        arms = entry.get("arms", {})
+        found[name] = {
+            condition: {"error": arms[arm]["error"], "n": arms[arm]["n"]}
+            for arm, condition in _CONDITIONS.items()
+            if arm in arms
+        }
+    return found
