@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from multismolvla.corruption import CLEAN
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.pictures import ABSENT_GREY, resize, streams
 from multismolvla_eval.plan import Episode
@@ -28,6 +29,24 @@ def clip_name(episode: Episode) -> str:
     """File name of an episode's clip, the same in every run."""
     condition = re.sub(r"[^A-Za-z0-9_.@=+-]", "-", episode.condition)
     return f"{episode.policy}__{condition}__{episode.suite}-{episode.task_id}__{episode.episode}.webp"
+
+
+Cell = tuple[str, str, int, str]
+
+
+def keeps_clip(episode: Episode, success: bool, failures: set[Cell]) -> bool:
+    """Whether a filmed episode's clip is kept: the first of its cell, every clean one, and the first failure under a fault.
+
+    Args:
+        episode: that was filmed.
+        success: how it ended.
+        failures: cells of which this process has kept a failure; extended here.
+    """
+    cell = (episode.policy, episode.suite, episode.task_id, episode.condition)
+    kept = episode.episode == 0 or episode.condition == CLEAN.id or not (success or cell in failures)
+    if kept and not success:
+        failures.add(cell)
+    return kept
 
 
 class ClipRecorder:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from multismolvla.corruption import CLEAN, Condition
 from multismolvla_eval.results import KEY
 
+#: The first episodes of a cell are filmed: one clip in any case, and under a fault the first failure among them. Clean ones
+#: are all kept, so that each failure has the clean clip of the same start beside it.
+CLIP_CANDIDATES = 3
+
 
 @dataclass(frozen=True, slots=True)  # the level full makes a million of them
 class Episode:
@@ -21,7 +25,7 @@ class Episode:
         condition: canonical text.
         episode: number within the cell; also the number of the initial state in the evaluation split, so that episode
             i starts the same way for every policy and condition.
-        clip: whether to keep pictures.
+        clip: whether to film it; whether the clip is kept depends on what happens.
         seed: number of the repetition. Only C0 is repeated: environment seed and policy noise differ between
             repetitions, initial states do not. Arms are paired within a seed.
     """
@@ -74,7 +78,7 @@ def episodes(
         tasks: task ids per suite.
         conditions: arms, C0 first.
         counts: episodes per task.
-        clips: how many tasks of each suite keep a clip of episode 0, per policy and condition.
+        clips: how many tasks of each suite keep clips, per policy and condition; see ``CLIP_CANDIDATES``.
         clean_only: policies that run C0 and nothing else.
     """
     cells = [(c, 0, counts.clean_episodes if c == CLEAN else counts.episodes) for c in conditions]
@@ -88,7 +92,7 @@ def episodes(
         for _, cell, number in slots
         for suite, task_ids in tasks.items()
         for position, task_id in enumerate(task_ids)
-        for clip in [number == 0 and cells[cell][1] == 0 and position < clips]
+        for clip in [number < CLIP_CANDIDATES and cells[cell][1] == 0 and position < clips]
         for policy in policies
         if policy not in clean_only or cells[cell][0] == CLEAN
     ]

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 #: So many crashes without a finished episode in between are no bad luck but a broken set-up.
 CRASHES_IN_A_ROW = 3
 POLL_S = 1.0
+#: A process that has closed its pipe may take so long to end, on a machine that writes large core dumps [s].
+EXIT_S = 60.0
 LOG_TAIL_LINES = 25
 
 
@@ -82,7 +84,7 @@ class WorkerPool:
         try:
             _, description = worker.pipe.recv()
         except EOFError:
-            worker.process.join(10)
+            worker.process.join(EXIT_S)
             raise self._setup_error(worker) from None
         worker.ready = True
         return description
@@ -195,7 +197,7 @@ class WorkerPool:
             try:
                 kind, content = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
-                worker.process.join(10)
+                worker.process.join(EXIT_S)
                 if worker.process.exitcode == SERVER_GONE:
                     self._server_died()
                     return
@@ -228,7 +230,7 @@ class WorkerPool:
         """
         server, running = self._server, [w.episode for w in self._workers if w.episode is not None]
         assert server is not None
-        server.process.join(10)
+        server.process.join(EXIT_S)
         if not any(w.ready for w in self._workers):
             raise self._setup_error(server)
         cause = _crash("crash of the policy server", server)
@@ -246,7 +248,7 @@ class WorkerPool:
     def _replace(self, worker: _Worker, cause: str) -> None:
         """Put a fresh worker in the place of one that is gone; its episode counts as failed with ``cause``."""
         self._workers.remove(worker)
-        worker.process.join(10)
+        worker.process.join(EXIT_S)
         worker.pipe.close()
         if worker.episode is not None:
             logger.warning("Episode %s failed: %s", worker.episode.key, cause)
@@ -272,7 +274,7 @@ class WorkerPool:
 
     def _setup_error(self, member: _Worker | _Server) -> WorkerError:
         if self._server is not None and member.process.exitcode == SERVER_GONE:
-            self._server.process.join(10)
+            self._server.process.join(EXIT_S)
             member = self._server
         reason = f": {_last_line(member)}" if member.process.exitcode == 1 else ""
         return WorkerError(

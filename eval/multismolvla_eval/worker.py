@@ -123,14 +123,16 @@ class _State:
     def __init__(self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]) -> None:
         self.arguments, self.sources, self.policies = arguments, sources, policies
         self._open: list[tuple[str, int]] = []
+        self._filmed_failures: set[Any] = set()
         self._live: Any = None
         if arguments.view is not None:
             from multismolvla_eval.view import LiveView
 
             self._live = LiveView(arguments.view, str(arguments.output))
+            self._live.close_when_terminated()
 
     def run(self, episode: Any) -> dict[str, Any]:
-        from multismolvla_eval.clips import ClipRecorder, clip_name
+        from multismolvla_eval.clips import ClipRecorder, clip_name, keeps_clip
         from multismolvla_eval.rollout import run_episode
         from multismolvla_eval.view import Recorders
 
@@ -152,7 +154,7 @@ class _State:
             live.finish(row)
         row["worker"] = self.arguments.number
         row["clip"] = None
-        if recorder is not None:
+        if recorder is not None and keeps_clip(episode, row["success"], self._filmed_failures):
             path = self.arguments.output / "clips" / clip_name(episode)
             if recorder.write(path, row["success"], row["cause"]):
                 row["clip"] = f"clips/{path.name}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,100 @@ def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, s
         assert temporal == run("C4:rgb=delay@2", spare=False)[0]
     finally:
         del env._render_camera
+
+
+@pytest.fixture
+def policy_server(checkpoints, source):
+    """Connections to a server thread with the tiny policies, in batches of three."""
+    from multismolvla_eval.batching import ChunkBatcher
+    from multismolvla_eval.policies import LeRobotPolicy
+    from multismolvla_eval.server import _Server
+
+    ours, theirs = Pipe()
+    batchers, facts = {}, {}
+    for path in (str(checkpoints / "ours"), str(checkpoints / "vanilla")):
+        policy = LeRobotPolicy(path, source, None, {})
+        policy.mask_absent_tokens()
+        batchers[path] = ChunkBatcher(path, policy.chunk, policy.at_the_door, 3, "cpu")
+        facts[path] = {**policy.describe(), "checkpoint": policy.checkpoint}
+    thread = threading.Thread(target=_Server(theirs, batchers, facts).run)
+    thread.start()
+
+    def connect():
+        here, there = Pipe()
+        ours.send(there)
+        return here
+
+    yield connect
+    ours.close()
+    thread.join(10)
+
+
+def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
+    checkpoints, source, policy_server, tmp_path
+):
+    """Rows of a real run, of two simulator processes with a policy server in batches of three, made again one by one."""
+    from multismolvla_eval.config import EnvironmentArguments, EvalConfig
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.results import read_run
+    from multismolvla_eval.rollout import run_episode
+    from multismolvla_eval.run import evaluate
+
+    names = {"ours": "", "vanilla": "", "blind": "blind:"}
+    paths = {n: prefix + str(checkpoints / n.replace("blind", "ours")) for n, prefix in names.items()}
+    config = EvalConfig(
+        policies=[f"{n}={p}" for n, p in paths.items()],
+        env=EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS}),
+        conditions=["C1:-rgb"], clean_episodes=2, episodes=1, clips=0, workers=2, batch_size=3, output=tmp_path / "run",
+    )  # fmt: skip
+    evaluate(config)
+    manifest, rows = read_run(config.output)
+    assert manifest["comparable"]["batch_size"] == 3
+    assert len(rows) == 9
+    same = (
+        "actions",
+        "door",
+        "encoder",
+        "start",
+        "success",
+        "cause",
+        "steps",
+        "gripper",
+        "checkpoint",
+        "noise_seed",
+    )
+    policies = {n: load_policy(p, source, None, {}, policy_server()) for n, p in paths.items()}
+    for row in rows:
+        episode = Episode(row["policy"], row["suite"], 0, row["condition"], row["episode"])
+        alone = run_episode(episode, source, policies[row["policy"]], 0)
+        assert {k: alone[k] for k in same} == {k: row[k] for k in same}, episode.key
+    for name in (
+        "ours",
+        "vanilla",
+    ):  # what the policy is given, and its noise, are those of a policy that is here
+        here = run_episode(
+            Episode(name, source.suite, 0, "C0", 0), source, load_policy(paths[name], source), 0
+        )
+        row = next(r for r in rows if (r["policy"], r["condition"], r["episode"]) == (name, "C0", 0))
+        # the instruction alone is padded differently
+        given, asked = ({k: v for k, v in r["door"].items() if "language" not in k} for r in (here, row))
+        assert given == asked
+        assert (here["encoder"], here["start"]) == (row["encoder"], row["start"])
+
+
+@pytest.mark.parametrize("name", ["vanilla", "ours"])
+def test_batched_actions_are_those_of_the_policy_but_for_rounding(checkpoints, source, policy_server, name):
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    acted = []
+    for server in (None, policy_server()):
+        spy = ActionSpy(load_policy(str(checkpoints / name), source, server=server))
+        run_episode(Episode(name, source.suite, 0, "C0", 0), source, spy, 0)
+        acted.append(spy.actions[0])  # later ones follow from what the simulator made of the first
+    assert torch.allclose(*acted, atol=1e-5)
 
 
 def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):

@@ -69,7 +69,7 @@ def test_run_extend_and_rerun(make_config, capsys):
         assert r["start"] == twin["start"] is not None
         assert r["door"] == twin["door"]
     clips = sorted(p.name for p in (config.output / "clips").iterdir())
-    assert len(clips) == 2 * 3
+    assert len(clips) == 2 * 4, "of each policy and condition the first, and the second clean one"
     assert (config.output / "modalities.png").stat().st_size > 1000
 
     checks = summary_of(config.output)["checks"]

@@ -1,0 +1,209 @@
+"""Batches of action chunks: nobody's result depends on the others, and nobody's death harms them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from multiprocessing import Pipe
+
+import numpy as np
+import pytest
+import torch
+
+from multismolvla.corruption import CLEAN, parse_condition
+from multismolvla_eval.batching import BatchingError, ChunkBatcher, Request
+from multismolvla_eval.clips import keeps_clip
+from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.manifest import build_manifest
+from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, Episode, episodes
+from multismolvla_eval.policies import EncoderDoor
+from multismolvla_eval.pool import WorkerError, WorkerPool
+from multismolvla_eval.results import ResultsError, write_json
+from multismolvla_eval.server import _Server
+from multismolvla_eval.worker import WorkerArguments
+
+SIZE = 3
+
+
+def request(seed: int, policy: str = "p", look: bool = False, width: int = 5) -> Request:
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "observation.state": rng.standard_normal((1, width), np.float32),
+        "observation.images.image_padding_mask": np.array([True]),
+    }
+    return Request(policy, arrays, {"noise": rng.standard_normal((1, 4, 7), np.float32)}, look)
+
+
+class Chunks:
+    """A policy: the chunk is the state's sum times the noise."""
+
+    def __init__(self, meddle=lambda actions: actions) -> None:
+        self.meddle, self.sizes = meddle, []
+
+    def __call__(self, batch, noise):
+        self.sizes.append(len(noise))
+        return self.meddle(batch["observation.state"].sum(1)[:, None, None] * noise)
+
+    def door(self, row):
+        return EncoderDoor({"rgb": f"row {row}"}, {})
+
+
+def batcher(chunks: Chunks, size: int = SIZE) -> ChunkBatcher:
+    return ChunkBatcher("p", chunks, chunks.door, size, "cpu")
+
+
+def test_every_batch_has_the_same_size_and_no_row_sees_another():
+    chunks = Chunks()
+    made = batcher(chunks)
+    requests = [request(i, look=i == 1) for i in range(SIZE)]
+    together = made.answer(requests)
+    for company in ([0], [1], [2, 0], [1, 2, 0]):
+        for i, reply in zip(company, made.answer([requests[i] for i in company]), strict=True):
+            assert reply.actions.tobytes() == together[i].actions.tobytes()
+    assert set(chunks.sizes) == {SIZE}
+    assert together[1].door.hashes == {"rgb": "row 1"}
+    assert together[0].door is together[2].door is None
+
+
+@pytest.mark.parametrize(
+    ("meddle", "message"),
+    [
+        (lambda a: a + 1e-7 * a.mean(), "the other rows of the batch"),
+        (lambda a: a + 1e-6 * torch.arange(len(a))[:, None, None], "its place in the batch"),
+    ],
+)
+def test_a_policy_whose_rows_depend_on_each_other_is_refused(meddle, message):
+    with pytest.raises(BatchingError, match=rf"(?s){message}.*--batch_size=1"):
+        batcher(Chunks(meddle)).answer([request(0)])
+    batcher(Chunks(meddle), size=1).answer([request(0)])
+
+
+def test_requests_of_different_shapes_do_not_share_a_batch():
+    with pytest.raises(ValueError, match="of one kind"):
+        batcher(Chunks()).answer([request(0), request(1, width=6)])
+
+
+@pytest.fixture
+def serving():
+    """A server thread with the policy ``p``, and the way to new simulators' connections."""
+    chunks = Chunks()
+    ours, theirs = Pipe()
+    made = batcher(chunks)
+    thread = threading.Thread(target=_Server(theirs, {"p": made}, {"p": {"type": "toy"}}).run)
+    thread.start()
+
+    def simulator():
+        here, there = Pipe()
+        ours.send(there)
+        there.close()
+        return here
+
+    yield simulator, chunks, made
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_server_answers_in_batches_and_tells_facts(serving):
+    simulator, chunks, made = serving
+    one, two = simulator(), simulator()
+    for connection in (one, two):
+        connection.send("p")
+        assert connection.recv() == {"type": "toy"}
+    one.send(request(0))
+    expected = one.recv()  # also proves the policy: three batches
+    made.seconds = 5.0  # as if a batch took so long: waiting for company pays
+    before = len(chunks.sizes)
+    one.send(request(0))
+    two.send(request(1))
+    assert one.recv().actions.tobytes() == expected.actions.tobytes()
+    assert two.recv().actions.shape == (4, 7)
+    assert len(chunks.sizes) == before + 1, "both in one batch"
+
+
+def test_a_simulator_that_dies_while_waiting_delays_nobody(serving):
+    simulator, _, made = serving
+    one, two = simulator(), simulator()
+    one.send(request(0))
+    one.recv()
+    made.seconds = 60.0
+    two.send(request(1))
+    two.close()
+    one.send(request(2))
+    assert one.poll(10)
+
+
+def pool_of(tmp_path, monkeypatch, workers=2, **options) -> WorkerPool:
+    import toy_processes
+
+    monkeypatch.setattr("multismolvla_eval.pool.worker_main", toy_processes.worker_main)
+    monkeypatch.setattr("multismolvla_eval.pool.server_main", toy_processes.server_main)
+    first = WorkerArguments(
+        0, EnvironmentArguments("toy", "toy", None, options), {}, None, 0, tmp_path, (), {}, batch_size=2
+    )
+    return WorkerPool([replace(first, number=i) for i in range(workers)], 60.0)
+
+
+def run(pool: WorkerPool, episodes: list[Episode]):
+    rows, crashes = [], []
+    try:
+        pool.describe()
+        pool.run(
+            episodes,
+            lambda r: rows.append((r["task_id"], r["episode"])),
+            lambda e, cause: crashes.append((e.task_id, e.episode, cause)),
+        )
+    finally:
+        pool.close()
+    return sorted(rows), crashes
+
+
+EPISODES = [Episode("p", "toy", task, "C0", i) for i in range(3) for task in range(2)]
+
+
+def test_deaths_of_the_server_and_of_a_simulator_are_one_episodes_failure_each(tmp_path, monkeypatch):
+    rows, crashes = run(pool_of(tmp_path, monkeypatch, deadly=[[0, 1]], crash=[[1, 0]]), EPISODES)
+    assert rows == [(0, 0), (0, 2), (1, 1), (1, 2)]
+    assert sorted(crashes) == [
+        (0, 1, "crash of the policy server: exit code -6"),
+        (1, 0, "crash: exit code -6"),
+    ]
+
+
+def test_a_server_that_cannot_load_records_nothing(tmp_path, monkeypatch):
+    with pytest.raises(WorkerError, match="the toy server is broken on purpose"):
+        run(pool_of(tmp_path, monkeypatch, workers=1, broken=True), EPISODES)
+
+
+def test_the_batch_size_is_part_of_the_runs_identity(make_config):
+    suite = {"tasks": {"0": "t"}, "type": "toy", "max_steps": 6, "assets": "x", "labels": []}
+    facts = {"suites": {"toy": suite}, "cameras": ["image"], "policies": {"ours": {"checkpoint": "a"}}}
+    config = make_config(policies=["ours=builtin:zero"], batch_size=4)
+    config.output.mkdir()
+    write_json(config.output / "run.json", build_manifest(config, facts, [CLEAN], Counts(1, 1), []))
+    for other in (1, 2):
+        config.batch_size = other
+        with pytest.raises(ResultsError, match=r"\['batch_size'\] differ"):
+            build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+
+
+def test_first_failures_are_filmed_and_every_clean_twin():
+    failures = set()
+
+    def kept(condition, outcomes):
+        return [
+            keeps_clip(Episode("p", "toy", 0, condition, n), success, failures)
+            for n, success in enumerate(outcomes)
+        ]
+
+    assert kept("C0", [True, True, False]) == [True, True, True]
+    assert kept("C1:-rgb", [True, True, False]) == [True, False, True]
+    assert kept("C2:rgb=zero", [False, False, True]) == [True, False, False]
+    plan = episodes(["p"], {"toy": [0, 1]}, [CLEAN, parse_condition("C1:-rgb")], Counts(5, 5, 2), clips=1)
+    filmed = {(e.condition, e.episode) for e in plan if e.clip}
+    assert (
+        {n for c, n in filmed if c == "C0"}
+        == {n for c, n in filmed if c != "C0"}
+        == set(range(CLIP_CANDIDATES))
+    )
+    assert all(e.task_id == 0 and e.seed == 0 for e in plan if e.clip)
