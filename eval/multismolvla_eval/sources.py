@@ -187,6 +187,7 @@ def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource
 
     Raises:
         ValueError: unknown type, option, suite or task id, or ``module:attribute`` that cannot be found.
+        FileNotFoundError: LIBERO's assets are missing, or not whole.
     """
     module_name, colon, attribute = arguments.type.partition(":")
     if not colon:
@@ -234,5 +235,25 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
         raise ValueError(
             f"--env.options do not fit the environment type {arguments.type!r}: {error}."
         ) from error
+    if arguments.type == "multismolvla_libero":
+        _refuse_missing_assets(config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)
     return {suite: LeRobotSource(config, suite, members) for suite, members in envs.items()}
+
+
+def _refuse_missing_assets(config: Any) -> None:
+    """A task whose files are missing would crash in every episode, which must not count as the policy's failures.
+
+    What libero_90 reads beyond the four suites is listed nowhere; a file that only it needs is not missed here.
+    """
+    from multismolvla.libero_assets import find_libero_assets, missing_files
+
+    folder = find_libero_assets(config.libero_assets)
+    if folder is None or not any(name.startswith("libero_") for name in config.suites):
+        return  # nothing of it is needed, or the environment says what to do
+    missing = missing_files(folder)
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of the files that LIBERO's suites read, e.g. {missing[0]}. Fetch them again: "
+            "multismolvla-doctor --fetch-assets."
+        )

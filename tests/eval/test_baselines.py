@@ -227,6 +227,21 @@ def test_the_expert_solves_the_task_and_no_fault_touches_it():
     assert expert.describe()["privileged"]
 
 
+def test_assets_that_are_not_whole_are_refused_before_an_episode_can_crash(tmp_path):
+    from multismolvla.libero_assets import FOLDERS
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.sources import load_source
+
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "something.xml").touch()
+    arguments = EnvironmentArguments(
+        task="libero_goal", task_ids=[0], options={"libero_assets": str(tmp_path)}
+    )
+    with pytest.raises(FileNotFoundError, match=r"lacks 154 of the files .*--fetch-assets"):
+        load_source(arguments)
+
+
 def test_an_environment_without_expert_is_named():
     from toy_environment import ToySource
 
