@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,7 @@ class LiveView:
             self._stream.connect_grpc(target)
         self._frame = 0
         self._laid_out = False
+        self._named: set[str] = set()
 
     def episode(
         self, episode: Episode, task: str, cameras: Sequence[str], labels: Sequence[str]
@@ -164,8 +166,24 @@ class LiveView:
         bottom = rrb.Horizontal(*curves, *words)
         self._stream.send_blueprint(rrb.Blueprint(rrb.Vertical(grid, bottom, row_shares=[3, 1])))
 
+    def curve(self, path: str, values: np.ndarray, names: Sequence[str]) -> None:
+        """Log one value per curve; the curves get names if their number fits."""
+        if path not in self._named and len(values) == len(names):
+            self.log(path, self._rr.SeriesLines(names=list(names)), static=True)
+        self._named.add(path)
+        self.log(path, self._rr.Scalars(values.astype(float)))
+
+    def close_when_terminated(self) -> None:
+        """Let SIGTERM, by which workers are ended, complete the file: without its table of contents some tools refuse it."""
+
+        def end(number: int, frame: Any) -> None:
+            self._stream.disconnect()
+            sys.exit(0)
+
+        signal.signal(signal.SIGTERM, end)
+
     def flush(self) -> None:
-        """Write out what was logged: workers are ended without notice."""
+        """Write out what was logged, for those who watch, and in case of a crash."""
         self._stream.flush()
 
 
@@ -209,12 +227,12 @@ class EpisodeView:
             self._view.log(name, self._colours(picture))
         state = batch.get("observation.state")
         if isinstance(state, Tensor):
-            self._curve("observation.state", state[0].detach().to("cpu").float().numpy(), _STATES)
+            self._view.curve("observation.state", state[0].detach().to("cpu").float().numpy(), _STATES)
         self._view.lay_out([*shown, *clean])
 
     def acted(self, action: np.ndarray, step: int) -> None:
         """Draw the action of a step."""
-        self._curve("action", np.asarray(action), _ACTIONS)
+        self._view.curve("action", np.asarray(action), _ACTIONS)
 
     def finish(self, row: Row) -> None:
         """Say how it ended."""
@@ -277,11 +295,6 @@ class EpisodeView:
             return {f"{CLEAN}/observation.images.{camera}": p for camera, p in clean().items()}
         world = env.render()
         return {f"{CLEAN}/world": world} if isinstance(world, np.ndarray) else {}
-
-    def _curve(self, path: str, values: np.ndarray, names: Sequence[str]) -> None:
-        if len(values) == len(names):
-            self._view.log(path, self._rr.SeriesLines(names=list(names)), static=True)
-        self._view.log(path, self._rr.Scalars(values.astype(float)))
 
     def _say(self, text: str) -> None:
         self._view.log("log", self._rr.TextLog(text))
