@@ -65,7 +65,10 @@ def test_half_written_last_line_is_cut_and_nothing_else_is_lost(tmp_path, cut):
         (json.dumps(row(1, run="zzz")).encode() + b"\n", "belongs to the run 'zzz'"),
         (json.dumps(row(1, success=1)).encode() + b"\n", "field 'success' is 1, expected bool"),
         (json.dumps(row(1, steps=True)).encode() + b"\n", "field 'steps' is True, expected int"),
-        (json.dumps({k: v for k, v in row(1).items() if k != "seed"}).encode() + b"\n", "field 'seed' is None"),
+        (
+            json.dumps({k: v for k, v in row(1).items() if k != "seed"}).encode() + b"\n",
+            "field 'seed' is None",
+        ),
         (json.dumps(row(0)).encode() + b"\n", "repeats the episode"),
     ],
 )
