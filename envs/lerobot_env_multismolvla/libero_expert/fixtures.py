@@ -73,7 +73,10 @@ class CloseDrawer:
     def run(self, world: World, variant: float) -> Motion:
         """See :class:`~.skills.Skill`."""
         drawer = world.drawer(self.region)
-        hand = facing(-drawer.opening, variant)
+        pointing = np.cos(variant) * DOWN - np.sin(variant) * drawer.opening
+        hand = hand_rotation(
+            np.cross(drawer.opening, DOWN), pointing
+        )  # fingers side by side: the palm clears the table
         yield from approach_bar(world, drawer.handle, drawer.opening, hand, CLOSE)
         for _ in range(90):  # only the very end counts as closed
             beyond = world.drawer(self.region).handle - 0.03 * drawer.opening
@@ -232,3 +235,22 @@ class StandInCompartment(PickAndPlace):
             yield from move(world, over, hand, grip=CLOSE, tolerance=0.004, angle_tolerance=0.05)
         aim = region[:2] + world.position(self.item)[:2] - middle
         yield from lower_and_release(world, self.item, aim, region[2] - 0.045, hand)
+
+
+@dataclass(frozen=True)
+class SlipUnderBars(PickAndPlace):
+    """Put a bowl into a drawer below others: lower it in front of their bars, then back behind the drawer's front."""
+
+    def run(self, world: World, variant: Grasp) -> Motion:
+        """See :class:`~.skills.Skill`."""
+        yield from take(world, self.item, variant)
+        region, opening = world.position(self.target), world.drawer(self.target).opening
+        front = region[:2] + 0.034 * opening[:2]
+        if not (yield from carry_over(world, self.item, front, region[2] + 0.035)):
+            return
+        offset = world.grip - world.position(self.item)
+        low = np.array([*(front + offset[:2]), region[2] + 0.003 + world.grip[2] - world.bottom(self.item)])
+        yield from move(world, low, grip=CLOSE, tolerance=0.006, speed=0.6, limit=60, free=False)
+        back = low - 0.022 * opening
+        yield from move(world, back, grip=CLOSE, tolerance=0.006, speed=0.5, limit=20, free=False)
+        yield from lower_and_release(world, self.item, region[:2] + 0.012 * opening[:2], region[2] - 0.02)

@@ -184,6 +184,11 @@ def carry_over(
     Returns:
         Whether it came along; a motion with empty fingers is ended early.
     """
+    aside = way_out(world, item)
+    if aside.any():
+        out = world.grip + np.array([*aside, 0.03])
+        yield from move(world, world.grip + np.array([0, 0, 0.03]), grip=CLOSE, tolerance=0.01, free=False)
+        yield from move(world, out, grip=CLOSE, tolerance=0.01, free=False)
     hanging = world.grip[2] - world.bottom(item)
     floor = max(above, world.clearance(world.grip[:2], target, ignore=(item,))) + CLEARANCE
     lifted = np.array([*world.grip[:2], max(floor + hanging, world.grip[2] + 0.05)])
@@ -197,6 +202,31 @@ def carry_over(
         if world.grip[2] - world.bottom(item) > hanging + 0.05:
             return False
     return True
+
+
+def way_out(world: World, item: str) -> np.ndarray:
+    """Shift (2,), metres, from under what hangs over an object, such as an open drawer; zero when it can rise freely."""
+    boxes = world.boxes(ignore=(item,))
+    points = world.corners(item)
+    low, high = points.min(0), points.max(0)
+    overhead = boxes[boxes[:, 0, 2] > high[2] - 0.01, :, :2]
+
+    def covered(shift: np.ndarray, margin: float) -> bool:
+        apart = (high[:2] + shift + margin < overhead[:, 0]) | (low[:2] + shift - margin > overhead[:, 1])
+        return bool((~apart.any(axis=1)).any())
+
+    if not covered(np.zeros(2), -0.005):
+        return np.zeros(2)
+    directions = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+    shifts = [
+        step * d for d in directions for step in np.arange(0.02, 0.17, 0.02) if not covered(step * d, 0.02)
+    ]
+
+    def cost(shift: np.ndarray) -> tuple[int, float]:
+        place = world.grip + np.array([*shift, 0.03])
+        return hand_overlap(place, world.hand, boxes), float(np.linalg.norm(shift))
+
+    return min(shifts, key=cost, default=np.zeros(2))
 
 
 def lower_and_release(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fixtures import CloseDrawer, LayOnSlope, OpenDrawer, Push, StandInCompartment, TurnOn
+from .fixtures import CloseDrawer, LayOnSlope, OpenDrawer, Push, SlipUnderBars, StandInCompartment, TurnOn
 from .skills import MoveAside, PickAndPlace, Skill
 from .world import World
 
@@ -57,6 +57,8 @@ def _moving(world: World, predicate: tuple[str, str, str], shift: tuple[float, f
     _, item, target = predicate
     if world.category(item) == "plate":
         return Push(predicate)
+    if target in world.drawers and not target.endswith("top_region"):
+        return SlipUnderBars(predicate)
     owner = world.category(world.region_owner(target)) if world.is_region(target) else ""
     if owner == "wine_rack":
         return LayOnSlope(predicate)
