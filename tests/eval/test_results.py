@@ -7,7 +7,7 @@ import json
 import pytest
 
 from multismolvla_eval.conditions import resolve
-from multismolvla_eval.plan import Counts, Episode, episodes, remaining
+from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, Episode, episodes, remaining
 from multismolvla_eval.results import (
     ResultsError,
     ShardWriter,
@@ -121,7 +121,7 @@ def test_plan_order_and_shards():
     half = plan[: len(plan) // 2]
     assert sum(e.condition == "C0" for e in half) == pytest.approx(20, abs=2)
     assert len({e.key for e in plan}) == len(plan)
-    assert sum(e.clip for e in plan) == 2 * 3
+    assert sum(e.clip for e in plan) == 2 * 3 * CLIP_CANDIDATES
     parts = [remaining(plan, set(), i, 3) for i in range(3)]
     assert sorted(e.key for p in parts for e in p) == sorted(e.key for e in plan)
     more = episodes(["ours", "vanilla"], {"toy": [0, 1]}, conditions[:2], Counts(10, 5))
