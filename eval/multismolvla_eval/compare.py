@@ -186,7 +186,7 @@ def _differing(a: Side, b: Side, suite: str) -> list[str]:
             for k in sorted(first.keys() | second.keys())
             if first.get(k) != second.get(k) and k not in ("world", "tasks")
         ]
-        reasons += [f"{k} of {suite}: {first.get(k)} and {second.get(k)}"[:200] for k in keys] or [
+        reasons += [f"{k} of {suite}: {first.get(k)!r} and {second.get(k)!r}"[:200] for k in keys] or [
             f"world of {suite}"
         ]
     return reasons

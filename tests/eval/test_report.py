@@ -526,7 +526,7 @@ def test_runs_with_other_seeds_or_assets_are_compared_unpaired_and_say_why(tmp_p
     b = synthetic_run(tmp_path / "b", texts=["C2:rgb=zero"], comparable={**usual, "seed": 7}, seed=2)
     suite = {**manifest_of(("toy",), [])["suites"]["toy"], "assets": "other", "world": "another"}
     c = synthetic_run(tmp_path / "c", texts=["C2:rgb=zero"], suites={"toy": suite})
-    for other, reason in ((b, "seed: 0 and 7"), (c, "assets of toy:  and other")):
+    for other, reason in ((b, "seed: 0 and 7"), (c, "assets of toy: '' and 'other'")):
         output = tmp_path / "comparison"
         assert main([str(a), str(other), f"--output={output}"]) == 0
         assert f"toy: unpaired, because the runs differ in {reason}" in capsys.readouterr().out
