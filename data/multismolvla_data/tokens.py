@@ -42,6 +42,7 @@ class TokensConfig:
     tokenizers: str = "patch"  # or official, with the options of the same names as the policy's
     tokenizer_sources: dict[str, str] = field(default_factory=dict)
     seg_labels: str = "coco_panoptic"
+    seg_unknown: str = "error"
     thermal_route: str = "vision"
     imagebind: str = "nielsr/imagebind-huge"
     imagebind_rows: str = "trunk"
@@ -149,6 +150,7 @@ def _official(cfg: TokensConfig) -> OfficialOptions:
         imagebind_rows=cfg.imagebind_rows,
         bridge_map=cfg.bridge_map,
         seg_labels=cfg.seg_labels,
+        seg_unknown=cfg.seg_unknown,
     )
 
 

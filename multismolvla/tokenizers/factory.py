@@ -223,15 +223,23 @@ def _picture(
     """Check and constructor of the depth or segmentation tokenizer."""
     source = options.source(modality)
     table: Any = None
+    own = True
     if modality == Modality.SEG:
         from multismolvla.tokenizers.labels import LabelTable
 
-        table = LabelTable.load(options.seg_labels)
-        if table.num_source_ids != num_labels:
+        table = LabelTable.load(options.seg_labels, unknown=options.seg_unknown)
+        more = (
+            num_labels > table.num_source_ids
+        )  # ids that the table lacks: void, but only where that was chosen
+        if table.num_source_ids != num_labels and not (more and options.seg_unknown == "void"):
             raise ValueError(
                 f"The label table {options.seg_labels!r} has {table.num_source_ids} ids, but num_labels={num_labels}. Set "
-                f"num_labels={table.num_source_ids}, or seg_labels to the table of the pictures' ids."
+                f"num_labels={table.num_source_ids}, or seg_labels to the table of the pictures' ids"
+                + ("; ids above the table become void with seg_unknown=void." if more else ".")
             )
+        own = (
+            options.seg_labels == OFFICIAL_LABELS and not more
+        )  # the tokenizer takes such pictures as they are
 
     def check() -> None:
         _check_config(source, modality, info, image_size=image_size)
@@ -247,7 +255,7 @@ def _picture(
         if modality == Modality.DEPTH:
             return OfficialDepthTokenizer(vq, image_size)
         tokenizer = OfficialSegTokenizer(vq, image_size)
-        return tokenizer if options.seg_labels == OFFICIAL_LABELS else MappedSegTokenizer(tokenizer, table)
+        return tokenizer if own else MappedSegTokenizer(tokenizer, table)
 
     return check, build
 

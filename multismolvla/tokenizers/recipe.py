@@ -15,6 +15,7 @@ from typing import Any
 
 from multismolvla import weights
 from multismolvla.modalities import Modality
+from multismolvla.tokenizers.labels import UNKNOWN
 
 #: ``patch``: the weight-free tokenizers of the mini preset. ``official``: 4M's own VQ tokenizers.
 TOKENIZER_FAMILIES = ("patch", "official")
@@ -42,6 +43,9 @@ NUM_OFFICIAL_LABELS = 134
 #: A LeRobot id feature holds int16; no 4M vocabulary is larger.
 ID_DTYPE = "int16"
 
+#: Entries that a recipe holds only where they differ from this, so that older recipes stay equal.
+_OMITTED = {"seg_unknown": "error"}
+
 _BLOCKS, _BLOCK_BYTES = 16, 65_536
 
 
@@ -57,9 +61,10 @@ class OfficialOptions:
         bridge_map: safetensors file of route ``bridge``'s learned map; ``None`` = closed form (rows ``norm`` only).
         seg_labels: label table of the segmentation pictures' ids, a name or a file, see `multismolvla.tokenizers.labels`;
             the default are the tokenizer's own ids.
+        seg_unknown: what an id outside that table means: ``error``, or ``void`` = none.
 
     Raises:
-        ValueError: an unknown part, route or convention.
+        ValueError: an unknown part, route, convention or meaning.
     """
 
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +73,7 @@ class OfficialOptions:
     imagebind_rows: str = "trunk"
     bridge_map: str | None = None
     seg_labels: str = OFFICIAL_LABELS
+    seg_unknown: str = _OMITTED["seg_unknown"]
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.sources) - set(TOKENIZER_SOURCES))
@@ -78,6 +84,7 @@ class OfficialOptions:
         for name, value, allowed in (
             ("thermal_route", self.thermal_route, THERMAL_ROUTES),
             ("imagebind_rows", self.imagebind_rows, IMAGEBIND_ROWS),
+            ("seg_unknown", self.seg_unknown, UNKNOWN),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown. Expected one of {list(allowed)}.")
@@ -178,7 +185,9 @@ def token_recipe(
     if modality == Modality.DEPTH:
         return recipe | {"depth_range_m": depth}
     if modality == Modality.SEG:
-        return recipe | {"num_labels": num_labels, "seg_labels": official.label_set()}
+        labels = {"num_labels": num_labels, "seg_labels": official.label_set()}
+        unknown = {"seg_unknown": official.seg_unknown}
+        return recipe | labels | (unknown if unknown != _OMITTED else {})
     if official.thermal_route == "soft":
         raise ValueError(
             "thermal_route='soft' feeds rows of numbers to the encoder, not ids, so there is nothing to cache. Leave thermal "
@@ -198,9 +207,10 @@ def recipe_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tu
     Fingerprints of weights are compared where ``wanted`` knows them; a machine that trains from ids alone need not have
     the tokenizers.
     """
-    for name, value in wanted.items():
-        if name != "weights" and found.get(name) != value:
-            return name, found.get(name), value
+    for name, value in (_OMITTED | dict(wanted)).items():
+        there = found.get(name, _OMITTED.get(name))
+        if name != "weights" and there != value:
+            return name, there, value
     stored = found.get("weights") or {}
     for part, value in (wanted.get("weights") or {}).items():
         if stored.get(part) != value:

@@ -92,6 +92,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         default_factory=dict
     )  # filled when first seen, checked ever after: what makes ids must not change
     seg_labels: str = OFFICIAL_LABELS  # official: label table of the segmentation pictures, a name or a file
+    seg_unknown: str = (
+        "error"  # official: ids that this table lacks: error or void (= nothing; num_labels may be larger)
+    )
     thermal_route: str = "vision"  # official: vision, bridge or soft (domain soft_thermal@224, a trained map)
     imagebind: str = IMAGEBIND  # official, thermal: hub id, folder or .pth file of ImageBind-Huge
     imagebind_rows: str = "trunk"  # rows that the ImageBind tokenizers know: trunk or norm
@@ -390,6 +393,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             imagebind_rows=self.imagebind_rows,
             bridge_map=self.bridge_map,
             seg_labels=self.seg_labels,
+            seg_unknown=self.seg_unknown,
         )
 
     def token_recipe(

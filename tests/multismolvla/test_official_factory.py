@@ -13,6 +13,7 @@ from multismolvla.fourm import MODALITY_INFO, FourMModality
 from multismolvla.fourm.soft import soft_modality
 from multismolvla.thermal.tiny import write_tiny_imagebind
 from multismolvla.tokenizers import OfficialOptions, make_tokenizers
+from multismolvla.tokenizers.labels import LabelTable
 from multismolvla.tokenizers.tiny import write_tiny_tokenizers
 
 SIZE = 64
@@ -152,3 +153,21 @@ def test_pictures_in_another_label_set_are_mapped_and_a_wrong_size_is_named(file
         make_tokenizers("official", {"seg": SEG}, 134, official=mini)
     with pytest.raises(ValueError, match="134 ids, but num_labels=8"):
         make_tokenizers("official", {"seg": SEG}, 8, official=options(files))
+
+
+@pytest.mark.parametrize("table", ["mini", "coco_panoptic"])
+def test_labels_outside_the_table_are_void_by_choice_alone(files, table) -> None:
+    known = LabelTable.load(table).num_source_ids
+    void = options(files, seg_labels=table, seg_unknown="void")
+    seg = make_tokenizers("official", {"seg": SEG}, known + 5, official=void)["seg"]
+    labels = torch.full((1, 1, 224, 224), 3)
+    unknown = labels.clone()
+    unknown[..., :112, :] = known + 4
+    made = seg.encode_domains(unknown)[SEG.name].values
+    unknown[..., :112, :] = 0  # nothing, in both tables
+    assert torch.equal(made, seg.encode_domains(unknown)[SEG.name].values)
+    assert not torch.equal(made, seg.encode_domains(labels)[SEG.name].values)
+    with pytest.raises(ValueError, match=f"has {known} ids, but num_labels={known + 5}.*seg_unknown=void"):
+        make_tokenizers("official", {"seg": SEG}, known + 5, official=options(files, seg_labels=table))
+    with pytest.raises(ValueError, match=f"has {known} ids, but num_labels={known - 1}"):
+        make_tokenizers("official", {"seg": SEG}, known - 1, official=void)

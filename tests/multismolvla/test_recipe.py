@@ -74,7 +74,20 @@ def test_unknown_weights_are_not_compared_but_missing_ones_are_told() -> None:
     assert recipe_difference(recipe(fingerprints={}), recipe()) == ("weights of depth", None, "ab")
 
 
+def test_void_for_unknown_labels_is_in_the_recipe_and_the_default_is_not() -> None:
+    void = recipe("seg", official=OfficialOptions(seg_unknown="void"))
+    strict = recipe("seg")
+    assert "seg_unknown" not in strict  # as recipes were written before there was a choice
+    assert void == strict | {"seg_unknown": "void"}
+    assert recipe_difference(strict, void) == ("seg_unknown", "error", "void")
+    assert recipe_difference(void, strict) == ("seg_unknown", "void", "error")
+    assert recipe_difference(void, void) is None
+    assert recipe("depth", official=OfficialOptions(seg_unknown="void")) == recipe("depth")
+
+
 def test_wrong_options_are_named() -> None:
+    with pytest.raises(ValueError, match="seg_unknown='skip'.*'error', 'void'"):
+        OfficialOptions(seg_unknown="skip")
     with pytest.raises(ValueError, match="thermal_route='warm'.*'vision', 'bridge', 'soft'"):
         OfficialOptions(thermal_route="warm")
     with pytest.raises(ValueError, match="imagebind_rows='raw'"):
