@@ -79,8 +79,10 @@ class WorkerPool:
         """
         worker = self._start(self._arguments[0])
         while not worker.pipe.poll(POLL_S):
-            if not worker.process.is_alive():
-                raise self._setup_error(worker)
+            # a server that dies while loading has not yet taken up its simulators' connections: they would wait for ever
+            for member in (self._server, worker):
+                if member is not None and not member.process.is_alive():
+                    raise self._setup_error(member)
         try:
             _, description = worker.pipe.recv()
         except EOFError:
@@ -192,7 +194,12 @@ class WorkerPool:
         return self._server
 
     def _wait(self, on_row: Callable[[Row], None], on_crash: Callable[[Episode, str], None]) -> None:
-        for item in wait([w.pipe for w in self._workers], POLL_S):
+        server = [self._server.process.sentinel] if self._server is not None else []
+        ready = wait([*(w.pipe for w in self._workers), *server], POLL_S)
+        if any(item in server for item in ready):
+            self._server_died()
+            return
+        for item in ready:
             worker = next(w for w in self._workers if w.pipe is item)
             try:
                 kind, content = worker.pipe.recv()
