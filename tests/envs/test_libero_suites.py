@@ -39,7 +39,10 @@ def views(request, libero_assets, process):
     from multismolvla_data.episode import batch_of_one
 
     suite = request.param
-    env = make(suite, libero_assets)
+    # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts, by NumPy's
+    # global generator, which is why both begin with the same number.
+    np.random.seed(7)
+    env = make(suite, libero_assets, hard_reset=False)
     raw, info = env.reset(seed=7)
     facts = {"labels": env.labels, "state": env.state, "suite": suite, "info": info, "raw": raw}
     ours = process(raw)
@@ -47,10 +50,14 @@ def views(request, libero_assets, process):
     facts["coco"] = process(env.restore(env.state))
     env.close()
     with asset_root(libero_assets):
-        size = {"observation_height": SIZE, "observation_width": SIZE}
-        upstream = LiberoEnv(
-            get_suite(suite), TASKS[suite], suite, obs_type="pixels_agent_pos", num_steps_wait=0, **size
-        )
+        options = {
+            "observation_height": SIZE,
+            "observation_width": SIZE,
+            "num_steps_wait": 0,
+            "hard_reset": False,
+        }
+        np.random.seed(7)
+        upstream = LiberoEnv(get_suite(suite), TASKS[suite], suite, obs_type="pixels_agent_pos", **options)
         theirs, _ = upstream.reset(seed=7)
     facts["upstream_state"] = upstream._env.get_sim_state()
     upstream.close()
@@ -150,10 +157,11 @@ def test_falling_objects_are_told(libero_assets, caplog):
         streams=["depth"],
         observation_height=16,
         observation_width=16,
+        hard_reset=False,
     )
     env = config.env_maker("libero_10", 0)()
     speeds = {}
-    for env.num_steps_wait in (10, 20, 10):
+    for env.num_steps_wait in (10, 20):
         speeds[env.num_steps_wait] = env.reset(seed=0, options={"init_state_id": 0})[1]["object_speed"]
     env.close()
     assert speeds[10] > 0.05 > speeds[20]
