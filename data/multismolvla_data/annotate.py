@@ -2,7 +2,7 @@ r"""``multismolvla-annotate``: any LeRobotDataset v3 in, a new one out with the 
 
     multismolvla-annotate --dataset=PATH --output=PATH            # everything: depth, segmentation, thermal, ids
     multismolvla-annotate --dataset=PATH --output=PATH --dry-run  # what it would do, download and need
-    multismolvla-annotate --dataset=PATH --output=PATH --keep_pictures=false      # ids only: 1.7 kB per view and frame
+    multismolvla-annotate --dataset=PATH --output=PATH --keep_pictures=false      # ids only: 1.3 kB per view and frame
     multismolvla-annotate --dataset=PATH --output=PATH --modalities="[depth]" --depth_scale_m="{wrist: 0.0001}"
     accelerate launch --num_processes=8 --module multismolvla_data.annotate --dataset=PATH --output=PATH
 
