@@ -37,7 +37,9 @@ def aggregates(
         conditions: of the run.
         suite: only this suite's episodes; all if ``None``.
     """
-    types = {t: s for t, s in soft_types(conditions).items() if all((name, c) in cells for c in s.values())}
+    # Types of single cameras repeat others: they would count twice in a mean over types.
+    known = {t: s for t, s in soft_types(conditions).items() if "." not in t.partition("=")[0]}
+    types = {t: s for t, s in known.items() if all((name, c) in cells for c in s.values())}
     return {
         "subset_profile": _subsets(name, cells, conditions, suite),
         "severity_area": _areas(name, cells, types, suite),

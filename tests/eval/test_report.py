@@ -223,6 +223,12 @@ def test_severity_area_compares_the_same_episodes(tmp_path):
     )
 
 
+def test_types_of_single_cameras_do_not_count_twice(tmp_path):
+    texts = [f"C3:rgb{camera}=builtin_noise@{s}" for camera in ("", ".image") for s in range(1, 6)]
+    figures = summary_of(tmp_path / "run", texts=texts)["aggregates"]["ours"]
+    assert set(figures["severity_area"]["types"]) == set(figures["mce"]["types"]) == {"rgb=builtin_noise"}
+
+
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
 def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
     suite = {
