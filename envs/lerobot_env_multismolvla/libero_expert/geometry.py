@@ -16,8 +16,8 @@ DOWN = np.array([0.0, 0.0, -1.0])
 
 #: The fingertips end this far below the grip site, metres; the site cannot come closer to a surface.
 FINGERTIP = 0.010
-#: Lowest grip site above the underside of what is grasped: a little lower than the tips allow, the surface stops them.
-LOWEST_GRASP = 0.006
+#: Lowest grip site above the underside of what is grasped. Tips pressed onto the surface would stick to it and not close.
+LOWEST_GRASP = FINGERTIP + 0.002
 
 
 @dataclass(frozen=True)
