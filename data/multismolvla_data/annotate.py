@@ -4,7 +4,7 @@ r"""``multismolvla-annotate``: any LeRobotDataset v3 in, a new one out with the 
     multismolvla-annotate --dataset=PATH --output=PATH --dry-run  # what it would do, download and need
     multismolvla-annotate --dataset=PATH --output=PATH --keep_pictures=false      # ids only: 1.3 kB per view and frame
     multismolvla-annotate --dataset=PATH --output=PATH --modalities="[depth]" --depth_scale_m="{wrist: 0.0001}"
-    accelerate launch --num_processes=8 --module multismolvla_data.annotate --dataset=PATH --output=PATH
+    accelerate launch --multi_gpu --num_processes=8 --module multismolvla_data.annotate --dataset=PATH --output=PATH
 
 What is recorded stays: a depth camera's stream is read, checked and tokenized, never estimated. What a view lacks is
 estimated from its RGB (`multismolvla_data.estimators`) and marked ``derived``: it dies with its RGB and is no sensor.
@@ -25,7 +25,8 @@ Ctrl-C, kill -9 or a full disk. The dataset appears under ``--output`` when it i
 networks, two batches of pictures and one episode's encoded pictures; joining holds a data file (100 MB) a few times.
 
 **Several processes or machines** take every n-th episode and share the work folder; rank 0 waits for the others and
-joins all episodes with LeRobot's aggregation. Machines without a common folder: give each ``--rank``, ``--world_size``
+joins all episodes with LeRobot's aggregation. ``--multi_gpu`` is needed on a machine without GPUs, too: else
+`accelerate launch` starts one process there, whatever ``--num_processes`` says. Machines without a common folder: give each ``--rank``, ``--world_size``
 and ``--merge=never``, copy their ``.NAME.annotating`` folders into one and run ``--merge=only`` there.
 """
 
@@ -67,15 +68,24 @@ def annotate(cfg: AnnotateConfig) -> Path | None:
     """
     from .annotate_job import Job
     from .annotate_shard import Episode, added_features
-    from .annotate_work import Work, finished
+    from .annotate_work import Work, finished, launched_alone
 
     job = Job.open(cfg)
     if finished(cfg, job.fingerprint):
         logger.info("%s is complete already; nothing to do.", cfg.output)
         return cfg.output
     work = Work(cfg, job.fingerprint, job.episodes)
+    if work.world_size > 1:
+        logger.info("Process %d of %d.", work.rank + 1, work.world_size)
+    elif launched_alone(cfg):
+        logger.warning(
+            "`accelerate launch` started this process alone; it does all episodes. For several processes add --multi_gpu, "
+            "on a machine without GPUs, too, or give each --rank and --world_size."
+        )
     work.open()
     with work.claim(f"rank{work.rank}"):
+        if finished(cfg, job.fingerprint):  # published by another process since we looked
+            return cfg.output
         work.sweep()
         merging = cfg.merge == "only" or (cfg.merge == "auto" and work.rank == 0)
         mine = [] if cfg.merge == "only" else work.mine()
@@ -132,7 +142,11 @@ def _episodes(job: Job, work: Work, writer: Episode, mine: list[int]) -> None:
     total, before = (sum(job.source.length(e) for e in group) for group in (mine, done))
     with tqdm(total=total, initial=before, desc=name, unit="frame", position=work.rank) as bar:
         for episode in mine:
-            if episode not in done:
+            if episode in done:
+                continue
+            if work.done([episode]):  # by a process that was given another number of processes
+                bar.update(job.source.length(episode))
+            else:
                 writer.write(episode, work.shard(episode), bar.update)
 
 

@@ -115,7 +115,7 @@ class AnnotateConfig:
     # Threads that decode and encode pictures.
     num_workers: int = 4
 
-    # Several processes: filled from the environment of `accelerate launch`; give both by hand on a cluster without it.
+    # Several processes: filled from the environment of `accelerate launch --multi_gpu`; give both by hand on a cluster without it.
     rank: int | None = None
     world_size: int | None = None
     # "auto": rank 0 waits for the others and merges; "never": leave that; "only": merge what is finished.

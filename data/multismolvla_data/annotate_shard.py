@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from multismolvla.tokenizers.recipe import id_feature
 from .annotate_config import AnnotateConfig, Plan, Stream
 from .annotate_pictures import Annotator, encode
 from .annotate_source import Source, shape_of
+from .annotate_work import place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,8 @@ class Episode:
     def write(self, episode: int, target: Path, advance: Callable[[int], object]) -> None:
         """Annotate an episode and store it at ``target``; the folder appears when it is whole.
 
+        Processes that were given other numbers of processes may meet in an episode: the one that is first keeps it.
+
         Args:
             episode: index in the source.
             target: folder of the shard.
@@ -63,14 +65,15 @@ class Episode:
         Raises:
             OSError: the disk is full; nothing is left behind.
         """
-        partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
+        # named after the rank, which a lock keeps to one process; host and process id may be equal in two containers
+        partial = target.with_name(f".{target.name}.rank{place_of(self.cfg)[0]}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             table = self.source.table(episode)
             columns, stats, valid = self._columns(table, episode, advance)
             self._store(partial, table, episode, columns, stats)
             (partial / "valid.json").write_text(json.dumps(valid))
-            os.replace(partial, target)
+            _appear(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -160,6 +163,16 @@ class Episode:
             {"data/chunk_index": 0, "data/file_index": 0},
         )
         meta.finalize()
+
+
+def _appear(partial: Path, target: Path) -> None:
+    """Give a whole episode its name; one that another process finished meanwhile stays."""
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Samples:

@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Work:
         (self.root / "episodes").mkdir(parents=True, exist_ok=True)
         begun = self.root / "annotating.json"
         if not begun.is_file():
-            partial = self.root / f".annotating.{socket.gethostname()}.{os.getpid()}"
+            partial = self.root / f".annotating.{uuid.uuid4().hex}"
             partial.write_text(json.dumps(self.fingerprint, indent=1))
             with contextlib.suppress(FileExistsError):
                 os.link(partial, begun)  # of several processes that begin at once, one wins and all agree
@@ -82,6 +82,7 @@ class Work:
         Raises:
             AnnotationError: another process has it.
         """
+        self.root.mkdir(parents=True, exist_ok=True)  # a process that published meanwhile has removed it
         with (self.root / f"{name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,18 +90,15 @@ class Work:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 raise AnnotationError(
-                    f"Another process is {name} of {self.root}. Wait for it, or start several with `accelerate launch` or "
-                    "--rank and --world_size."
+                    f"Another process is {name} of {self.root}. Wait for it, or start several with `accelerate launch --multi_gpu` "
+                    "or --rank and --world_size."
                 ) from error
             yield
 
     def sweep(self) -> None:
-        """Remove what processes of this machine that are gone left half-written."""
-        host = socket.gethostname()
-        for partial in (self.root / "episodes").glob(f".*.{host}.*"):
-            pid = int(partial.name.rsplit(".", 1)[-1])
-            if pid != os.getpid() and not _alive(pid):
-                shutil.rmtree(partial, ignore_errors=True)
+        """Remove what an earlier process of this rank left half-written; to be called with the rank claimed."""
+        for partial in (self.root / "episodes").glob(f".*.rank{self.rank}"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def wait(self, advance: Callable[[int], object]) -> None:
         """Until all episodes are finished, by whichever process.
@@ -173,6 +171,11 @@ def place_of(cfg: AnnotateConfig) -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_alone(cfg: AnnotateConfig) -> bool:
+    """Whether `accelerate launch` started one process without a number, as it does without ``--multi_gpu`` on a CPU."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ and cfg.rank is None
+
+
 def local_rank() -> int:
     """Number of this process on its machine, which picks its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -198,13 +201,3 @@ def first_difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str
         if a != b:
             return f"{name} ({a!r}, asked for: {b!r})"
     return "setting"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -20,7 +20,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from multismolvla_data import annotate_shard
+from multismolvla_data import annotate_shard, annotate_work
 from multismolvla_data.annotate import SHEET, _run, annotate
 from multismolvla_data.annotate_config import AnnotateConfig, make_plan
 from multismolvla_data.annotate_job import Job
@@ -49,6 +49,15 @@ def cheap(recorded: Path, networks: dict[str, Any], output: Path, **options: Any
 
 def opened(root: Path) -> LeRobotDataset:
     return LeRobotDataset("tests/annotated", root=root, depth_output_unit="m", return_uint8=True)
+
+
+def episode_writer(job: Job) -> annotate_shard.Episode:
+    estimators = job.estimators()
+    provenance = {m: e.provenance for m, e in estimators.items()}
+    added = annotate_shard.added_features(
+        job.cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
+    )
+    return annotate_shard.Episode(job.cfg, job.plan, job.source, job.annotator(estimators), added)
 
 
 def features_of(root: Path) -> dict[str, Any]:
@@ -442,6 +451,47 @@ def test_another_process_with_the_same_rank_is_refused(recorded, networks, tmp_p
     assert work.mine() == [0, 2]
 
 
+def test_processes_of_other_world_sizes_may_meet_in_an_episode(recorded, networks, tmp_path):
+    """The slower one finds its episode made by the other and goes on, with nothing half-written left."""
+    writer = episode_writer(Job.open(cheap(recorded, networks, tmp_path / "out")))
+    theirs = tmp_path / "000001"
+
+    def overtaken(frames):
+        theirs.mkdir(exist_ok=True)
+        (theirs / "valid.json").write_text("theirs")
+
+    writer.write(1, theirs, overtaken)
+    assert (theirs / "valid.json").read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["000001"]
+
+
+def test_a_late_process_finds_the_dataset_published(recorded, networks, cheaply, tmp_path, monkeypatch):
+    """Another one publishes and removes the work folder between this one's first look and its claim."""
+    cfg = cheap(recorded, networks, tmp_path / "out")
+    real = annotate_work.Work.open
+
+    def published_meanwhile(self):
+        real(self)
+        shutil.rmtree(self.root)
+        shutil.copytree(cheaply[1], cfg.output)
+
+    monkeypatch.setattr(annotate_work.Work, "open", published_meanwhile)
+    monkeypatch.setattr(Job, "estimators", lambda _: pytest.fail("it works although all is done"))
+    assert annotate(cfg) == cfg.output
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_rank_sweeps_its_own_leftovers_alone(recorded, networks, tmp_path):
+    """Containers share host names and process ids; a rank, which is locked, they cannot share."""
+    cfg = cheap(recorded, networks, tmp_path / "out", rank=1, world_size=12)
+    work = annotate_work.Work(cfg, {}, [0, 1])
+    kept = [work.root / "episodes" / name for name in ("000001", ".000000.rank0", ".000002.rank11")]
+    for folder in (*kept, work.root / "episodes/.000001.rank1"):
+        folder.mkdir(parents=True)
+    work.sweep()
+    assert sorted((work.root / "episodes").iterdir()) == sorted(kept)
+
+
 def test_merging_alone_names_what_is_missing(recorded, networks, tmp_path):
     with pytest.raises(AnnotationError, match="4 of 4 episodes are not finished"):
         annotate(cheap(recorded, networks, tmp_path / "out", merge="only"))
@@ -466,13 +516,7 @@ def test_shards_hold_no_more_pictures_in_memory_than_two_batches(recorded, netwo
         return real(self, table, episode, start, stop, keys)
 
     monkeypatch.setattr(Source, "pictures", spy)
-    job = Job.open(cheap(recorded, networks, tmp_path / "out", batch_size=4))
-    estimators = job.estimators()
-    provenance = {m: e.provenance for m, e in estimators.items()}
-    added = annotate_shard.added_features(
-        job.cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
-    )
+    writer = episode_writer(Job.open(cheap(recorded, networks, tmp_path / "out", batch_size=4)))
     advanced: list[int] = []
-    writer = annotate_shard.Episode(job.cfg, job.plan, job.source, job.annotator(estimators), added)
     writer.write(0, tmp_path / "000000", advanced.append)
     assert seen == advanced == [4, 2]
