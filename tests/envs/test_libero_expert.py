@@ -61,7 +61,7 @@ def test_the_home_axis_wins_near_ties_only():
 
 @pytest.mark.parametrize(
     ("bottom", "top", "depth", "height"),
-    [(0.0, 0.131, 0.035, 0.096), (0.0, 0.018, 0.035, 0.006), (0.9, 0.93, 0.02, 0.91)],
+    [(0.0, 0.131, 0.035, 0.096), (0.0, 0.018, 0.035, 0.012), (0.9, 0.93, 0.02, 0.91)],
 )
 def test_grasp_height_keeps_off_the_surface(bottom, top, depth, height):
     assert grasp_height(bottom, top, depth) == pytest.approx(height)

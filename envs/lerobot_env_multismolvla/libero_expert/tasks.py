@@ -59,7 +59,8 @@ def _moving(world: World, predicate: tuple[str, str, str], shift: tuple[float, f
         return Push(predicate)
     if target in world.drawers and not target.endswith("top_region"):
         return SlipUnderBars(predicate)
-    owner = world.category(world.region_owner(target)) if world.is_region(target) else ""
+    parent = world.region_owner(target) if world.is_region(target) else ""
+    owner = world.category(parent) if parent in (*world.objects, *world.fixtures) else ""  # not a table's
     if owner == "wine_rack":
         return LayOnSlope(predicate)
     if owner == "desk_caddy":
