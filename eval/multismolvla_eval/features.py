@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lerobot.configs import FeatureType, PolicyFeature
@@ -57,6 +57,34 @@ def check_features(
     _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
     gives = (config.output_features or {}).get(ACTION)
     _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
+
+
+def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
+    """Compare the segmentation ids that a policy knows with those that the environment draws.
+
+    An official tokenizer maps ids by its label table, where any small number means something: pictures of another label
+    set would become plausible nonsense and look like lack of robustness. Only the number of labels can be compared.
+
+    Args:
+        path: of the policy, for messages.
+        config: the policy's configuration; policies without ``num_labels`` read no ids.
+        labels: names of the environment's classes by id; empty when it does not say.
+
+    Raises:
+        ValueError: the numbers do not fit; the message holds the remedies.
+    """
+    known = getattr(config, "num_labels", None)
+    reads = [k for k in (config.input_features or {}) if k.endswith("_seg")]
+    if known is None or not labels or not reads:
+        return
+    exact = config.tokenizers == "official" and config.seg_unknown == "error"
+    if len(labels) == known or (len(labels) < known and not exact):
+        return
+    raise ValueError(
+        f"The policy {path!r} knows {known} segmentation labels (seg_labels={config.seg_labels!r}), but the environment draws "
+        f"{len(labels)}: {', '.join(labels[:4])}, ... Its ids would mean something else. Evaluate it in the suites it was trained "
+        "for; a policy of COCO ids (coco_panoptic, 134) gets them with --env.options='{seg_labels: coco}'."
+    )
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:

@@ -124,7 +124,7 @@ class ProcessedPolicy:
         from lerobot.envs.utils import env_to_policy_features
         from lerobot.utils.import_utils import register_third_party_plugins
 
-        from multismolvla_eval.features import check_features
+        from multismolvla_eval.features import check_features, check_labels
 
         register_third_party_plugins()
         self.path, self.folder = path, resolve_checkpoint(path)
@@ -133,6 +133,7 @@ class ProcessedPolicy:
         if device is not None:
             config.device = device
         check_features(path, config, env_to_policy_features(source.config), rename_map)
+        check_labels(path, config, source.describe().get("labels", ()))
         self.config: Any = config
 
     def _load_processors(self, rename_map: dict[str, str]) -> None:
