@@ -40,6 +40,9 @@ class EvaluationBenchmark:
     processes: int = 2  # simulators of every program
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2])  # of multismolvla-eval
     n_action_steps: int = 8  # of chunks of 16, as in configs/mini.yaml
+    clips: int = (
+        0  # tasks whose first three episodes multismolvla-eval films: every third frame is rendered for that
+    )
     rounds: int = 3
     libero_assets: str | None = None  # default: MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places
     output: Path = Path("outputs/benchmarks/evaluation.json")
@@ -175,7 +178,7 @@ def _run_lerobot(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_siz
 
 
 def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: int) -> Run:
-    """multismolvla-eval with all modalities and one clip."""
+    """multismolvla-eval with all modalities."""
     first: list[float] = []
     shard = folder / "episodes-0of1.jsonl"
 
@@ -188,7 +191,8 @@ def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: 
             sys.executable, "-m", "multismolvla_eval.run", f"--policies=[vanilla={policy}]", "--conditions=[]",
             f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]", f"--env.options={json.dumps(_environment(cfg))}",
             f"--clean_episodes={cfg.episodes}", "--clean_seeds=1", f"--workers={cfg.processes}",
-            f"--batch_size={batch_size}", f"--output={folder}",
+            f"--batch_size={batch_size}",
+            f"--clips={cfg.clips}", f"--output={folder}",
         ],
         folder.with_suffix(".log"),
         look,
