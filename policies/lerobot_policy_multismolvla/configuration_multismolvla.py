@@ -37,6 +37,8 @@ from multismolvla.tokenizers.recipe import (
     recipe_difference,
 )
 
+from .origins import Origins, adopt_origins, check_origins, given_origin
+
 logger = logging.getLogger(__name__)
 
 TOWERS = ("fourm", "siglip", "siglip+fourm")
@@ -53,7 +55,8 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     Args (those that SmolVLA does not have; sizes are those of 4M-21 unless a preset says otherwise):
         views: ``{view: {modality: key}}``; declares *possible* sensors, a missing one is legal and masked.
-        origins: ``{modality: sensor | derived}``; a derived modality dies with its RGB.
+        origins: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which goes before it; a derived stream dies with
+            its view's RGB. Empty = as the dataset says, where it says nothing a sensor. See `.origins`.
         vision_tower: ``fourm`` (the product), ``siglip`` (vanilla SmolVLA), ``siglip+fourm`` (zero-initialised gate).
         base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken. Not to be
             confused with ``pretrained_path``, which LeRobot reserves for checkpoints of this very policy.
@@ -63,7 +66,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     # -- input ------------------------------------------------------------------------------------------------
     views: ViewMap = field(default_factory=default_view_map)
-    origins: dict[str, str] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Origin.SENSOR.value))
+    origins: Origins = field(default_factory=dict)
     depth_unit: str = "m"  # unit of *float* depth (integers are millimetres, LeRobot's rule); train with
     # --dataset.depth_output_unit=m, because LeRobot 0.6.1 delivers millimetres by default and simulators give metres
     depth_range_m: tuple[float, float] = (
@@ -164,9 +167,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         self._cached_streams: frozenset[tuple[str, str]] = (
             frozenset()
         )  # (view, modality) of which the data hold ids
-        for modality, origin in self.origins.items():
-            self._check_choice("origins keys", modality, MODALITIES)
-            self._check_choice(f"origins[{modality}]", origin, tuple(o.value for o in Origin))
+        check_origins(self.origins, self.views)
         for view in self.half_turns:
             self._check_choice("half_turns keys", view, tuple(self.views))
         for modality in self.domains:
@@ -229,6 +230,10 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     def rgb_keys(self) -> list[str]:
         """RGB keys in view order."""
         return [streams["rgb"] for streams in self.views.values() if "rgb" in streams]
+
+    def is_derived(self, view: str, modality: str) -> bool:
+        """Whether a stream is computed from its view's RGB."""
+        return given_origin(self.origins, view, modality) == Origin.DERIVED
 
     @property
     def tower_modalities(self) -> tuple[str, ...]:
@@ -294,14 +299,16 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         return found
 
     def set_dataset_feature_metadata(self, features: dict[str, dict[str, Any]]) -> None:
-        """Check cached ids against this configuration; called by LeRobot's policy factory before the features are typed.
+        """Check cached ids against this configuration and adopt the streams' origins.
+
+        Called by LeRobot's policy factory before the features are typed.
 
         The tokenizers themselves are not needed: weights that this machine does not have are known by the fingerprint that
         came with the ids, and checked against it when a picture must be tokenized for the first time.
 
         Raises:
             ValueError: the ids were made with other tokenizers, weights, sizes or labels than this policy uses at run
-                time, or corruption is to disturb pictures that the data do not hold.
+                time, corruption is to disturb pictures that the data do not hold, or origins contradict the dataset's.
         """
         cached = {
             k: f for k, f in features.items() if k in self.token_keys() and self._reads_ids(k, features)
@@ -310,6 +317,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             self._check_recipe(key, feature.get("info") or {})
         self._cached_streams = frozenset(self.token_keys()[key] for key in cached)
         self._check_corruption_source(features)
+        self.origins = adopt_origins(self.origins, self.views, features)
         if cached:
             logger.info(
                 "Training reads cached token ids of %s; no tokenizer is loaded for them.",

@@ -8,7 +8,7 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from multismolvla.modalities import MODALITIES, Modality, Origin, padding_mask_key, token_key, valid_key
+from multismolvla.modalities import MODALITIES, Modality, padding_mask_key, token_key, valid_key
 from multismolvla.tower import ids_name
 
 from .configuration_multismolvla import MultiSmolVLAConfig
@@ -34,9 +34,10 @@ def available_sensors(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tens
 def kill_derived(cfg: MultiSmolVLAConfig, presence: Tensor) -> Tensor:
     """Presence (B, V, M) without the derived modalities whose RGB is gone; in place."""
     rgb = MODALITIES.index(Modality.RGB)
-    for modality, origin in cfg.origins.items():
-        if origin == Origin.DERIVED:
-            presence[:, :, MODALITIES.index(modality)] &= presence[:, :, rgb]
+    for v, (view, streams) in enumerate(cfg.views.items()):
+        for modality in streams:
+            if cfg.is_derived(view, modality):
+                presence[:, v, MODALITIES.index(modality)] &= presence[:, v, rgb]
     return presence
 
 

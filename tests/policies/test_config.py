@@ -33,6 +33,9 @@ def picture(channels: int) -> PolicyFeature:
         ({"depth_unit": "cm"}, "--policy.depth_unit='cm'.*'m', 'mm'"),
         ({"origins": {"lidar": "sensor"}}, "--policy.origins keys='lidar'"),
         ({"origins": {"depth": "guess"}}, "--policy.origins.depth.='guess'.*'sensor', 'derived'"),
+        ({"origins": {"front": {"depth": "sensor"}}}, "--policy.origins keys='front'.*'image', 'image2'"),
+        ({"origins": {"image": {"depth": "guess"}}}, "--policy.origins.image..depth.='guess'"),
+        ({"origins": {"image": "derived"}}, "--policy.origins keys='image'"),
         ({"half_turns": {"front": 1}}, "--policy.half_turns keys='front'.*'image', 'image2'"),
         ({"domains": {"lidar": "tok"}}, "--policy.domains keys='lidar'"),
         ({"depth_range_m": (2.0, 1.0)}, "--policy.depth_range_m=.2.0, 1.0.*0 <= near < far"),
@@ -54,14 +57,14 @@ def test_defaults_that_protect_the_user():
     assert config.type == "multismolvla"
     assert config.push_to_hub is False
     assert config.normalization_mapping["VISUAL"] is NormalizationMode.IDENTITY
-    assert set(config.origins.values()) == {"sensor"}
+    assert not any(config.is_derived(v, m) for v in config.views for m in config.views[v])
     assert config.rgb_keys == ["observation.images.image", "observation.images.image2"]
 
 
 def test_config_json_gives_the_same_configuration_back(tmp_path):
     config = MultiSmolVLAConfig(
         device="cpu", views=default_view_map(("front",)), half_turns={"front": 1}, depth_range_m=(0.2, 3.0), stage="robust",
-        origins={"rgb": "sensor", "depth": "derived"}, curriculum_step=7, curriculum_stage="robust", encoder_hash="ab",
+        origins={"rgb": "sensor", "depth": "derived", "front": {"depth": "sensor"}}, curriculum_step=7, curriculum_stage="robust", encoder_hash="ab",
         input_features=all_features(), dropout_p_max=0.4,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -82,6 +85,7 @@ def test_options_are_typed_as_the_errors_say(tmp_path):
         "--stage=robust",
         "--encoder_hash=null",
         '--half_turns={"front": 1}',
+        '--origins={"thermal": "derived", "front": {"depth": "derived"}}',
     ]
     config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=overrides)
     # draccus merges a dictionary into the saved one, so a view can be added to a checkpoint but not taken away
@@ -93,6 +97,8 @@ def test_options_are_typed_as_the_errors_say(tmp_path):
     assert tuple(config.depth_range_m) == (0.1, 2.0)
     assert config.half_turns == {"front": 1}
     assert config.encoder_hash is None
+    assert config.is_derived("front", "depth")
+    assert not config.is_derived("image", "depth")
     fresh = draccus.parse(MultiSmolVLAConfig, args=[overrides[0], "--device=cpu"])
     assert list(fresh.views) == ["front"]
     assert fresh.tower_modalities == ("rgb", "depth")

@@ -92,6 +92,22 @@ def test_a_derived_modality_dies_with_its_rgb(make_policy, batch):
     assert not presence[:, :, MODALITIES.index("thermal")].any()
 
 
+def test_a_stream_dies_with_its_own_views_rgb_alone(make_policy, batch):
+    policy = make_policy(
+        origins={"depth": "derived", "image": {"depth": "sensor"}, "image2": {"seg": "derived"}}
+    )
+    gone = {padding_mask_key(s["rgb"]): torch.zeros(3, dtype=torch.bool) for s in VIEWS.values()}
+    presence = policy.availability(dict(batch) | gone)
+    kept = {
+        (v, m): bool(presence[:, i, j].all()) for i, v in enumerate(VIEWS) for j, m in enumerate(MODALITIES)
+    }
+    assert {stream for stream, there in kept.items() if not there} == {
+        ("image", "rgb"), ("image2", "rgb"), ("image2", "depth"), ("image2", "seg")
+    }  # fmt: skip
+    one = dict(batch) | {padding_mask_key(VIEWS["image"]["rgb"]): torch.zeros(3, dtype=torch.bool)}
+    assert policy.availability(one)[:, 1].all()
+
+
 def test_stage_one_trains_the_bridge_alone(make_policy, batch):
     policy = make_policy(stage="connector").train()
     loss, logs = policy.forward(dict(batch), **flow_inputs())
