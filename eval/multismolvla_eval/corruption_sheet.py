@@ -263,7 +263,8 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
             )
             pen.text((left, top - HEAD + 4), word, "black", font)
     part = path.with_suffix(".tmp.png")
-    sheet.save(part, optimize=True)
+    # 256 colours are a third of the size; what a severity does stays visible.
+    sheet.quantize(256, method=Image.Quantize.MEDIANCUT).save(part, optimize=True)
     part.replace(path)
 
 
