@@ -32,6 +32,10 @@ COMMANDS = (
     "multismolvla-doctor",
     "multismolvla-record",
     "multismolvla-tokens",
+    "multismolvla-annotate",
+    "multismolvla-replay",
+    "multismolvla-export",
+    "multismolvla-thermalgen",
     "multismolvla-eval",
     "multismolvla-report",
 )
