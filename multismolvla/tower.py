@@ -188,7 +188,8 @@ class MultimodalTower(nn.Module):
         if ids.shape[-1] != sum(lengths):
             raise ValueError(
                 f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's {'+'.join(domains)!r} takes "
-                f"{sum(lengths)}. They were made for another encoder; make them anew with `multismolvla-tokens`."
+                f"{sum(lengths)}. They were made for another encoder; make them anew: `multismolvla-annotate` from a dataset with RGB, "
+                "`multismolvla-tokens` from one that holds the pictures."
             )
         return [Tokens(part.clamp_min(0), part != ABSENT) for part in ids.split(lengths, dim=-1)]
 

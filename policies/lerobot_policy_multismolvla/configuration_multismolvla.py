@@ -41,6 +41,8 @@ from .origins import Origins, adopt_origins, check_origins, given_origin
 
 logger = logging.getLogger(__name__)
 
+#: How the keys of cached ids begin, and how those of presence flags end.
+TOKENS, FLAG = token_key("", "").rstrip(".") + ".", padding_mask_key("")
 TOWERS = ("fourm", "siglip", "siglip+fourm")
 STAGES = ("connector", "robust")
 CORRUPTION_SOURCES = ("live", "ids")
@@ -275,9 +277,13 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         # in the order of the view map: upstream walks the features, we walk the views, and the two are compared
         pictures = {key: features[key] for key in declared if key in features}
         pictures |= self._pictures_known_by_their_tokens(features)
-        # recorded presence flags and cached ids are typed STATE (lerobot 0.6.1) and would be normalised into nonsense
-        flags = {padding_mask_key(key) for key in declared} | set(self.token_keys())
-        others = {k: f for k, f in features.items() if f.type is not FeatureType.VISUAL and k not in flags}
+        # Recorded presence flags and cached ids, also of streams that nobody declared, are typed STATE (lerobot 0.6.1): they
+        # would be normalised into nonsense and be asked of a robot.
+        others = {
+            k: f
+            for k, f in features.items()
+            if f.type is not FeatureType.VISUAL and not k.startswith(TOKENS) and not k.endswith(FLAG)
+        }
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
 
     def _pictures_known_by_their_tokens(self, features: dict[str, PolicyFeature]) -> dict[str, PolicyFeature]:
@@ -353,8 +359,9 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         if difference is not None:
             name, found, wanted = difference
             raise ValueError(
-                f"{key}: the dataset's ids were made with {name}={found!r}, this policy uses {wanted!r}. Make them anew "
-                f"with `multismolvla-tokens`, or set the policy's option accordingly."
+                f"{key}: the dataset's ids were made with {name}={found!r}, this policy uses {wanted!r}. Set the policy's "
+                "option accordingly, or make them anew: `multismolvla-annotate` from a dataset with RGB, `multismolvla-tokens` from "
+                "one that holds the pictures."
             )
         self.tokenizer_hashes |= {part: stored[part] for part in stored if part not in self.tokenizer_hashes}
 

@@ -12,7 +12,7 @@ from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from tiny_policy import SIDE, all_features, rgb_features
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from multismolvla.modalities import default_view_map, padding_mask_key
+from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 
 STATE = {"observation.state": PolicyFeature(FeatureType.STATE, (8,))}
 
@@ -167,6 +167,20 @@ def test_recorded_presence_flags_are_not_normalised(make_config):
     out = pre(frame | {"observation.state": torch.zeros(2, 8), "task": ["a", "b"]})
     assert out[flag].dtype == torch.bool
     assert out[flag].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("tower", ["siglip", "fourm"])
+def test_cached_ids_and_flags_of_streams_that_nobody_declared_are_no_inputs(tower):
+    # a stage that reads RGB alone, on a dataset with ids and flags of everything: LeRobot types them all as STATE
+    rgb = {view: {"rgb": streams["rgb"]} for view, streams in default_view_map().items()}
+    extra = {
+        k: PolicyFeature(FeatureType.STATE, (4,))
+        for view, streams in default_view_map().items()
+        for m in ("depth", "seg", "thermal")
+        for k in (token_key(view, m), padding_mask_key(streams[m]))
+    }
+    config = validated(rgb_features() | extra, views=rgb, vision_tower=tower)
+    assert set(config.input_features) == set(rgb_features())
 
 
 def test_help_of_the_whole_configuration_can_be_printed(capsys):
