@@ -31,23 +31,27 @@ def corrupt_tokens(
         generator: CPU generator.
 
     Returns:
-        Values and presence, new tensors. ``missing_block`` takes tokens away and leaves tokens without a grid alone, which
-        have no place; ``random_ids`` draws ids evenly from the vocabulary.
+        Values and presence, new tensors. ``missing_block`` takes tokens away; ``random_ids`` draws ids evenly from the
+        vocabulary. No picture is left as it was for want of a place or a vocabulary: tokens without a grid have no block that
+        could go, so some of them, at least one, name something else, and rows lose a block.
 
     Raises:
-        ValueError: unknown type or severity.
+        ValueError: unknown type or severity, or rows without a grid, which neither fault can strike.
     """
     if type not in TOKEN_TYPES or not 1 <= severity <= len(SWAPPED_FRACTION):
         raise ValueError(
             f"Unknown token corruption {type!r} of severity {severity!r}. Expected one of {TOKEN_TYPES}, severity 1 to 5."
         )
-    if type == "missing_block":
-        if present.ndim != 2:
-            return values.clone(), present.clone()
+    placed = present.ndim == 2
+    if vocab is None and not placed:
+        raise ValueError(
+            f"Rows without a grid, presence {tuple(present.shape)}, cannot be disturbed. Expected ids, or rows on a grid (h, w)."
+        )
+    if vocab is None or (type == "missing_block" and placed):
         gone = occlusion_mask(present.shape[0], present.shape[1], severity, generator)[0]
         return values.clone(), present & ~gone.to(present.device)
-    if vocab is None:
-        return values.clone(), present.clone()
     hit = torch.rand(values.shape, generator=generator) < SWAPPED_FRACTION[severity - 1]
     other = torch.randint(vocab, values.shape, generator=generator)
+    if not placed and not hit.any():  # a handful of tokens; weak severities would mostly miss them all
+        hit[torch.randint(len(hit), (), generator=generator)] = True
     return torch.where(hit.to(values.device), other.to(values), values), present.clone()

@@ -88,7 +88,11 @@ class Corruption:
 
 
 def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Corruption | None:
-    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
+    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed.
+
+    What is derived from RGB is disturbed wherever its view's RGB is, at least as strongly: computed from a disturbed picture
+    it would not be clean.
+    """
     p = corruption_p(cfg)
     if p == 0:
         return None
@@ -97,7 +101,12 @@ def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Cor
     hit = torch.rand(there.shape, generator=generator) < p
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
     seed = torch.randint(2**62, there.shape, generator=generator)
-    return Corruption(torch.where(hit & there, severity, 0), seed)
+    severity = torch.where(hit & there, severity, 0)
+    rgb = severity[:, :, MODALITIES.index(Modality.RGB)]
+    for v, (view, streams) in enumerate(cfg.views.items()):
+        for m in (MODALITIES.index(name) for name in streams if cfg.is_derived(view, name)):
+            severity[:, v, m] = torch.where(there[:, v, m], severity[:, v, m].maximum(rgb[:, v]), 0)
+    return Corruption(severity, seed)
 
 
 def corrupt_pictures(

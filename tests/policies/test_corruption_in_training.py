@@ -134,6 +134,54 @@ def test_each_sample_view_and_modality_is_drawn_alone(make_config):
     assert not torch.equal(training_faults.draw_corruption(cfg, presence, rank=1).severity, drawn.severity)
 
 
+@pytest.mark.parametrize(("source", "keep_pictures"), [("live", True), ("ids", True), ("ids", False)])
+def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
+    source, keep_pictures, make_policy, batch, monkeypatch
+):
+    derived = {
+        "origins": {"depth": "derived", "image": {"depth": "sensor"}}
+    }  # a sensor in front, an estimate at the wrist
+    policy = make_policy(**ALWAYS, corruption_source=source, **derived)
+    batch = with_ids(policy, batch, keep_pictures)
+    draw = training_faults.draw_corruption
+    only_rgb = torch.zeros(3, 2, len(MODALITIES))
+    only_rgb[1, :, MODALITIES.index("rgb")] = 1.0
+    monkeypatch.setattr(training_faults.torch, "rand", lambda *_, **__: 1 - only_rgb)
+    with torch.no_grad():
+        drawn = draw(policy.config, torch.ones(3, 2, len(MODALITIES), dtype=torch.bool), 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(training_faults, "draw_corruption", lambda *_: drawn)
+    clean = make_policy(stage="robust", dropout_mode="none")
+    door_of(clean, batch)
+    door_of(policy, batch)
+    differs = {
+        domain: [
+            not torch.equal(policy.door.inputs[domain][row], clean.door.inputs[domain][row])
+            or not torch.equal(policy.door.present[domain][row], clean.door.present[domain][row])
+            for row in range(6)
+        ]
+        for domain in MINI_DOMAINS.values()
+    }
+    assert [r for r in range(6) if differs[MINI_DOMAINS["rgb"]][r]] == [2, 3]  # sample 1, both views
+    assert [r for r in range(6) if differs[MINI_DOMAINS["depth"]][r]] == [3]  # the wrist's alone
+    assert not any(differs[MINI_DOMAINS["seg"]] + differs[MINI_DOMAINS["thermal"]])
+
+
+def test_what_is_derived_is_disturbed_at_least_as_strongly_and_never_when_lost(make_config):
+    presence = torch.ones(64, 2, len(MODALITIES), dtype=torch.bool)
+    presence[:8, :, MODALITIES.index("depth")] = False
+    options = ALWAYS | {"corruption_probability": 0.5}
+    plain = training_faults.draw_corruption(make_config(**options), presence, rank=0)
+    cfg = make_config(**options, origins={"depth": "derived"})
+    drawn = training_faults.draw_corruption(cfg, presence, rank=0)
+    rgb, depth = (MODALITIES.index(m) for m in ("rgb", "depth"))
+    expected = plain.severity.clone()
+    expected[8:, :, depth] = plain.severity[8:, :, [rgb, depth]].amax(-1)
+    assert torch.equal(drawn.severity, expected)
+    assert not torch.equal(drawn.severity, plain.severity)
+    assert torch.equal(drawn.seed, plain.seed)
+
+
 def test_the_batch_itself_is_left_alone(make_policy, batch):
     policy = make_policy(**ALWAYS)
     ids = with_ids(policy, batch, keep_pictures=True)
@@ -210,12 +258,28 @@ def test_swapped_ids_stay_in_the_vocabulary_and_missing_ones_leave_a_block(sever
     assert (~there).sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
 
 
-def test_tokens_without_a_place_or_a_vocabulary_are_left_alone():
+@pytest.mark.parametrize("type_", TOKEN_TYPES)
+@pytest.mark.parametrize("severity", [1, 5])
+def test_no_fault_of_tokens_does_nothing(type_, severity):
+    g = torch.Generator().manual_seed(0)
+    ids, all_there = torch.full((16,), 8191), torch.ones(16, dtype=torch.bool)
+    rows, grid = torch.rand(4, 4, 3), torch.ones(4, 4, dtype=torch.bool)
+    for _ in range(50):
+        swapped, there = corrupt_tokens(
+            ids, all_there, 8191, type_, severity, g
+        )  # no place: others are named
+        assert there.all()
+        assert 0 < (swapped != ids).sum() <= 15
+        same, there = corrupt_tokens(rows, grid, None, type_, severity, g)  # no vocabulary: a block is gone
+        assert torch.equal(same, rows)
+        assert 0 < (~there).sum() < 16
+
+
+def test_what_cannot_be_disturbed_is_named():
     g = torch.Generator().manual_seed(0)
     ids, all_there = torch.arange(16), torch.ones(16, dtype=torch.bool)
-    assert torch.equal(corrupt_tokens(ids, all_there, 99, "missing_block", 5, g)[1], all_there)
-    rows = torch.rand(4, 4, 3)
-    assert torch.equal(corrupt_tokens(rows, all_there.view(4, 4), None, "random_ids", 5, g)[0], rows)
+    with pytest.raises(ValueError, match=r"Rows without a grid, presence \(16,\)"):
+        corrupt_tokens(torch.rand(16, 3), all_there, None, "random_ids", 1, g)
     with pytest.raises(ValueError, match="Unknown token corruption 'melt'"):
         corrupt_tokens(ids, all_there, 99, "melt", 1, g)
     assert set(TOKEN_TYPES) == {"missing_block", "random_ids"}
