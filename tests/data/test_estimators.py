@@ -152,3 +152,23 @@ def test_damaged_and_foreign_weights_are_refused_with_the_first_bad_key(tmp_path
         DepthEstimator.from_pretrained(str(folder))
     with pytest.raises(ValueError, match="cannot be read as a network for depth estimation"):
         DepthEstimator.from_pretrained(str(write_tiny_segmenter(tmp_path / "s")))
+
+
+def test_tables_that_are_not_learned_may_be_in_the_file_and_other_surplus_may_not(tmp_path):
+    """Published files were written by older versions of transformers, which stored what is computed."""
+    from safetensors.torch import load_file, save_file
+
+    folder = write_tiny_segmenter(tmp_path / "s")
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    layer = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0"
+    tables = {f"{layer}.attn_mask": torch.zeros(4), f"{layer}.old.relative_position_index": torch.zeros(4)}
+    before = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures(), frames())
+    loss = {k: v for k, v in whole.items() if not k.endswith("criterion.empty_weight")}
+    for content in (whole | tables, loss, loss | {"criterion.empty_weight": torch.zeros(134)}):
+        save_file(content, file, metadata={"format": "pt"})
+        after = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures(), frames())
+        assert torch.equal(after, before)
+    save_file(whole | {"model.head.weight": torch.zeros(4)}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 unexpected keys, first model\.head\.weight"):
+        SegmentationEstimator.from_pretrained(str(folder))
