@@ -125,6 +125,32 @@ def test_a_missing_dataset_is_told_with_the_commands_that_make_it(
     assert "make it with" not in text
 
 
+def test_what_making_the_dataset_downloads_is_told_until_the_dataset_is_there(
+    cache, tmp_path, capsys
+) -> None:
+    from multismolvla_data.annotate_config import AnnotateConfig
+
+    words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}")
+    before = answer("so101", capsys, *words)
+    defaults = AnnotateConfig()
+    for repo in (defaults.depth_model, defaults.seg_model, defaults.thermal_model):
+        source = SOURCES[repo]
+        assert re.search(rf"to fetch +{re.escape(source.size)}  {re.escape(repo)}: {source.purpose}\n +licence: ", before), repo  # fmt: skip
+    for name in ("libero_b", "libero_xl"):
+        libero = answer(name, capsys, *words)
+        assert re.search(r"data set +yifengzhu-hf/LIBERO-datasets: the demonstrations", libero)
+        assert re.search(r"data set +lerobot/libero-assets: .*multismolvla-doctor --fetch-assets", libero)
+
+    (tmp_path / "data/meta").mkdir(parents=True)
+    (tmp_path / "data/meta/info.json").write_text("{}")
+    after = answer("so101", capsys, *words)
+    assert "ThermalGen" not in after
+    disk = [int(re.search(r"disk: (\d+) GB", text)[1]) for text in (before, after)]
+    assert disk[0] - disk[1] == pytest.approx(
+        4.94, abs=1
+    )  # ThermalGen 4.4, Mask2Former 0.4, Depth Anything 0.1
+
+
 def test_the_mini_preset_downloads_nothing(cache, tmp_path, capsys) -> None:
     text = answer("mini", capsys, f"--output={tmp_path / 'out'}")
     assert "Nothing is downloaded" in text
@@ -228,6 +254,14 @@ def test_commands_that_make_datasets_are_right(name) -> None:
         assert getattr(annotate, same) == policy[same]
     assert annotate.seg_labels == policy.get("seg_labels", "coco_panoptic")
     assert annotate.num_labels in (None, policy["num_labels"])
+
+
+def test_downloads_must_be_a_mapping(tmp_path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        "dataset: a\noutput: b\nstages: {s: {run: lerobot-train, steps: 1}}\ndownloads: [a/b]\n"
+    )
+    with pytest.raises(presets.PresetError, match="expected a mapping from hub id to purpose"):
+        presets.load_preset("x", tmp_path)
 
 
 def test_make_dataset_must_be_a_list(tmp_path) -> None:

@@ -80,14 +80,23 @@ def _downloads(preset: Preset) -> Iterator[str]:
     yield f"\nFrom the model hub (cache: {cache_folder()}); nothing is fetched now:"
     missing = 0
     for repo, purpose in found.items():
-        source, cached = SOURCES.get(repo), is_cached(repo)
-        size = source.size if source else "size unknown"
-        missing += 0 if cached or source is None else source.size_bytes
-        yield f"  {'cached' if cached else 'to fetch':<9}{size:>18}  {repo}: {purpose}"
-        yield f"{'':31}licence: {licence_of(repo)}"
+        missing += _bytes_to_fetch(repo)
+        yield from _download(repo, purpose)
     yield f"  still to fetch: {missing / 1e9:.1f} GB. Fetch one by hand with `hf download REPOSITORY`."
     if any("tok" in repo or "imagebind" in repo for repo in found):
         yield "  Tokenizers and ImageBind are not read while training from cached ids; they are when the policy acts."
+
+
+def _download(repo: str, purpose: str) -> Iterator[str]:
+    source = SOURCES.get(repo)
+    size = source.size if source else "size unknown"
+    yield f"  {'cached' if is_cached(repo) else 'to fetch':<9}{size:>18}  {repo}: {purpose}"
+    yield f"{'':31}licence: {licence_of(repo)}"
+
+
+def _bytes_to_fetch(repo: str) -> int:
+    """What is known of it; 0 for what is in the cache."""
+    return SOURCES[repo].size_bytes if repo in SOURCES and not is_cached(repo) else 0
 
 
 def _data(run: Run) -> Iterator[str]:
@@ -97,6 +106,13 @@ def _data(run: Run) -> Iterator[str]:
     yield f"\nData: {run.dataset} ({'there' if there else 'missing'})"
     if not there:
         yield from (f"  {line}" for line in how_to_make(run.preset, run.dataset))
+        if run.preset.downloads:
+            yield "  which reads, beside what training reads:"
+        for name, purpose in run.preset.downloads.items():
+            if name in SOURCES:
+                yield from _download(name, purpose)
+            else:  # a data set: its terms and size are what the preset says
+                yield f"  {'data set':<9}{'':18}  {name}: {purpose}"
 
 
 def how_to_make(preset: Preset, dataset: Path) -> list[str]:
@@ -118,7 +134,8 @@ def _needs(run: Run, steps: Sequence[Step]) -> Iterator[str]:
         return
     yield f"\nNeeds, computed and not measured. Assumed: {ASSUMPTIONS}."
     yield "  One GPU each; h: hours at the stage's batch size; batch sizes are tried in powers of two."
-    disk = sum(SOURCES[r].size_bytes for r in found if r in SOURCES and not is_cached(r)) / 1e9
+    there = dataset_id(run.dataset) is not None
+    disk = sum(_bytes_to_fetch(r) for r in [*found, *({} if there else run.preset.downloads)]) / 1e9
     for step in steps:
         if not step.stage.trains:
             continue

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ import yaml
 LEROBOT_TRAIN = "lerobot-train"
 _STAGE_REFERENCE = re.compile(r"\{stage:([^}]+)\}")
 _PLACEHOLDER = re.compile(r"\{(dataset|out|here|steps|stage:[^}]+)\}")
-_PRESET_KEYS = {"extends", "description", "dataset", "make_dataset", "output", "train_args", "stages"}
+_PRESET_KEYS = {
+    "extends",
+    "description",
+    "dataset",
+    "make_dataset",
+    "downloads",
+    "output",
+    "train_args",
+    "stages",
+}
 _STAGE_KEYS = {"run", "args", "steps", "produces", "keep_partial"}
 
 
@@ -74,6 +83,8 @@ class Preset:
         output: default folder for everything written.
         stages: in the order in which they run.
         make_dataset: commands that make the dataset, one a line, with ``{dataset}``; shown when it is missing.
+        downloads: what these commands fetch beside what the training stages read: hub id -> purpose, or for a data set all there
+            is to say. Listed, because a command does not tell without the data whether it estimates anything.
     """
 
     name: str
@@ -82,6 +93,7 @@ class Preset:
     output: str
     stages: tuple[Stage, ...]
     make_dataset: tuple[str, ...] = ()
+    downloads: Mapping[str, str] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
         """The stage called ``name``.
@@ -140,8 +152,15 @@ def load_preset(name: str, folder: Path) -> Preset:
     commands = data.get("make_dataset") or []
     if not isinstance(commands, list) or not all(isinstance(line, str) for line in commands):
         raise PresetError(f"Preset {label!r}: make_dataset is {commands!r}, expected a list of commands.")
+    downloads = data.get("downloads") or {}
+    if not isinstance(downloads, dict) or not all(isinstance(v, str) for v in downloads.values()):
+        raise PresetError(
+            f"Preset {label!r}: downloads is {downloads!r}, expected a mapping from hub id to purpose."
+        )
     description = str(data.get("description", ""))
-    return Preset(label, description, data["dataset"], data["output"], tuple(stages), tuple(commands))
+    return Preset(
+        label, description, data["dataset"], data["output"], tuple(stages), tuple(commands), downloads
+    )
 
 
 def _read(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
