@@ -73,6 +73,7 @@ def annotate(cfg: AnnotateConfig) -> Path | None:
     job = Job.open(cfg)
     if finished(cfg, job.fingerprint):
         logger.info("%s is complete already; nothing to do.", cfg.output)
+        _tell_policy_options(job)
         return cfg.output
     work = Work(cfg, job.fingerprint, job.episodes)
     if work.world_size > 1:
@@ -191,7 +192,14 @@ def _finish(
     write_json(root / METADATA_FILE, metadata)
     work.publish(root)
     logger.info("Dataset: %s (look at %s)", cfg.output, cfg.output / SHEET)
+    _tell_policy_options(job)
     return cfg.output
+
+
+def _tell_policy_options(job: Job) -> None:
+    from .annotate_plan import policy_options
+
+    logger.info("Options of the policy for it:\n  %s", "\n  ".join(policy_options(job)))
 
 
 def _draw(job: Job, annotator: Annotator, root: Path) -> None:

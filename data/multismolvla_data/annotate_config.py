@@ -33,6 +33,7 @@ RELATIVE_RANGE_M = (0.3, 3.0)
 
 DERIVABLE: tuple[str, ...] = (Modality.DEPTH, Modality.SEG, Modality.THERMAL)
 MERGES = ("auto", "only", "never")
+UNKNOWN_LABELS = ("error", "void")
 DTYPES = ("auto", "float32", "bfloat16")
 # Beyond this relative difference of aspect ratios, depth and colour cannot show the same field of view.
 _ASPECT_TOLERANCE = 0.02
@@ -97,6 +98,8 @@ class AnnotateConfig:
     # Label table of recorded segmentation pictures and its size; default: the official ids, or the mini suite's 8.
     seg_labels: str = OFFICIAL_LABELS
     num_labels: int | None = None
+    # What an id outside that table means: "error", or "void" = nothing, said so because the table does not know it.
+    seg_unknown: str = "error"
     # 4M encoder whose config declares domains that are not official ones (only its config.json is read).
     encoder: str | None = None
     image_size: int = 224
@@ -132,6 +135,7 @@ class AnnotateConfig:
         _choice("depth_output", self.depth_output, DEPTH_OUTPUTS)
         _choice("merge", self.merge, MERGES)
         _choice("dtype", self.dtype, DTYPES)
+        _choice("seg_unknown", self.seg_unknown, UNKNOWN_LABELS)
         _choice("thermal_noise", self.thermal_noise, ("frame", "episode"))
         for modality in self.modalities:
             _choice("modalities", modality, DERIVABLE)
@@ -170,6 +174,7 @@ class AnnotateConfig:
             self.imagebind_rows,
             self.bridge_map,
             self.seg_labels,
+            self.seg_unknown,
         )
 
     @property
@@ -212,7 +217,7 @@ class AnnotateConfig:
         places = {
             "dataset", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind", "bridge_map", "encoder",
         }  # fmt: skip
-        return {k: _plain(v) for k, v in asdict(self).items() if k not in machine | places}
+        return {k: plain(v) for k, v in asdict(self).items() if k not in machine | places}
 
 
 @dataclass(frozen=True)
@@ -397,10 +402,10 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"--{name}={value!r} is unknown. Expected one of {list(allowed)}.")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types, so that stored and current options compare equal."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value

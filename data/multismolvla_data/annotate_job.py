@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla import weights
@@ -23,7 +24,7 @@ from multismolvla.tokenizers.recipe import (
     split_domains,
 )
 
-from .annotate_config import AnnotateConfig, Plan, make_plan
+from .annotate_config import AnnotateConfig, Plan, make_plan, plain
 from .annotate_source import Source
 from .annotate_work import local_rank
 
@@ -238,10 +239,32 @@ class Job:
                 for s in self.plan.streams
                 if s.tokenize
             },
+            # without this machine's folders: the recipes know what is in them
+            "policy_options": {k: v for k, v in self.policy_options().items() if not _is_here(v)},
             "registration": "assumed: all streams of a view show the same field of view, scaled",
             "notes": list(self.plan.notes),
             "versions": {p: version(p) for p in ("lerobot", "torch", "transformers", "diffusers")},
         }
+
+    def policy_options(self) -> dict[str, Any]:
+        """Options of a policy that reads the new dataset, JSON types: ids made with others are refused.
+
+        Origins are not among them: a policy takes them from the dataset.
+        """
+        cfg = self.cfg
+        options: dict[str, Any] = {"views": self.plan.views, "num_labels": cfg.label_count}
+        also = {"half_turns", "depth_range_m"}
+        if self.tokenized:
+            options |= {"tokenizers": cfg.tokenizers, "image_size": cfg.image_size, "square": cfg.square}
+            also.add("encoder")
+            if cfg.tokenizers == "official":
+                options["domains"] = {"rgb": "rgb@224"} | {m: cfg.domains[m] for m in self.tokenized}
+                also |= {"tokenizer_sources", "seg_labels", "seg_unknown", "bridge_map", "imagebind"}
+            if Modality.THERMAL in self.parts:
+                options |= {"thermal_route": cfg.thermal_route, "imagebind_rows": cfg.imagebind_rows}
+        default = AnnotateConfig()  # equal to the policy's in these
+        options |= {k: v for k in sorted(also) if (v := getattr(cfg, k)) != getattr(default, k)}
+        return {k: plain(v) for k, v in options.items()}
 
     def bytes_per_frame(self) -> int:
         """Size of the id cache."""
@@ -258,3 +281,9 @@ class Job:
             share = {Modality.DEPTH: 1.0, Modality.SEG: 0.1, Modality.THERMAL: 0.5}[Modality(stream.modality)]
             total += share * height * width
         return math.ceil(total)
+
+
+def _is_here(option: Any) -> bool:
+    """Whether an option names a file or folder of this machine."""
+    named = option.values() if isinstance(option, dict) else [option]
+    return any(isinstance(value, str) and Path(value).exists() for value in named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from multismolvla.modalities import Modality
@@ -43,26 +44,12 @@ def describe(job: Job) -> str:
 
 
 def policy_options(job: Job) -> list[str]:
-    """Command-line options with which a policy reads the new dataset; ids made with others are refused."""
-    derived = {s.modality for s in job.plan.streams if s.derive}
-    origins = {"rgb": "sensor"} | {
-        s.modality: "derived" if s.modality in derived else s.origin for s in job.plan.streams
-    }
-    cfg = job.cfg
-    options = [f"--policy.views='{json.dumps(job.plan.views)}'", f"--policy.origins='{json.dumps(origins)}'"]
-    if job.tokenized:
-        domains = {"rgb": "rgb@224"} | {m: cfg.domains[m] for m in job.tokenized}
-        if cfg.tokenizers == "official":
-            options.append(f"--policy.domains='{json.dumps(domains)}'")
-        if "thermal" in job.parts:
-            options.append(
-                f"--policy.thermal_route={cfg.thermal_route} --policy.imagebind_rows={cfg.imagebind_rows}"
-            )
-        options += [
-            f"--policy.tokenizers={cfg.tokenizers} --policy.image_size={cfg.image_size} --policy.square={cfg.square}",
-            f"--policy.num_labels={cfg.label_count} --dataset.depth_output_unit=m",
-        ]
-    return options
+    """Command-line options with which a policy reads the new dataset."""
+    given = {k: v if isinstance(v, str | int) else json.dumps(v) for k, v in job.policy_options().items()}
+    return [
+        *(f"--policy.{name}={shlex.quote(str(value))}" for name, value in given.items()),
+        "--dataset.depth_output_unit=m",
+    ]
 
 
 def _streams(job: Job) -> list[str]:

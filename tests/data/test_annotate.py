@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,15 +21,17 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from multismolvla_data import annotate as annotate_module
 from multismolvla_data import annotate_shard, annotate_work
 from multismolvla_data.annotate import SHEET, _run, annotate
 from multismolvla_data.annotate_config import AnnotateConfig, make_plan
 from multismolvla_data.annotate_job import Job
-from multismolvla_data.annotate_plan import describe
+from multismolvla_data.annotate_plan import describe, policy_options
 from multismolvla_data.annotate_source import Source
 from multismolvla_data.annotate_verify import VerificationError, verify
 from multismolvla_data.annotate_work import AnnotationError, is_disk_full
 
+REPO = Path(__file__).resolve().parents[2]
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 #: The cheapest annotation that still estimates, keeps a sensor, stores and tokenizes.
 CHEAP: dict[str, Any] = {
@@ -178,6 +181,50 @@ def test_ids_have_no_statistics_and_the_policy_takes_them(annotated):
     assert policy.input_features[f"{WRIST}_thermal"].type is FeatureType.VISUAL
     with pytest.raises(ValueError, match="square"):
         MultiSmolVLAConfig(**options, square="stretch").set_dataset_feature_metadata(features)
+
+
+def test_the_policy_options_that_are_told_fit_the_dataset(recorded, networks, tmp_path):
+    """Parsed as a command line, they give a policy that takes the ids; one without any of them refuses."""
+    import draccus
+
+    from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+
+    unusual = {
+        "half_turns": {"front": 1}, "depth_range_m": (0.02, 5.0), "imagebind_rows": "norm", "thermal_route": "bridge",
+        "square": "stretch", "seg_unknown": "void", "num_labels": 140,
+    }  # fmt: skip
+    job = Job.open(config(recorded, networks, tmp_path / "out", **unusual))
+    provenance: dict[str, Any] = {m: {} for m in job.plan.derived()}
+    features = job.source.features | annotate_shard.added_features(
+        job.cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
+    )
+    told = shlex.split(" ".join(policy_options(job)))
+    words = [w.replace("--policy.", "--") for w in told if w.startswith("--policy.")]
+    given = draccus.parse(MultiSmolVLAConfig, args=[*words, "--device=cpu"])
+    for name, value in unusual.items():
+        assert getattr(given, name) == value
+    for name in ("tokenizer_sources", "imagebind"):
+        assert getattr(given, name) == networks[name]
+    given.set_dataset_feature_metadata(features)
+    for name in ("half_turns", "depth_range_m", "imagebind_rows", "thermal_route", "square", "seg_unknown"):
+        less = [w for w in words if not w.startswith(f"--{name}=")]
+        with pytest.raises(ValueError, match=name):
+            draccus.parse(MultiSmolVLAConfig, args=[*less, "--device=cpu"]).set_dataset_feature_metadata(
+                features
+            )
+    stored = job.annotation(provenance)["policy_options"]
+    assert stored["half_turns"] == {"front": 1}
+    assert not {"tokenizer_sources", "imagebind"} & set(stored)  # folders of this machine
+
+
+def test_defaults_that_are_not_told_are_the_policys():
+    from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+
+    policy, own = MultiSmolVLAConfig(device="cpu"), AnnotateConfig()
+    for name in (
+        "half_turns", "depth_range_m", "tokenizer_sources", "seg_labels", "seg_unknown", "bridge_map", "imagebind", "square",
+    ):  # fmt: skip
+        assert getattr(own, name) == getattr(policy, name)
 
 
 def test_a_second_run_finds_it_made_and_other_options_are_refused(annotated, tmp_path):
@@ -352,6 +399,31 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
 
 
+def documented_launch() -> list[str]:
+    """Options of `accelerate launch`, and the module, as the documentation says, for two processes."""
+    pattern = r"accelerate launch (.*) --num_processes=8 (--module \S+) --dataset"
+    line = re.search(pattern, annotate_module.__doc__)
+    assert line.groups() == re.search(pattern, (REPO / "README.md").read_text()).groups()
+    return [*line[1].split(), "--num_processes=2", *line[2].split()]
+
+
+def test_a_process_that_accelerate_started_alone_says_so(recorded, networks, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(annotate_work.Work, "open", interrupted)
+    for options in ({}, {"rank": 0, "world_size": 2}):
+        with pytest.raises(KeyboardInterrupt), caplog.at_level("INFO", "multismolvla_data"):
+            annotate(cheap(recorded, networks, tmp_path / "out", **options))
+    alone, one_of_two = caplog.messages
+    assert "started this process alone" in alone
+    assert "--multi_gpu" in alone
+    assert one_of_two == "Process 1 of 2."
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_killed_and_continued_by_two_processes_it_is_the_same_dataset(recorded, networks, cheaply, tmp_path):
     cfg = cheap(recorded, networks, tmp_path / "out", batch_size=4)
@@ -366,15 +438,14 @@ def test_killed_and_continued_by_two_processes_it_is_the_same_dataset(recorded, 
     assert kept, first.stderr.read().decode()
     assert len(kept) < 4
     assert not cfg.output.exists()
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launched += [
-        "--num_processes=2",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
+    launched = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
         "--main_process_port=0",
+        *documented_launch(),
     ]
-    launched += ["--module", "multismolvla_data.annotate", *command(cfg)[3:]]
+    launched += command(cfg)[3:]
     second = subprocess.run(launched, env=environment(), capture_output=True, text=True, timeout=240)
     assert second.returncode == 0, second.stderr
     assert "annotate 0/2" in second.stderr
