@@ -45,6 +45,9 @@ class AnnotateConfig:
 
     # Folder of the LeRobotDataset v3 to annotate, or its hub id.
     dataset: str = ""
+    # Folders that --dataset was joined from, in that order: `lerobot-edit-dataset` merges drop what datasets tell about
+    # themselves (suite, render quality, initial states), this brings it along.
+    joined_from: list[Path] = field(default_factory=list)
     # Folder of the new dataset. Must not exist, or be the result of this very command.
     output: Path = Path("outputs/annotated")
     # Name stored in the new dataset; default: the source's, with "_annotated".
@@ -215,7 +218,7 @@ class AnnotateConfig:
         }  # fmt: skip
         # These are known by the fingerprints of their files, wherever those are on this machine.
         places = {
-            "dataset", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind", "bridge_map", "encoder",
+            "dataset", "joined_from", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind", "bridge_map", "encoder",
         }  # fmt: skip
         return {k: plain(v) for k, v in asdict(self).items() if k not in machine | places}
 

@@ -25,6 +25,7 @@ from multismolvla.tokenizers.recipe import (
 )
 
 from .annotate_config import AnnotateConfig, Plan, make_plan, plain
+from .annotate_merge import joined_metadata
 from .annotate_source import Source
 from .annotate_work import local_rank
 
@@ -62,6 +63,7 @@ class Job:
         source = Source(cfg.dataset, cfg.num_workers)
         if source.root.resolve() == cfg.output.expanduser().resolve():
             raise ValueError(f"--output={cfg.output} is the dataset itself. Choose another folder.")
+        joined_metadata(cfg.joined_from, source)  # refused now, not after hours
         plan = make_plan(cfg, source.features)
         every = range(source.meta.total_episodes)
         episodes = list(every) if cfg.episodes is None else list(cfg.episodes)
@@ -161,6 +163,7 @@ class Job:
             "source": source.hexdigest(),
             "estimators": estimators,
             "tokenizers": self.fingerprints,
+            "joined_from": joined_metadata(self.cfg.joined_from, self.source),
         }
         return dict(json.loads(json.dumps(content)))
 

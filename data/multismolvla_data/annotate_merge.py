@@ -65,7 +65,8 @@ def merge(
         _attach_videos(source, episodes, target, skip=set(added))
         _finish_info(plan, source, target, added)
         _finish_stats(source, episodes, target, added)
-        _carry(source.root, target)
+        _carry(source.root / "meta", target / "meta")
+        _carry_joined(cfg, source, target)
         _write_metadata(plan, source, episodes, shards, target, annotation)
     except BaseException:
         for folder in (target, work / "groups"):
@@ -158,13 +159,62 @@ def _finish_stats(
 
 def _carry(source: Path, target: Path) -> None:
     """Keep what other tools wrote beside LeRobot's own metadata, e.g. the recorder's initial states."""
-    for path in sorted((source / "meta").iterdir()):
+    for path in sorted(source.iterdir()):
         if path.name in _LEROBOT_FILES or path.name.startswith("."):
             continue
         if path.is_dir():
-            shutil.copytree(path, target / "meta" / path.name)
+            shutil.copytree(path, target / path.name)
         else:
-            shutil.copyfile(path, target / "meta" / path.name)
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.name)
+
+
+def joined_metadata(folders: Sequence[Path], source: Source) -> dict[str, Any]:
+    """What datasets that were joined into the source tell about themselves.
+
+    Args:
+        folders: the datasets, in the order in which they were joined; none = nothing was joined.
+        source: the joined dataset.
+
+    Returns:
+        What they all say alike, and ``joined_from``: their names and numbers of episodes. Empty without folders.
+
+    Raises:
+        FileNotFoundError: a folder is no dataset with metadata of its own.
+        ValueError: equal names, or the lengths of their episodes are not the source's.
+    """
+    if not folders:
+        return {}
+    told, parts, lengths = [], [], []
+    for folder in folders:
+        path = folder / METADATA_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"--joined_from: {path} is missing. Name the datasets that multismolvla-replay or -record wrote."
+            )
+        told.append(json.loads(path.read_text()))
+        part = Source(str(folder))
+        lengths += [part.length(e) for e in range(part.meta.total_episodes)]
+        parts.append({"name": folder.name, "episodes": part.meta.total_episodes})
+    if len({part["name"] for part in parts}) < len(parts):
+        raise ValueError(f"--joined_from: expected different folder names, not {[p['name'] for p in parts]}.")
+    if lengths != [source.length(e) for e in range(source.meta.total_episodes)]:
+        raise ValueError(
+            f"--joined_from: {parts} are not what {source.root} was joined from: the lengths of the episodes differ. Name all of "
+            "them, in the order of the merge."
+        )
+    common = {k: v for k, v in told[0].items() if all(k in t and t[k] == v for t in told)}
+    return common | {"joined_from": parts}
+
+
+def _carry_joined(cfg: AnnotateConfig, source: Source, target: Path) -> None:
+    """The joined datasets' metadata: what they say alike as the new one's, all of it under ``meta/joined_from``."""
+    common = joined_metadata(cfg.joined_from, source)
+    for folder in cfg.joined_from:
+        _carry(folder / "meta", target / "meta" / "joined_from" / folder.name)
+    if common:
+        path = target / METADATA_FILE
+        write_json(path, common | (json.loads(path.read_text()) if path.is_file() else {}))
 
 
 def _write_metadata(

@@ -227,6 +227,31 @@ def test_defaults_that_are_not_told_are_the_policys():
         assert getattr(own, name) == getattr(policy, name)
 
 
+def test_what_joined_datasets_tell_about_themselves_comes_along(record, networks, tmp_path):
+    """LeRobot's merge keeps none of it."""
+    from lerobot.datasets.dataset_tools import merge_datasets
+
+    suites = [record(tmp_path / name, depth="image", episodes=1) for name in ("spatial", "goal")]
+    for suite in suites:
+        told = {"suite": suite.name, "render_quality": "fast", "depth_unit": "m"}
+        (suite / "meta/multismolvla.json").write_text(json.dumps(told))
+        (suite / "meta/replay_report.json").write_text(suite.name)
+    merge_datasets([opened(s) for s in suites], output_repo_id="tests/all", output_dir=tmp_path / "all")
+    with pytest.raises(ValueError, match="in the order of the merge"):
+        Job.open(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=suites[:1]))
+    with pytest.raises(FileNotFoundError, match=r"meta.multismolvla\.json is missing"):
+        Job.open(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=[tmp_path / "all"]))
+    root = annotate(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=suites))
+    metadata = json.loads((root / "meta/multismolvla.json").read_text())
+    assert metadata["render_quality"] == "fast"
+    assert "suite" not in metadata
+    assert metadata["joined_from"] == [{"name": "spatial", "episodes": 1}, {"name": "goal", "episodes": 1}]
+    for suite in suites:
+        carried = root / "meta/joined_from" / suite.name
+        for name in ("multismolvla.json", "replay_report.json"):
+            assert (carried / name).read_bytes() == (suite / "meta" / name).read_bytes()
+
+
 def test_a_second_run_finds_it_made_and_other_options_are_refused(annotated, tmp_path):
     cfg, root = annotated
     before = (root / "meta/info.json").stat().st_mtime_ns
