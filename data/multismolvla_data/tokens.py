@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multismolvla.modalities import Modality, ViewMap, default_view_map, token_key
+from multismolvla.modalities import Modality, Origin, ViewMap, default_view_map, token_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +92,9 @@ def cache_tokens(cfg: TokensConfig) -> Path:
         token_key(view, m): (array, _feature(cfg, view, m, array.shape[1]))
         for (view, m), array in ids.items()
     }
+    for view, m in ids:  # what was computed from RGB stays so; ids of sensors say nothing
+        if (data.features[streams[view, m]].get("info") or {}).get("origin") == Origin.DERIVED:
+            added[token_key(view, m)][1]["info"]["origin"] = Origin.DERIVED.value
     partial = cfg.output.with_name(cfg.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     drop = None if cfg.keep_pictures else sorted(streams.values())
@@ -192,9 +195,10 @@ def _check_same(cfg: TokensConfig) -> None:
         for m in cfg.domains:
             found = features.get(token_key(view, m))
             wanted = _feature(cfg, view, m, 1)["info"] if found else None
-            if found and found.get("info") != wanted:
+            made = {k: v for k, v in (found or {}).get("info", {}).items() if k != "origin"}
+            if found and made != wanted:
                 raise FileExistsError(
-                    f"{cfg.output} holds ids made with {found.get('info')}, expected {wanted}. "
+                    f"{cfg.output} holds ids made with {made}, expected {wanted}. "
                     "Remove it, or choose another --output."
                 )
 

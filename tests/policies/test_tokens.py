@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,3 +125,25 @@ def test_recorded_presence_flags_work_beside_ids(cached, make_policy):
     raw = _batch(cached[1]) | {flag: torch.tensor([[1.0], [0.0], [1.0]])}
     presence = make_policy().availability(SensorStep(views=VIEWS).observation(raw))
     assert presence[:, 0, 1].tolist() == [True, False, True]
+
+
+def test_ids_of_derived_pictures_say_that_they_are_derived(tiny_dataset, hub, tmp_path, make_config):
+    shutil.copytree(tiny_dataset, tmp_path / "source")
+    path = tmp_path / "source/meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"][VIEWS["image2"]["depth"]]["info"]["origin"] = "derived"
+    path.write_text(json.dumps(info))
+    cfg = TokensConfig(
+        dataset=tmp_path / "source",
+        output=tmp_path / "ids",
+        encoder=hub / "fourm",
+        domains=TOKENIZED,
+        batch_size=24,
+    )
+    made = json.loads((cache_tokens(cfg) / "meta/info.json").read_text())["features"]
+    said = {key: f["info"]["origin"] for key, f in made.items() if "origin" in (f.get("info") or {})}
+    assert said == {token_key("image2", "depth"): "derived"}
+    config = make_config()
+    config.set_dataset_feature_metadata(made)
+    assert (config.is_derived("image", "depth"), config.is_derived("image2", "depth")) == (False, True)
+    assert cache_tokens(cfg) == cfg.output  # the mark is no other recipe
