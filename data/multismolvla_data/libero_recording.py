@@ -165,8 +165,7 @@ def libero_fingerprint(config: RecordConfig) -> dict[str, Any]:
         FileNotFoundError: no assets; the message says how to get them.
     """
     from lerobot_env_multismolvla.libero_expert import expert_version
-    from lerobot_env_multismolvla.libero_expert.assets import assets_hash
-    from lerobot_env_multismolvla.libero_setup import find_libero_assets
+    from multismolvla.libero_assets import find_libero_assets, identify
 
     settings = libero_settings(config)
     folder = find_libero_assets(settings.libero_assets)
@@ -178,7 +177,7 @@ def libero_fingerprint(config: RecordConfig) -> dict[str, Any]:
     identity = {**asdict(settings), "init_states": list(settings.init_states)}  # as JSON gives it back
     del identity["libero_assets"]  # what they hold matters, not where they lie
     chosen = {"episodes": config.episodes, "task_ids": config.task_ids}
-    return identity | chosen | {"version": expert_version(), "assets": assets_hash(folder)}
+    return identity | chosen | {"version": expert_version(), "assets": identify(folder).hash}
 
 
 def write_libero_metadata(
