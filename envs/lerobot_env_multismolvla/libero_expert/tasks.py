@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .fixtures import CloseDrawer, LayOnSlope, OpenDrawer, Push, SlipUnderBars, StandInCompartment, TurnOn
+from .microwave import SlideIn, SwingShut
 from .skills import MoveAside, PickAndPlace, Skill
 from .world import World
 
@@ -21,17 +22,12 @@ _IN_THE_WAY = {
 def skills_for(world: World) -> tuple[Skill, ...]:
     """Skills for the task that a world holds, derived from LIBERO's goal predicates.
 
-    Empty for a task that no skill exists for: a mug that belongs into the microwave (the palm does not fit between the
-    mug and the housing).
-
     Open and switch on first, then move things, close last; a goal that holds already needs no skill. A closed drawer
     that something belongs into is opened although the goal does not say so.
     """
     first: list[Skill] = []
     then: list[Skill] = []
     last: list[Skill] = []
-    if any(world.category(name) == "microwave" for name in world.fixtures):
-        return ()
     if world.task in _IN_THE_WAY:
         first.append(MoveAside(*_IN_THE_WAY[world.task]))
     moves = [p for p in world.goal if p[0] in ("in", "on")]
@@ -42,7 +38,7 @@ def skills_for(world: World) -> tuple[Skill, ...]:
         elif kind == "turnon" and not world.holds(predicate):
             first.append(TurnOn(predicate[1]))
         elif kind == "close":
-            last.append(CloseDrawer(predicate[1]))
+            last.append(_closing(world, predicate[1]))
     for number, (kind, item, target) in enumerate(moves):
         if target in world.drawers and world.drawer(target).position > -0.05:
             first.append(OpenDrawer(target))
@@ -50,6 +46,13 @@ def skills_for(world: World) -> tuple[Skill, ...]:
         shift = _SIDE_BY_SIDE[number] if crowded else (0.0, 0.0)
         then.append(_moving(world, (kind, item, target), shift))
     return (*first, *then, *last)
+
+
+def _closing(world: World, target: str) -> Skill:
+    """The skill that closes a drawer's region or a microwave."""
+    if target in world.fixtures and world.category(target) == "microwave":
+        return SwingShut(target, f"{target}_microdoorroot")
+    return CloseDrawer(target)
 
 
 def _moving(world: World, predicate: tuple[str, str, str], shift: tuple[float, float]) -> Skill:
@@ -61,6 +64,8 @@ def _moving(world: World, predicate: tuple[str, str, str], shift: tuple[float, f
         return SlipUnderBars(predicate)
     parent = world.region_owner(target) if world.is_region(target) else ""
     owner = world.category(parent) if parent in (*world.objects, *world.fixtures) else ""  # not a table's
+    if owner == "microwave":
+        return SlideIn(predicate)
     if owner == "wine_rack":
         return LayOnSlope(predicate)
     if owner == "desk_caddy":

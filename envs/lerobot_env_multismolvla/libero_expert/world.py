@@ -155,6 +155,10 @@ class World:
         """World axis (3,) of a body's joint."""
         return np.array(self._data.xaxis[self._model.body(body).jntadr[0]])
 
+    def joint_anchor(self, body: str) -> np.ndarray:
+        """A point (3,) on the axis of a body's joint, metres, world."""
+        return np.array(self._data.xanchor[self._model.body(body).jntadr[0]])
+
     def joint_position(self, body: str) -> float:
         """Position of a body's one-dimensional joint: metres or radians."""
         return float(self._data.qpos[self._model.jnt_qposadr[self._model.body(body).jntadr[0]]])
