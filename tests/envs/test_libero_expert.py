@@ -1,6 +1,7 @@
 """LIBERO's scripted expert: its geometry, and that what a search finds happens again bit for bit."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_the_home_axis_wins_near_ties_only():
 
 @pytest.mark.parametrize(
     ("bottom", "top", "depth", "height"),
-    [(0.0, 0.131, 0.035, 0.096), (0.0, 0.018, 0.035, 0.012), (0.9, 0.93, 0.02, 0.91)],
+    [(0.0, 0.131, 0.035, 0.096), (0.0, 0.018, 0.035, 0.012), (0.9, 0.94, 0.02, 0.92)],
 )
 def test_grasp_height_keeps_off_the_surface(bottom, top, depth, height):
     assert grasp_height(bottom, top, depth) == pytest.approx(height)
@@ -183,6 +184,34 @@ def test_expert_solves_a_held_out_state_step_by_step_as_the_search_did(basket_en
         assert terminated == (step == plan.steps)
     assert info["is_success"]
     assert reward == 1.0
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize(
+    ("task_id", "kinds"),
+    [
+        (6, ["PickAndPlace", "PickAndPlace"]),
+        (9, ["SlideIn", "SwingShut"]),
+    ],  # a region of the table; the microwave
+)
+def test_goals_become_skills(task_id, kinds):
+    from lerobot_env_multismolvla.libero_expert.simulation import physics_env
+    from lerobot_env_multismolvla.libero_expert.tasks import skills_for
+    from lerobot_env_multismolvla.libero_expert.world import World
+
+    env = physics_env("libero_10", task_id, libero_assets=libero_assets())
+    env.reset(seed=0, options={"init_state_id": 0})
+    assert [type(skill).__name__ for skill in skills_for(World(env.simulation))] == kinds
+    env.close()
+
+
+def test_a_door_is_pushed_from_outside_along_its_arc():
+    from lerobot_env_multismolvla.libero_expert.microwave import SwingShut
+
+    world = SimpleNamespace(joint_anchor=lambda body: np.array([1.0, 2.0, 0.5]))
+    skill = SwingShut("microwave_1", "door")
+    np.testing.assert_allclose(skill.contact(world, 0.0, 0.2, 0.03, 1.1), [1.2, 1.97, 1.1])
+    np.testing.assert_allclose(skill.contact(world, -np.pi / 2, 0.2, 0.03, 1.1), [0.97, 1.8, 1.1])
 
 
 def test_act_before_reset_says_what_to_do():
