@@ -132,7 +132,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
 def test_control_c_leaves_a_resumable_state(tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(
-        command(output), env=ENVIRONMENT,
+        command(output, clean_episodes=60), env=ENVIRONMENT,  # so many that a busy machine cannot finish before the signal
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     shard = output / "episodes-0of1.jsonl"
@@ -143,7 +143,7 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "same command continues" in text
-    assert 1 <= len(rows_of(output)) < 12
+    assert 1 <= len(rows_of(output)) < 244
 
 
 def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_config):
