@@ -84,7 +84,7 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
     def clean_and_gate(suite: str | None) -> dict[str, Any]:
         clean = _rate(cells, cells.rows(name, "C0", suite))
         reference = _rate(cells, cells.rows(baseline, "C0", suite))
-        return {"clean": clean, "gate": _gate(clean, None if name == baseline else reference, privileged)}
+        return {"clean": clean, "gate": _gate(clean, clean if name == baseline else reference, privileged)}
 
     clean_rows = cells.rows(name, "C0")
     seeds = episodes.numbers["seed"][clean_rows]
@@ -111,14 +111,16 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
 
 
 def _gate(clean: dict[str, Any] | None, reference: dict[str, Any] | None, privileged: bool) -> dict[str, Any]:
-    """Whether a policy's robustness may be reported. ``reference``: the baseline's clean rate; none for itself."""
+    """Whether a policy's robustness may be reported. ``reference``: the baseline's clean rate, for itself its own."""
     if privileged:
         reason = "it reads the simulator's state, which no sensor fault reaches"
     elif clean is None:
         reason = "it has no clean episodes yet"
     elif clean["successes"] == 0:
         reason = f"it never succeeds on clean input (0 of {clean['n']})"
-    elif reference is not None and clean["rate"] < GATE_SHARE * reference["rate"]:
+    elif reference is None:
+        reason = "the baseline, by whose clean success it is judged, has no clean episodes yet"
+    elif clean["rate"] < GATE_SHARE * reference["rate"]:
         reason = f"its clean success of {clean['rate']:.0%} is below half of the baseline's {reference['rate']:.0%}"
     else:
         reason = ""

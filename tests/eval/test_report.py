@@ -85,6 +85,11 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     assert (tmp_path / "report" / "report.html").read_text() == first, "the same results give the same page"
 
 
+def csv_of(folder):
+    with open(folder / "results.csv") as handle:
+        return list(csv.DictReader(handle))
+
+
 def checks_of(arms, manifest):
     """Fairness checks of one episode per arm: ``{(policy, condition): (hashes at the encoder, hashes at the door)}``."""
     policies = {
@@ -259,6 +264,18 @@ def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
     assert any("No robustness figures for ours" in n for n in summary["notes"])
 
 
+def test_gate_withholds_robustness_while_the_baseline_has_no_clean_episodes(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    kept = [r for r in read_rows(folder, RUN) if (r["policy"], r["condition"]) != ("vanilla", "C0")]
+    write_rows(folder, kept)
+    assert main([str(folder)]) == 0
+    reason = "No robustness figures for ours: the baseline, by whose clean success it is judged, has no clean"
+    assert reason in (folder / "report.html").read_text()
+    assert reason in (folder / "report.md").read_text()
+    faulted = [r for r in csv_of(folder) if (r["policy"], r["condition"]) == ("ours", "C2:rgb=zero")]
+    assert [r["versus_clean_n"] for r in faulted] == [""]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -379,8 +396,7 @@ def test_repetitions_of_the_clean_condition_are_paired_within_a_repetition(tmp_p
 def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
     folder = synthetic_run(tmp_path / "run", suites=("a", "b"), texts=["C2:rgb=zero"])
     assert main([str(folder)]) == 0
-    with open(folder / "results.csv") as handle:
-        table = list(csv.DictReader(handle))
+    table = csv_of(folder)
     assert [(r["policy"], r["suite"], r["condition"]) for r in table] == [
         (p, s, c) for c in ("C0", "C2:rgb=zero") for p in ("ours", "vanilla") for s in ("all", "a", "b")
     ]
