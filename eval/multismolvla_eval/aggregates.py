@@ -39,7 +39,9 @@ def aggregates(
     """
     # Types of single cameras repeat others: they would count twice in a mean over types.
     known = {t: s for t, s in soft_types(conditions).items() if "." not in t.partition("=")[0]}
-    types = {t: s for t, s in known.items() if all((name, c) in cells for c in s.values())}
+    # With severities missing, neither the area nor the error is what its name says.
+    whole = {t: s for t, s in known.items() if set(s) == set(SEVERITIES)}
+    types = {t: s for t, s in whole.items() if all((name, c) in cells for c in s.values())}
     return {
         "subset_profile": _subsets(name, cells, conditions, suite),
         "severity_area": _areas(name, cells, types, suite),
@@ -73,8 +75,6 @@ def _areas(
     found: dict[str, float] = {}
     shared: dict[str, list[np.ndarray]] = {}
     for type_, severities in types.items():
-        if set(severities) != set(SEVERITIES):
-            continue
         rows = cells.shared([cells.rows(name, c, suite) for c in ("C0", *severities.values())])
         area = severity_area(_rates(cells, rows)) if len(rows[0]) else None
         if area is not None:

@@ -234,6 +234,17 @@ def test_types_of_single_cameras_do_not_count_twice(tmp_path):
     assert set(figures["severity_area"]["types"]) == set(figures["mce"]["types"]) == {"rgb=builtin_noise"}
 
 
+@pytest.mark.parametrize("most", [4, 5])
+def test_corruption_error_and_severity_area_need_all_severities(tmp_path, most):
+    folder = synthetic_run(tmp_path / "run", texts=[f"C3:rgb=builtin_noise@{s}" for s in range(1, most + 1)])
+    assert main([str(folder)]) == 0
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for words in ("mean corruption error", "severity area"):
+        assert (words in text) == (most == 5)
+    for words in ("<dt>corruption error</dt>", "<dt>severity area</dt>"):
+        assert (words in page) == (most == 5)
+
+
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
 def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
     suite = {
