@@ -84,6 +84,7 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
         "calibration": [
             line for n, f in summary["aggregates"].items() for line in tables.calibration_lines(n, f)
         ],
+        "by_name": {p["name"]: p for p in summary["policies"]},
         "suites": list(summary["policies"][0]["suites"]),
         "groups": {g: [c for c in summary["cells"] if c["group"] == g] for g in present},
         "titles": GROUPS,
@@ -112,8 +113,14 @@ def _figures(summary: dict[str, Any]) -> dict[str, list[Figure]]:
     """Plots by group of conditions."""
     found: dict[str, list[Figure]] = defaultdict(list)
 
+    withheld = [p["name"] for p in summary["policies"] if not p["gate"]["passed"]]
+    missing = (
+        f" Not drawn, because their robustness is not reported: {', '.join(withheld)}." if withheld else ""
+    )
+
     def add(group: str, svg: str | None, name: str, caption: str, alt: str) -> None:
         if svg is not None:
+            caption += missing
             found[group].append(Figure(_data_uri(svg.encode(), "image/svg+xml"), name, caption, alt))
 
     points = "Points are success rates, lines 95 % Wilson intervals; the clean condition stands first."
@@ -139,18 +146,14 @@ def _figures(summary: dict[str, Any]) -> dict[str, list[Figure]]:
 
 
 def _extremes(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """Per policy the best and the worst of some conditions, in words."""
+    """Per policy that is drawn, the best and the worst of some conditions, in words."""
     sentences = []
-    for policy in summary["policies"]:
-        rates = {
-            c["condition"]: c["results"][policy["name"]]["rate"]
-            for c in cells
-            if policy["name"] in c["results"]
-        }
+    for name in plots.reported(summary):
+        rates = {c["condition"]: c["results"][name]["rate"] for c in cells if name in c["results"]}
         if rates:
             best, worst = max(rates, key=lambda c: rates[c]), min(rates, key=lambda c: rates[c])
             sentences.append(
-                f"{policy['name']}: best {tables.percent(rates[best])} ({best}), worst {tables.percent(rates[worst])} ({worst})."
+                f"{name}: best {tables.percent(rates[best])} ({best}), worst {tables.percent(rates[worst])} ({worst})."
             )
     return " ".join(sentences)
 
@@ -166,7 +169,7 @@ def _task_figures(summary: dict[str, Any]) -> list[tuple[str, Figure]]:
                     Figure(
                         _data_uri(svg.encode(), "image/svg+xml"),
                         f"Tasks of {suite}",
-                        "One panel per policy, one row per task, one column per condition; dark blue is 0 %, yellow 100 %.",
+                        "One panel per policy, one row per task, one column per condition (the clean one only, where robustness is not reported); dark blue is 0 %, yellow 100 %.",
                         f"Heat map of success per task and condition of {suite}. The tables below have all numbers.",
                     ),
                 )

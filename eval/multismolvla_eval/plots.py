@@ -13,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from multismolvla_eval.grouping import is_subset, short, soft_types
+from multismolvla_eval.tables import label
 
 #: Okabe and Ito's colours, the yellow darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7a6a00")
@@ -20,6 +21,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 HEAT = "cividis"
 #: Conditions that a task map names one by one; of more it names the groups.
 NAMED_CONDITIONS = 16
+
+
+def reported(summary: dict[str, Any]) -> dict[str, str]:
+    """Names of the policies whose robustness may be shown, with their labels."""
+    return {p["name"]: label(p) for p in summary["policies"] if p["gate"]["passed"]}
 
 
 def _svg(figure: Figure) -> str:
@@ -63,10 +69,10 @@ def _legend(figure: Figure, names: Sequence[str], height: float) -> None:
 
 
 def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None:
-    """Success per condition and policy as points with Wilson intervals; ``None`` without such conditions."""
-    names = [p["name"] for p in summary["policies"]]
+    """Success per condition and policy as points with Wilson intervals; ``None`` without such conditions or policies."""
+    names = reported(summary)
     cells = [c for c in summary["cells"] if c["group"] in ("C0", *groups)]
-    if not any(c["group"] in groups for c in cells):
+    if not names or not any(c["group"] in groups for c in cells):
         return None
     step = max(0.26, 0.13 * len(names) + 0.1)
     height = len(cells) * step + 0.95
@@ -94,7 +100,7 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
     axis.tick_params(length=0, labelsize=8.5)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("success rate, 95 % Wilson interval", fontsize=9)
-    _legend(figure, names, height)
+    _legend(figure, list(names.values()), height)
     return _svg(figure)
 
 
@@ -104,9 +110,9 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     types = {
         t: s for t, s in known.items() if t.partition("=")[0].partition(".")[0] == modality and len(s) >= 3
     }
-    if not types:
+    names = reported(summary)
+    if not types or not names:
         return None
-    names = [p["name"] for p in summary["policies"]]
     by_condition = {c["condition"]: c["results"] for c in summary["cells"]}
     columns = min(4, max(2, len(types)))
     rows = -(-len(types) // columns)
@@ -118,8 +124,8 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     for axis, (type_, severities) in zip(axes.flatten(), types.items(), strict=False):
         for number, name in enumerate(names):
             _curve(axis, {0: "C0", **severities}, name, number, by_condition)
-        label = type_.removeprefix(f"{modality}=").replace("_", " ").replace(f"{modality}.", "")
-        axis.set_title(label, fontsize=8.5, pad=3)
+        title = type_.removeprefix(f"{modality}=").replace("_", " ").replace(f"{modality}.", "")
+        axis.set_title(title, fontsize=8.5, pad=3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#d0d0d0", linewidth=0.6)
         axis.set_axisbelow(True)
@@ -129,7 +135,7 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     for axis in axes.flatten()[len(types) :]:
         axis.set_axis_off()
     figure.text(0.5, 0.08 / height, "severity (0 = clean)", ha="center", fontsize=9)
-    _legend(figure, names, height)
+    _legend(figure, list(names.values()), height)
     return _svg(figure)
 
 
@@ -153,16 +159,18 @@ def _curve(
 def subset_map(summary: dict[str, Any]) -> str | None:
     """Heat map of the announced modality subsets, over all and per suite; ``None`` if fewer than eight were run."""
     cells = [c for c in summary["cells"] if is_subset(c["condition"])]
-    names = [p["name"] for p in summary["policies"]]
-    if len(cells) < 8:
+    names = reported(summary)
+    if len(cells) < 8 or not names:
         return None
     lines: list[tuple[str, list[float]]] = []
-    suites = list(next(iter(summary["policies"]))["suites"])
-    for name in names:
+    parts_of = {p["name"]: p["suites"] for p in summary["policies"]}
+    suites = list(next(iter(parts_of.values())))
+    for name, text in names.items():
         whole = [c["results"].get(name, {}) for c in cells]
-        lines.append((name, [r.get("rate", np.nan) for r in whole]))
+        lines.append((text, [r.get("rate", np.nan) for r in whole]))
         for suite in suites:
-            parts = [r.get("suites", {}).get(suite, {}) for r in whole]
+            shown = parts_of[name][suite]["gate"]["passed"]
+            parts = [r.get("suites", {}).get(suite, {}) if shown else {} for r in whole]
             lines.append((f"{name}, {suite.removeprefix('libero_')}", [p.get("rate", np.nan) for p in parts]))
     values = np.array([v for _, v in lines])
     height = 0.27 * len(lines) + 0.8
@@ -174,9 +182,9 @@ def subset_map(summary: dict[str, Any]) -> str | None:
     axis.set_xticks(
         np.arange(len(cells)) + 0.5, [c["condition"][3:].replace("+", "\n") for c in cells], fontsize=7.5
     )
-    axis.set_yticks(np.arange(len(lines)) + 0.5, [label for label, _ in lines], fontsize=8)
-    for label, (name, _) in zip(axis.get_yticklabels(), lines, strict=True):
-        label.set_fontweight("bold" if name in names else "normal")
+    axis.set_yticks(np.arange(len(lines)) + 0.5, [text for text, _ in lines], fontsize=8)
+    for tick, (text, _) in zip(axis.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("bold" if text in names.values() else "normal")
     for block in range(len(suites) + 1, len(lines), len(suites) + 1):
         axis.axhline(block, color="#1b1b1f", linewidth=1)
     axis.tick_params(length=0)
@@ -189,7 +197,10 @@ def subset_map(summary: dict[str, Any]) -> str | None:
 
 
 def task_map(summary: dict[str, Any], suite: str) -> str | None:
-    """Success per task and condition, one panel per policy; ``None`` without episodes of the suite."""
+    """Success per task and condition, one panel per policy; ``None`` without episodes of the suite.
+
+    Of policies whose robustness is not reported it shows the clean condition only.
+    """
     tasks = [t for t in summary["tasks"] if t["suite"] == suite and t["cells"]]
     names = [p["name"] for p in summary["policies"]]
     conditions = [c["condition"] for c in summary["cells"]]
@@ -201,12 +212,15 @@ def task_map(summary: dict[str, Any], suite: str) -> str | None:
     figure, axes = _figure(
         8.4, height, 0.55, 0.1, bottom, 0.25, rows=len(names), sharex=True, gaps={"hspace": 0.3 / panel}
     )
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        counts = [[t["cells"].get(f"{name}|{c}", [0, 0]) for c in conditions] for t in tasks]
+    for axis, policy in zip(axes[:, 0], summary["policies"], strict=True):
+        name = policy["name"]
+        shown = policy["gate"]["passed"] and policy["suites"].get(suite, policy)["gate"]["passed"]
+        drawn = [c if shown or c == "C0" else "" for c in conditions]
+        counts = [[t["cells"].get(f"{name}|{c}", [0, 0]) for c in drawn] for t in tasks]
         k, n = np.moveaxis(np.array(counts, float), 2, 0)
         rates = np.ma.masked_invalid(np.divide(k, n, out=np.full_like(k, np.nan), where=n > 0))
         axis.imshow(rates, vmin=0, vmax=1, cmap=HEAT, aspect="auto", interpolation="nearest")
-        axis.set_title(name, fontsize=9, loc="left", pad=3, fontweight="bold")
+        axis.set_title(label(policy), fontsize=9, loc="left", pad=3, fontweight="bold")
         axis.set_yticks(range(len(tasks)), [str(t["task_id"]) for t in tasks], fontsize=7)
         axis.set_ylabel("task", fontsize=8)
         axis.tick_params(length=0)

@@ -10,11 +10,20 @@ from typing import Any
 from multismolvla_eval.grouping import GROUPS
 
 CSV_COLUMNS = (
-    "policy", "suite", "condition", "group", "family", "seen_in_training", "successes", "n", "rate", "low", "high",
+    "policy", "checkpoint", "privileged", "blind", "gate_passed", "gate_reason", "suite", "condition", "group", "family", "seen_in_training", "successes", "n", "rate", "low", "high",
     *(f"{c}_{k}" for c in ("versus_clean", "versus_baseline")
       for k in ("n", "difference", "low", "high", "p_value", "p_holm", "family_size", "detectable")),
     "relative", "relative_low", "relative_high", "steps_to_success", "time_outs", "offline_error",
 )  # fmt: skip
+
+
+def label(policy: dict[str, Any]) -> str:
+    """A policy's name with what a reader must know beside each of its figures, e.g. ``expert (upper bound)``."""
+    if policy["privileged"]:
+        return f"{policy['name']} (upper bound)"
+    marks = ["blind"] if policy["blind"] else []
+    marks += [] if policy["gate"]["passed"] else ["no robustness figures"]
+    return f"{policy['name']} ({', '.join(marks)})" if marks else policy["name"]
 
 
 def percent(value: float | None) -> str:
@@ -89,6 +98,11 @@ def headline(summary: dict[str, Any]) -> list[str]:
         text = f"{name}: {rate_text(policy['clean'])} clean success"
         if policy["privileged"]:
             lines.append(text + " (upper bound: reads the simulator's state).")
+            continue
+        if policy["blind"]:
+            text += " without pictures (blind)"
+        if not policy["gate"]["passed"]:
+            lines.append(f"{text}; robustness not reported, because {policy['gate']['reason']}.")
             continue
         gone = by_condition.get("C1:depth+seg+thermal", {}).get(name)
         if gone is not None:
@@ -172,14 +186,15 @@ def families_text(summary: dict[str, Any]) -> str:
 def terminal_table(summary: dict[str, Any]) -> str:
     """The table that ``multismolvla-report`` prints."""
     names = [p["name"] for p in summary["policies"]]
-    width = max(24, *(len(n) + 2 for n in names))
+    labels = [label(p) for p in summary["policies"]]
+    width = max(24, *(len(text) + 2 for text in labels))
     first = max([len("condition"), *(len(c["condition"]) for c in summary["cells"])]) + 2
     run = summary["run"]
     lines = [
         f"Success rate (k/n, 95 % Wilson interval) on {', '.join(run['suites'])}, {run['finished']} of {run['planned']} episodes",
         "",
         "condition".ljust(first)
-        + "".join(n.ljust(width) for n in names)
+        + "".join(text.ljust(width) for text in labels)
         + "paired difference to the baseline in points; what n pairs can show with 80 % power",
     ]
     for cell in summary["cells"]:
@@ -245,7 +260,7 @@ def _markdown_suites(summary: dict[str, Any]) -> list[str]:
     if not suites:
         return []
     rows = [
-        [p["name"], rate_text(p["clean"]), *(rate_text(p["suites"][s]["clean"]) for s in suites)]
+        [label(p), rate_text(p["clean"]), *(rate_text(p["suites"][s]["clean"]) for s in suites)]
         for p in summary["policies"]
     ]
     return ["", "## Clean success per suite", "", *_table(["policy", "all", *suites], rows)]
@@ -257,7 +272,12 @@ def _markdown_group(summary: dict[str, Any], group: str, title: str) -> list[str
     cells = [c for c in summary["cells"] if c["group"] == group]
     if not cells:
         return []
-    header = ["condition", "meaning", *names, *(f"{n} − clean" for n in names)]
+    header = [
+        "condition",
+        "meaning",
+        *(label(p) for p in summary["policies"]),
+        *(f"{n} − clean" for n in names),
+    ]
     header += [f"{n} − {summary['run']['baseline']}" for n in others]
 
     def compared(cell: dict[str, Any], name: str, comparison: str) -> str:
@@ -280,7 +300,7 @@ def _markdown_group(summary: dict[str, Any], group: str, title: str) -> list[str
 def _markdown_policies(summary: dict[str, Any]) -> list[str]:
     rows = [
         [
-            p["name"] + (" (upper bound)" if p["privileged"] else " (baseline)" if p["baseline"] else ""),
+            label(p) + (" (baseline)" if p["baseline"] else ""),
             str(p["type"]),
             f"`{p['checkpoint']}`",
             count_text(p["parameters"]),
@@ -303,17 +323,21 @@ def cells_csv(summary: dict[str, Any]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
+    policies = {p["name"]: p for p in summary["policies"]}
     for cell in summary["cells"]:
         for name, result in cell["results"].items():
             for suite, part in (("all", result), *result["suites"].items()):
-                writer.writerow(dict(_csv_row(cell, name, suite, part)))
+                writer.writerow(dict(_csv_row(cell, policies[name], suite, part)))
     return buffer.getvalue()
 
 
 def _csv_row(
-    cell: dict[str, Any], name: str, suite: str, result: dict[str, Any]
+    cell: dict[str, Any], policy: dict[str, Any], suite: str, result: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    yield from (("policy", name), ("suite", suite), ("seen_in_training", cell["seen"]))
+    failed = [g for g in (policy["gate"], policy["suites"].get(suite, policy)["gate"]) if not g["passed"]]
+    yield from (("policy", policy["name"]), *((k, policy[k]) for k in ("checkpoint", "privileged", "blind")))
+    yield from (("gate_passed", not failed), ("gate_reason", failed[0]["reason"] if failed else ""))
+    yield from (("suite", suite), ("seen_in_training", cell["seen"]))
     yield from ((k, cell[k]) for k in ("condition", "group", "family"))
     yield from (
         (k, result[k]) for k in ("successes", "n", "rate", "low", "high", "steps_to_success", "time_outs")

@@ -8,8 +8,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic import RUN, manifest_of, synthetic_run, write_rows
+from synthetic import CONDITIONS, RUN, manifest_of, synthetic_run, write_rows
 
+from multismolvla_eval import plots
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.episodes import Cells, collect
@@ -285,6 +286,40 @@ def test_gate_withholds_robustness_while_the_baseline_has_no_clean_episodes(tmp_
     assert reason in (folder / "report.md").read_text()
     faulted = [r for r in csv_of(folder) if (r["policy"], r["condition"]) == ("ours", "C2:rgb=zero")]
     assert [r["versus_clean_n"] for r in faulted] == [""]
+
+
+def test_what_the_gate_withholds_is_drawn_and_told_nowhere_and_marked_in_every_row(tmp_path, capsys):
+    """An upper bound and a policy that fails clean, beside a baseline that is fine."""
+    names = ("expert", "weak", "vanilla")
+    folder = synthetic_run(tmp_path / "run", (1.0, 0.15, 0.9), names=names, privileged=("expert",))
+    assert main([str(folder)]) == 0
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    pictures = re.findall(r'alt="((?:Success per condition|Curves|Heat map of policies).*?)"', page)
+    assert len(pictures) == 6
+    for alt in pictures:
+        assert "vanilla: best" in alt
+        assert "expert" not in alt
+        assert "weak" not in alt
+    assert page.count("their robustness is not reported: expert, weak.") == len(pictures)
+    cells = re.findall(r'<th scope="row" class="in">(\w+)(.*?)</th>', page, re.DOTALL)
+    assert len(cells) >= 3 * len(CONDITIONS)
+    for name, tags in cells:
+        assert ("upper bound" in tags) == (name == "expert")
+        assert ("no robustness figures" in tags) == (name == "weak")
+    for told in (text, capsys.readouterr().out):
+        assert re.search(r"weak: [^;]*; robustness not reported, because its clean success", told)
+        assert re.search(r"vanilla: .* with RGB black and not announced", told)
+    assert text.count("| expert (upper bound) | weak (no robustness figures) | vanilla |") == 6
+    for row in csv_of(folder):
+        assert row["checkpoint"] == f"made-up-{row['policy']}"
+        assert (row["privileged"], row["blind"]) == (str(row["policy"] == "expert"), "False")
+        assert row["gate_passed"] == str(row["policy"] == "vanilla")
+        assert bool(row["gate_reason"]) == (row["policy"] != "vanilla")
+    summary = json.loads((folder / "results.json").read_text())
+    assert set(plots.reported(summary)) == {"vanilla"}
+    summary["policies"] = summary["policies"][:2]
+    assert plots.success_points(summary, ("C2",)) is plots.severity_curves(summary, "rgb") is None
+    assert plots.subset_map(summary) is None
 
 
 @pytest.mark.parametrize(
