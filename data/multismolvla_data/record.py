@@ -57,7 +57,7 @@ class RecordConfig:
     task: str = "multismolvla_mini"
     # The same under the name that other commands use; wins when given.
     suite: str | None = None
-    # Tasks to record; all when not given (of libero_10 all but 9, which the expert cannot do).
+    # Tasks to record; all when not given.
     task_ids: list[int] | None = None
     # Pixels, height and width; 0 = 64 for the mini suite, 256 for LIBERO's.
     size: int = 0
@@ -105,13 +105,7 @@ class RecordConfig:
         if self.init_split not in ("train", "eval"):
             raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
         n_tasks = 10 if self.is_libero else len(TASKS)
-        beyond = {9} if self.task == "libero_10" else set()  # a mug into the microwave
-        all_tasks = [t for t in range(n_tasks) if t not in beyond]
-        self.task_ids = all_tasks if self.task_ids is None else sorted(set(self.task_ids))
-        if beyond & set(self.task_ids):
-            raise ValueError(
-                f"--task_ids={self.task_ids}: the expert cannot do task 9 of libero_10; leave it out."
-            )
+        self.task_ids = list(range(n_tasks)) if self.task_ids is None else sorted(set(self.task_ids))
         if not self.task_ids or not set(self.task_ids) <= set(range(n_tasks)):
             raise ValueError(f"--task_ids={self.task_ids}: the suite has tasks 0 to {n_tasks - 1}.")
         if self.settle_steps < 0:

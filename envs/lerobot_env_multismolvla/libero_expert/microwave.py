@@ -9,7 +9,7 @@ import numpy as np
 
 from .controller import CLOSE, CLOSE_STEPS, OPEN, OPEN_STEPS, Command, Motion, hold, move, towards
 from .geometry import DOWN, hand_rotation
-from .skills import PickAndPlace
+from .skills import Relocation
 from .world import World
 
 #: Grip site inside the handle's outer edge, metres: the tips reach further and stop at the mug's wall.
@@ -21,7 +21,7 @@ _DOOR_LEVER = 0.18
 
 
 @dataclass(frozen=True)
-class SlideIn(PickAndPlace):
+class SlideIn(Relocation):
     """Take a mug by its handle, opposite to the opening, and slide it in: by the rim the palm would hit the housing.
 
     LIBERO's mug starts with its handle away from the microwave; the hand comes from there, almost level. The places in

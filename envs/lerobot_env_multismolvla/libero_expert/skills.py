@@ -250,16 +250,14 @@ def let_go(world: World, place: np.ndarray) -> Motion:
 
 
 @dataclass(frozen=True)
-class PickAndPlace:
-    """Take an object and put it onto an object or region, or into a container.
+class Relocation:
+    """What skills share that bring an object to a place.
 
     Attributes:
         predicate: LIBERO's goal, e.g. ``("in", "milk_1", "basket_1_contain_region")``.
-        shift: (x, y) offset of the place from the target's centre, metres.
     """
 
     predicate: tuple[str, str, str]
-    shift: tuple[float, float] = (0.0, 0.0)
 
     @property
     def item(self) -> str:
@@ -270,6 +268,21 @@ class PickAndPlace:
     def target(self) -> str:
         """Where to."""
         return self.predicate[2]
+
+    def done(self, world: World) -> bool:
+        """See :class:`Skill`."""
+        return world.holds(list(self.predicate))
+
+
+@dataclass(frozen=True)
+class PickAndPlace(Relocation):
+    """Take an object and put it onto an object or region, or into a container.
+
+    Attributes:
+        shift: (x, y) offset of the place from the target's centre, metres.
+    """
+
+    shift: tuple[float, float] = (0.0, 0.0)
 
     def variants(self, world: World) -> Sequence[Grasp]:
         """See :class:`Skill`."""
@@ -283,10 +296,6 @@ class PickAndPlace:
         if not (yield from carry_over(world, self.item, place, above)):
             return
         yield from lower_and_release(world, self.item, place, underside)
-
-    def done(self, world: World) -> bool:
-        """See :class:`Skill`."""
-        return world.holds(list(self.predicate))
 
 
 def place_heights(world: World, target: str) -> tuple[float, float]:
