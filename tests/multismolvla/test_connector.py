@@ -192,7 +192,9 @@ def test_the_bridge_says_which_views_have_anything_left():
     present = everywhere(tokens)
     for mask in present.values():
         mask[1] = False
-    out, alive, extra = bridge(tokens, present, {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)})
+    out, alive, extra = bridge(
+        tokens, present, {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)}
+    )
     assert out.shape == (3, 4, 12)
     assert alive.tolist() == [True, False, True]
     assert {d: rows.shape for d, rows in extra.items()} == {"one": (3, 5, 12), "two": (3, 2, 12)}
