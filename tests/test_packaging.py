@@ -155,7 +155,11 @@ def test_doctor_and_make_install_the_same_system_packages():
     script = (REPO / "scripts/system-packages.sh").read_text()
     listed = re.search(r'packages="([^"]+)"', script)
     assert listed is not None
-    assert set(doctor.APT_PACKAGES) == set(listed[1].split()) - {"make", "g++", "$*"}  # further ones may be named
+    assert set(doctor.APT_PACKAGES) == set(listed[1].split()) - {
+        "make",
+        "g++",
+        "$*",
+    }  # further ones may be named
 
 
 class TestDoctor:
