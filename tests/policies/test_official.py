@@ -162,7 +162,9 @@ def test_training_from_ids_needs_no_tokenizer_and_says_so(cached, files, make_co
 def test_ids_of_other_weights_are_refused(cached, files, make_config, tmp_path):
     other = write_official(tmp_path, seed=3)
     config = make_config(**(official_options(files) | {"tokenizer_sources": sources(other)}))
-    with pytest.raises(ValueError, match="ids were made with weights of .*make them anew: `multismolvla-annotate` from"):
+    with pytest.raises(
+        ValueError, match="ids were made with weights of .*make them anew: `multismolvla-annotate` from"
+    ):
         config.set_dataset_feature_metadata(features(cached))
     policy = reader(make_config, files, cached)
     policy.save_pretrained(tmp_path / "one")
