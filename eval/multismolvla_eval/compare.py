@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 
 from multismolvla.corruption import parse_condition
+from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import describe
 from multismolvla_eval.episodes import Cells, Episodes, from_columns
 from multismolvla_eval.grouping import family
 from multismolvla_eval.report import json_text, read_episodes, write_text
 from multismolvla_eval.results import ResultsError
 from multismolvla_eval.statistics import Pairs, Rate, holm, paired_differences, unpaired_difference, wilson
-from multismolvla_eval.tables import difference_text, power_text, rate_text
+from multismolvla_eval.summary import gate_of
+from multismolvla_eval.tables import difference_text, label, power_text, rate_text
 
 TITLE = "Comparison of two evaluations"
-_FACTS = ("fingerprint", "created", "seed", "comparable", "suites", "commit", "versions")
+_FACTS = ("fingerprint", "created", "seed", "comparable", "suites", "baseline", "commit", "versions")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Side:
     facts: dict[str, Any]
     policies: dict[str, dict[str, Any]]
     cells: Cells
+
+    def policy(self, name: str, suite: str | None = None) -> dict[str, Any]:
+        """What a reader must know of a policy: ``name``, ``privileged``, ``blind`` and ``gate`` of all suites or one."""
+        facts = self.policies[name]
+        privileged = bool(facts.get("privileged", False))
+        gate = gate_of(name, self.facts["baseline"], self.cells, privileged, suite)
+        return {
+            "name": name,
+            "privileged": privileged,
+            "blind": bool(facts.get("blind", False)),
+            "gate": gate,
+        }
 
 
 def load_side(path: Path) -> Side:
@@ -75,7 +89,7 @@ def load_side(path: Path) -> Side:
 
 
 def _side(path: Path, facts: dict[str, Any], policies: dict[str, Any], episodes: Episodes) -> Side:
-    missing = [k for k in ("fingerprint", "seed", "comparable", "suites") if k not in facts]
+    missing = [k for k in ("fingerprint", "seed", "comparable", "suites", "baseline") if k not in facts]
     if missing:
         raise ResultsError(
             f"{path} lacks {missing}: it was written by another version of multismolvla-report."
@@ -113,7 +127,8 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
 
     Returns:
         JSON-ready data: ``sides``, ``differing`` (why suites are not paired), ``policies`` (which were compared),
-        ``cells``.
+        ``cells``, ``notes``. As in a run's own report, the robustness of a policy that fails the gate in its run, or
+        that is an upper bound, is not compared.
 
     Raises:
         ResultsError: nothing is in common.
@@ -146,11 +161,18 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
         "policies": [
             {
                 "names": [first, second],
+                "labels": [label(a.policy(first)), label(b.policy(second))],
                 "checkpoints": [a.policies[first]["checkpoint"], b.policies[second]["checkpoint"]],
             }
             for first, second in policies
         ],
         "cells": cells,
+        "notes": [
+            f"{side.name}: {fact['note']}"
+            for side in (a, b)
+            for fact in assets_facts({s: side.facts["suites"][s] for s in differing})
+            if fact["note"]
+        ],
     }
 
 
@@ -196,23 +218,38 @@ def _cells(
     a: Side, b: Side, first: str, second: str, suite: str, same: bool
 ) -> Iterator[tuple[dict[str, Any], Pairs | None]]:
     """Entries of a pair of policies in one suite; those that have pairs get their difference later."""
+    named = ((a, first), (b, second))
+    labels = [label(side.policy(name)) for side, name in named]
+    withheld = "; ".join(_withheld(side, name, suite) for side, name in named).strip("; ")
     for condition in a.cells.episodes.names["condition"]:
         mine, others = a.cells.rows(first, condition, suite), b.cells.rows(second, condition, suite)
         if not len(mine) or not len(others):
             continue
         rates = [_rate(a.cells, mine), _rate(b.cells, others)]
-        pairs = _pairs(a, b, mine, others) if same else None
+        # The clean difference is no robustness figure, so it needs no gate.
+        reason = withheld if condition != "C0" else ""
+        pairs = _pairs(a, b, mine, others) if same and not reason else None
         entry: dict[str, Any] = {
             "policies": [first, second],
+            "labels": labels,
             "suite": suite,
             "condition": condition,
             "description": describe(parse_condition(condition)),
             "rates": [asdict(r) for r in rates],
             "paired": pairs is not None,
+            "withheld": reason,
         }
-        if pairs is None:
+        if reason:
+            entry["difference"] = None
+        elif pairs is None:
             entry["difference"] = asdict(unpaired_difference(*rates))
         yield entry, pairs
+
+
+def _withheld(side: Side, name: str, suite: str) -> str:
+    """Why a side's robustness may not be compared in a suite; empty if it may."""
+    reasons = [gate["reason"] for s in (None, suite) if not (gate := side.policy(name, s)["gate"])["passed"]]
+    return f"{name} in {side.name}: {reasons[0]}" if reasons else ""
 
 
 def _rate(cells: Cells, rows: np.ndarray) -> Rate:
@@ -250,9 +287,16 @@ def terminal(comparison: dict[str, Any]) -> str:
         )
     lines.append("")
     for cell in comparison["cells"]:
-        lines.append(
-            f"{' / '.join(dict.fromkeys(cell['policies']))}  {cell['suite']}  {cell['condition']}: {rate_text(cell['rates'][0])} -> "
-            f"{rate_text(cell['rates'][1])}: {difference_text(cell['difference'])}; "
-            f"{'paired' if cell['paired'] else 'unpaired'}, can show {power_text(cell['difference'])}"
+        line = (
+            f"{' / '.join(dict.fromkeys(cell['labels']))}  {cell['suite']}  {cell['condition']}: {rate_text(cell['rates'][0])} -> "
+            f"{rate_text(cell['rates'][1])}: "
         )
+        if cell["withheld"]:
+            lines.append(f"{line}difference not reported ({cell['withheld']})")
+        else:
+            how = "paired" if cell["paired"] else "unpaired"
+            lines.append(
+                f"{line}{difference_text(cell['difference'])}; {how}, can show {power_text(cell['difference'])}"
+            )
+    lines += ["", *(f"note: {n}" for n in comparison["notes"])] if comparison["notes"] else []
     return "\n".join(lines)

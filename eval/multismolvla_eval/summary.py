@@ -83,8 +83,7 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
 
     def clean_and_gate(suite: str | None) -> dict[str, Any]:
         clean = _rate(cells, cells.rows(name, "C0", suite))
-        reference = _rate(cells, cells.rows(baseline, "C0", suite))
-        return {"clean": clean, "gate": _gate(clean, clean if name == baseline else reference, privileged)}
+        return {"clean": clean, "gate": gate_of(name, baseline, cells, privileged, suite)}
 
     clean_rows = cells.rows(name, "C0")
     seeds = episodes.numbers["seed"][clean_rows]
@@ -110,8 +109,11 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
     }
 
 
-def _gate(clean: dict[str, Any] | None, reference: dict[str, Any] | None, privileged: bool) -> dict[str, Any]:
-    """Whether a policy's robustness may be reported. ``reference``: the baseline's clean rate, for itself its own."""
+def gate_of(
+    name: str, baseline: str, cells: Cells, privileged: bool, suite: str | None = None
+) -> dict[str, Any]:
+    """Whether a policy's robustness may be reported, over all suites or in one, and if not, why."""
+    clean, reference = (_rate(cells, cells.rows(n, "C0", suite)) for n in (name, baseline))
     if privileged:
         reason = "it reads the simulator's state, which no sensor fault reaches"
     elif clean is None:

@@ -588,6 +588,36 @@ def test_compared_runs_are_paired_where_they_ran_the_same_episodes(tmp_path, cap
     assert all(u.startswith(("data:", "#")) for u in page.urls)
 
 
+def test_compared_runs_withhold_what_the_gate_withholds_and_mark_it(tmp_path, capsys):
+    names = ("expert", "weak", "sightless", "vanilla")
+    usual = manifest_of(("libero_goal",), [])["suites"]
+    sides = []
+    for folder, weak in (("a", 0.9), ("b", 0.1)):
+        side = synthetic_run(
+            tmp_path / folder, (1.0, weak, 0.9, 0.9), usual, ["C2:rgb=zero"], names, privileged=("expert",)
+        )
+        manifest = json.loads((side / "run.json").read_text())
+        manifest["policies"]["sightless"]["blind"] = True
+        (side / "run.json").write_text(json.dumps(manifest))
+        sides.append(str(side))
+    output = tmp_path / "comparison"
+    assert main([*sides, f"--output={output}"]) == 0
+    told, page = capsys.readouterr().out, (output / "comparison.html").read_text().replace("&#39;", "'")
+    cells = json.loads((output / "comparison.json").read_text())["cells"]
+    known = {(c["policies"][0], c["condition"]): c["difference"] is not None for c in cells}
+    assert known == {
+        (n, c): c == "C0" or n in ("sightless", "vanilla") for n in names for c in ("C0", "C2:rgb=zero")
+    }
+    for part in (told, page):
+        assert re.search(r"weak in \S+/b: its clean success of \d+% is below half of the baseline's", part)
+        assert "expert in " + sides[0] + ": it reads the simulator's state" in part
+        assert sides[0] + ": libero_goal: the assets were not hashed" in part
+    assert "weak / weak (no robustness figures)  libero_goal  C2:rgb=zero" in told
+    assert page.count('<span class="tag">expert (upper bound)</span>') == 2
+    assert page.count('<span class="tag">sightless (blind)</span>') == 2
+    assert page.count("<td>not reported: ") == 2
+
+
 def test_runs_with_other_seeds_or_assets_are_compared_unpaired_and_say_why(tmp_path, capsys):
     a = synthetic_run(tmp_path / "a", texts=["C2:rgb=zero"])
     usual = manifest_of(("toy",), [])["comparable"]
