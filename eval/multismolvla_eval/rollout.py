@@ -98,7 +98,9 @@ def run_episode(
     _seed_everything(seeds["policy"])
 
     cause: str | None = "time_out"
+    met = _Met(condition)
     while loop.steps < source.max_steps:
+        met.note(info, loop.steps)
         action = loop.decide(observation)
         if not np.isfinite(action).all():
             cause = "nan_action"
@@ -130,6 +132,8 @@ def run_episode(
         "cause": cause,
         "steps": loop.steps,
         "steps_to_success": loop.steps if cause is None else None,
+        "fault_steps": met.steps,
+        "first_fault_step": met.first,
         "actions": loop.executed.hexdigest()[:16],
         "gripper": _gripper(loop.gripper),
         "door": loop.door,
@@ -162,6 +166,32 @@ class _Clock:
         rendering = getattr(env.unwrapped, "render_seconds", 0.0) - rendered
         self.seconds["render"] += rendering
         self.seconds["env"] += time.perf_counter() - tick - rendering
+
+
+class _Met:
+    """Whether an episode met its fault: one in time may begin after the episode has ended.
+
+    Attributes:
+        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell.
+        first: the first of them, ``None`` if there is none.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        self._faulted = bool(condition.faults)
+        # All other faults last; the environment does not tell so where _View spares the rendering.
+        self._in_time = any(f.kind == "temporal" for f in condition.faults)
+        self.steps: int | None = 0
+        self.first: int | None = None
+
+    def note(self, info: dict[str, Any], step: int) -> None:
+        """Count the observation before this step."""
+        if not self._faulted or self.steps is None:
+            return
+        if "fault_active" not in info:
+            self.steps = self.first = None
+        elif info["fault_active"] or (self.first is not None and not self._in_time):
+            self.steps += 1
+            self.first = step if self.first is None else self.first
 
 
 class _View:

@@ -269,6 +269,8 @@ def _crash_row(episode: Episode, cause: str, checkpoint: str) -> Row:
         "cause": cause,
         "steps": 0,
         "steps_to_success": None,
+        "fault_steps": None,
+        "first_fault_step": None,
         "actions": None,
         "clip": None,
     }

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -159,6 +160,9 @@ def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_conf
     assert causes[0, 0].startswith("stuck")
     assert (causes[1, 0], causes[1, 1]) == (None, "time_out")
     assert not any(r["success"] for r in rows if r["cause"])
+    assert {(r["fault_steps"], r["first_fault_step"]) for r in rows if "exit code" in (r["cause"] or "")} == {
+        (None, None)
+    }
     summary = summary_of(config.output)
     assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
 
@@ -268,6 +272,40 @@ def test_nan_action_is_that_episodes_failure():
     row = run_episode(Episode("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
     assert (row["success"], row["cause"], row["steps"]) == (False, "nan_action", 0)
     json.dumps(row, allow_nan=False)
+
+
+class Late(gym.Wrapper):
+    """A fault that is there in the second and fourth observation of six."""
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        return observation, {**info, "fault_active": False}
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        return (*rest, {**info, "fault_active": self.unwrapped.count in (1, 3)})
+
+
+@pytest.mark.parametrize(
+    ("condition", "start", "wrapper", "met"),
+    [
+        ("C4:rgb=burst", 1, Late, (2, 1)),
+        (
+            "C4:rgb=burst",
+            0,
+            Late,
+            (1, 1),
+        ),  # succeeds in the third step: nobody acts on the fourth observation
+        ("C2:rgb=zero", 1, Late, (5, 1)),  # not in time: it lasts, also where nothing is rendered
+        ("C4:rgb=burst", 1, lambda env: env, (None, None)),  # an environment that does not tell
+        ("C0", 1, Late, (0, None)),
+    ],
+)
+def test_a_row_says_whether_the_episode_met_its_fault(condition, start, wrapper, met):
+    source = toy_source()
+    source.with_faults = lambda env, condition, run_seed: wrapper(env) if condition.faults else env
+    row = run_episode(Episode("p", "toy", 0, condition, start), source, BuiltinPolicy("zero", 7), 0)
+    assert (row["fault_steps"], row["first_fault_step"]) == met
 
 
 def test_policy_noise_is_paired_and_independent_of_faults():
