@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
+from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.plan import Counts
 from multismolvla_eval.provenance import hardware, package_versions, source_commit
@@ -56,6 +57,7 @@ def build_manifest(
         # left out where it is 1, so that runs from before there were batches can be continued
         **({"batch_size": config.batch_size} if config.batch_size > 1 else {}),
     }
+    complete = config.env.task_ids is None and LEVELS[config.level].tasks is None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made_with = {"versions": package_versions(), "commit": source_commit(), "hardware": hardware()}
     manifest = {
@@ -64,7 +66,10 @@ def build_manifest(
         "comparable": comparable,
         "created": now,
         "level": config.level if config.conditions is None else "custom",
-        "suites": {name: {**suite, "world": world(suite)} for name, suite in facts["suites"].items()},
+        "suites": {
+            name: {**suite, "world": world(suite), "complete": complete}
+            for name, suite in facts["suites"].items()
+        },
         "cameras": facts["cameras"],
         "env": {k: v for k, v in next(iter(facts["suites"].values())).items() if k in SHARED},
         "policies": facts["policies"],
@@ -138,9 +143,10 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
 
 
 def _with_tasks(old: dict[str, Any], name: str, suite: dict[str, Any]) -> dict[str, Any]:
-    """A suite with the tasks that earlier calls ran."""
-    earlier = old["suites"].get(name, {}).get("tasks", {})
-    return {**suite, "tasks": {**earlier, **suite["tasks"]}}
+    """A suite with the tasks that earlier calls ran; complete if any call ran all of them."""
+    earlier = old["suites"].get(name, {})
+    complete = suite["complete"] or bool(earlier.get("complete"))
+    return {**suite, "tasks": {**earlier.get("tasks", {}), **suite["tasks"]}, "complete": complete}
 
 
 def _stays_clean(policy: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

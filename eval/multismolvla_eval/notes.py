@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from multismolvla.corruption import parse_condition
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.episodes import Cells
@@ -29,10 +30,11 @@ def reader_notes(
         checks: from :func:`multismolvla_eval.checks.fairness_checks`.
     """
     notes = []
-    level = LEVELS.get(manifest.get("level") or "")
-    if level is None or not level.quotable:
+    short = _short_of_quotable(manifest)
+    if short:
         notes.append(
-            f"Level {manifest.get('level')!r} gives a first look. Only the levels standard and full may be quoted."
+            f"These figures give a first look and may not be quoted as a protocol's result (level {manifest.get('level')!r}): "
+            f"{'; '.join(short)}."
         )
     if "multismolvla_mini" in manifest["suites"]:
         notes.append(
@@ -59,6 +61,30 @@ def reader_notes(
     return (
         notes + _repeat_notes(manifest, cells) + _provenance_notes(manifest) + _fault_notes(checks["faults"])
     )
+
+
+def _short_of_quotable(manifest: dict[str, Any]) -> list[str]:
+    """What a run lacks of the smallest quotable level, whatever level it was called with; options may lower each part."""
+    least = next(level for level in LEVELS.values() if level.quotable)
+    counts = (
+        ("clean_episodes", "clean episodes per task"),
+        ("episodes", "episodes per task of each fault"),
+        ("clean_seeds", "repetitions of the clean condition"),
+    )
+    short = [
+        f"{manifest[k]} {words} (level {least.name}: {getattr(least, k)})"
+        for k, words in counts
+        if manifest[k] < getattr(least, k)
+    ]
+    missing = {parse_condition(c).id for c in least.conditions} - set(manifest["conditions"])
+    if missing:
+        short.append(
+            f"{len(missing)} of the {len(least.conditions)} conditions of level {least.name} are missing"
+        )
+    parts = [name for name, suite in manifest["suites"].items() if not suite.get("complete")]
+    if parts:
+        short.append(f"not all tasks of {', '.join(parts)}, as far as this run has noted")
+    return short
 
 
 def _points(share: float) -> str:

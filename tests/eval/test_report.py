@@ -10,12 +10,17 @@ from html.parser import HTMLParser
 import pytest
 from synthetic import CONDITIONS, RUN, manifest_of, synthetic_run, write_rows
 
+from multismolvla.corruption import parse_condition
 from multismolvla_eval import plots
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.checks import fairness_checks
+from multismolvla_eval.conditions import LEVELS
+from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.episodes import Cells, collect
+from multismolvla_eval.manifest import build_manifest
+from multismolvla_eval.plan import Counts
 from multismolvla_eval.report import main
-from multismolvla_eval.results import ResultsError, read_manifest, read_rows
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows, write_json
 from multismolvla_eval.summary import summarise
 
 
@@ -320,6 +325,46 @@ def test_what_the_gate_withholds_is_drawn_and_told_nowhere_and_marked_in_every_r
     summary["policies"] = summary["policies"][:2]
     assert plots.success_points(summary, ("C2",)) is plots.severity_curves(summary, "rgb") is None
     assert plots.subset_map(summary) is None
+
+
+@pytest.mark.parametrize(
+    ("lowered", "reason"),
+    [
+        ({}, None),
+        ({"episodes": 1}, "1 episodes per task of each fault (level standard: 10)"),
+        ({"clean_episodes": 5}, "5 clean episodes per task (level standard: 10)"),
+        ({"clean_seeds": 1}, "1 repetitions of the clean condition (level standard: 3)"),
+        ({"conditions": ["C0", "C2:rgb=zero"]}, "conditions of level standard are missing"),
+        ({"complete": False}, "not all tasks of toy"),
+    ],
+)
+def test_what_may_be_quoted_depends_on_what_ran_not_on_the_levels_name(tmp_path, lowered, reason):
+    """A run is called with ``--level=standard``, and perhaps with an option that lowers it."""
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], episodes=1, clean_episodes=1)
+    manifest = json.loads((folder / "run.json").read_text())
+    whole = {"clean_episodes": 10, "episodes": 10, "clean_seeds": 3}
+    asked = [parse_condition(c).id for c in LEVELS["standard"].conditions]
+    manifest.update({"level": "standard", "conditions": asked, **whole, **lowered})
+    manifest["suites"]["toy"]["complete"] = manifest.pop("complete", True)
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main([str(folder)]) == 0
+    for text in ((folder / "report.html").read_text(), (folder / "report.md").read_text()):
+        assert ("may not be quoted" in text) == (reason is not None)
+        assert (reason or "") in text
+
+
+def test_a_run_notes_whether_it_had_all_tasks(tmp_path):
+    facts = {"suites": {"toy": {"tasks": {"0": "a"}}}, "cameras": ["image"], "policies": {}}
+
+    def noted(ids, level="standard"):
+        env = EnvironmentArguments("toy", "toy", ids)
+        config = EvalConfig(["a=a"], env=env, level=level, output=tmp_path)
+        return build_manifest(config, facts, [], Counts(1, 1), [])
+
+    assert not noted([0])["suites"]["toy"]["complete"]
+    assert not noted(None, "smoke")["suites"]["toy"]["complete"], "its first task only"
+    write_json(tmp_path / "run.json", noted(None))
+    assert noted([0])["suites"]["toy"]["complete"], "an earlier call had them all"
 
 
 @pytest.mark.parametrize(
