@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from multismolvla.corruption import (
     CLEAN,
@@ -258,6 +259,25 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
                     "choose a builtin_* type, e.g. C3:rgb=builtin_noise@3."
                 )
     return tuple(conditions)
+
+
+def refuse_unfaultable(conditions: Sequence[Condition], suites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the environment can be seen through faults; otherwise every faulted episode would crash.
+
+    Args:
+        conditions: of the run.
+        suites: description per suite; one without ``faultable`` applies faults in a way of its own.
+
+    Raises:
+        ValueError: there is a condition with a fault and an environment that the fault wrapper cannot work on.
+    """
+    faulted = next((c for c in conditions if c.faults), None)
+    name = next((n for n, s in suites.items() if not s.get("faultable", True)), None)
+    if faulted is not None and name is not None:
+        raise ValueError(
+            f"Condition {faulted.id!r} cannot be applied to the suite {name!r}: its environment has no `cameras` or no "
+            "`presence` in its observations. Use --env.type=multismolvla_libero, or --conditions='[C0]'."
+        )
 
 
 def describe(condition: Condition) -> str:

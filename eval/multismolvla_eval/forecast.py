@@ -68,6 +68,7 @@ def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
             "max_steps": options.get("episode_length") or LIBERO_MAX_STEPS[name],
             "init_states": _LIBERO_STATES.get(split),
             "init_split": split,
+            "faultable": arguments.type == "multismolvla_libero",
         }
     return {"suites": suites, "cameras": _CAMERAS}
 

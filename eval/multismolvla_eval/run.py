@@ -149,7 +149,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
 def _evaluate(
     config: EvalConfig, level: _Level, command: Sequence[str], pool: Any, shard: int, shards: int
 ) -> None:
-    from multismolvla_eval.conditions import resolve
+    from multismolvla_eval.conditions import refuse_unfaultable, resolve
     from multismolvla_eval.forecast import describe_run
     from multismolvla_eval.manifest import build_manifest
     from multismolvla_eval.plan import remaining
@@ -166,6 +166,7 @@ def _evaluate(
 
     facts = _first_tasks(pool.describe(), level.tasks)
     conditions = resolve(level.conditions, facts["cameras"])
+    refuse_unfaultable(conditions, facts["suites"])
     plan = _plan(config, level, facts, conditions)
     with manifest_lock(config.output):
         manifest = build_manifest(config, facts, conditions, level.counts, command)
@@ -189,13 +190,14 @@ def _evaluate(
 
 def _forecast(config: EvalConfig, level: _Level, shard: int, shards: int) -> None:
     """``--dry-run``: cells, episodes and hours, from tables and from what the output folder already holds."""
-    from multismolvla_eval.conditions import resolve
+    from multismolvla_eval.conditions import refuse_unfaultable, resolve
     from multismolvla_eval.forecast import describe_run, outline
     from multismolvla_eval.plan import remaining
     from multismolvla_eval.results import MANIFEST, completed, read_run
 
     facts = _first_tasks(outline(config.env), level.tasks)
     conditions = resolve(level.conditions, facts["cameras"])
+    refuse_unfaultable(conditions, facts["suites"])
     plan = _plan(config, level, facts, conditions)
     rows = read_run(config.output)[1] if (config.output / MANIFEST).exists() else []
     todo = remaining(plan, completed(rows), shard, shards)

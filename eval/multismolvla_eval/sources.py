@@ -14,9 +14,13 @@ import numpy as np
 from torch import Tensor
 
 from multismolvla.corruption import Condition
+from multismolvla_eval.conditions import LIBERO_PLUS_TYPE, require_libero_plus
 from multismolvla_eval.config import EnvironmentArguments
 
 logger = logging.getLogger(__name__)
+
+#: LeRobot's own types that import LIBERO, which asks a question on the terminal where it finds no configuration.
+_ASKING_TYPES = ("libero", LIBERO_PLUS_TYPE)
 
 Batch = dict[str, Any]
 
@@ -84,6 +88,8 @@ class LeRobotSource:
         self.cameras = tuple(_attribute(first, "cameras", ())) or _cameras_of(first)
         self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
         self.max_steps = int(_attribute(first, "_max_episode_steps", 0))
+        # what FaultWrapper works on
+        self._faultable = hasattr(first.unwrapped, "cameras") and _has_presence(first.observation_space)
         if self.max_steps < 1:
             raise ValueError(
                 f"The suite {suite!r} of the environment type {config.type!r} has no step limit (_max_episode_steps)."
@@ -99,6 +105,7 @@ class LeRobotSource:
             "init_states": _count_states(first),
             **{k: v for k, v in known.items() if v is not None},
             **_version(self.suite),
+            "faultable": self._faultable,
             "fps": int(getattr(self.config, "fps", 0)),
             "streams": list(_attribute(first, "streams", ("rgb",))),
             "origins": dict(_attribute(first, "origins", {})),
@@ -167,6 +174,10 @@ def _count_states(env: gym.Env) -> int | None:
     return len(states) if states is not None else _attribute(env, "num_init_states", None)
 
 
+def _has_presence(space: gym.Space[Any]) -> bool:
+    return isinstance(space, gym.spaces.Dict) and "presence" in space.spaces
+
+
 def _cameras_of(env: gym.Env) -> tuple[str, ...]:
     space = env.observation_space
     pixels = space["pixels"] if isinstance(space, gym.spaces.Dict) and "pixels" in space.spaces else None
@@ -188,6 +199,7 @@ def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource
     Raises:
         ValueError: unknown type, option, suite or task id, or ``module:attribute`` that cannot be found.
         FileNotFoundError: LIBERO's assets are missing, or not whole.
+        ModuleNotFoundError: LIBERO-Plus is asked for and not what is installed, or no LIBERO is.
     """
     module_name, colon, attribute = arguments.type.partition(":")
     if not colon:
@@ -235,6 +247,12 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
         raise ValueError(
             f"--env.options do not fit the environment type {arguments.type!r}: {error}."
         ) from error
+    if arguments.type == LIBERO_PLUS_TYPE:
+        require_libero_plus()
+    if arguments.type in _ASKING_TYPES:
+        from lerobot_env_multismolvla.libero_setup import ensure_libero_config
+
+        ensure_libero_config()
     if arguments.type == "multismolvla_libero":
         _refuse_missing_assets(config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from types import SimpleNamespace
 
+import gymnasium as gym
 import pytest
 
 from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
@@ -15,9 +16,14 @@ from multismolvla_eval.conditions import (
     LEVELS,
     describe,
     level_conditions,
+    refuse_unfaultable,
     require_libero_plus,
     resolve,
 )
+from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.forecast import outline
+from multismolvla_eval.run import evaluate
+from multismolvla_eval.sources import LeRobotSource, load_sources
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=lambda level: level.name)
@@ -136,6 +142,54 @@ def test_libero_plus_is_an_environment_and_its_absence_is_named(monkeypatch, tmp
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="no package libero is installed"):
         require_libero_plus()
+
+
+def test_libero_plus_is_asked_for_before_its_environments_are_made(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="needs LIBERO-Plus, but no package libero"):
+        outline(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_spatial", None, {}))
+
+
+def test_libero_is_told_its_configuration_before_it_is_imported(monkeypatch):
+    from lerobot.envs.configs import EnvConfig
+
+    calls = []
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero_setup.ensure_libero_config", lambda: calls.append("told")
+    )
+    monkeypatch.setattr(
+        EnvConfig.get_choice_class("libero"), "create_envs", lambda self, **_: calls.append("made") or {}
+    )
+    assert load_sources(EnvironmentArguments("libero", "libero_spatial", None, {})) == {}
+    assert calls == ["told", "made"]
+
+
+def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them(make_config, monkeypatch):
+    conditions = resolve(["C2:rgb=zero"], ("image",))
+    with pytest.raises(
+        ValueError, match=r"'C2:rgb=zero' cannot be applied to the suite 'b'.*conditions='\[C0\]'"
+    ):
+        refuse_unfaultable(conditions, {"a": {}, "b": {"faultable": False}})
+    refuse_unfaultable(conditions[:1], {"b": {"faultable": False}})
+    monkeypatch.setattr("multismolvla_eval.forecast._libero_tasks", lambda: {"libero_spatial": ["a_task"]})
+    config = make_config(env=EnvironmentArguments("libero", "libero_spatial", None, {}), dry_run=True)
+    with pytest.raises(ValueError, match="cannot be applied to the suite 'libero_spatial'"):
+        evaluate(config)
+
+
+def test_a_source_says_whether_its_environment_has_what_faults_need():
+    def suite(presence, **attributes):
+        space = gym.spaces.Dict({k: gym.spaces.Box(0, 1, (8,)) for k in presence})
+        env = gym.Env()
+        env.observation_space, env.action_space = space, gym.spaces.Box(-1, 1, (7,))
+        for name, value in {"_max_episode_steps": 5, **attributes}.items():
+            setattr(env, name, value)
+        source = LeRobotSource(SimpleNamespace(type="made-up"), "s", {0: SimpleNamespace(envs=[env])})
+        return source.describe()["faultable"]
+
+    assert suite(["presence"], cameras=("image",))
+    assert not suite([], cameras=("image",))
+    assert not suite(["presence"])
 
 
 def test_lerobot_knows_the_environment_type_of_libero_plus():
