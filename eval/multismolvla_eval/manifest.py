@@ -83,6 +83,7 @@ def build_manifest(
         "provenance": [{"time": now, **made_with}],
         "commands": [list(command)],
         "remarks": list(config.note),
+        "rename_map": config.rename_map,
     }
     if (config.output / MANIFEST).exists():
         return _continue(read_manifest(config.output), manifest, config)
@@ -133,6 +134,7 @@ def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> d
         "provenance": [*old.get("provenance", [{"time": old["created"], **made_with}]), *new["provenance"]],
         "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
         "policies": {**old["policies"], **new["policies"]},
+        "rename_map": {**old.get("rename_map", {}), **new["rename_map"]},
         "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
         "clean_only": [
             n for n in dict.fromkeys((*old["clean_only"], *new["clean_only"])) if _stays_clean(n, old, new)

@@ -5,6 +5,7 @@ The result is plain data (it is written as ``results.json``); tables, plots and 
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -313,13 +314,19 @@ def _clips(episodes: Episodes) -> list[dict[str, Any]]:
 
 def _command(condition_id: str, manifest: dict[str, Any]) -> str:
     policies = ", ".join(f"{n}={p.get('path') or p['checkpoint']}" for n, p in manifest["policies"].items())
-    env = manifest["comparable"]["env"]
+    env, suites = manifest["comparable"]["env"], manifest["suites"].values()
+    tasks = sorted({int(i) for suite in suites for i in suite["tasks"]})
+    batch_size, clean_only = manifest["comparable"].get("batch_size", 1), manifest.get("clean_only")
     parts = [
         f"--policies=[{policies}]",
         f"--baseline={manifest['baseline']}",
         f"--env.type={env['type']}",
         f"--env.task={','.join(manifest['suites'])}",
         *([f"--env.options={env['options']}"] if env.get("options") else []),
+        *([] if all(suite.get("complete") for suite in suites) else [f"--env.task_ids={tasks}"]),
+        *([f"--rename_map={json.dumps(manifest['rename_map'])}"] if manifest.get("rename_map") else []),
+        *([f"--batch_size={batch_size}"] if batch_size > 1 else []),
+        *([f"--clean_only=[{', '.join(clean_only)}]"] if clean_only else []),
         f"--conditions=[{'' if condition_id == 'C0' else condition_id}]",
         f"--clean_episodes={manifest['clean_episodes']}",
         f"--clean_seeds={manifest['clean_seeds']}",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
+import draccus
 import pytest
 from synthetic import CONDITIONS, RUN, manifest_of, synthetic_run, write_rows
 
@@ -365,6 +368,29 @@ def test_a_run_notes_whether_it_had_all_tasks(tmp_path):
     assert not noted(None, "smoke")["suites"]["toy"]["complete"], "its first task only"
     write_json(tmp_path / "run.json", noted(None))
     assert noted([0])["suites"]["toy"]["complete"], "an earlier call had them all"
+
+
+def test_the_command_of_a_cell_repeats_every_option_that_matters(tmp_path):
+    usual = manifest_of(("toy",), [])["comparable"]
+    names = {"observation.images.image": "observation.images.top"}
+    changes = {
+        "rename_map": {"ours": names},
+        "clean_only": ["ours"],
+        "comparable": {**usual, "batch_size": 4},
+    }
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], **changes)
+    write_rows(folder, [r for r in read_rows(folder, RUN) if r["policy"] != "ours" or r["condition"] == "C0"])
+    assert main([str(folder)]) == 0
+    (cell,) = [c for c in json.loads((folder / "results.json").read_text())["cells"] if c["group"] == "C2"]
+    given = shlex.split(cell["command"])[1:]
+    config = draccus.parse(EvalConfig, args=given)
+    config.check()
+    assert (config.batch_size, config.clean_only, config.env.task_ids) == (4, ["ours"], [0, 1])
+    assert config.rename_map_of("ours") == names
+    assert (
+        html.escape(cell["command"]).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        in (folder / "report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize(
