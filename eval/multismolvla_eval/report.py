@@ -105,10 +105,10 @@ def read_episodes(results: Path) -> tuple[dict[str, Any], Episodes]:
         ResultsError: the folder holds no results, or damaged or foreign ones.
     """
     from multismolvla_eval.episodes import collect
-    from multismolvla_eval.results import iterate_rows, read_manifest, worlds
+    from multismolvla_eval.results import iterate_rows, read_manifest
 
     manifest = read_manifest(results)
-    rows = iterate_rows(results, manifest["fingerprint"], worlds(manifest))
+    rows = iterate_rows(results, manifest["fingerprint"], manifest)
     return manifest, collect(rows, manifest["policies"])
 
 

@@ -174,29 +174,31 @@ def _cut_half_line(path: Path) -> int:
     return lost
 
 
-def read_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -> list[Row]:
+def read_rows(folder: Path, run: str, manifest: Mapping[str, Any] | None = None) -> list[Row]:
     """All rows of a run, from all its shards; see :func:`iterate_rows`."""
-    return list(iterate_rows(folder, run, worlds))
+    return list(iterate_rows(folder, run, manifest))
 
 
-def iterate_rows(folder: Path, run: str, worlds: Mapping[str, str] | None = None) -> Iterator[Row]:
+def iterate_rows(folder: Path, run: str, manifest: Mapping[str, Any] | None = None) -> Iterator[Row]:
     """The rows of a run, from all its shards, one after the other: a large run does not fit into memory comfortably.
 
     Args:
         folder: output folder.
         run: fingerprint that every row must carry.
-        worlds: hash per suite that a row of that suite must carry, from the manifest; rows of other suites are foreign.
+        manifest: of the run; rows of another suite or version of it, task, condition or episode are foreign.
 
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
     """
+    known = None if manifest is None else worlds(manifest)
     seen: dict[str, str] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         for number, row in _read_shard(path):
             place = f"{path.name}:{number}"
             _check_row(row, place, run)
-            if worlds is not None:
-                _check_world(row, place, worlds)
+            if manifest is not None and known is not None:
+                _check_world(row, place, known)
+                _check_planned(row, place, manifest)
             key = episode_key(row)
             if key in seen:
                 raise ResultsError(
@@ -256,6 +258,28 @@ def _check_world(row: Row, place: str, worlds: Mapping[str, str]) -> None:
         )
 
 
+def _check_planned(row: Row, place: str, manifest: Mapping[str, Any]) -> None:
+    """A row that no call of this run has planned must not be averaged in."""
+    tasks, clean = manifest["suites"][row["suite"]]["tasks"], row["condition"] == "C0"
+    limits = {
+        "episode": manifest["clean_episodes" if clean else "episodes"],
+        "seed": manifest["clean_seeds"] if clean else 1,
+    }
+    if str(row["task_id"]) not in tasks:
+        wrong, expected = "task_id", f"one of {sorted(map(int, tasks))}"
+    elif row["condition"] not in manifest["conditions"]:
+        wrong, expected = "condition", "one of its conditions"
+    else:
+        beyond = [k for k, limit in limits.items() if not 0 <= row[k] < limit]
+        if not beyond:
+            return
+        wrong, expected = beyond[0], f"0 to {limits[beyond[0]] - 1} ({row['condition']})"
+    raise ResultsError(
+        f"{place} has the {wrong} {row[wrong]!r}, this folder's manifest plans {expected}: the row belongs to another run. "
+        "Move the file to its own folder, or continue the run with the options that made the row."
+    )
+
+
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """Manifest and rows of a run, checked against each other.
 
@@ -263,7 +287,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         ResultsError: names file and line of the first thing that is wrong.
     """
     manifest = read_manifest(folder)
-    return manifest, read_rows(folder, manifest["fingerprint"], worlds(manifest))
+    return manifest, read_rows(folder, manifest["fingerprint"], manifest)
 
 
 def worlds(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -159,7 +159,6 @@ def _evaluate(
         completed,
         manifest_lock,
         read_rows,
-        worlds,
         write_json,
     )
     from multismolvla_eval.shards import shard_name
@@ -170,7 +169,7 @@ def _evaluate(
     plan = _plan(config, level, facts, conditions)
     with manifest_lock(config.output):
         manifest = build_manifest(config, facts, conditions, level.counts, command)
-        rows = read_rows(config.output, manifest["fingerprint"], worlds(manifest))
+        rows = read_rows(config.output, manifest["fingerprint"], manifest)
         todo = remaining(plan, completed(rows), shard, shards)
         if todo:
             write_json(config.output / MANIFEST, manifest)

@@ -80,6 +80,32 @@ def test_doubtful_rows_are_named_and_refused(tmp_path, line, message):
         read_rows(tmp_path, "abc")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_id": 7}, r"episodes-0of1.jsonl:2 has the task_id 7, .* plans one of \[0, 2\]"),
+        ({"condition": "C2:rgb=zero"}, "has the condition 'C2:rgb=zero'"),
+        ({"episode": 3}, r"has the episode 3, .* plans 0 to 2 \(C0\)"),
+        ({"episode": -1}, "has the episode -1"),
+        ({"seed": 2}, "has the seed 2"),
+        ({"condition": "C1:rgb", "episode": 1}, r"has the episode 1, .* plans 0 to 0 \(C1:rgb\)"),
+        ({"condition": "C1:rgb", "seed": 1}, "has the seed 1"),
+    ],
+)
+def test_rows_that_the_run_never_planned_are_refused(tmp_path, changes, message):
+    manifest = {
+        "suites": {"toy": {"world": "w", "tasks": {"0": "a", "2": "b"}}}, "conditions": ["C0", "C1:rgb"],
+        "clean_episodes": 3, "clean_seeds": 2, "episodes": 1,
+    }  # fmt: skip
+    planned = [row(2, seed=1, world="w"), row(0, task_id=2, condition="C1:rgb", world="w")]
+    write(tmp_path, planned[0])
+    write(tmp_path, planned[1], name="episodes-1of2.jsonl")
+    assert read_rows(tmp_path, "abc", manifest) == planned
+    write(tmp_path, row(**changes, world="w"))
+    with pytest.raises(ResultsError, match=message):
+        read_rows(tmp_path, "abc", manifest)
+
+
 def test_nan_never_reaches_a_file(tmp_path):
     writer = ShardWriter(tmp_path / "episodes-0of1.jsonl")
     with pytest.raises(ValueError, match="JSON"):
