@@ -19,6 +19,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "gripper_closed": ("gripper", "closed"),
     "gripper_switches": ("gripper", "switches"),
     "peak_memory_mb": ("peak_memory_mb",),
+    "fault_steps": ("fault_steps",),
 }
 _NAMES = ("policy", "suite", "condition", "cause")
 _NUMBERS = ("task_id", "episode", "seed", "init_state", "steps")

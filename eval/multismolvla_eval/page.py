@@ -54,6 +54,7 @@ def environment() -> jinja2.Environment:
     )
     found.filters.update(
         rate=tables.rate_text,
+        met=tables.met_text,
         difference=tables.difference_text,
         percent=tables.percent,
         count=tables.count_text,

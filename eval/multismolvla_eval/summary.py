@@ -228,11 +228,15 @@ def _result(
         other = cells.rows(baseline, condition_id, suite)
         against_baseline = comparisons.add(other, rows, (COMPARISONS[1], *scope))
     causes = cells.episodes.codes["cause"][rows]
+    fault_steps = cells.episodes.measures["fault_steps"][rows]
+    known = fault_steps[~np.isnan(fault_steps)]
     return {
         **rate,
         "versus_clean": against_clean,
         "versus_baseline": against_baseline,
         "steps_to_success": _mean(cells.episodes.measures["steps_to_success"][rows], digits=1),
+        # An episode may end before its fault begins: such a cell says less than its n.
+        "met": [int((known > 0).sum()), len(known)] if len(known) and not clean else None,
         "time_outs": int((causes == cells.episodes.code("cause", "time_out")).sum()),
     }
 

@@ -13,7 +13,7 @@ CSV_COLUMNS = (
     "policy", "checkpoint", "privileged", "blind", "gate_passed", "gate_reason", "suite", "condition", "group", "family", "seen_in_training", "successes", "n", "rate", "low", "high",
     *(f"{c}_{k}" for c in ("versus_clean", "versus_baseline")
       for k in ("n", "difference", "low", "high", "p_value", "p_holm", "family_size", "detectable")),
-    "relative", "relative_low", "relative_high", "steps_to_success", "time_outs", "offline_error",
+    "relative", "relative_low", "relative_high", "steps_to_success", "time_outs", "met", "met_known", "offline_error",
 )  # fmt: skip
 
 
@@ -36,6 +36,11 @@ def rate_text(rate: dict[str, Any] | None) -> str:
     if rate is None:
         return "–"
     return f"{100 * rate['rate']:.0f} % ({rate['successes']}/{rate['n']}, {100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
+
+
+def met_text(result: dict[str, Any]) -> str:
+    """``met in 3 of 10 episodes``: how many ran long enough to meet the fault; empty where no row tells."""
+    return "met in {} of {} episodes".format(*result["met"]) if result["met"] else ""
 
 
 def difference_text(difference: dict[str, Any] | None) -> str:
@@ -284,11 +289,14 @@ def _markdown_group(summary: dict[str, Any], group: str, title: str) -> list[str
         entry = cell["results"].get(name, {}).get(comparison)
         return f"{difference_text(entry)} [{power_text(entry)}]" if entry else "–"
 
+    def rate(result: dict[str, Any] | None) -> str:
+        return "; ".join(filter(None, (rate_text(result), met_text(result) if result else "")))
+
     rows = [
         [
             f"`{c['condition']}`",
             c["description"] + (" (training may meet this type)" if c["seen"] else ""),
-            *(rate_text(c["results"].get(n)) for n in names),
+            *(rate(c["results"].get(n)) for n in names),
             *(compared(c, n, "versus_clean") for n in names),
             *(compared(c, n, "versus_baseline") for n in others),
         ]
@@ -348,4 +356,5 @@ def _csv_row(
             yield f"{comparison}_{key}", entry.get(key)
     for key in ("", "_low", "_high"):
         yield f"relative{key}", (result["versus_clean"] or {}).get(f"ratio{key}")
+    yield from zip(("met", "met_known"), result["met"] or (None, None), strict=True)
     yield "offline_error", (result.get("offline") or {}).get("error")

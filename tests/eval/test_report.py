@@ -393,6 +393,20 @@ def test_the_command_of_a_cell_repeats_every_option_that_matters(tmp_path):
     )
 
 
+def test_cells_tell_in_how_many_episodes_the_fault_was_met(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C4:all=delay@2", "C2:rgb=zero"])
+    rows = read_rows(folder, RUN)
+    for row in rows:
+        if (row["policy"], row["condition"]) == ("ours", "C4:all=delay@2"):
+            row["fault_steps"] = {0: 0, 1: 0, 2: None}.get(row["episode"], 3)
+    write_rows(folder, rows)
+    assert main([str(folder)]) == 0
+    assert '<span class="muted">met in 4 of 8 episodes</span>' in (folder / "report.html").read_text()
+    assert (folder / "report.md").read_text().count("; met in 4 of 8 episodes |") == 1
+    told = {(r["policy"], r["condition"]): (r["met"], r["met_known"]) for r in csv_of(folder) if r["met"]}
+    assert told == {("ours", "C4:all=delay@2"): ("4", "8")}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
