@@ -135,6 +135,8 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
     process = subprocess.Popen(
         command(output, clean_episodes=60), env=ENVIRONMENT,  # so many that a busy machine cannot finish before the signal
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        # a shell that runs pytest in the background has it ignore Ctrl-C, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     shard = output / "episodes-0of1.jsonl"
     deadline = time.monotonic() + 60
