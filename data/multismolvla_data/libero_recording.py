@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .episode import EpisodeSettings, _store, dataset_frame
+from .simulators import simulator
 
 if TYPE_CHECKING:
     from .record import RecordConfig
@@ -72,10 +73,6 @@ def check_states(text: str, allow_evaluation: bool) -> tuple[int, ...]:
     return states
 
 
-#: The environment of this worker process. One only: ten LIBERO scenes with their textures would fill the memory.
-_ENV: dict[tuple[LiberoEpisodeSettings, int], tuple[Any, Any]] = {}
-
-
 def record_libero_episode(settings: LiberoEpisodeSettings, task_id: int, number: int, target: Path) -> int:
     """Let the expert solve one initial state and store the episode.
 
@@ -95,7 +92,14 @@ def record_libero_episode(settings: LiberoEpisodeSettings, task_id: int, number:
     from lerobot_env_multismolvla.libero_expert.search import LiberoExpert
     from lerobot_env_multismolvla.libero_expert.simulation import episode_seed
 
-    env, processor = _environment(settings, task_id)
+    env, processor = simulator(
+        settings.suite,
+        task_id,
+        size=settings.size,
+        render_quality=settings.render_quality,
+        settle_steps=settings.settle_steps,
+        libero_assets=settings.libero_assets,
+    )
     state, seed = settings.start(number)
     raw, _ = env.reset(seed=episode_seed(seed, task_id, state), options={"init_state_id": state})
     expert = LiberoExpert(noisy([seed, task_id, state], settings.noise))
@@ -115,28 +119,6 @@ def record_libero_episode(settings: LiberoEpisodeSettings, task_id: int, number:
         )
     _store(frames, target, instruction=np.array(env.task_description))
     return len(frames)
-
-
-def _environment(settings: LiberoEpisodeSettings, task_id: int) -> tuple[Any, Any]:
-    if (settings, task_id) not in _ENV:
-        from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-
-        for env, _ in _ENV.values():
-            env.close()
-        _ENV.clear()
-        config = MultiSmolVLALiberoConfig(
-            task=settings.suite,
-            observation_height=settings.size,
-            observation_width=settings.size,
-            render_quality=settings.render_quality,
-            init_split="all",
-            num_steps_wait=settings.settle_steps,
-            hard_reset=False,
-            libero_assets=settings.libero_assets,
-        )
-        env = config.env_maker(settings.suite, task_id)()
-        _ENV[settings, task_id] = (env, config.get_env_processors()[0])
-    return _ENV[settings, task_id]
 
 
 def libero_settings(config: RecordConfig) -> LiberoEpisodeSettings:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .episode import _store, dataset_frame
 from .libero_hdf5 import DemoFileError, Demonstration, fixture_poses, noop_mask, read_demo
+from .simulators import simulator
 
 #: Motionless, gripper open: what the community lets pass before the first action.
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -87,10 +88,6 @@ class Job:
         return folder / f"task{self.task_id:03d}_{self.demo}.failed.json"
 
 
-#: The environment of this worker process. One only: ten LIBERO scenes with their textures would fill the memory.
-_ENV: dict[tuple[ReplaySettings, int], tuple[Any, Any]] = {}
-
-
 def replay_demo(settings: ReplaySettings, job: Job, folder: Path) -> Failure | None:
     """Replay one demonstration and store it in ``folder`` if it succeeds (or failures are kept).
 
@@ -135,26 +132,18 @@ def load_failure(job: Job, folder: Path) -> Failure | None:
 
 
 def environment(settings: ReplaySettings, task_id: int) -> tuple[Any, Any]:
-    """Environment and observation processor of a task, kept until another task is asked for."""
-    if (settings, task_id) not in _ENV:
-        from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+    """Environment and observation processor of a task, kept until another task is asked for.
 
-        for env, _ in _ENV.values():
-            env.close()
-        _ENV.clear()
-        config = MultiSmolVLALiberoConfig(
-            task=settings.suite,
-            observation_height=settings.size,
-            observation_width=settings.size,
-            render_quality=settings.render_quality,
-            init_split="all",
-            num_steps_wait=0,  # settling begins at the demonstration's state, not at LIBERO's
-            hard_reset=False,  # states and fixtures come from the file: nothing of a rebuilt model would be new
-            libero_assets=settings.libero_assets,
-        )
-        env = config.env_maker(settings.suite, task_id)()
-        _ENV[settings, task_id] = (env, config.get_env_processors()[0])
-    return _ENV[settings, task_id]
+    Settling begins at the demonstration's state, not at LIBERO's.
+    """
+    return simulator(
+        settings.suite,
+        task_id,
+        size=settings.size,
+        render_quality=settings.render_quality,
+        settle_steps=0,
+        libero_assets=settings.libero_assets,
+    )
 
 
 def _from_actions(

@@ -77,7 +77,7 @@ def test_recorded_episode_is_whole_and_repeatable(recorded):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from lerobot_env_multismolvla.libero_expert.simulation import episode_seed
-    from multismolvla_data import libero_recording
+    from multismolvla_data import libero_recording, simulators
 
     config, output = recorded
     metadata = json.loads((output / METADATA_FILE).read_text())
@@ -99,7 +99,7 @@ def test_recorded_episode_is_whole_and_repeatable(recorded):
     assert len(simulation) == len(executed) == len(dataset)
     assert not np.array_equal(actions, executed)  # disturbed
     # What was executed leads from each state kept to the next, and from the last to success.
-    env = next(iter(libero_recording._ENV.values()))[0]
+    env = next(iter(simulators._OPEN.values()))[0]
     env.reset(seed=episode_seed(0, 5, 31), options={"init_state_id": 31})
     for step, action in enumerate(executed):
         np.testing.assert_array_equal(env.simulation.sim.get_state().flatten(), simulation[step])

@@ -23,6 +23,7 @@ from multismolvla_data.record import METADATA_FILE, RecordingError, _open_worksp
 from multismolvla_data.replay import REPORT_FILE, ReplayConfig, replay
 from multismolvla_data.replay_episode import Failure, Job, ReplaySettings, environment, replay_demo
 from multismolvla_data.replay_plan import plan_replay, suite_tasks
+from multismolvla_data.simulators import close_simulator
 
 MINI = "multismolvla_mini"
 SIZE = 32
@@ -70,9 +71,7 @@ def source(tmp_path_factory) -> Path:
         path, [good, with_noops(good), broken(good)], {"bddl_file_name": f"{path.stem[:-5]}.bddl"}
     )
     yield folder
-    for env, _ in replay_episode._ENV.values():
-        env.close()
-    replay_episode._ENV.clear()
+    close_simulator()
 
 
 @pytest.fixture(scope="module")
