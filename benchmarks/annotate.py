@@ -60,10 +60,12 @@ class AnnotateBenchmark:
 
 def run(cfg: AnnotateBenchmark) -> dict[str, Any]:
     """Measure every case on every dataset, each in a process of its own, and print and write the results."""
+    from multismolvla_data.tiny_estimators import write_tiny_networks
+
     machine = Machine()
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="annotate-") as scratch:
-        networks = write_networks(Path(scratch) / "networks")
+        networks = {**write_tiny_networks(Path(scratch) / "networks"), "thermal_size": 64}
         for count in cfg.episodes:
             source = write_source(Path(scratch) / f"source{count}", count, cfg.frames, cfg.side)
             for case in cfg.cases:
@@ -116,25 +118,6 @@ def write_source(root: Path, episodes: int, frames: int, side: int) -> Path:
         data.save_episode(parallel_encoding=False)
     data.finalize()
     return root
-
-
-def write_networks(root: Path) -> dict[str, Any]:
-    """Tiny networks in the official layouts, as options of the annotation."""
-    from multismolvla.thermal.tiny import write_tiny_imagebind
-    from multismolvla.thermal.tiny_thermalgen import write_tiny_thermalgen
-    from multismolvla.tokenizers.tiny import write_tiny_tokenizers
-    from multismolvla_data.tiny_estimators import write_tiny_depth_estimator, write_tiny_segmenter
-
-    tokenizers = write_tiny_tokenizers(root / "tokenizers", codebook_size=8192)
-    tokenizers["seg"] = write_tiny_tokenizers(root / "small", codebook_size=4096)["seg"]
-    return {
-        "depth_model": str(write_tiny_depth_estimator(root / "depth")),
-        "seg_model": str(write_tiny_segmenter(root / "seg")),
-        "thermal_model": str(write_tiny_thermalgen(root / "thermalgen")),
-        "thermal_size": 64,
-        "tokenizer_sources": {k: str(v) for k, v in tokenizers.items()},
-        "imagebind": str(write_tiny_imagebind(root / "imagebind")),
-    }
 
 
 def _in_child(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _SIDE = 28
+
+
+def write_tiny_networks(root: Path) -> dict[str, Any]:
+    """Write every network that an annotation reads, estimators and tokenizers.
+
+    Args:
+        root: folder for all of them.
+
+    Returns:
+        The options of `multismolvla_data.annotate_config.AnnotateConfig` that name them.
+    """
+    from multismolvla.thermal.tiny import write_tiny_imagebind
+    from multismolvla.thermal.tiny_thermalgen import write_tiny_thermalgen
+    from multismolvla.tokenizers.tiny import write_tiny_tokenizers
+
+    # the encoder's domains take the official numbers of ids
+    tokenizers = write_tiny_tokenizers(root / "tokenizers", codebook_size=8192)
+    tokenizers["seg"] = write_tiny_tokenizers(root / "small", codebook_size=4096)["seg"]
+    return {
+        "depth_model": str(write_tiny_depth_estimator(root / "depth")),
+        "seg_model": str(write_tiny_segmenter(root / "seg")),
+        "thermal_model": str(write_tiny_thermalgen(root / "thermalgen")),
+        "tokenizer_sources": {k: str(v) for k, v in tokenizers.items()},
+        "imagebind": str(write_tiny_imagebind(root / "imagebind")),
+    }
 
 
 def write_tiny_depth_estimator(folder: str | Path, *, metric: bool = False, seed: int = 0) -> Path:

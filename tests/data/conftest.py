@@ -86,23 +86,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Options of the annotation that name tiny local networks instead of the published ones."""
-    from multismolvla.thermal.tiny import write_tiny_imagebind
-    from multismolvla.thermal.tiny_thermalgen import write_tiny_thermalgen
-    from multismolvla.tokenizers.tiny import write_tiny_tokenizers
-    from multismolvla_data.tiny_estimators import write_tiny_depth_estimator, write_tiny_segmenter
+    from multismolvla_data.tiny_estimators import write_tiny_networks
 
-    root = tmp_path_factory.mktemp("networks")
-    # the encoder's domains take the official numbers of ids
-    tokenizers = write_tiny_tokenizers(root / "tokenizers", codebook_size=8192)
-    tokenizers["seg"] = write_tiny_tokenizers(root / "small", codebook_size=4096)["seg"]
     return {
-        "depth_model": str(write_tiny_depth_estimator(root / "depth")),
-        "seg_model": str(write_tiny_segmenter(root / "seg")),
-        "thermal_model": str(write_tiny_thermalgen(root / "thermalgen")),
+        **write_tiny_networks(tmp_path_factory.mktemp("networks")),
         "thermal_steps": 2,
         "thermal_size": 32,
-        "tokenizer_sources": {k: str(v) for k, v in tokenizers.items()},
-        "imagebind": str(write_tiny_imagebind(root / "imagebind")),
         "image_size": 224,
         "device": "cpu",
         "batch_size": 4,
