@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from multismolvla.fourm.modality import MODALITY_INFO, FourMModality
+from multismolvla.weights import read_json
 
 #: Hub repositories by size. Weights: EPFL and Apple "Sample Code License", non-commercial use only.
 HUB_IDS: dict[str, str] = {size: f"EPFL-VILAB/4M-21_{size}" for size in ("B", "L", "XL")}
@@ -204,13 +204,7 @@ class FourMConfig:
             raise FileNotFoundError(
                 f"No 4M config at {path}. Expected the official layout: config.json + model.safetensors."
             )
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no valid JSON ({error}). Fetch it again.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object.")
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as in the official ``config.json`` (alphabetical); ``custom_domains`` only where there are any."""
