@@ -212,9 +212,7 @@ def rgb() -> Tensor:
     return torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(1))
 
 
-LABELS = pytest.mark.parametrize(
-    ("labels", "scale"), [((5, 5, 5), 1.0), ((5, 0, 5), 1.0), ((5, 0, 7), 3.0)]
-)
+LABELS = pytest.mark.parametrize(("labels", "scale"), [((5, 5, 5), 1.0), ((5, 0, 5), 1.0), ((5, 0, 7), 3.0)])
 
 
 @pytest.mark.parametrize("method", sorted(TABLEAUS))
