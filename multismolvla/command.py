@@ -1,0 +1,99 @@
+"""What the ``main()`` of every command does around its work: read options, answer errors and Ctrl-C, show progress.
+
+Imports nothing heavy, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+
+class CommandError(RuntimeError):
+    """A command cannot begin, go on or finish; the message says what to do."""
+
+
+def command[**P](
+    name: str,
+    *,
+    errors: tuple[type[Exception], ...] = (CommandError, ValueError, OSError),
+    failure: int = 1,
+    interrupted: str | None = None,
+) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Decorator of a ``main()``: named errors and Ctrl-C become a sentence on stderr and an exit code.
+
+    Args:
+        name: what messages begin with.
+        errors: exceptions whose message is for the user; all others are bugs and keep their traceback.
+        failure: exit code after one of them; 130 after Ctrl-C.
+        interrupted: what is said after Ctrl-C; by default that the same command continues.
+
+    Returns:
+        What makes of ``main`` a function that returns the exit code in every one of these cases.
+    """
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def answer(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except errors as error:
+                sys.stderr.write(f"{name}: {error}\n")
+                return failure
+            except KeyboardInterrupt:
+                sys.stderr.write(f"{interrupted or f'{name}: interrupted; the same command continues.'}\n")
+                return 130
+
+        return answer
+
+    return decorate
+
+
+def parse_options[T](options: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Options of a command from its arguments.
+
+    Beside what draccus 0.11 understands, dashes may stand in names, and a switch may stand alone: ``--dry-run``.
+
+    Args:
+        options: dataclass whose fields are the options.
+        arguments: default: those of the process.
+
+    Raises:
+        ValueError: a value is not of the option's type, or refused by the dataclass; the message names the option.
+        SystemExit: ``--help``, or an option that does not exist.
+    """
+    import draccus
+    import yaml
+
+    switches = {f.name for f in dataclasses.fields(options) if f.type in (bool, "bool")}  # type: ignore[arg-type]
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return draccus.parse(options, args=_spelled(words, switches))
+    except (draccus.utils.DraccusException, yaml.YAMLError) as error:
+        # draccus wraps what a dataclass refuses in a sentence that does not say what was wrong.
+        if isinstance(error.__cause__, ValueError) and not isinstance(error, draccus.utils.DecodingError):
+            raise error.__cause__ from None
+        raise ValueError(f"The options cannot be read: {error}") from error
+
+
+def _spelled(words: Sequence[str], switches: set[str]) -> list[str]:
+    """The words with underscores in options' names, and a value after each switch that stands alone."""
+    found = []
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            if name[2:] in switches and not equals and following.startswith("-"):
+                equals, value = "=", "true"
+        found.append(name + equals + value)
+    return found
+
+
+def show_progress(*packages: str) -> None:
+    """Print what these packages, and the module that was started, log at level INFO; of all others only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    for package in ("__main__", *packages):
+        logging.getLogger(package).setLevel(logging.INFO)
