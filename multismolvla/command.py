@@ -12,11 +12,15 @@ import sys
 from collections.abc import Callable, Sequence
 
 
+#: What a command says after Ctrl-C that keeps nothing half-done.
+AGAIN = "Interrupted. The same command begins anew."
+
+
 class CommandError(RuntimeError):
     """A command cannot begin, go on or finish; the message says what to do."""
 
 
-def command[**P](
+def entry_point[**P](
     name: str,
     *,
     errors: tuple[type[Exception], ...] = (CommandError, ValueError, OSError),

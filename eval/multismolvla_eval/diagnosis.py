@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import AGAIN, entry_point, parse_options
+
 if TYPE_CHECKING:
     from lerobot_policy_multismolvla.gate import Arm, Streams
     from multismolvla_eval.config import EvalConfig
@@ -211,21 +213,16 @@ def draw(path: Path, policies: Mapping[str, Mapping[str, Any]]) -> None:
     os.replace(partial, path)
 
 
+@entry_point("error", errors=(ValueError, OSError, FloatingPointError), failure=2, interrupted=AGAIN)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 
     Returns:
         0, or 2 on an error.
     """
-    import draccus
-
     given = list(sys.argv[1:] if arguments is None else arguments)
-    cfg = draccus.parse(DiagnosisConfig, args=given)
-    try:
-        content = diagnose(cfg, given)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    cfg = parse_options(DiagnosisConfig, given)
+    content = diagnose(cfg, given)
     from lerobot_policy_multismolvla.gate import render
 
     where = (

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import AGAIN, entry_point, parse_options
+
 if TYPE_CHECKING:
     from multismolvla_eval.episodes import Episodes
 
@@ -36,34 +38,29 @@ class ReportConfig:
     title: str | None = None
 
 
+@entry_point("error", failure=2, interrupted=AGAIN)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 
     Returns:
         0, or 2 when the results cannot be used.
     """
-    import draccus
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     for place, option in zip(range(len(given)), ("results", "against"), strict=False):
         if given[place].startswith("-"):
             break
         given[place] = f"--{option}={given[place]}"
-    config = draccus.parse(ReportConfig, args=given)
+    config = parse_options(ReportConfig, given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        if config.against is None:
-            folder, text = write_report(config.results, config.output, config.title or TITLE)
-            files = ["report.html", "report.md", "results.json", "results.csv"]
-        else:
-            from multismolvla_eval.compare import write_comparison
+    if config.against is None:
+        folder, text = write_report(config.results, config.output, config.title or TITLE)
+        files = ["report.html", "report.md", "results.json", "results.csv"]
+    else:
+        from multismolvla_eval.compare import write_comparison
 
-            output = config.output or Path("outputs/comparison")
-            folder, text = write_comparison(config.results, config.against, output, config.title)
-            files = ["comparison.html", "comparison.json"]
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        output = config.output or Path("outputs/comparison")
+        folder, text = write_comparison(config.results, config.against, output, config.title)
+        files = ["comparison.html", "comparison.json"]
     sys.stdout.write(f"{text}\n\nWritten: {', '.join(str(folder / n) for n in files)}\n")
     return 0
 

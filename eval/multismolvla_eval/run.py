@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import entry_point
 from multismolvla_eval.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@entry_point("error", errors=(ValueError, OSError, RuntimeError, ModuleNotFoundError), failure=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 
@@ -45,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("\nInterrupted. Finished episodes are kept; the same command continues.")
         return 130
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     return 0
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multismolvla.command import AGAIN, entry_point, parse_options
 from multismolvla.modalities import Modality, padding_mask_key
 
 CONTROLS = ("zeroed", "shuffled")
@@ -442,11 +443,10 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
+@entry_point("error", interrupted=AGAIN)
 def main() -> int:
     """Command line entry; 0 = the gate is open (or ``--strict=false``), 1 = it is closed."""
-    import draccus
-
-    cfg = draccus.parse(GateConfig)
+    cfg = parse_options(GateConfig)
     result = run_gate(cfg)
     sys.stdout.write(render(result["arms"], result["where"]) + "\n")
     for message in result["failures"]:

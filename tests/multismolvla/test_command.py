@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from multismolvla.command import CommandError, command, parse_options, show_progress
+from multismolvla.command import CommandError, entry_point, parse_options, show_progress
 
 
 @dataclass
@@ -36,7 +36,7 @@ def raising(error: BaseException):
 
 
 def test_the_exit_code_is_that_of_main():
-    @command("tool")
+    @entry_point("tool")
     def main(code: int) -> int:
         """Entry point."""
         return code
@@ -47,21 +47,21 @@ def test_the_exit_code_is_that_of_main():
 
 @pytest.mark.parametrize("error", [OwnError("do this"), ValueError("do this"), FileNotFoundError("do this")])
 def test_named_errors_are_one_sentence(error, capsys):
-    assert command("tool")(raising(error))() == 1
-    assert command("error", failure=2)(raising(error))() == 2
+    assert entry_point("tool")(raising(error))() == 1
+    assert entry_point("error", failure=2)(raising(error))() == 2
     assert capsys.readouterr() == ("", "tool: do this\nerror: do this\n")
 
 
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
-        command("tool")(raising(ZeroDivisionError()))()
+        entry_point("tool")(raising(ZeroDivisionError()))()
     with pytest.raises(ValueError, match="not listed"):
-        command("tool", errors=(OwnError,))(raising(ValueError("not listed")))()
+        entry_point("tool", errors=(OwnError,))(raising(ValueError("not listed")))()
 
 
 def test_control_c_tells_how_to_continue(capsys):
-    assert command("tool")(raising(KeyboardInterrupt()))() == 130
-    assert command("tool", interrupted="Nothing was left.")(raising(KeyboardInterrupt()))() == 130
+    assert entry_point("tool")(raising(KeyboardInterrupt()))() == 130
+    assert entry_point("tool", interrupted="Nothing was left.")(raising(KeyboardInterrupt()))() == 130
     lines = ["tool: interrupted; the same command continues.", "Nothing was left."]
     assert capsys.readouterr() == ("", "\n".join(lines) + "\n")
 

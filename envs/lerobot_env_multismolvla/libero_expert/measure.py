@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import draccus
+from multismolvla.command import entry_point, parse_options
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
@@ -148,16 +148,10 @@ def measure(config: MeasureConfig) -> list[dict[str, Any]]:
     return [row for row in known if row["task"] in config.task_ids and row["state"] in states]
 
 
+@entry_point("libero_expert")
 def main() -> int:
     """Entry point; returns the exit code."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    try:
-        sys.stdout.write(table(measure(draccus.parse(MeasureConfig))) + "\n")
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"libero_expert: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("libero_expert: interrupted; the same command continues.\n")
-        return 130
+    sys.stdout.write(table(measure(parse_options(MeasureConfig))) + "\n")
     return 0
