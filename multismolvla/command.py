@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-
 #: What a command says after Ctrl-C that keeps nothing half-done.
 AGAIN = "Interrupted. The same command begins anew."
 
