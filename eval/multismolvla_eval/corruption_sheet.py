@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -52,15 +54,14 @@ class Row:
     words: Sequence[str]
 
 
+@entry_point("error", interrupted=AGAIN)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    import draccus
-
     os.environ.setdefault("MUJOCO_GL", "egl")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = draccus.parse(SheetConfig, args=arguments)
+    show_progress("multismolvla_eval")
+    config = parse_options(SheetConfig, arguments)
     if config.size < 32 or not 8 <= config.thumbnail <= config.size:
-        raise SystemExit(
+        raise ValueError(
             f"--size={config.size} must be at least 32 and --thumbnail={config.thumbnail} lie between 8 and it."
         )
     for path in draw(config):
