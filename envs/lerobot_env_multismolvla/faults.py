@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ from multismolvla.corruption import (
     episode_seed,
     frame_generator,
     shown_step,
+    with_derived,
 )
 from multismolvla.corruption.temporal import WINDOW_TYPES
 from multismolvla.modalities import MODALITIES, Modality, Origin
@@ -40,7 +40,7 @@ class FaultWrapper(gym.Wrapper):
     ``freeze`` (the first frame of the episode stays) leave ``presence`` at 1. Soft and cross-modal faults change the
     content. Temporal faults show an earlier picture or none; the earlier ones that are still needed are kept here. Depth
     pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share the faults of
-    RGB, see :func:`with_derived`.
+    RGB, see :func:`multismolvla.corruption.with_derived`.
 
     ``info["fault_active"]`` says whether any stream is changed in this step: a fault in time may begin after the episode
     has ended.
@@ -196,40 +196,6 @@ class FaultWrapper(gym.Wrapper):
             fault.type.removesuffix("_silent"),
             fault.severity if fault.parameter is None else fault.parameter,
         )
-
-
-def with_derived(
-    faults: Sequence[Fault], derived: Collection[str], cameras: Sequence[str]
-) -> tuple[Fault, ...]:
-    """Faults extended to the modalities that are computed from RGB, so that clean RGB cannot leak through them.
-
-    A derived picture of an earlier RGB picture is the earlier derived picture, so faults in time, frozen and exchanged
-    cameras hit derived modalities in the same way. In all other cases the derived modality is dropped with its RGB, and
-    announced: what would be computed from the broken picture is not known here. A fault that the condition itself names
-    for a derived stream stands.
-
-    Args:
-        faults: of a condition.
-        derived: modalities that the environment computes from RGB.
-        cameras: of the environment.
-    """
-    extended = list(faults)
-    for fault in faults:
-        if fault.modality != Modality.RGB:
-            continue
-        for modality in (m for m in MODALITIES if m in derived):
-            hit = tuple(
-                c for c in cameras
-                if fault.hits(c, Modality.RGB) and not any(f.hits(c, modality) for f in faults)
-            )  # fmt: skip
-            if not hit:
-                continue
-            whole = len(hit) == len(cameras)
-            if fault.kind == "temporal" or fault.type == "freeze" or (fault.type == "swapped" and whole):
-                extended.append(replace(fault, modality=modality, cameras=None if whole else hit))
-            else:
-                extended.append(Fault(modality, "drop", cameras=None if whole else hit))
-    return tuple(extended)
 
 
 def _stream(observation: Mapping[str, Any], camera: str, modality: str) -> np.ndarray | None:

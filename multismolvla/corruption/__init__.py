@@ -23,6 +23,7 @@ from multismolvla.corruption.conditions import (
 )
 from multismolvla.corruption.cross_modal import TYPES as CROSS_MODAL_TYPES
 from multismolvla.corruption.cross_modal import apply_cross
+from multismolvla.corruption.derived import with_derived
 from multismolvla.corruption.hard import apply_hard
 from multismolvla.corruption.imagenet_c import TYPES as IMAGENET_C_TYPES
 from multismolvla.corruption.imagenet_c import available as imagenet_c_available
@@ -65,4 +66,5 @@ __all__ = [
     "seen_in_training",
     "shown_step",
     "subset_condition",
+    "with_derived",
 ]
