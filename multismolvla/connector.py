@@ -61,7 +61,9 @@ class GatedFusion(nn.Module):
                 nn.init.zeros_(parameter)
         self.value, self.gate = nn.ModuleDict(values), nn.ModuleDict(gates)
 
-    def forward(self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Fuse.
 
         Args:
@@ -69,12 +71,12 @@ class GatedFusion(nn.Module):
             present: per modality bool (B, h_m, w_m).
 
         Returns:
-            Fused tokens (B, g, g, D), zero where no modality is present, and presence (B, g, g).
+            Fused tokens (B, g, g, D), zero where no modality is present; presence (B, g, g); and the trust in each
+            modality, see :func:`trust`, (B), without gradient.
         """
         values, logits, masks = [], [], []
-        for m in self.modalities:
-            if m not in tokens:
-                continue
+        names = [m for m in self.modalities if m in tokens]
+        for m in names:
             grid, mask = resample_grid(tokens[m], present[m], self.grid)
             grid = self.norm[m](grid)
             values.append(self.value[m](grid))
@@ -86,7 +88,28 @@ class GatedFusion(nn.Module):
             torch.softmax(logit, dim=0) * mask
         )  # all-absent cells: softmax is uniform, the mask zeroes it
         fused = (weight[..., None] * torch.stack(values)).sum(0)  # (B, g, g, D)
-        return fused, mask.any(0)
+        return fused, mask.any(0), dict(zip(names, trust(weight.detach(), mask), strict=True))
+
+
+def trust(weight: Tensor, present: Tensor) -> Tensor:
+    """How much each modality counts beside the others: its weight against the mean weight of the others there.
+
+    Unlike the weight itself it does not depend on how many sensors are alive, so it can tell whether a policy notices
+    that one of them is disturbed.
+
+    Args:
+        weight: (M, B, g, g), summing to one over the modalities that are present.
+        present: bool, the same shape.
+
+    Returns:
+        (M, B) in [0, 1], the mean over the cells where the modality has company: 0.5 = as much as the others on average;
+        NaN where it has none.
+    """
+    number = present.sum(0)  # (B, g, g)
+    others = (1 - weight) / (number - 1).clamp_min(1)
+    compared = present & (number > 1)
+    share = torch.where(compared, weight / (weight + others), 0.0)
+    return share.flatten(2).sum(2) / compared.flatten(2).sum(2)  # 0 / 0 is the NaN that is promised
 
 
 class GridConnector(nn.Module):
@@ -182,7 +205,7 @@ class VisualBridge(nn.Module):
         tokens: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
         globals_: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Map what the tower gave for R = B * V views.
 
         Args:
@@ -191,12 +214,13 @@ class VisualBridge(nn.Module):
             globals_: per gridless domain (R, G, D).
 
         Returns:
-            Visual tokens (R, N, out_dim), whether a view has any, bool (R,), and per gridless domain (R, G, out_dim).
+            Visual tokens (R, N, out_dim); whether a view has any, bool (R,); per gridless domain (R, G, out_dim); and the
+            fusion's trust in each modality, (R,).
         """
         extra = {d: self.connector.project_globals(rows) for d, rows in (globals_ or {}).items()}
         if not tokens:  # no grid to fuse: the view's grid tokens are masked, its global ones are not
             some = next(iter(extra.values()))
             nothing = some.new_zeros(len(some), self.connector.num_tokens, some.shape[-1])
-            return nothing, torch.zeros(len(some), dtype=torch.bool, device=some.device), extra
-        fused, mask = self.fusion(tokens, present)
-        return self.connector(fused, mask), mask.flatten(1).any(1), extra
+            return nothing, torch.zeros(len(some), dtype=torch.bool, device=some.device), extra, {}
+        fused, mask, trusted = self.fusion(tokens, present)
+        return self.connector(fused, mask), mask.flatten(1).any(1), extra, trusted

@@ -162,6 +162,10 @@ class ExpertPolicy:
         """It has no encoder."""
         return
 
+    def trust(self) -> dict[str, float]:
+        """It weighs no sensors."""
+        return {}
+
 
 def _libero_expert() -> _Expert:
     from lerobot_env_multismolvla.libero_expert.search import LiberoExpert

@@ -54,10 +54,12 @@ class Reply:
     Attributes:
         actions: float (n, A), before the post-processor.
         door: see :class:`EncoderDoor`, if asked for and shown.
+        trust: how much each modality counted beside the others, see :meth:`Policy.trust`.
     """
 
     actions: np.ndarray
     door: EncoderDoor | None
+    trust: dict[str, float]
 
 
 def as_request(policy: str, batch: Mapping[str, Any], noise: Mapping[str, Tensor], look: bool) -> Request:
@@ -77,6 +79,7 @@ class ChunkBatcher:
         name: of the policy, for messages.
         chunk: ``chunk(batch, **noise) -> (B, n, A)``.
         door: ``door(row)``, the encoder's input of a row of the last batch.
+        trust: ``trust(row)``, how much each modality counted in a row of the last batch.
         size: rows of every batch.
         device: of the policy.
     """
@@ -86,10 +89,11 @@ class ChunkBatcher:
         name: str,
         chunk: Callable[..., Tensor],
         door: Callable[[int], EncoderDoor | None],
+        trust: Callable[[int], dict[str, float]],
         size: int,
         device: str,
     ) -> None:
-        self._name, self._chunk, self._door = name, chunk, door
+        self._name, self._chunk, self._door, self._trust = name, chunk, door, trust
         self.size, self._device = size, device
         self._proven: set[Hashable] = set()
         self.seconds = 0.0  # of the last batch
@@ -109,7 +113,8 @@ class ChunkBatcher:
         started = time.perf_counter()
         actions = self._run([*requests, *[requests[0]] * (self.size - len(requests))])
         replies = [
-            Reply(actions[i], self._door(i) if request.look else None) for i, request in enumerate(requests)
+            Reply(actions[i], self._door(i) if request.look else None, self._trust(i))
+            for i, request in enumerate(requests)
         ]
         self.seconds = time.perf_counter() - started
         return replies

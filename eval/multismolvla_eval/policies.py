@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -52,6 +53,9 @@ class Policy(Protocol):
     def at_the_door(self) -> EncoderDoor | None:
         """What the last ``act`` gave to the encoder; ``None`` for policies that do not show it."""
 
+    def trust(self) -> dict[str, float]:
+        """How much each modality counted beside the others in the last ``act``, 0 to 1; empty without such weights."""
+
 
 @dataclass(frozen=True)
 class EncoderDoor:
@@ -99,6 +103,10 @@ class BuiltinPolicy:
     def at_the_door(self) -> None:
         """It has no encoder."""
         return
+
+    def trust(self) -> dict[str, float]:
+        """It weighs nothing."""
+        return {}
 
 
 class ProcessedPolicy:
@@ -257,6 +265,19 @@ class LeRobotPolicy(ProcessedPolicy):
             for number, view in enumerate(views):
                 tokens[view, modality] = shown[number]
         return EncoderDoor(hashes, tokens)
+
+    def trust(self, row: int = 0) -> dict[str, float]:
+        """The fusion's weights, see `multismolvla.connector.trust`, mean over the views where a modality has company.
+
+        Args:
+            row: which one of the batch.
+        """
+        views = len(getattr(self.config, "views", ()))
+        means = {
+            m: x[row * views : (row + 1) * views].nanmean().item()
+            for m, x in getattr(self.policy, "trust", {}).items()
+        }
+        return {m: value for m, value in means.items() if not math.isnan(value)}
 
 
 @contextmanager

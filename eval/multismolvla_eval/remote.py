@@ -42,6 +42,7 @@ class RemotePolicy(ProcessedPolicy):
         self._facts: dict[str, Any] = self._ask(path)
         self.checkpoint: str = self._facts["checkpoint"]
         self._door: EncoderDoor | None = None
+        self._trust: dict[str, float] = {}
         self._first = True
 
     def describe(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class RemotePolicy(ProcessedPolicy):
     def act(self, batch: Batch) -> Tensor:
         """The actions (n, A) that are executed before the next look."""
         reply: Reply = self._ask(as_request(self.path, batch, draw_noise(self.config), self._first))
+        self._trust = reply.trust
         if self._first:
             self._door, self._first = reply.door, False
         return self.postprocessor(torch.from_numpy(reply.actions))
@@ -63,6 +65,10 @@ class RemotePolicy(ProcessedPolicy):
     def at_the_door(self) -> EncoderDoor | None:
         """What the encoder was given at the episode's first look."""
         return self._door
+
+    def trust(self) -> dict[str, float]:
+        """How much each modality counted beside the others in the last answer."""
+        return self._trust
 
     def _ask(self, message: Any) -> Any:
         try:

@@ -138,6 +138,7 @@ def run_episode(
         "gripper": _gripper(loop.gripper),
         "door": loop.door,
         "encoder": loop.encoder,
+        "gate": loop.gate,
         "seconds": {
             "total": round(time.perf_counter() - started, 3),
             **{k: round(v, 3) for k, v in clock.seconds.items()},
@@ -243,6 +244,12 @@ class _Loop:
         self.gripper: list[float] = []
         self.door: dict[str, str] = {}
         self.encoder: dict[str, str] | None = None
+        self._trust: dict[str, list[float]] = {}
+
+    @property
+    def gate(self) -> dict[str, float] | None:
+        """How much each modality counted beside the others, mean over all looks; ``None`` without such weights."""
+        return {m: round(sum(v) / len(v), 4) for m, v in self._trust.items()} or None
 
     def decide(self, observation: dict[str, Any]) -> np.ndarray:
         """Action (A,) for a raw observation."""
@@ -278,6 +285,8 @@ class _Loop:
         if self.steps == 0:
             self.door = door_hashes(prepared)
         self._planned.extend(self._policy.act(prepared))
+        for modality, value in self._policy.trust().items():
+            self._trust.setdefault(modality, []).append(value)
         if self.steps == 0:
             self._look_at_the_door(prepared)
         if self._policy.config is None:

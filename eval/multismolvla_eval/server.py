@@ -45,7 +45,9 @@ def server_main(arguments: WorkerArguments, parent: Connection) -> None:
         policy = LeRobotPolicy(path, source, arguments.device, renames[path])
         policy.mask_absent_tokens()
         device = str(policy.config.device)
-        batchers[path] = ChunkBatcher(path, policy.chunk, policy.at_the_door, arguments.batch_size, device)
+        batchers[path] = ChunkBatcher(
+            path, policy.chunk, policy.at_the_door, policy.trust, arguments.batch_size, device
+        )
         facts[path] = {**policy.describe(), "checkpoint": policy.checkpoint}
     parent.send("ready")
     _Server(parent, batchers, facts).run()

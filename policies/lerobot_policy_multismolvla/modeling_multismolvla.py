@@ -61,6 +61,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._teacher: tuple[nn.Module, nn.Module] | None = None
         self._sensors = SensorWatch()
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
+        self.trust: dict[str, Tensor] = {}  # the fusion's last trust in each modality, (B * V), for calibration
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
@@ -197,10 +198,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             shape = (len(presence), num_views, self.model.bridge_tokens, self.model.text_width)
             tokens = torch.zeros(shape, device=presence.device)
             alive = torch.zeros(shape[:2], dtype=torch.bool, device=presence.device)
+            self.trust = {}
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(door)):
                 encoded = tower.encode(door)
-            tokens, alive, global_tokens = self.model.bridge(encoded.tokens, encoded.present, encoded.globals)
+            tokens, alive, global_tokens, self.trust = self.model.bridge(
+                encoded.tokens, encoded.present, encoded.globals
+            )
             tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
             alive = alive.unflatten(0, (-1, num_views))  # (B, V)
             for domain, rows in global_tokens.items():

@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from multismolvla import fourm
+from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
 from multismolvla.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -302,7 +304,7 @@ def fused_features(
     for domain, there in door.present.items():
         door.present[domain] = there & (torch.rand(there.shape, generator=generator) >= share)
     out = tower.encode(door)
-    fused, _ = fusion(out.tokens, out.present)
+    fused, _, _ = fusion(out.tokens, out.present)
     return fused.flatten(1, 2)
 
 
@@ -419,16 +421,16 @@ def _write(cfg: PretrainConfig, tower: Any, policy: Any, history: list[dict[str,
     (cfg.output / DONE).write_text(json.dumps(report, indent=1))
 
 
-def main() -> None:
-    """Command line entry."""
-    import draccus
-
-    cfg = draccus.parse(PretrainConfig)
-    logging.basicConfig(level=logging.INFO)
+@entry_point("error", interrupted=AGAIN)
+def main() -> int:
+    """Command line entry; the exit code is 0, or 1 after an error named on stderr."""
+    show_progress("lerobot_policy_multismolvla")
+    cfg = parse_options(PretrainConfig)
     cfg.output.mkdir(parents=True, exist_ok=True)
     (cfg.output / DONE).unlink(missing_ok=True)
     pretrain(cfg)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

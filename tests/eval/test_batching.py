@@ -49,7 +49,7 @@ class Chunks:
 
 
 def batcher(chunks: Chunks, size: int = SIZE) -> ChunkBatcher:
-    return ChunkBatcher("p", chunks, chunks.door, size, "cpu")
+    return ChunkBatcher("p", chunks, chunks.door, lambda row: {"rgb": row / 10}, size, "cpu")
 
 
 def test_every_batch_has_the_same_size_and_no_row_sees_another():
@@ -63,6 +63,7 @@ def test_every_batch_has_the_same_size_and_no_row_sees_another():
     assert set(chunks.sizes) == {SIZE}
     assert together[1].door.hashes == {"rgb": "row 1"}
     assert together[0].door is together[2].door is None
+    assert [reply.trust["rgb"] for reply in together] == [0.0, 0.1, 0.2]
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def policy_server(checkpoints, source):
     for path in (str(checkpoints / "ours"), str(checkpoints / "vanilla")):
         policy = LeRobotPolicy(path, source, None, {})
         policy.mask_absent_tokens()
-        batchers[path] = ChunkBatcher(path, policy.chunk, policy.at_the_door, 3, "cpu")
+        batchers[path] = ChunkBatcher(path, policy.chunk, policy.at_the_door, policy.trust, 3, "cpu")
         facts[path] = {**policy.describe(), "checkpoint": policy.checkpoint}
     thread = threading.Thread(target=_Server(theirs, batchers, facts).run)
     thread.start()
@@ -213,6 +213,7 @@ def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
         "actions",
         "door",
         "encoder",
+        "gate",
         "start",
         "success",
         "cause",
@@ -282,6 +283,29 @@ def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, s
         changed = {m for m in MODALITIES if row["encoder"].get(m) != clean["encoder"][m]}
         assert changed == hit, condition
         assert row["start"] == clean["start"]
+        alive = {m for m in MODALITIES if m in row["encoder"]}
+        assert set(row["gate"] or ()) == (alive if len(alive) > 1 else set()), condition
+
+
+def test_a_gate_that_notices_a_fault_is_calibrated_and_one_that_does_not_is_not(checkpoints, source):
+    import torch
+
+    from multismolvla.connector import GatedFusion
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+
+    def gate(condition):
+        return run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)["gate"]
+
+    assert gate("C0") == dict.fromkeys(gate("C0"), 0.5), "a new fusion is the plain mean"
+    fusion = next(m for m in policy.policy.modules() if isinstance(m, GatedFusion))
+    torch.nn.init.normal_(fusion.gate["rgb"].weight, generator=torch.Generator().manual_seed(0))
+    clean, black = gate("C0"), gate("C2:rgb=zero")
+    assert clean["rgb"] != black["rgb"]
+    assert all(0 < value < 1 for value in (*clean.values(), *black.values()))
 
 
 def test_token_grids_for_the_picture(checkpoints, source, tmp_path):

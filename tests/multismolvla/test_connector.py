@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -102,11 +104,11 @@ def test_the_weights_of_the_present_modalities_sum_to_one():
     tokens = some_tokens()
     present = everywhere(tokens)
     for lost in range(len(MODALITIES)):
-        fused, there = fusion(tokens, present)
+        fused, there, _ = fusion(tokens, present)
         assert torch.allclose(fused, torch.full_like(fused, 3.0), atol=1e-5)
         assert there.all()
         present[MODALITIES[lost]][:] = False
-    fused, there = fusion(tokens, present)
+    fused, there, _ = fusion(tokens, present)
     assert not there.any()
     assert torch.equal(fused, torch.zeros_like(fused))
 
@@ -117,7 +119,7 @@ def test_an_absent_modality_changes_nothing_and_learns_nothing(absent):
     tokens = {m: t.requires_grad_() for m, t in some_tokens().items()}
     present = everywhere(tokens)
     present[absent][:] = False
-    fused, there = fusion(tokens, present)
+    fused, there, _ = fusion(tokens, present)
     others = {m: t for m, t in tokens.items() if m != absent}
     assert torch.equal(fused, fusion(others, present)[0])
     fused.square().sum().backward()
@@ -134,18 +136,40 @@ def test_presence_is_per_cell():
     tokens = some_tokens(modalities=("rgb", "depth"))
     present = everywhere(tokens)
     present["depth"][:, 0] = False
-    fused, _ = fusion(tokens, present)
-    alone, _ = fusion({"rgb": tokens["rgb"]}, present)
-    both, _ = fusion(tokens, everywhere(tokens))
+    fused, _, _ = fusion(tokens, present)
+    alone, _, _ = fusion({"rgb": tokens["rgb"]}, present)
+    both, _, _ = fusion(tokens, everywhere(tokens))
     assert torch.allclose(fused[:, 0], alone[:, 0])
     assert torch.allclose(fused[:, 1:], both[:, 1:])
     assert not torch.allclose(fused[:, 0], both[:, 0], atol=1e-3)
 
 
+def test_trust_compares_a_modality_with_its_company():
+    fusion = a_fusion()
+    with torch.no_grad():
+        for m in MODALITIES:
+            fusion.gate[m].weight.zero_()
+            fusion.gate[m].bias.fill_(math.log(3.0) if m == "rgb" else 0.0)  # three times the weight of any other
+    tokens = some_tokens()
+    present = everywhere(tokens)
+    for lost in (None, "depth", "seg"):  # however many others there are
+        if lost:
+            present[lost][:] = False
+        trusted = fusion(tokens, present)[2]
+        assert torch.allclose(trusted["rgb"], torch.full((2,), 0.75))
+        assert bool(trusted["depth"].isnan().all()) == (lost is not None)
+    assert torch.allclose(trusted["thermal"], torch.full((2,), 0.25))
+    present["rgb"][:, :, 1:] = False  # where it has no company, nothing can be compared
+    assert torch.allclose(fusion(tokens, present)[2]["thermal"], torch.full((2,), 0.25))
+    present["rgb"][:] = False
+    assert fusion(tokens, present)[2]["thermal"].isnan().all()
+    assert not trusted["rgb"].requires_grad
+
+
 def test_it_starts_as_the_plain_mean_of_the_normed_tokens():
     fusion = GatedFusion(DIM, MODALITIES, 4)
     tokens = some_tokens()
-    fused, _ = fusion(tokens, everywhere(tokens))
+    fused, _, _ = fusion(tokens, everywhere(tokens))
     normed = [torch.nn.functional.layer_norm(t, (DIM,)) for t in tokens.values()]
     assert torch.allclose(fused, torch.stack(normed).mean(0), atol=1e-5)
 
@@ -153,10 +177,10 @@ def test_it_starts_as_the_plain_mean_of_the_normed_tokens():
 def test_a_coarser_grid_is_brought_to_the_common_one():
     fusion = a_fusion(grid=4)
     tokens = some_tokens(modalities=("rgb",)) | {"thermal": torch.zeros(2, 2, 2, DIM)}
-    plain, _ = fusion(tokens, everywhere(tokens))
+    plain, _, _ = fusion(tokens, everywhere(tokens))
     tokens["thermal"] = tokens["thermal"].clone()
     tokens["thermal"][:, 1, 0] = torch.randn(DIM, generator=generator())
-    hot, _ = fusion(tokens, everywhere(tokens))
+    hot, _, _ = fusion(tokens, everywhere(tokens))
     change = (hot - plain).abs().sum(-1)[0]
     assert (
         change[2:, :2] > 0
@@ -192,7 +216,7 @@ def test_the_bridge_says_which_views_have_anything_left():
     present = everywhere(tokens)
     for mask in present.values():
         mask[1] = False
-    out, alive, extra = bridge(
+    out, alive, extra, _ = bridge(
         tokens, present, {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)}
     )
     assert out.shape == (3, 4, 12)
@@ -205,7 +229,7 @@ def test_global_tokens_go_on_where_no_grid_is_left():
     torch.manual_seed(0)
     bridge = VisualBridge(a_fusion(), GridConnector(DIM, 12, 4, 2, 16, with_globals=True))
     rows = torch.randn(3, 5, DIM)
-    out, alive, extra = bridge({}, {}, {"one": rows})
+    out, alive, extra, _ = bridge({}, {}, {"one": rows})
     assert torch.equal(out, torch.zeros(3, 4, 12))
     assert not alive.any()
     beside = bridge(some_tokens(rows=3), everywhere(some_tokens(rows=3)), {"one": rows})[2]

@@ -138,7 +138,7 @@ def test_only_global_tokens_left_leave_a_masked_grid() -> None:
     assert made.num_globals == 3
     blind = {"thermal": view()["thermal"]}
     out = made([blind], there())
-    tokens, alive, extra = bridge(out.tokens, out.present, out.globals)
+    tokens, alive, extra, _ = bridge(out.tokens, out.present, out.globals)
     assert not alive.any()
     assert tokens.shape == (2, 4, 12)
     assert extra["global"].isfinite().all()
