@@ -11,6 +11,7 @@ from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
 from multismolvla.modalities import padding_mask_key
+from multismolvla_eval.identity import EXPERT, EXPERT_DESCRIPTION, builtin_identity
 from multismolvla_eval.policies import Policy
 from multismolvla_eval.sources import Batch, EnvironmentSource
 
@@ -100,10 +101,13 @@ class _MiniExpert:
 
 
 class ExpertPolicy:
-    """``builtin:expert``: the suites' scripted experts, which read poses and contacts from the simulator.
+    """``builtin:expert``: the suites' scripted experts, a privileged oracle and no policy.
 
-    It shows what the tasks allow within their step limits. It looks at no picture, so no fault can touch it, and no
-    robustness follows from its row.
+    They read poses and contacts from the simulator. LIBERO's expert also tries variants of its motions before it acts: in
+    the episode's own simulator, whose state it notes before and puts back after, so it acts only what it has seen succeed
+    (at most 24 attempts at single skills). Its row is an upper bound on what the tasks allow within their step limits and
+    cannot be compared with a policy's single try. It looks at no picture, so no fault can touch it, and no robustness
+    follows from its row.
 
     Args:
         source: the environment.
@@ -114,22 +118,22 @@ class ExpertPolicy:
 
     config = None
     privileged = True
-    checkpoint = "builtin:expert"
 
     def __init__(self, source: EnvironmentSource) -> None:
         kind = getattr(source.config, "type", None)
         if kind != "multismolvla_libero":
             raise ValueError(
-                f"builtin:expert has no expert for the environment type {kind!r}; it knows the suites of "
+                f"{EXPERT} has no expert for the environment type {kind!r}; it knows the suites of "
                 "--env.type=multismolvla_libero."
             )
+        self.checkpoint = builtin_identity(EXPERT)
         self._experts: dict[bool, _Expert] = {}
         self._expert: _Expert | None = None
         self._env: gym.Env | None = None
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
-        return {"type": self.checkpoint, "reads": [], "privileged": True}
+        return {"type": EXPERT, "reads": [], "privileged": True, "description": EXPERT_DESCRIPTION}
 
     def reset(self) -> None:
         """Forget the last episode."""
