@@ -18,7 +18,7 @@ from .annotate_config import AnnotateConfig, Plan
 from .annotate_source import Source
 from .annotate_work import is_disk_full
 from .dataset_writer import write_json
-from .record import METADATA_FILE
+from .workspace import METADATA_FILE
 
 logger = logging.getLogger(__name__)
 

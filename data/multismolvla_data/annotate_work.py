@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multismolvla.command import CommandError
+
 from .annotate_config import AnnotateConfig
-from .record import METADATA_FILE
+from .workspace import METADATA_FILE
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
 
 
-class AnnotationError(RuntimeError):
+class AnnotationError(CommandError):
     """The annotation cannot be started, continued or finished; the message says what to do."""
 
 

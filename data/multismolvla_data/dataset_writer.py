@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from multismolvla.modalities import Modality, Origin, default_view_map
 
 if TYPE_CHECKING:
-    from .record import RecordConfig
+    from .record_config import RecordConfig
     from .replay import ReplayConfig
 
 FPS = 20

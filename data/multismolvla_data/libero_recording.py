@@ -17,7 +17,7 @@ from .episode import EpisodeSettings, _store, dataset_frame
 from .simulators import simulator
 
 if TYPE_CHECKING:
-    from .record import RecordConfig
+    from .record_config import RecordConfig
 
 #: Initial states that the evaluation uses by declaration (``MultiSmolVLALiberoConfig(init_split="eval")``).
 EVALUATION_STATES = range(20)

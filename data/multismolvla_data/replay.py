@@ -11,23 +11,22 @@ continues after whatever killed it, and the result appears under ``--output`` on
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import draccus
+from multismolvla.command import entry_point, parse_options, show_progress
 
-from .record import METADATA_FILE, RecordingError, _finished, _open_workspace, _publish, _worker
 from .replay_plan import Plan, demo_files, plan_replay, plan_table, summary_table
+from .simulators import simulator_pool
+from .workspace import METADATA_FILE, RecordingError, finished, open_workspace, publish
 
 if TYPE_CHECKING:
     from .replay_episode import Failure, Job, ReplaySettings
@@ -145,16 +144,16 @@ def replay(config: ReplayConfig) -> Path:
             demonstration succeeded.
         OSError: the disk is full; what was replayed stays and the command can be repeated.
     """
-    if _finished(config):
+    if finished(config):
         logger.info("%s is complete already; nothing to do.", config.output)
         return config.output
     plan = plan_replay(config)
-    workspace = _open_workspace(config)
+    workspace = open_workspace(config)
     with _Assembler(config, plan, workspace) as assembler:
         for job in _replays(config, plan, workspace / "episodes"):
             assembler.outcome(job)
     sys.stderr.write(assembler.table)
-    _publish(config, workspace)
+    publish(config, workspace)
     return config.output
 
 
@@ -169,18 +168,11 @@ def _replays(config: ReplayConfig, plan: Plan, folder: Path) -> Iterator[Job]:
     # One of each task first: a file that does not fit its scene must show in the first minutes.
     first = {job.task_id: job for job in reversed(todo)}
     todo.sort(key=lambda job: job is not first[job.task_id])
-    environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    pool = ProcessPoolExecutor(
-        max(1, min(config.workers, len(todo))),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_worker,
-        initargs=(environment,),
-    )
     settings, queue = config.settings, iter(todo)
     running: dict[Future[Failure | None], Job] = {}
-    bar = tqdm(total=sum(job.frames for job in plan.jobs), desc="replay", unit="frame", smoothing=0.1)
-    failed = 0
-    try:
+    failed, frames = 0, sum(job.frames for job in plan.jobs)
+    progress = tqdm(total=frames, desc="replay", unit="frame", smoothing=0.1)
+    with simulator_pool(max(1, min(config.workers, len(todo)))) as pool, progress as bar:
         while True:
             for job in islice(queue, 2 * config.workers - len(running)):
                 running[pool.submit(replay_demo, settings, job, folder)] = job
@@ -196,9 +188,6 @@ def _replays(config: ReplayConfig, plan: Plan, folder: Path) -> Iterator[Job]:
                 job = decided.pop(0)
                 bar.update(job.frames)
                 yield job
-    finally:
-        bar.close()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _decided(config: ReplayConfig, job: Job, folder: Path) -> bool:
@@ -319,32 +308,19 @@ class _Assembler:
         }
 
 
+@entry_point("multismolvla-replay")
 def main() -> int:
     """Entry point of ``multismolvla-replay``.
 
     Returns:
         0 when the data set is complete, 1 on an error named on stderr, 130 when interrupted.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger(__package__).setLevel(logging.INFO)
-    try:
-        config = draccus.parse(ReplayConfig)
-        if config.dry_run:
-            sys.stdout.write(plan_table(config, plan_replay(config)))
-        else:
-            replay(config)
-    except (RecordingError, ValueError, OSError) as error:
-        sys.stderr.write(f"multismolvla-replay: {error}\n")
-        return 1
-    except BrokenProcessPool:
-        sys.stderr.write(
-            "multismolvla-replay: a simulator process died, perhaps for want of memory (2 to 4 GB each). The same "
-            "command continues; give it fewer --workers.\n"
-        )
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("multismolvla-replay: interrupted; the same command continues.\n")
-        return 130
+    show_progress("multismolvla_data")
+    config = parse_options(ReplayConfig)
+    if config.dry_run:
+        sys.stdout.write(plan_table(config, plan_replay(config)))
+    else:
+        replay(config)
     return 0
 
 

@@ -1,13 +1,60 @@
-"""The simulator that a worker process renders LIBERO's episodes with.
+"""Processes that render episodes, and the simulator that each of them keeps open.
 
 One at a time: ten LIBERO scenes with their textures would fill the memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from .workspace import RecordingError
+
 _OPEN: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+
+@contextlib.contextmanager
+def simulator_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for simulators. They end with this one, whatever ends it; jobs that wait are dropped.
+
+    Raises:
+        RecordingError: a process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise RecordingError(
+            "a simulator process died, perhaps for want of memory (2 to 4 GB each). The same command continues; give it "
+            "fewer --workers."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Set up a simulator process before anything heavy is imported in it."""
+    # LP_NUM_THREADS: two software renderers with a thread each beat one with two.
+    os.environ.update(LP_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers in order
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent is gone: after kill -9 a pool's workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def simulator(

@@ -14,13 +14,8 @@ import pytest
 from lerobot_env_multismolvla import mini
 from multismolvla_data.dataset_writer import features
 from multismolvla_data.episode import _store
-from multismolvla_data.record import (
-    METADATA_FILE,
-    RecordConfig,
-    RecordingError,
-    _open_workspace,
-    record,
-)
+from multismolvla_data.record import RecordConfig, record
+from multismolvla_data.workspace import METADATA_FILE, RecordingError, open_workspace
 
 pytestmark = pytest.mark.sim
 
@@ -151,7 +146,7 @@ def test_bad_options_are_named(options, match):
 def test_failed_starts_are_told_and_kept(tmp_path, caplog):
     # State 1 of task 0 failed in an earlier start of this recording, the others need no simulator either.
     config = RecordConfig(output=tmp_path / "mini", **OPTIONS)
-    episodes = _open_workspace(config) / "episodes"
+    episodes = open_workspace(config) / "episodes"
     for state in (0, 2):
         _store([black_frame(config.size)] * 3, episodes / f"task0_state{state:05d}.npz")
     (episodes / "task0_state00001.failed").touch()

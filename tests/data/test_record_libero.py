@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from multismolvla_data.libero_recording import SIM_STATE, LiberoEpisodeSettings, check_states
-from multismolvla_data.record import METADATA_FILE, RecordConfig, record
+from multismolvla_data.record import RecordConfig, record
+from multismolvla_data.workspace import METADATA_FILE, open_workspace
 
 
 def test_evaluation_states_are_refused_unless_forced():
@@ -64,7 +65,7 @@ def recorded(tmp_path_factory) -> tuple[RecordConfig, Path]:
         workers=1,
         libero_assets=str(assets),
     )
-    folder = module._open_workspace(config) / "episodes"
+    folder = open_workspace(config) / "episodes"
     # In this process: starting a worker costs as much as the episode. The recorder finds the file and goes on.
     frames = record_libero_episode(config.settings, 5, 0, module._episode_file(folder, 5, 0))
     assert frames > 50

@@ -19,11 +19,11 @@ from multismolvla_data.libero_hdf5 import (
     read_demo,
     write_libero_hdf5,
 )
-from multismolvla_data.record import METADATA_FILE, RecordingError, _open_workspace
 from multismolvla_data.replay import REPORT_FILE, ReplayConfig, replay
 from multismolvla_data.replay_episode import Failure, Job, ReplaySettings, environment, replay_demo
 from multismolvla_data.replay_plan import plan_replay, suite_tasks
 from multismolvla_data.simulators import close_simulator
+from multismolvla_data.workspace import METADATA_FILE, RecordingError, open_workspace
 
 MINI = "multismolvla_mini"
 SIZE = 32
@@ -79,7 +79,7 @@ def continued(source, tmp_path_factory) -> tuple[Path, list[float], float]:
     """A replay that was killed after its first demonstration and then continued; that episode's time stamps."""
     output = tmp_path_factory.mktemp("replay") / "mini"
     config = ReplayConfig(source=source, suite=MINI, output=output, size=SIZE, workers=1)
-    folder = _open_workspace(config) / "episodes"
+    folder = open_workspace(config) / "episodes"
     first = plan_replay(config).jobs[0]
     assert replay_demo(config.settings, first, folder) is None
     stamp = first.episode_file(folder).stat().st_mtime
@@ -219,7 +219,7 @@ def test_without_any_success_there_is_a_report_and_no_data_set(source, tmp_path,
     config = ReplayConfig(
         source=tmp_path / "demos", suite=MINI, output=tmp_path / "mini", size=SIZE, workers=1
     )
-    folder = _open_workspace(config) / "episodes"
+    folder = open_workspace(config) / "episodes"
     replay_demo(config.settings, plan_replay(config).jobs[0], folder)
     with pytest.raises(RecordingError, match="None of 1 demonstrations succeeded"):
         replay(config)
