@@ -39,6 +39,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import CommandError, entry_point, parse_options, show_progress
+
 from .annotate_config import NUM_OFFICIAL_LABELS, AnnotateConfig
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def _finish(
     from .annotate_merge import merge, quiet_datasets
     from .annotate_verify import verify
     from .dataset_writer import write_json
-    from .record import METADATA_FILE
+    from .workspace import METADATA_FILE
 
     cfg = job.cfg
     shards = [work.shard(e) for e in job.episodes]
@@ -235,27 +237,15 @@ def _draw(job: Job, annotator: Annotator, root: Path) -> None:
     )
 
 
+@entry_point("multismolvla-annotate")
 def main() -> int:
     """Entry point of ``multismolvla-annotate``.
 
     Returns:
         0 when this process's work is done, 1 on an error named on stderr, 130 when interrupted.
     """
-    import draccus
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("multismolvla_data").setLevel(logging.INFO)
-    logging.getLogger("multismolvla").setLevel(logging.INFO)
-    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in sys.argv[1:]]
-    try:
-        cfg = draccus.parse(AnnotateConfig, args=arguments)
-        return _run(cfg)
-    except KeyboardInterrupt:
-        sys.stderr.write("multismolvla-annotate: interrupted; the same command continues.\n")
-        return 130
-    except ValueError as error:
-        sys.stderr.write(f"multismolvla-annotate: {error}\n")
-        return 1
+    show_progress("multismolvla_data", "multismolvla")
+    return _run(parse_options(AnnotateConfig))
 
 
 def _run(cfg: AnnotateConfig) -> int:
@@ -263,7 +253,6 @@ def _run(cfg: AnnotateConfig) -> int:
 
     from .annotate_job import Job
     from .annotate_plan import describe
-    from .annotate_verify import VerificationError
     from .annotate_work import AnnotationError, is_disk_full
 
     try:
@@ -271,17 +260,13 @@ def _run(cfg: AnnotateConfig) -> int:
             sys.stdout.write(describe(Job.open(cfg)) + "\n")
         else:
             annotate(cfg)
-    except (AnnotationError, VerificationError, OSError, DatasetsError) as error:
-        if is_disk_full(error):
-            sys.stderr.write(
-                f"multismolvla-annotate: the disk is full ({error}). Finished episodes are kept; free some space and repeat the "
-                "same command. --dry-run tells how much is needed.\n"
-            )
-            return 1
-        if isinstance(error, DatasetsError):
+    except (CommandError, OSError, DatasetsError) as error:
+        if not is_disk_full(error):
             raise
-        sys.stderr.write(f"multismolvla-annotate: {error}\n")
-        return 1
+        raise AnnotationError(
+            f"the disk is full ({error}). Finished episodes are kept; free some space and repeat the same command. "
+            "--dry-run tells how much is needed."
+        ) from error
     return 0
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from multismolvla.command import CommandError
+
 from .annotate_config import AnnotateConfig, Plan
 from .annotate_pictures import Annotator
 
 logger = logging.getLogger(__name__)
 
 
-class VerificationError(RuntimeError):
+class VerificationError(CommandError):
     """The new dataset's ids are not those of its pictures."""
 
 

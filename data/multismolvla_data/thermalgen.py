@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from multismolvla.command import entry_point, parse_options, show_progress
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -374,24 +376,15 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
+@entry_point("multismolvla-thermalgen")
 def main() -> int:
     """Entry point of ``multismolvla-thermalgen``.
 
     Returns:
         0 when done, 1 on an error named on stderr, 130 when interrupted.
     """
-    import draccus
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logger.setLevel(logging.INFO)
-    try:
-        measure(draccus.parse(CurveConfig))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"multismolvla-thermalgen: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("multismolvla-thermalgen: interrupted; the same command continues.\n")
-        return 130
+    show_progress("multismolvla_data")
+    measure(parse_options(CurveConfig))
     return 0
 
 

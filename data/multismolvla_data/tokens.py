@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
 from multismolvla.modalities import Modality, Origin, ViewMap, default_view_map, token_key
 
 if TYPE_CHECKING:
@@ -210,13 +212,17 @@ def _carry_metadata(source: Path, target: Path) -> None:
         shutil.copy2(own, target / "meta" / own.name)
 
 
-def main() -> None:
-    """Command line entry."""
-    import draccus
+@entry_point("multismolvla-tokens", interrupted=AGAIN)
+def main() -> int:
+    """Entry point of ``multismolvla-tokens``.
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    cache_tokens(draccus.parse(TokensConfig))
+    Returns:
+        0 when the dataset is complete, 1 on an error named on stderr, 130 when interrupted.
+    """
+    show_progress("multismolvla_data", "multismolvla")
+    cache_tokens(parse_options(TokensConfig))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from multismolvla.command import entry_point, parse_options
+
 
 @dataclass
 class ExportConfig:
@@ -84,39 +86,17 @@ def export(cfg: ExportConfig) -> str:
     return said
 
 
-def normalise(words: Sequence[str]) -> list[str]:
-    """Options as draccus 0.11 wants them: underscores in names, and a value after a switch that stands alone."""
-    found = []
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        following = words[i + 1] if i + 1 < len(words) else "--"
-        if name in ("--slim_encoder", "--private") and not equals and following.startswith("-"):
-            equals, value = "=", "true"
-        found.append(name + equals + value)
-    return found
-
-
+@entry_point(
+    "multismolvla-export", interrupted="multismolvla-export: interrupted; nothing half-written was left."
+)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``multismolvla-export``.
 
     Returns:
         0 when all is done, 1 on an error named on stderr, 130 when interrupted.
     """
-    import draccus
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        sys.stdout.write(
-            export(draccus.parse(ExportConfig, args=normalise(sys.argv[1:] if argv is None else argv))) + "\n"
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"multismolvla-export: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("multismolvla-export: interrupted; nothing half-written was left.\n")
-        return 130
+    sys.stdout.write(export(parse_options(ExportConfig, argv)) + "\n")
     return 0
 
 

@@ -21,9 +21,10 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from multismolvla.command import entry_point
 from multismolvla_data import annotate as annotate_module
 from multismolvla_data import annotate_shard, annotate_work
-from multismolvla_data.annotate import SHEET, _run, annotate
+from multismolvla_data.annotate import SHEET, annotate
 from multismolvla_data.annotate_config import AnnotateConfig, make_plan
 from multismolvla_data.annotate_job import Job
 from multismolvla_data.annotate_plan import describe, policy_options
@@ -40,6 +41,8 @@ CHEAP: dict[str, Any] = {
     "domains": {"depth": "tok_depth@64"},
     "image_size": 64,
 }
+#: The command, given its options.
+run = entry_point("multismolvla-annotate")(annotate_module._run)
 
 
 def config(recorded: Path, networks: dict[str, Any], output: Path, **options: Any) -> AnnotateConfig:
@@ -341,7 +344,7 @@ def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path)
 
 def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, capsys):
     cfg = AnnotateConfig(dataset=str(recorded), output=tmp_path / "out", dry_run=True)
-    assert _run(cfg) == 0
+    assert run(cfg) == 0
     said = capsys.readouterr().out
     for line in (
         "depth-anything/Depth-Anything-V2-Small-hf: 0.10 GB to download (estimated); licence: Apache-2.0",
@@ -495,12 +498,12 @@ def test_a_full_disk_stops_clean_and_the_same_command_continues(
         return real(table, path, *args, **kwargs)
 
     monkeypatch.setattr(pq, "write_table", full_at_the_third)
-    assert _run(cfg) == 1
+    assert run(cfg) == 1
     assert "the disk is full" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / ".out.annotating/episodes").iterdir()) == ["000000", "000001"]
     assert not cfg.output.exists()
     monkeypatch.setattr(pq, "write_table", real)
-    assert _run(cfg) == 0
+    assert run(cfg) == 0
     assert content_of(cfg.output) == content_of(cheaply[1])
 
 
@@ -514,7 +517,7 @@ def test_a_really_full_disk_at_every_stage(recorded, networks, cheaply, tmp_path
     cfg, finished = cheap(recorded, networks, disk / "out"), []
     try:
         for size in range(300, 6000, 300):
-            if _run(cfg) == 0:
+            if run(cfg) == 0:
                 break
             assert "the disk is full" in capsys.readouterr().err
             assert not cfg.output.exists()

@@ -21,7 +21,7 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
 from multismolvla.fourm import FourMConfig, FourMEncoder
-from multismolvla_run.export import main, normalise
+from multismolvla_run.export import main
 
 NAMES = ["rgb@224", "tok_depth@224"]
 
@@ -266,14 +266,6 @@ def test_an_unknown_modality_leaves_nothing_behind(whole, tmp_path, capsys) -> N
     assert main(words) == 1
     assert "tok_clip@224" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["whole"]
-
-
-def test_both_spellings_of_options() -> None:
-    assert normalise(["--slim-encoder", "--encoder=a-b", "--output", "c-d"]) == [
-        "--slim_encoder=true", "--encoder=a-b", "--output", "c-d",
-    ]  # fmt: skip
-    assert normalise(["--slim_encoder", "false"]) == ["--slim_encoder", "false"]
-    assert normalise(["--private=false"]) == ["--private=false"]
 
 
 def test_help_answers_without_heavy_imports() -> None:
