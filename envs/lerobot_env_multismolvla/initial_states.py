@@ -76,3 +76,35 @@ def split_states(states: np.ndarray, split: str) -> np.ndarray:
         split: one of `SPLITS`.
     """
     return {"all": states, "eval": states[:EVALUATION_STATES], "train": states[EVALUATION_STATES:]}[split]
+
+
+def split_ranges(split: str, evaluation: int, training: int) -> dict[str, tuple[int, int]]:
+    """Which of the states that an environment offers belong to evaluation, and which to recording.
+
+    Args:
+        split: one of `SPLITS`, the environment's.
+        evaluation: number of states for evaluation.
+        training: number of states for recording; of all states they are the last.
+
+    Returns:
+        ``"eval"`` and ``"train"``, as far as the environment offers them: numbers of the first and the last state, as the
+        environment counts (from 0, also with ``split="train"``).
+    """
+    offered = {"eval": evaluation if split != "train" else 0, "train": training if split != "eval" else 0}
+    ranges, start = {}, 0
+    for name, number in offered.items():
+        if number:
+            ranges[name] = (start, start + number - 1)
+        start += number
+    return ranges
+
+
+def split_of(ranges: dict[str, tuple[int, int]], number: int) -> str | None:
+    """The split of an initial state; after the last one the first follows again. ``None`` without stored states.
+
+    Args:
+        ranges: from :func:`split_ranges`.
+        number: of the state, as the environment counts.
+    """
+    total = sum(last - first + 1 for first, last in ranges.values())
+    return next((k for k, (first, last) in ranges.items() if first <= number % total <= last), None)

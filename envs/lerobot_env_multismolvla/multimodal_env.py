@@ -19,8 +19,8 @@ from gymnasium import spaces
 from multismolvla.libero_assets import AssetIdentity, identify
 from multismolvla.modalities import MODALITIES, Modality, Origin
 
+from .initial_states import EVALUATION_STATES, read_states, split_of, split_ranges, split_states
 from .initial_states import SPLITS as INIT_SPLITS
-from .initial_states import read_states, split_states
 from .libero_setup import asset_root, ensure_libero_config, find_libero_assets
 
 ensure_libero_config()
@@ -70,6 +70,8 @@ class MultiModalLiberoEnv(LiberoEnv):
         **kwargs: as upstream.
 
     Attributes:
+        init_state_splits: numbers of the first and the last initial state of the evaluation's (``"eval"``) and of the
+            recorder's (``"train"``) split, as this environment counts its states; only the splits that it offers.
         render_observations: while False, ``step`` renders nothing and its observations have no pictures; physics, success
             and every random number stay what they are. For callers that know which observations nobody will look at.
             ``reset`` sets it to True.
@@ -119,10 +121,14 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.init_states = init_states
         self.hard_reset = hard_reset
         self._init_states: Any = None  # the mini suite's depend on the model and are made at reset
+        counts = (STATES_PER_SPLIT, STATES_PER_SPLIT) if init_states and self._is_mini else (0, 0)
         if init_states and not self._is_mini:
             task = task_suite.get_task(task_id)
             path = Path(get_libero_path("init_states"), task.problem_folder, Path(task.init_states_file).name)
-            self._init_states = split_states(read_states(path), init_split)
+            stored = read_states(path)
+            self._init_states = split_states(stored, init_split)
+            counts = (min(EVALUATION_STATES, len(stored)), max(0, len(stored) - EVALUATION_STATES))
+        self.init_state_splits = split_ranges(init_split, *counts)
         self._warned_of_motion = False
         self._renderer: SceneRenderer | None = None
         self._tables: GeomTables | None = None
@@ -171,7 +177,8 @@ class MultiModalLiberoEnv(LiberoEnv):
     def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Upstream's reset plus an episode seed for the thermal camera.
 
-        ``info`` names the initial state used (``init_state_id``) and the speed of the fastest object [m/s] when the episode
+        ``info`` names the initial state used (``init_state_id``), the split it is of (``init_split``; ``"train"`` is what
+        `multismolvla-record` records from) and the speed of the fastest object [m/s] when the episode
         begins (``object_speed``): with mujoco >= 3.4 some of LIBERO's stored states need more settle steps than LeRobot's 10.
 
         With ``options={"init_state_id": i}`` the episode starts from state ``i`` instead of the next one.
@@ -190,7 +197,11 @@ class MultiModalLiberoEnv(LiberoEnv):
                     self, self.init_split
                 )  # depends on the model's joint addresses
             observation, info = super().reset(seed=seed, **kwargs)
-        info |= {"init_state_id": used, "object_speed": self._object_speed()}
+        info |= {
+            "init_state_id": used,
+            "init_split": split_of(self.init_state_splits, used),
+            "object_speed": self._object_speed(),
+        }
         if info["object_speed"] > MOVING and not self._warned_of_motion:
             self._warned_of_motion = True
             logger.warning(

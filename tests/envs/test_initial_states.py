@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_env_multismolvla.initial_states import EVALUATION_STATES, read_states, split_states
+from lerobot_env_multismolvla.initial_states import (
+    EVALUATION_STATES,
+    read_states,
+    split_of,
+    split_ranges,
+    split_states,
+)
 from lerobot_env_multismolvla.libero_setup import libero_package_folder
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -80,3 +86,41 @@ def test_splits_are_disjoint_and_together_everything():
     evaluation, train = split_states(states, "eval"), split_states(states, "train")
     assert len(evaluation) == EVALUATION_STATES
     assert np.array_equal(np.concatenate([evaluation, train]), split_states(states, "all"))
+
+
+@pytest.mark.parametrize(
+    ("split", "ranges"),
+    [
+        ("eval", {"eval": (0, 19)}),
+        ("train", {"train": (0, 29)}),
+        ("all", {"eval": (0, 19), "train": (20, 49)}),
+    ],
+)
+def test_every_state_is_known_by_its_split(split, ranges):
+    assert split_ranges(split, 20, 30) == ranges
+    stored = np.arange(50)
+    offered = split_states(stored, split)
+    for number in range(120):  # after the last one the first follows again
+        state = offered[number % len(offered)]
+        assert split_of(ranges, number) == ("eval" if state < EVALUATION_STATES else "train")
+
+
+def test_an_environment_that_draws_its_states_tells_no_split():
+    assert split_ranges("all", 0, 0) == {}
+    assert split_of({}, 3) is None
+
+
+def test_the_recorder_and_the_evaluation_mean_the_same_states():
+    from multismolvla_data.libero_recording import EVALUATION_STATES as KEPT_FROM_RECORDING
+    from multismolvla_data.libero_recording import RECORDING_STATES
+
+    assert list(KEPT_FROM_RECORDING) == list(range(EVALUATION_STATES))
+    assert f"{EVALUATION_STATES}-49" == RECORDING_STATES
+
+
+@pytest.mark.sim
+def test_the_mini_suite_tells_the_split_of_each_state(mini_env):
+    env = mini_env(0, init_split="all")
+    assert env.unwrapped.init_state_splits == {"eval": (0, 999), "train": (1000, 1999)}
+    for number, split in ((0, "eval"), (999, "eval"), (1000, "train"), (2000, "eval")):
+        assert env.reset(seed=0, options={"init_state_id": number})[1]["init_split"] == split
