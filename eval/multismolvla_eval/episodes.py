@@ -20,6 +20,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "gripper_switches": ("gripper", "switches"),
     "peak_memory_mb": ("peak_memory_mb",),
     "fault_steps": ("fault_steps",),
+    "fault_looks": ("fault_looks",),
 }
 _NAMES = ("policy", "suite", "condition", "cause")
 _NUMBERS = ("task_id", "episode", "seed", "init_state", "steps")

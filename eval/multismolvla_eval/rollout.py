@@ -22,7 +22,7 @@ from multismolvla_eval.pictures import draw_encoder_door
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import Policy
 from multismolvla_eval.results import Row
-from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, state_hash
+from multismolvla_eval.sources import Batch, EnvironmentSource, add_batch_axis, choose_start, state_hash
 from multismolvla_eval.view import Recorder
 
 
@@ -88,9 +88,14 @@ def run_episode(
     env = source.with_faults(raw_env, condition, run_seed)
     seeds = {purpose: derived_seed(purpose, run_seed, episode) for purpose in ("env", "policy")}
     options = {"init_state_id": episode.episode, "lerobot_new_rollout": True}
+    choose_start(raw_env, episode.episode)
     with clock.simulating(raw_env):
         observation, info = env.reset(seed=seeds["env"], options=options)
-    start, init_state = state_hash(raw_env), int(info.get("init_state_id", episode.episode))
+    start = {
+        "init_state": int(info.get("init_state_id", episode.episode)),
+        "init_split": info.get("init_split"),
+        "start": state_hash(raw_env),
+    }
     loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], clock, recorder, door_picture)
     view = _View(raw_env, condition)
     policy.reset()
@@ -100,7 +105,7 @@ def run_episode(
     cause: str | None = "time_out"
     met = _Met(condition)
     while loop.steps < source.max_steps:
-        met.note(info, loop.steps)
+        met.note(info, loop.steps, loop.policy_looks())
         action = loop.decide(observation)
         if not np.isfinite(action).all():
             cause = "nan_action"
@@ -124,16 +129,16 @@ def run_episode(
         "condition": condition.id,
         "episode": episode.episode,
         "seed": episode.seed,
-        "init_state": init_state,
+        **start,
         "env_seed": seeds["env"],
         "noise_seed": seeds["policy"],
-        "start": start,
         "success": cause is None,
         "cause": cause,
         "steps": loop.steps,
         "steps_to_success": loop.steps if cause is None else None,
         "fault_steps": met.steps,
         "first_fault_step": met.first,
+        "fault_looks": met.looks,
         "actions": loop.executed.hexdigest()[:16],
         "gripper": _gripper(loop.gripper),
         "door": loop.door,
@@ -172,9 +177,14 @@ class _Clock:
 class _Met:
     """Whether an episode met its fault: one in time may begin after the episode has ended.
 
+    Only observations on which an action was still to follow count: the last one of an episode, after success or the step
+    limit, moved nobody. A frozen picture counts from the first frame on, which is the one that stays.
+
     Attributes:
         steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell.
         first: the first of them, ``None`` if there is none.
+        looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that acts in chunks
+            may step through a short fault without a look, and then it has not met it.
     """
 
     def __init__(self, condition: Condition) -> None:
@@ -182,16 +192,18 @@ class _Met:
         # All other faults last; the environment does not tell so where _View spares the rendering.
         self._in_time = any(f.kind == "temporal" for f in condition.faults)
         self.steps: int | None = 0
+        self.looks: int | None = 0
         self.first: int | None = None
 
-    def note(self, info: dict[str, Any], step: int) -> None:
+    def note(self, info: dict[str, Any], step: int, looked_at: bool) -> None:
         """Count the observation before this step."""
-        if not self._faulted or self.steps is None:
+        if not self._faulted or self.steps is None or self.looks is None:
             return
         if "fault_active" not in info:
-            self.steps = self.first = None
+            self.steps = self.looks = self.first = None
         elif info["fault_active"] or (self.first is not None and not self._in_time):
             self.steps += 1
+            self.looks += looked_at
             self.first = step if self.first is None else self.first
 
 
@@ -270,14 +282,17 @@ class _Loop:
             self._recorder.acted(action, self.steps)
         return action
 
+    def policy_looks(self) -> bool:
+        """Whether the policy decides on the next observation: no action is planned any more, and it looks at all."""
+        return not (self._planned or self._blind_batch is not None)
+
     def looks_next(self) -> bool:
         """Whether the observation after the action just decided will be looked at."""
         return self._looks(self.steps + 1)
 
     def _looks(self, step: int) -> bool:
         """Whether the observation before this step, the present or the next one, is needed."""
-        recording = self._recorder is not None and self._recorder.wants(step)
-        return recording or not (self._planned or self._blind_batch is not None)
+        return self.policy_looks() or (self._recorder is not None and self._recorder.wants(step))
 
     def _plan(self, batch: Batch) -> None:
         """Ask the policy what to do until it wants to look again."""

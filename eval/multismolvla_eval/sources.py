@@ -103,6 +103,7 @@ class LeRobotSource:
             "type": self.config.type,
             "max_steps": self.max_steps,
             "init_states": _count_states(first),
+            "init_state_splits": {k: list(v) for k, v in _attribute(first, "init_state_splits", {}).items()},
             **{k: v for k, v in known.items() if v is not None},
             **_version(self.suite),
             "faultable": self._faultable,
@@ -184,13 +185,43 @@ def _cameras_of(env: gym.Env) -> tuple[str, ...]:
     return tuple(pixels.spaces) if isinstance(pixels, gym.spaces.Dict) else ("image",)
 
 
+def choose_start(env: gym.Env, number: int) -> None:
+    """Let the next reset begin with the stored initial state ``number``, whatever ran before.
+
+    Our environments are told by an option of the reset. LeRobot's own LIBERO types (0.6.1) know no such option and count
+    their resets: without this, arms of different histories would not start the same.
+    """
+    bare: Any = env.unwrapped
+    if hasattr(bare, "init_state_id"):
+        bare.init_state_id = number
+
+
+#: What a reset edits in MuJoCo's model: LIBERO draws the places of fixtures, which no joint position holds.
+_EDITED = ("body_pos", "body_quat")
+
+
 def state_hash(env: gym.Env) -> str | None:
-    """Hash of the simulator's full state, where it can be had: shows that two arms really start the same."""
-    simulation = getattr(env.unwrapped, "simulation", None)
+    """Hash of where everything stands and how it moves: shows that two arms really start the same.
+
+    It covers the simulator's state (time, joint positions and velocities) and the places of all bodies in the model.
+
+    Returns:
+        16 hexadecimal digits; ``None`` where there is no simulator to look into.
+    """
+    bare = env.unwrapped
+    simulation = getattr(bare, "simulation", None)  # ours
     if simulation is None:
+        simulation = getattr(getattr(bare, "_env", None), "env", None)  # LeRobot's own LIBERO types
+    sim = getattr(simulation, "sim", None)
+    if sim is None:
         return None
-    state = np.ascontiguousarray(simulation.sim.get_state().flatten())
-    return hashlib.sha256(state.tobytes()).hexdigest()[:16]
+    model = getattr(sim, "model", None)
+    parts = [sim.get_state().flatten(), *(getattr(model, name) for name in _EDITED if model is not None)]
+    digest = hashlib.sha256()
+    for part in parts:
+        array = np.ascontiguousarray(part)
+        digest.update(str((array.shape, array.dtype)).encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
