@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import CommandError, entry_point, parse_options, show_progress
+from multismolvla.files import write_json
 
 from .annotate_config import NUM_OFFICIAL_LABELS, AnnotateConfig
 
@@ -117,7 +118,6 @@ def annotate(cfg: AnnotateConfig) -> Path | None:
 def _agree(work: Work, mine: dict[str, dict[str, Any]], needed: bool) -> dict[str, dict[str, Any]]:
     """The estimators' provenance, equal in all processes: bfloat16 here and float32 there would mix two datasets."""
     from .annotate_work import AnnotationError, first_difference
-    from .dataset_writer import write_json
 
     path = work.root / "estimators.json"
     if not path.is_file() and (mine or not needed):
@@ -177,7 +177,6 @@ def _finish(
     """Join, verify, draw, publish."""
     from .annotate_merge import merge, quiet_datasets
     from .annotate_verify import verify
-    from .dataset_writer import write_json
     from .workspace import METADATA_FILE
 
     cfg = job.cfg

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multismolvla.files import write_json
+
 from .annotate_config import AnnotateConfig, Plan
 from .annotate_source import Source
 from .annotate_work import is_disk_full
-from .dataset_writer import write_json
 from .workspace import METADATA_FILE
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from multismolvla.files import whole_file
 from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.tokenizers.coco import COCO_PANOPTIC
 
@@ -84,9 +85,8 @@ def write_contact_sheet(
                 draw.text((left, top + heights[view] + 1), f"{view}.{modality}", fill=_INK)
                 draw.text((left, top + heights[view] + _LINE), below[: pixels // 6 + 1], fill=_PALE)
             top += heights[view] + 2 * _LINE + _GAP
-    partial = target.with_name(f".{target.name}")
-    sheet.save(partial, format="PNG")
-    partial.replace(target)
+    with whole_file(target) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def _height(frames: Sequence[SheetFrame], view: str, pixels: int) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla.files import write_json
 from multismolvla.modalities import Modality, Origin, default_view_map
 
 if TYPE_CHECKING:
@@ -119,10 +118,3 @@ def stream_metadata(config: RecordConfig | ReplayConfig) -> dict[str, Any]:
         "labels": list(label_set(config.task)),
         "depth_unit": "m",
     }
-
-
-def write_json(target: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = target.with_name(f".{target.name}")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, target)

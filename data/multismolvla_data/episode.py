@@ -6,13 +6,13 @@ environment processor step, the same code as in evaluation, before it is turned 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from multismolvla.files import whole_file
 from multismolvla.modalities import Modality, default_view_map
 
 
@@ -118,10 +118,9 @@ def _store(frames: list[dict[str, np.ndarray]], target: Path, **extra: np.ndarra
             arrays[key] = arrays[key][..., :1]
         elif key.endswith("_seg"):
             arrays[key] = arrays[key][..., :2]
-    partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
     arrays |= extra
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, target)
+    with whole_file(target) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def _environment(settings: EpisodeSettings, task_id: int) -> tuple[Any, Any]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multismolvla.files import write_json
+
 from .episode import EpisodeSettings, _store, dataset_frame
 from .simulators import simulator
 
@@ -178,7 +180,7 @@ def write_libero_metadata(
         lengths: frames of the episodes in the data set's order.
         names: instruction of each task.
     """
-    from .dataset_writer import failed_states, stream_metadata, write_json
+    from .dataset_writer import failed_states, stream_metadata
 
     settings = config.settings
     assert isinstance(settings, LiberoEpisodeSettings)

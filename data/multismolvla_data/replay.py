@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import entry_point, parse_options, show_progress
+from multismolvla.files import write_json
 
 from .replay_plan import Plan, demo_files, plan_replay, plan_table, summary_table
 from .simulators import simulator_pool
@@ -253,7 +254,6 @@ class _Assembler:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             return  # the episodes stay; the data set is assembled again next time
-        from .dataset_writer import write_json
         from .preview import contact_sheet
 
         self.table = summary_table(self._plan, self._kept, self._failures)

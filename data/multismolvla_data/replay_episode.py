@@ -6,12 +6,13 @@ Runs in the worker processes. A demonstration that fails is never rendered: pict
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from multismolvla.files import write_json
 
 from .episode import _store, dataset_frame
 from .libero_hdf5 import DemoFileError, Demonstration, fixture_poses, noop_mask, read_demo
@@ -112,9 +113,7 @@ def replay_demo(settings: ReplaySettings, job: Job, folder: Path) -> Failure | N
     simulate = _from_actions if settings.mode == "actions" else _from_states
     states, failure = simulate(env, demo, kept, settings.settle_steps)
     if failure is not None:
-        partial = folder / f".{job.demo}.{os.getpid()}.json"
-        partial.write_text(json.dumps(asdict(failure)))
-        os.replace(partial, job.failure_file(folder))
+        write_json(job.failure_file(folder), asdict(failure))
     if len(states) and (failure is None or settings.keep_failed):
         actions = demo.actions[kept].astype(np.float32)
         frames = [

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multismolvla.command import entry_point, parse_options, show_progress
+from multismolvla.files import whole_file, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -304,7 +304,7 @@ def _open_work(cfg: CurveConfig, origin: dict[str, Any]) -> Path:
             f"{cfg.output} exists and was not made by this command. Choose another --output."
         )
     begun.parent.mkdir(parents=True)
-    _replace(begun, lambda partial: partial.write_text(json.dumps(wanted, indent=1) + "\n"))
+    write_json(begun, wanted)
     return begun.parent
 
 
@@ -342,15 +342,11 @@ def _report(
     shown = slice(0, _SHEET_PICTURES)
     settings = {(m, s): r.thermal[shown] for (m, s), r in runs.items() if s is not None}
     rgb = pictures.rgb[shown].permute(0, 2, 3, 1).numpy()
-    # A name that ends in .png, because that is how matplotlib and Pillow know the format.
-    _replace(cfg.output / "curve.png", lambda partial: plot(curve, title, partial))
-    _replace(
-        cfg.output / "contact_sheet.png",
-        lambda partial: sheet(rgb, reference.thermal[shown], settings, partial),
-    )
-    _replace(
-        cfg.output / "curve.json", lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n")
-    )
+    with whole_file(cfg.output / "curve.png") as partial:
+        plot(curve, title, partial)
+    with whole_file(cfg.output / "contact_sheet.png") as partial:
+        sheet(rgb, reference.thermal[shown], settings, partial)
+    write_json(cfg.output / "curve.json", content)
     logger.info("%s", text_table(curve))
     logger.info("Converged solution: %g evaluations. Written to %s.", reference.evaluations, cfg.output)
     return content
@@ -366,14 +362,8 @@ def _read(path: Path) -> Run:
 def _write(path: Path, run: Run) -> None:
     import numpy as np
 
-    _replace(path, lambda partial: np.savez(partial, **run._asdict()))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the place and move there when complete."""
-    partial = path.with_name(f".partial-{path.name}")
-    write(partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        np.savez(partial, **run._asdict())
 
 
 @entry_point("multismolvla-thermalgen")

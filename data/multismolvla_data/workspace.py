@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multismolvla.command import CommandError
-
-from .dataset_writer import write_json
+from multismolvla.files import write_json
 
 logger = logging.getLogger(__name__)
 

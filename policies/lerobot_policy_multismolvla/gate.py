@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from multismolvla.command import AGAIN, entry_point, parse_options
+from multismolvla.files import write_json
 from multismolvla.modalities import Modality, padding_mask_key
 
 CONTROLS = ("zeroed", "shuffled")
@@ -413,7 +413,8 @@ def run_gate(cfg: GateConfig) -> dict[str, Any]:
         "lerobot": _lerobot_version(),
         "command": shlex.join([Path(sys.executable).name, "-m", "lerobot_policy_multismolvla.gate", *sys.argv[1:]]),
     }  # fmt: skip
-    _write(cfg.output, result)
+    cfg.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(cfg.output, result)
     return result
 
 
@@ -433,14 +434,6 @@ def _lerobot_version() -> str:
     from importlib.metadata import version
 
     return version("lerobot")
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """Complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 @entry_point("error", interrupted=AGAIN)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multismolvla.files import write_json
+
 from .presets import load_preset, result_folder
 from .process import BusyError, die_with_parent, folder_lock, show_command, stop, terminate_as_interrupt
 
@@ -134,12 +136,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
-
-
 def run_chapter(chapter: Chapter, env: dict[str, str]) -> None:
     """Run one command with the terminal as its own.
 
@@ -205,7 +201,7 @@ def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
                 **entry,
                 "seconds": _total_seconds(known, entry, time.monotonic() - start),
             }
-            _write_record(path, record)
+            write_json(path, record)
     _say("\n" + time_table(chapters, record, size))
 
 

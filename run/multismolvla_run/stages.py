@@ -14,6 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from multismolvla.files import write_json
+
 from .presets import (
     LEROBOT_TRAIN,
     Preset,
@@ -253,6 +255,4 @@ def read_state(path: Path) -> dict[str, Any] | None:
 def write_state(path: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
+    write_json(path, record)

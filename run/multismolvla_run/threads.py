@@ -16,6 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from multismolvla.files import write_json
+
 logger = logging.getLogger(__name__)
 
 # About the shape of the mini preset's tower: many small matrix products, which is where waiting threads hurt.
@@ -159,9 +161,7 @@ def best_thread_env(cache_path: Path | str | None = None) -> dict[str, str]:
             "env": best,
             "trials": [{"env": t.env, "seconds_per_step": t.seconds} for t in trials],
         }
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(path)
+        write_json(path, record)
     return best
 
 

@@ -1,0 +1,35 @@
+"""Files that are whole or not there: who reads one never sees half of it, whatever ended its writing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write a file beside its place, in which it appears when it is complete.
+
+    Args:
+        target: the file's place, in a folder that exists. What is there stays until then.
+
+    Yields:
+        Where to write: a hidden file of the same folder with the target's suffix, by which many writers know the format.
+    """
+    partial = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write a JSON file, indented by one space, as a `whole_file`."""
+    text = json.dumps(content, indent=1) + "\n"
+    with whole_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
