@@ -3,7 +3,49 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
+
+
+class ToyEnv(gym.Env):
+    """Two cameras and no simulator: no two pictures are alike, and thermal is computed from RGB, its negative.
+
+    Args:
+        limit: step limit.
+        task_id: of the task; it decides the fault's seeds, not the pictures.
+    """
+
+    suite, cameras = "toy", ("image", "image2")
+    origins = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
+
+    def __init__(self, limit: int, task_id: int = 0) -> None:
+        self._max_episode_steps, self.task_id, self.count = limit, task_id, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return self.observation(), {"init_state_id": 3}
+
+    def step(self, action):
+        self.count += 1
+        return self.observation(), 0.0, False, False, {}
+
+    def observation(self):
+        rgb = {c: self.picture(c, self.count) for c in self.cameras}
+        thermal = {f"{c}_thermal": 255 - p for c, p in rgb.items()}
+        return {"pixels": {**rgb, **thermal}, "presence": np.array([1, 0, 0, 1] * 2, np.float32)}
+
+    @classmethod
+    def picture(cls, camera: str, step: int) -> np.ndarray:
+        """RGB before any fault."""
+        rng = np.random.default_rng([cls.cameras.index(camera), step])
+        return np.repeat(rng.integers(1, 255, (16, 16, 1), dtype=np.uint8), 3, axis=2)
+
+
+@pytest.fixture(scope="session")
+def toy_env() -> type[ToyEnv]:
+    """``toy_env(limit)`` -> environment without a simulator."""
+    return ToyEnv
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ The bundled environments have sensors only, so a toy one computes thermal from R
 
 from itertools import product
 
-import gymnasium as gym
-import numpy as np
 import pytest
 
 from lerobot_env_multismolvla.faults import FaultWrapper
@@ -15,32 +13,6 @@ from multismolvla.corruption import Condition, Fault, parse_condition, with_deri
 CAMERAS = ("image", "image2")
 STEPS = 6
 TEMPORAL = [("frozen", None), ("delay", 2.0), ("frame_drop", 0.5), ("burst", None), ("burst_silent", None)]
-
-
-class DerivedThermalEnv(gym.Env):
-    """Thermal is the negative of RGB; no two pictures are alike."""
-
-    suite, task_id, cameras, _max_episode_steps = "toy", 0, CAMERAS, STEPS
-    origins = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
-
-    def reset(self, *, seed=None, options=None):
-        self.count = 0
-        return self.observation(), {"init_state_id": 3}
-
-    def step(self, action):
-        self.count += 1
-        return self.observation(), 0.0, False, False, {}
-
-    def observation(self):
-        rgb = {c: picture(c, self.count) for c in CAMERAS}
-        thermal = {f"{c}_thermal": 255 - p for c, p in rgb.items()}
-        return {"pixels": {**rgb, **thermal}, "presence": np.array([1, 0, 0, 1] * 2, np.float32)}
-
-
-def picture(camera: str, step: int) -> np.ndarray:
-    rng = np.random.default_rng([CAMERAS.index(camera), step])
-    grey = rng.integers(1, 255, (16, 16, 1), dtype=np.uint8)
-    return np.repeat(grey, 3, axis=2)
 
 
 def faults_of(modality: str) -> list[Fault]:
@@ -70,10 +42,10 @@ def source_of(camera: str, own: Fault | None) -> str:
 
 
 @pytest.mark.parametrize("rgb", faults_of("rgb"), ids=lambda f: f"{f.type}-{f.cameras and f.cameras[0]}")
-def test_no_combination_of_faults_lets_clean_rgb_through(rgb):
+def test_no_combination_of_faults_lets_clean_rgb_through(rgb, toy_env):
     for own in (None, *faults_of("thermal")):
         faults = (rgb,) if own is None else (rgb, own)
-        env = FaultWrapper(DerivedThermalEnv(), Condition(f"{rgb} {own}", "C9", faults), run_seed=1)
+        env = FaultWrapper(toy_env(STEPS), Condition(f"{rgb} {own}", "C9", faults), run_seed=1)
         observations = [env.reset()[0]] + [env.step(None)[0] for _ in range(STEPS)]
         for (step, seen), camera in product(enumerate(observations), CAMERAS):
             origin = source_of(camera, own)
