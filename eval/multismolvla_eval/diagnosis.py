@@ -98,10 +98,13 @@ def diagnose_first(config: EvalConfig) -> None:
 
     Raises:
         RuntimeError: it failed; its message is on the terminal.
+        ResultsError: the diagnosis that is there cannot be read.
     """
+    from multismolvla_eval.results import read_json
+
     path = config.output / DIAGNOSIS
     if path.is_file():
-        old = json.loads(path.read_text())
+        old = read_json(path, "Delete it to measure again.")
         known = {name: p["path"] for name, p in old["policies"].items()}
         asked = (str(config.diagnose), config.diagnose_episodes)
         if (old["dataset"], old["episodes"]) == asked and config.policy_paths().items() <= known.items():

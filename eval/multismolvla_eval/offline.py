@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.diagnosis import DIAGNOSIS, SCHEMA
-from multismolvla_eval.results import ResultsError
+from multismolvla_eval.results import ResultsError, read_json
 
 #: Conditions whose pictures a control of the diagnosis shows, too: black ones, announced by nothing.
 _CONDITIONS = {"true": "C0", "zeroed": "C2:all=zero", **{f"{m} zeroed": f"C2:{m}=zero" for m in MODALITIES}}
@@ -31,16 +30,10 @@ def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> d
     path = folder / DIAGNOSIS
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultsError(
-            f"{path} is not valid JSON ({error}). Delete it, and run with --diagnose again."
-        ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "policies" not in content:
-        raise ResultsError(
-            f"{path} is not of the format version {SCHEMA}. Delete it, and run with --diagnose again."
-        )
+    remedy = "Delete it, and run with --diagnose again."
+    content = read_json(path, remedy)
+    if content.get("schema") != SCHEMA or "policies" not in content:
+        raise ResultsError(f"{path} is not of the format version {SCHEMA}. {remedy}")
     measured = {}
     for name, entry in content["policies"].items():
         if name not in policies:

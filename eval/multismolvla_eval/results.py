@@ -89,6 +89,27 @@ def run_lock(path: Path) -> Iterator[None]:
         yield
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a damaged one, a sentence.
+
+    Raises:
+        ResultsError: no such file, no valid JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ResultsError(f"There is no {path}. {remedy}") from None
+    except ValueError as error:
+        raise ResultsError(f"{path} is not valid JSON ({error}). {remedy}") from error
+    if not isinstance(content, dict):
+        raise ResultsError(f"{path} holds a {type(content).__name__}, expected an object. {remedy}")
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that readers see the old file or the new one, never half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -112,14 +133,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ResultsError(f"{folder} holds no {MANIFEST}: not an output folder of multismolvla-eval.")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultsError(
-            f"{path} is not valid JSON ({error}). Delete it and run the evaluation again."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or "fingerprint" not in manifest:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+    manifest = read_json(path, "Delete it and run the evaluation again.")
+    if manifest.get("schema") != SCHEMA or "fingerprint" not in manifest:
+        found = manifest.get("schema")
         raise ResultsError(
             f"{path} has the format version {found!r}, expected {SCHEMA}. Use the version of this package that wrote it, "
             "or another --output."
@@ -298,6 +314,11 @@ def worlds(manifest: Mapping[str, Any]) -> dict[str, str]:
 def completed(rows: Iterable[Row]) -> set[str]:
     """Keys of the episodes that need not run again."""
     return {episode_key(r) for r in rows}
+
+
+def crashed(row: Row) -> bool:
+    """Whether an episode ended because its process died or hung, and not by the policy's doing."""
+    return cause_of(row).startswith(("crash", "stuck"))
 
 
 def cause_of(row: Row) -> str:
