@@ -1,6 +1,12 @@
 """A pool of worker processes that survives the death of its members.
 
 With a batch size above one the workers are simulators, and one more process, the policy server, computes the actions.
+
+A crashed or stuck episode is that episode's failure, and the run goes on. But a machine that has lost its graphics driver
+crashes in every episode, which says nothing about a policy. Hence a crash is believed once an episode finishes after it. After
+``CRASHES_IN_A_ROW`` of them, and where no more episodes would follow, a *trial* runs alone: the last episode that finished,
+once more and unrecorded, or, before any has, the one of those to come that is least like those that crashed. If the trial
+finishes, all crashes are recorded; if it crashes too, the run stops, and nothing of them is recorded.
 """
 
 from __future__ import annotations
@@ -11,27 +17,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.results import Row
-from multismolvla_eval.server import server_main
+from multismolvla_eval.server import ALIVE, server_main
 from multismolvla_eval.worker import SERVER_GONE, WorkerArguments, log_path, worker_main
 
 logger = logging.getLogger(__name__)
 
-#: So many crashes without a finished episode in between are no bad luck but a broken set-up.
+#: So many crashes without a finished episode in between call for a trial of the set-up.
 CRASHES_IN_A_ROW = 3
+#: How far a trial is looked for among the episodes to come; a plan may have a million.
+LOOK_AHEAD = 10_000
 POLL_S = 1.0
 #: A process that has closed its pipe may take so long to end, on a machine that writes large core dumps [s].
 EXIT_S = 60.0
+#: A policy server that does not answer for so long, while an episode is over its time, hangs [s].
+ANSWER_S = 60.0
 LOG_TAIL_LINES = 25
 
 
 class WorkerError(RuntimeError):
-    """A worker that cannot work: it failed while loading, or the workers crash one after the other."""
+    """A set-up that cannot work: a worker failed while loading, or even an episode that had finished crashes now."""
 
 
 @dataclass
@@ -64,7 +75,9 @@ class WorkerPool:
         self._timeout = episode_timeout
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._pending: list[tuple[Episode, str]] = []
+        self._pending: list[tuple[Episode, str]] = []  # crashed since the last episode finished
+        self._proven: Episode | None = None  # the last one that finished
+        self._trial: Episode | None = None  # running, alone
         self._server: _Server | None = None
         self._queue: deque[Episode] = deque()
         self._suspects: deque[Episode] = (
@@ -96,33 +109,28 @@ class WorkerPool:
         episodes: Iterable[Episode],
         on_row: Callable[[Row], None],
         on_crash: Callable[[Episode, str], None],
+        proven: Episode | None = None,
     ) -> None:
         """Run all episodes.
 
         Args:
             episodes: in the order in which they should start.
             on_row: called with every finished episode's row.
-            on_crash: called for an episode whose worker died or hung, with the cause. The call is held back until some
-                later episode has finished, so that a broken set-up does not fill the results with failures.
+            on_crash: called for an episode whose worker died or hung, with the cause, once the set-up is known to work
+                nevertheless; see the module.
+            proven: an episode that finished in an earlier call, for a trial before any has finished in this one.
 
         Raises:
-            WorkerError: a worker cannot load, workers crash one after the other, or no episode finished after the last
-                crash, which then stays unrecorded: nothing shows that the set-up still works.
+            WorkerError: a worker cannot load, or a trial crashed. What crashed last is unrecorded then.
         """
-        self._queue = deque(episodes)
+        self._queue, self._proven = deque(episodes), proven
         for arguments in self._arguments[1 : len(self._queue)]:
             self._start(arguments)
-        while self._queue or self._suspects or any(w.episode for w in self._workers):
+        while self._queue or self._suspects or self._pending or any(w.episode for w in self._workers):
             for worker in self._workers:
                 if worker.ready and worker.episode is None:
                     self._give(worker)
             self._wait(on_row, on_crash)
-        if self._pending:
-            raise WorkerError(
-                f"{self._crashes()}\nNo episode finished after that, so nothing of it was recorded: the set-up may be "
-                "broken. The same command repeats what is missing; if it always crashes there, run more episodes "
-                "(--episodes, --conditions), so that one of them finishes afterwards."
-            )
 
     def close(self) -> None:
         """End all processes."""
@@ -143,10 +151,10 @@ class WorkerPool:
 
     def _give(self, worker: _Worker) -> None:
         """The next episode for an idle worker, if there is one that may start now."""
-        if self._suspects:
+        if self._in_doubt() or self._suspects:
             if any(w.episode for w in self._workers):
                 return
-            worker.episode = self._suspects.popleft()
+            worker.episode = self._next_trial() if self._in_doubt() else self._suspects.popleft()
         elif self._queue:
             worker.episode = self._queue.popleft()
         else:
@@ -158,6 +166,27 @@ class WorkerPool:
             logger.debug(
                 "Worker %d died before its episode began.", worker.arguments.number
             )  # _wait() sees it
+
+    def _in_doubt(self) -> bool:
+        """Whether a trial must show that the set-up still works before anything else may start."""
+        ended = not (self._queue or self._suspects)
+        return len(self._pending) >= CRASHES_IN_A_ROW or (ended and bool(self._pending))
+
+    def _next_trial(self) -> Episode:
+        """The episode that shows whether the set-up works."""
+        if self._proven is not None:
+            self._proven = self._trial = replace(self._proven, clip=False)  # it has been filmed
+        else:
+            queue = (
+                self._queue or self._suspects
+            )  # one holds something: _crashed() stops a run that has nothing to try
+            ahead = islice(queue, LOOK_AHEAD)
+            self._trial = min(ahead, key=lambda e: sum(_likeness(e, c) for c, _ in self._pending))
+            queue.remove(self._trial)
+        logger.warning(
+            "%d episode(s) crashed; %s is to show that others do not.", len(self._pending), self._trial.key
+        )
+        return self._trial
 
     def _start(self, arguments: WorkerArguments) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -213,14 +242,15 @@ class WorkerPool:
             if kind == "ready":
                 worker.ready = True
                 continue
-            worker.episode = None
-            self._flush_crashes(on_crash)
-            on_row(content)
+            self._finished(worker, content, on_row, on_crash)
         for worker in list(self._workers):
             if worker.episode is not None and time.monotonic() - worker.since > self._timeout:
                 logger.warning(
                     "Episode %s takes longer than %g s; it is ended.", worker.episode.key, self._timeout
                 )
+                if self._server_hangs():
+                    self._server_died("stuck: the policy server does not answer")
+                    return
                 worker.process.kill()
                 self._replace(worker, f"stuck: no end after {self._timeout:g} s")
 
@@ -229,24 +259,41 @@ class WorkerPool:
             raise self._setup_error(worker)
         self._replace(worker, _crash("crash", worker))
 
-    def _server_died(self) -> None:
+    def _server_hangs(self) -> bool:
+        """Whether it is the policy server that an episode waits for."""
+        if self._server is None:
+            return False
+        pipe = self._server.pipe
+        try:
+            while pipe.poll():
+                pipe.recv()
+            pipe.send(ALIVE)
+            return not pipe.poll(min(self._timeout, ANSWER_S))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return False  # it is dead, which the next wait() sees
+
+    def _server_died(self, hung: str | None = None) -> None:
         """Begin anew with all processes. Whose fault it was is found out by running what was running one by one.
+
+        Args:
+            hung: the cause, if it is still there.
 
         Raises:
             WorkerError: it died before any simulator was ready, or again and again.
         """
         server, running = self._server, [w.episode for w in self._workers if w.episode is not None]
         assert server is not None
+        if hung is not None:
+            server.process.kill()
         server.process.join(EXIT_S)
         if not any(w.ready for w in self._workers):
             raise self._setup_error(server)
-        cause = _crash("crash of the policy server", server)
+        cause = hung or _crash("crash of the policy server", server)
         logger.warning("%s; %d episode(s) were running.", cause, len(running))
         arguments = [w.arguments for w in self._workers]
         self.close()
         if len(running) == 1:
-            self._pending.append((running[0], cause))
-            self._stop_after_crashes(server)
+            self._crashed(running[0], cause, server)
         else:
             self._suspects.extend(running)
         for own in arguments:
@@ -258,26 +305,48 @@ class WorkerPool:
         worker.process.join(EXIT_S)
         worker.pipe.close()
         if worker.episode is not None:
-            logger.warning("Episode %s failed: %s", worker.episode.key, cause)
-            self._pending.append((worker.episode, cause))
-        self._stop_after_crashes(worker)
+            self._crashed(worker.episode, cause, worker)
         self._start(worker.arguments)
 
-    def _stop_after_crashes(self, last: _Worker | _Server) -> None:
-        if len(self._pending) >= CRASHES_IN_A_ROW:
-            raise WorkerError(
-                f"{self._crashes()}\nNone finished in between; nothing of them was recorded.\n"
-                f"End of {log_path(last.arguments)}:\n{_tail(last)}"
-            )
+    def _crashed(self, episode: Episode, cause: str, member: _Worker | _Server) -> None:
+        """Keep a crash until the set-up is known to work.
 
-    def _crashes(self) -> str:
+        Raises:
+            WorkerError: it was the trial, or there is none to be made.
+        """
+        logger.warning("Episode %s failed: %s", episode.key, cause)
+        self._pending.append((episode, cause))
+        if episode is self._trial:
+            what = "had finished before" if episode is self._proven else "was chosen to be unlike the others"
+            reason = f"The last of them {what}: it is not these episodes that fail, but the set-up."
+        elif self._proven is None and not (
+            self._queue or self._suspects or any(w.episode for w in self._workers)
+        ):
+            reason = "No episode has finished here yet, and none is left to try."
+        else:
+            return
         causes = "\n".join(f"  {e.key}: {c}" for e, c in self._pending)
-        return f"{len(self._pending)} episode(s) crashed in a row:\n{causes}"
+        raise WorkerError(
+            f"{len(self._pending)} episode(s) crashed in a row:\n{causes}\n{reason} Nothing of this was recorded. Once the "
+            f"cause is gone (graphics driver, memory, files), the same command continues.\n"
+            f"End of {log_path(member.arguments)}:\n{_tail(member)}"
+        )
 
-    def _flush_crashes(self, on_crash: Callable[[Episode, str], None]) -> None:
-        for episode, cause in self._pending:
-            on_crash(episode, cause)
+    def _finished(
+        self,
+        worker: _Worker,
+        row: Row,
+        on_row: Callable[[Row], None],
+        on_crash: Callable[[Episode, str], None],
+    ) -> None:
+        """An episode has finished, so the set-up works: what crashed before it did so by itself."""
+        episode, worker.episode = worker.episode, None
+        for crashed, cause in self._pending:
+            on_crash(crashed, cause)
         self._pending.clear()
+        if episode is not self._proven:  # otherwise it was run again as a trial
+            on_row(row)
+        self._proven, self._trial = episode, None
 
     def _setup_error(self, member: _Worker | _Server) -> WorkerError:
         if self._server is not None and member.process.exitcode == SERVER_GONE:
@@ -288,6 +357,12 @@ class WorkerPool:
             f"Environment or policies could not be loaded (exit code {member.process.exitcode}){reason}\n"
             f"The whole log is {log_path(member.arguments)}."
         )
+
+
+def _likeness(one: Episode, other: Episode) -> int:
+    """How many of policy, task and start two episodes share."""
+    same_task = (one.suite, one.task_id) == (other.suite, other.task_id)
+    return (one.policy == other.policy) + same_task + (same_task and one.episode == other.episode)
 
 
 def _crash(what: str, member: _Worker | _Server) -> str:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Asked by the parent when an episode takes too long: is it the simulator that hangs, or the server?
+ALIVE = "alive"
+
 
 def server_main(arguments: WorkerArguments, parent: Connection) -> None:
     """Load the policies that plan ahead, then serve until the parent is gone.
 
-    Messages from the parent: the connection of a new simulator. Messages to it: ``"ready"``, once. From simulators: a path, to
-    be told the policy's facts, or a request, to be answered. Whatever goes wrong ends the process with a traceback in its log;
-    the parent decides what that means.
+    Messages from the parent: the connection of a new simulator, or ``ALIVE``, to be sent back. Messages to it: ``"ready"``,
+    once. From simulators: a path, to be told the policy's facts, or a request, to be answered. Whatever goes wrong ends the
+    process with a traceback in its log; the parent decides what that means.
     """
     begin(arguments)
     import torch
@@ -87,7 +90,9 @@ class _Server:
                         return
                     self._forget(connection)
                     continue
-                if connection is self._parent:
+                if message == ALIVE and connection is self._parent:
+                    self._parent.send(ALIVE)
+                elif connection is self._parent:
                     self._simulators.append(message)
                 elif isinstance(message, str):
                     _send(connection, self._facts[message])

@@ -134,7 +134,7 @@ def test_a_simulator_that_dies_while_waiting_delays_nobody(serving):
     assert one.poll(10)
 
 
-def pool_of(tmp_path, monkeypatch, workers=2, **options) -> WorkerPool:
+def pool_of(tmp_path, monkeypatch, workers=2, timeout=60.0, **options) -> WorkerPool:
     import toy_processes
 
     monkeypatch.setattr("multismolvla_eval.pool.worker_main", toy_processes.worker_main)
@@ -142,10 +142,10 @@ def pool_of(tmp_path, monkeypatch, workers=2, **options) -> WorkerPool:
     first = WorkerArguments(
         0, EnvironmentArguments("toy", "toy", None, options), {}, None, 0, tmp_path, (), {}, batch_size=2
     )
-    return WorkerPool([replace(first, number=i) for i in range(workers)], 60.0)
+    return WorkerPool([replace(first, number=i) for i in range(workers)], timeout)
 
 
-def run(pool: WorkerPool, episodes: list[Episode]):
+def run(pool: WorkerPool, episodes: list[Episode], proven: Episode | None = None):
     rows, crashes = [], []
     try:
         pool.describe()
@@ -153,10 +153,15 @@ def run(pool: WorkerPool, episodes: list[Episode]):
             episodes,
             lambda r: rows.append((r["task_id"], r["episode"])),
             lambda e, cause: crashes.append((e.task_id, e.episode, cause)),
+            proven,
         )
     finally:
         pool.close()
     return sorted(rows), crashes
+
+
+def episodes_of(*places: tuple[int, int]) -> list[Episode]:
+    return [Episode("p", "toy", task, "C0", number) for task, number in places]
 
 
 EPISODES = [Episode("p", "toy", task, "C0", i) for i in range(3) for task in range(2)]
@@ -169,6 +174,100 @@ def test_deaths_of_the_server_and_of_a_simulator_are_one_episodes_failure_each(t
         (0, 1, "crash of the policy server: exit code -6"),
         (1, 0, "crash: exit code -6"),
     ]
+
+
+@pytest.fixture
+def threads(tmp_path, monkeypatch):
+    """Pools whose processes are threads; see :mod:`toy_threads`."""
+    import toy_threads
+
+    monkeypatch.setattr("multismolvla_eval.pool.worker_main", toy_threads.worker_main)
+    monkeypatch.setattr("multismolvla_eval.pool.server_main", toy_threads.server_main)
+    monkeypatch.setattr("multismolvla_eval.pool.POLL_S", 0.05)
+
+    def make(workers=1, timeout=60.0, **options):
+        environment = EnvironmentArguments("toy", "toy", None, {"done": [], **options})
+        first = WorkerArguments(0, environment, {}, None, 0, tmp_path, (), {}, batch_size=2)
+        pool = WorkerPool([replace(first, number=i) for i in range(workers)], timeout)
+        pool._context = toy_threads.Context()
+        return pool, environment.options["done"]
+
+    return make
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_task_that_always_crashes_does_not_stop_the_others(threads, workers):
+    crashing, others = [(0, i) for i in range(5)], [(1, 0), (1, 1)]
+    pool, done = threads(workers, crash=crashing)
+    rows, crashes = run(pool, episodes_of(*crashing, *others))
+    assert rows == sorted(done) == others, "each once: the trial was an episode to come"
+    assert sorted(crashes) == [(*place, "crash: exit code -6") for place in crashing]
+
+
+def test_a_crash_at_the_end_is_recorded_after_an_episode_that_finished_runs_again(threads):
+    pool, done = threads(crash=[(0, 1)])
+    assert run(pool, episodes_of((0, 0), (0, 1))) == ([(0, 0)], [(0, 1, "crash: exit code -6")])
+    assert done == [(0, 0), (0, 0)]
+    pool, done = threads(crash=[(0, 1)])  # a later call has nothing else to do
+    assert run(pool, episodes_of((0, 1)), proven=episodes_of((0, 0))[0]) == (
+        [],
+        [(0, 1, "crash: exit code -6")],
+    )
+    assert done == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "places", "recorded", "message"),
+    [
+        ({"at_most": 1}, [(0, i) for i in range(9)], [(0, 0)], r"4 episode\(s\).*had finished before"),
+        (
+            {"at_most": 0},
+            [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)],
+            [],
+            r"4 episode.*\|1\|C0.*to be unlike the others",
+        ),
+        ({"at_most": 0}, [(0, 0)], [], r"1 episode\(s\).*none is left to try"),
+    ],
+)
+def test_a_setup_that_breaks_stops_the_run_and_no_crash_is_recorded(
+    threads, options, places, recorded, message
+):
+    pool, done = threads(**options)
+    crashes = []
+    pool.describe()
+    with pytest.raises(
+        WorkerError, match=rf"(?s){message}.*the same command continues.*End of .*worker-0.log"
+    ):
+        pool.run(episodes_of(*places), lambda row: None, lambda *crash: crashes.append(crash))
+    pool.close()
+    assert done == recorded
+    assert crashes == []
+
+
+@pytest.mark.parametrize(
+    ("option", "cause"),
+    [
+        ("hang", "stuck: no end after 0.5 s"),
+        ("mute", "stuck: the policy server does not answer"),
+        ("deadly", "crash of the policy server: exit code -6"),
+    ],
+)
+def test_what_hangs_or_dies_in_the_simulator_or_the_server_is_one_episodes_failure(threads, option, cause):
+    pool, _ = threads(workers=2, timeout=0.5, **{option: [(0, 1)]})
+    rows, crashes = run(pool, EPISODES)
+    assert rows == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert crashes == [(0, 1, cause)]
+
+
+def test_a_row_that_is_not_a_number_changes_no_other():
+    made = batcher(Chunks())
+    requests = [request(i) for i in range(SIZE)]
+    healthy = made.answer(requests)
+    requests[1].arrays["observation.state"][:] = np.nan
+    replies = made.answer(requests)
+    assert np.isnan(replies[1].actions).all()
+    for i in (0, 2):
+        assert replies[i].actions.tobytes() == healthy[i].actions.tobytes()
 
 
 def test_a_server_that_cannot_load_records_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,127 @@
+"""Simulators and a policy server as threads, for tests of what the pool decides: a process takes a second to start."""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from multismolvla_eval.server import ALIVE
+from multismolvla_eval.worker import SERVER_GONE
+
+CRASH, KILLED = -6, -9
+
+
+class Context:
+    """Stands in for ``multiprocessing.get_context()``."""
+
+    Pipe = staticmethod(Pipe)
+
+    def Process(self, target, args, daemon, name):  # noqa: N802 - multiprocessing's name
+        return Process(target, args)
+
+
+class Process:
+    """A thread with the interface of a process; it ends with ``SystemExit(exit code)``."""
+
+    def __init__(self, target, args) -> None:
+        # the parent closes its copies of the connections, as it does for processes
+        self._args = [Connection(os.dup(a.fileno())) if isinstance(a, Connection) else a for a in args]
+        self.exitcode, self.killed = None, threading.Event()
+        self.sentinel, self._open = os.pipe()
+        self._thread = threading.Thread(target=self._run, args=(target,), daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def join(self, timeout=None):
+        self._thread.join(timeout)
+
+    def is_alive(self):
+        return self._thread.is_alive()
+
+    def kill(self):
+        self.killed.set()
+
+    terminate = kill
+
+    def _run(self, target):
+        try:
+            target(self, *self._args)
+            self.exitcode = 0
+        except SystemExit as end:
+            self.exitcode = end.code
+        finally:
+            for argument in self._args:
+                if isinstance(argument, Connection):
+                    argument.close()
+            os.close(self._open)
+
+    def receive(self, connections):
+        """The connections that have something to say; ends the process when it is killed."""
+        while not self.killed.is_set():
+            ready = wait(connections, 0.02)
+            if ready:
+                return ready
+        raise SystemExit(KILLED)
+
+    def hang(self):
+        self.killed.wait()
+        raise SystemExit(KILLED)
+
+
+def worker_main(process, arguments, pipe, server=None):
+    """An episode is a question to the server. Options: places that ``crash`` or ``hang``, and a list of those ``done``, of
+    which there can be ``at_most`` so many before everything crashes."""
+    options = arguments.env.options
+
+    def ask(message):
+        try:
+            server.send(message)
+            process.receive([server])
+            return server.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise SystemExit(SERVER_GONE) from None
+
+    ask("facts")
+    pipe.send(("ready", {}))
+    while True:
+        process.receive([pipe])
+        try:
+            episode = pipe.recv()
+        except EOFError:
+            return
+        place = (episode.task_id, episode.episode)
+        if place in options.get("crash", ()) or len(options["done"]) >= options.get("at_most", 99):
+            raise SystemExit(CRASH)
+        if place in options.get("hang", ()):
+            process.hang()
+        row = dict(zip(("task_id", "episode"), ask(place), strict=True))
+        options["done"].append(place)
+        pipe.send(("row", row))
+
+
+def server_main(process, arguments, parent):
+    """Answers each question with itself; dies of the places in the option ``deadly``, and hangs at those in ``mute``."""
+    options, simulators = arguments.env.options, []
+    parent.send("ready")
+    while True:
+        for connection in process.receive([parent, *simulators]):
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionResetError):
+                if connection is parent:
+                    return
+                simulators.remove(connection)
+                continue
+            if message == ALIVE:
+                parent.send(ALIVE)
+            elif connection is parent:
+                simulators.append(message)
+            elif message in options.get("deadly", ()):
+                raise SystemExit(CRASH)
+            elif message in options.get("mute", ()):
+                process.hang()
+            else:
+                connection.send(message)
