@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from multismolvla_eval.identity import builtin_identity
+
 
 def checkpoint_path(path: str) -> str | None:
     """The checkpoint in a policy's path as it stands in ``--policies``; ``None`` for a built-in policy."""
@@ -51,6 +53,19 @@ def checkpoint_hash(folder: str) -> str:
     if adapter.is_file():
         digest.update(_adapter_base(adapter).encode())
     return digest.hexdigest()[:16]
+
+
+def policy_hash(path: str) -> str:
+    """What identifies the policy behind a path as it stands in ``--policies``.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    checkpoint = checkpoint_path(path)
+    if checkpoint is None:
+        return builtin_identity(path)
+    prefix = "blind:" if path.startswith("blind:") else ""
+    return prefix + checkpoint_hash(resolve_checkpoint(checkpoint))
 
 
 def _adapter_base(path: Path) -> str:

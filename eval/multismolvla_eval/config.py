@@ -61,7 +61,8 @@ class EvalConfig:
     # Simulator processes on this machine. With --batch_size=1 each has its own copy of the policies.
     workers: int = 1
     # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a time; batches
-    # that are not full are padded. Best equal to --workers on a GPU. Part of the run's identity: it changes rounding.
+    # that are not full are padded. Best equal to --workers on a GPU. It is part of the run's identity and cannot change when a
+    # run is continued: batches of another size round differently, so episodes of both kinds would not be comparable.
     batch_size: int = 1
     # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
     # `accelerate launch` divide it further.
@@ -85,7 +86,7 @@ class EvalConfig:
     rename_map: dict[str, Any] = field(default_factory=dict)
     # Sentences for the report's notes, e.g. '["ours was trained for 300 steps only"]'.
     note: list[str] = field(default_factory=list)
-    # Print cells, episodes and an estimate; run nothing.
+    # Print cells, episodes, an estimate, and whether a run in --output would be continued or refused; run nothing.
     dry_run: bool = False
 
     def policy_paths(self) -> dict[str, str]:

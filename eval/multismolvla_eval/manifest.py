@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
@@ -12,7 +13,14 @@ from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.plan import Counts
 from multismolvla_eval.provenance import hardware, package_versions, source_commit
-from multismolvla_eval.results import MANIFEST, SCHEMA, ResultsError, fingerprint, read_manifest
+from multismolvla_eval.results import (
+    MANIFEST,
+    SCHEMA,
+    SHARD_PATTERN,
+    ResultsError,
+    fingerprint,
+    read_manifest,
+)
 
 #: What two episodes of a suite must share to be compared. Everything else that a source says is for the reader.
 WORLD = (
@@ -49,21 +57,14 @@ def build_manifest(
         ResultsError: the folder holds another run, a suite of that name with other assets or limits, or a policy of
             that name with another checkpoint.
     """
-    comparable = {
-        "schema": SCHEMA,
-        "env": {"type": config.env.type, "options": config.env.options},
-        "seed": config.seed,
-        "corruption_version": CORRUPTION_VERSION,
-        # left out where it is 1, so that runs from before there were batches can be continued
-        **({"batch_size": config.batch_size} if config.batch_size > 1 else {}),
-    }
+    parts = comparable(config)
     complete = config.env.task_ids is None and LEVELS[config.level].tasks is None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made_with = {"versions": package_versions(), "commit": source_commit(), "hardware": hardware()}
     manifest = {
         "schema": SCHEMA,
-        "fingerprint": fingerprint(comparable),
-        "comparable": comparable,
+        "fingerprint": fingerprint(parts),
+        "comparable": parts,
         "created": now,
         "level": config.level if config.conditions is None else "custom",
         "suites": {
@@ -85,11 +86,40 @@ def build_manifest(
         "remarks": list(config.note),
         "rename_map": config.rename_map,
     }
-    if (config.output / MANIFEST).exists():
-        return _continue(read_manifest(config.output), manifest, config)
-    if any(config.output.glob("episodes-*.jsonl")):
-        raise ResultsError(f"{config.output} has result files but no {MANIFEST}. Choose another --output.")
-    return manifest
+    old = earlier_manifest(config.output)
+    if old is None:
+        return manifest
+    refuse_another_run(config.output, old, manifest)
+    return _continue(old, manifest)
+
+
+def comparable(config: EvalConfig) -> dict[str, Any]:
+    """What all episodes of a run have in common; two calls that differ in it are two runs.
+
+    The batch size belongs to it: matrix products round differently in batches of another size, so an episode would depend
+    on the call in which it was made. It is left out where it is 1, so that runs from before there were batches can be
+    continued.
+    """
+    return {
+        "schema": SCHEMA,
+        "env": {"type": config.env.type, "options": config.env.options},
+        "seed": config.seed,
+        "corruption_version": CORRUPTION_VERSION,
+        **({"batch_size": config.batch_size} if config.batch_size > 1 else {}),
+    }
+
+
+def earlier_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest in an output folder, ``None`` in a new one.
+
+    Raises:
+        ResultsError: it is damaged, or there are results without one.
+    """
+    if (folder / MANIFEST).exists():
+        return read_manifest(folder)
+    if any(folder.glob(SHARD_PATTERN)):
+        raise ResultsError(f"{folder} has result files but no {MANIFEST}. Choose another --output.")
+    return None
 
 
 def world(suite: dict[str, Any]) -> str:
@@ -97,35 +127,49 @@ def world(suite: dict[str, Any]) -> str:
     return fingerprint({k: suite.get(k) for k in WORLD})
 
 
-def _continue(old: dict[str, Any], new: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    """``new`` with what ``old`` already had; suites, tasks, conditions, policies and episodes may be added to a run.
+def refuse_another_run(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """See that a call continues the run in its output folder and does not mix two.
 
-    A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
+    Args:
+        folder: for messages.
+        old: the manifest there.
+        new: this call's, or as much as is known of it: ``comparable``, ``policies`` with their checkpoints, ``suites``.
+
+    Raises:
+        ResultsError: it is another run, or a policy or a suite of it has changed.
     """
-    if old["fingerprint"] != new["fingerprint"]:
-        before, now = old.get("comparable", {}), new["comparable"]
-        differing = [k for k in dict.fromkeys((*now, *before)) if before.get(k) != now.get(k)]
+    before, parts = old.get("comparable", {}), new["comparable"]
+    if old["fingerprint"] != fingerprint(parts):
+        differing = [k for k in dict.fromkeys((*parts, *before)) if before.get(k) != parts.get(k)]
         raise ResultsError(
-            f"{config.output} holds another run ({old['fingerprint']}, now {new['fingerprint']}): {differing} differ. "
+            f"{folder} holds another run ({old['fingerprint']}, now {fingerprint(parts)}): {differing} differ. "
             "Choose another --output, or the old options to continue it."
         )
     for name, policy in old["policies"].items():
-        known = new["policies"].get(name)
-        if known is not None and known["checkpoint"] != policy["checkpoint"]:
+        now = new["policies"].get(name, policy)
+        if now["checkpoint"] != policy["checkpoint"]:
             raise ResultsError(
                 f"Policy {name!r} has changed since this run began (checkpoint {policy['checkpoint']}, now "
-                f"{known['checkpoint']}). Give it another name or choose another --output."
+                f"{now['checkpoint']}). Give it another name or choose another --output."
             )
     for name, suite in old["suites"].items():
-        now = new["suites"].get(name)
-        if now is not None and now["world"] != suite["world"]:
-            differing = [
-                f"{k} {suite.get(k)!r}, now {now.get(k)!r}" for k in WORLD if suite.get(k) != now.get(k)
-            ]
+        told = new["suites"].get(name, {})
+        known = [k for k in WORLD if k in told or "world" in told]
+        differing = [
+            f"{k} {suite.get(k)!r}, now {told.get(k)!r}" for k in known if suite.get(k) != told.get(k)
+        ]
+        if differing:
             raise ResultsError(
                 f"The suite {name!r} has changed since this run began: {'; '.join(differing)[:300]}. Choose another "
                 "--output, or bring back what it was."
             )
+
+
+def _continue(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new`` with what ``old`` already had; suites, tasks, conditions, policies and episodes may be added to a run.
+
+    A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
+    """
     made_with = {k: old.get(k) for k in ("versions", "commit", "hardware")}
     return {
         **new,

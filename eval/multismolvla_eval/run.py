@@ -118,7 +118,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     Raises:
         ResultsError: the output folder holds something else, or another process works on it in the same or in another
             number of parts.
-        WorkerError: environment or policies cannot be loaded.
+        WorkerError: environment or policies cannot be loaded, or stop working in the middle.
         ValueError: unknown condition, level, suite, task or camera.
     """
     from multismolvla_eval.diagnosis import diagnose_first
@@ -156,6 +156,7 @@ def _evaluate(
         MANIFEST,
         ShardWriter,
         completed,
+        crashed,
         manifest_lock,
         read_rows,
         write_json,
@@ -179,8 +180,10 @@ def _evaluate(
         _say(f"Nothing is missing. Next: multismolvla-report {config.output}")
         return
     writer = ShardWriter(config.output / f"{shard_name(shard, shards)}.jsonl")
+    finished = completed(r for r in rows if not crashed(r))
+    proven = next((e for e in plan if e.key in finished), None)
     try:
-        _run(pool, todo, rows, writer, manifest)
+        _run(pool, todo, proven, rows, writer, manifest)
     finally:
         writer.close()
     _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {config.output}")
@@ -191,17 +194,46 @@ def _forecast(config: EvalConfig, level: _Level, shard: int, shards: int) -> Non
     from multismolvla_eval.conditions import refuse_unfaultable, resolve
     from multismolvla_eval.forecast import describe_run, outline
     from multismolvla_eval.plan import remaining
-    from multismolvla_eval.results import MANIFEST, completed, read_run
+    from multismolvla_eval.results import completed
 
     facts = _first_tasks(outline(config.env), level.tasks)
+    rows = _earlier_rows(config, facts)
     conditions = resolve(level.conditions, facts["cameras"])
     refuse_unfaultable(conditions, facts["suites"])
     plan = _plan(config, level, facts, conditions)
-    rows = read_run(config.output)[1] if (config.output / MANIFEST).exists() else []
     todo = remaining(plan, completed(rows), shard, shards)
     names = list(config.policy_paths())
     for line in describe_run(facts, names, conditions, plan, todo, rows, config.workers, detailed=True):
         _say(line)
+
+
+def _earlier_rows(config: EvalConfig, facts: dict[str, Any]) -> list[Row]:
+    """What the output folder holds of this run, and a line that says whether the run would be continued.
+
+    Raises:
+        ResultsError: the folder holds something else, for the reasons for which the run itself would refuse it.
+    """
+    from multismolvla_eval.checkpoints import policy_hash
+    from multismolvla_eval.manifest import comparable, earlier_manifest, refuse_another_run
+    from multismolvla_eval.results import read_run
+
+    old = earlier_manifest(config.output)
+    if old is None:
+        _say(f"{config.output} holds no run yet: a new one would begin there.")
+        return []
+    hashes = {}
+    for name in old["policies"].keys() & config.policy_paths().keys():
+        try:
+            hashes[name] = {"checkpoint": policy_hash(config.policy_paths()[name])}
+        except FileNotFoundError:
+            continue  # _settle() has said so
+    new = {"comparable": comparable(config), "policies": hashes, "suites": facts["suites"]}
+    refuse_another_run(config.output, old, new)
+    rows = read_run(config.output)[1]
+    _say(
+        f"{config.output} holds this run ({old['fingerprint']}) with {len(rows)} episodes: it would be continued."
+    )
+    return rows
 
 
 def _first_tasks(facts: dict[str, Any], number: int | None) -> dict[str, Any]:
@@ -222,7 +254,14 @@ def _plan(config: EvalConfig, level: _Level, facts: dict[str, Any], conditions: 
     )
 
 
-def _run(pool: Any, todo: Sequence[Episode], rows: list[Row], writer: Any, manifest: dict[str, Any]) -> None:
+def _run(
+    pool: Any,
+    todo: Sequence[Episode],
+    proven: Episode | None,
+    rows: list[Row],
+    writer: Any,
+    manifest: dict[str, Any],
+) -> None:
     from tqdm import tqdm
 
     from multismolvla_eval.results import worlds
@@ -255,7 +294,7 @@ def _run(pool: Any, todo: Sequence[Episode], rows: list[Row], writer: Any, manif
             bar.write(f"failed: {episode.key}: {cause}")
             finish(_crash_row(episode, cause, manifest["policies"][episode.policy]["checkpoint"]))
 
-        pool.run(todo, finish, crash)
+        pool.run(todo, finish, crash, proven)
 
 
 def _crash_row(episode: Episode, cause: str, checkpoint: str) -> Row:

@@ -19,6 +19,7 @@ import torch
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.episodes import collect
+from multismolvla_eval.forecast import outline
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Counts, Episode
 from multismolvla_eval.policies import BuiltinPolicy
@@ -169,18 +170,22 @@ def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_conf
     assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
 
 
-def test_a_crash_that_no_episode_follows_is_not_recorded_but_repeated(make_config):
+def test_a_crash_in_the_last_episode_is_recorded_in_this_call_or_the_next(make_config):
     config = make_config(
-        options={"crash": [1, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=1
+        options={"crash": [1, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=1, clips=1
     )
-    with pytest.raises(WorkerError, match=r"(?s)exit code -6.*No episode finished after that"):
-        evaluate(config)
-    assert [(r["task_id"], r["episode"], r["cause"]) for r in rows_of(config.output)] == [(0, 0, None)]
-    config.clean_episodes = 2
+    evaluate(config)
+    shard = config.output / "episodes-0of1.jsonl"
+    whole = shard.read_bytes()
+    assert [(r["task_id"], r["episode"]) for r in rows_of(config.output)] == [(0, 0), (1, 0)], (
+        "the trial leaves no row"
+    )
+    assert "crash: exit code -6" in rows_of(config.output)[1]["cause"]
+
+    shard.write_bytes(whole[: whole.index(b"\n") + 1])  # killed before the crash was written
     evaluate(config)
     rows = rows_of(config.output)
-    assert sorted((r["task_id"], r["episode"]) for r in rows) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert [(r["task_id"], r["episode"]) for r in rows if "crash" in (r["cause"] or "")] == [(1, 0)]
+    assert [(r["task_id"], r["cause"]) for r in rows] == [(0, None), (1, "crash: exit code -6")]
 
 
 def test_a_broken_setup_records_nothing(make_config):
@@ -240,9 +245,40 @@ def test_dry_run_writes_no_results(make_config, capsys):
     config = make_config(dry_run=True)
     evaluate(config)
     text = capsys.readouterr().out
+    assert f"{config.output} holds no run yet: a new one would begin there" in text
     assert "C2:rgb=zero" in text
     assert "16 episodes, 16 of this shard missing" in text
     assert not (config.output / "run.json").exists()
+
+
+def test_dry_run_says_whether_the_run_would_be_continued_or_refused(make_config, capsys):
+    config = make_config(policies=["ours=builtin:zero"], dry_run=True)
+    facts = outline(config.env)
+    facts |= {"policies": {"ours": {"checkpoint": "builtin:zero"}}}
+    config.output.mkdir()
+    manifest = build_manifest(config, facts, [CLEAN], Counts(2, 1), [])
+    write_json(config.output / "run.json", manifest)
+    evaluate(config)
+    assert (
+        f"holds this run ({manifest['fingerprint']}) with 0 episodes: it would be continued"
+        in capsys.readouterr().out
+    )
+    for part, value, message in (
+        ("policies", {"ours": {"checkpoint": "other"}}, "Policy 'ours' has changed since this run began"),
+        (
+            "suites",
+            {"toy": {**manifest["suites"]["toy"], "assets": "other"}},
+            "suite 'toy' has changed .* assets 'other'",
+        ),
+        ("fingerprint", "other", "holds another run"),
+    ):
+        write_json(config.output / "run.json", {**manifest, part: value})
+        with pytest.raises(ResultsError, match=message):
+            evaluate(config)
+    (config.output / "episodes-0of1.jsonl").touch()
+    (config.output / "run.json").unlink()
+    with pytest.raises(ResultsError, match="result files but no run.json"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +427,7 @@ def test_help_is_quick():
     )
     assert result.returncode == 0
     assert "--policies" in result.stdout
+    assert "round differently" in " ".join(result.stdout.split()), "why --batch_size belongs to a run"
     assert not {"torch", "lerobot", "scipy"} & {
         line.split("|")[-1].strip() for line in result.stderr.splitlines()
     }
