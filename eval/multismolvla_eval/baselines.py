@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.identity import EXPERT, EXPERT_DESCRIPTION, builtin_identity
-from multismolvla_eval.policies import Policy
+from multismolvla_eval.policies import BLIND, Policy
 from multismolvla_eval.sources import Batch, EnvironmentSource
 
 #: What a picture shows when there is nothing to see. Depth and segmentation have a value that says so.
@@ -46,6 +46,7 @@ class BlindPolicy:
         return {
             **facts,
             "path": f"blind:{facts.get('path')}",
+            **BLIND,
             "reads": [k for k in facts.get("reads", []) if not k.startswith(OBS_IMAGES)],
             "blind": "pictures announced as absent" if masked else "pictures replaced by mid-grey ones",
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,27 @@ def reads_fault(reads: Sequence[str], condition_id: str, manifest: dict[str, Any
     return bool(keys & set(reads)) if keys and reads else None
 
 
+def told_of_loss(policy: Mapping[str, Any], condition_id: str, manifest: dict[str, Any]) -> bool | None:
+    """Whether a policy knows of the announced loss of what it reads; if not, the condition shows it black pictures.
+
+    Args:
+        policy: its entry in the manifest; see :mod:`multismolvla_eval.announcing`.
+        condition_id: canonical text.
+        manifest: of the run.
+
+    Returns:
+        ``None`` if there is nothing to tell: no loss is announced, or none that concerns it.
+    """
+    if not any(f.announced for f in parse_condition(condition_id).faults):
+        return None
+    views = default_view_map(tuple(manifest["cameras"]))
+    pictures = {k for streams in views.values() for k in streams.values()} & set(policy.get("reads", ()))
+    lost = pictures & faulted_keys(condition_id, manifest)
+    if not lost:
+        return None
+    return bool(policy.get("reads_masks")) and not (policy.get("needs_a_picture") and lost == pictures)
+
+
 def fairness_checks(
     names: Sequence[str], conditions: Sequence[str], cells: Cells, manifest: dict[str, Any]
 ) -> dict[str, Any]:
@@ -55,10 +76,17 @@ def fairness_checks(
             if reads_fault(reads, condition, manifest) is False:
                 continue
             clean, faulted = cells.shared([cells.rows(name, "C0"), cells.rows(name, condition)])
-            found = _arrivals(cells.episodes, clean, faulted, condition, manifest)
+            found = _arrivals(cells.episodes, clean, faulted, condition, name, manifest)
             if found:
                 faults.append({"policy": name, "condition": condition, **found})
     return {"starts": _starts(cells), "faults": faults}
+
+
+def renaming(policy: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Environment's observation key -> policy's, as ``--rename_map`` gave them: for all policies, and for this one."""
+    said = manifest.get("rename_map") or {}
+    shared = {k: v for k, v in said.items() if not isinstance(v, dict)}
+    return {**shared, **said.get(policy, {})}
 
 
 def _starts(cells: Cells) -> dict[str, int]:
@@ -74,7 +102,12 @@ def _starts(cells: Cells) -> dict[str, int]:
 
 
 def _arrivals(
-    episodes: Episodes, clean: np.ndarray, faulted: np.ndarray, condition: str, manifest: dict[str, Any]
+    episodes: Episodes,
+    clean: np.ndarray,
+    faulted: np.ndarray,
+    condition: str,
+    policy: str,
+    manifest: dict[str, Any],
 ) -> dict[str, Any]:
     """Counts of one arm's pairs of episodes; empty without hashes.
 
@@ -83,13 +116,16 @@ def _arrivals(
         clean: rows of the clean episodes, (m,).
         faulted: rows of the faulted ones, (m,), paired with them.
         condition: of the faulted ones.
+        policy: of both.
         manifest: of the run.
     """
     streams = faulted_streams(condition, manifest)
+    renamed = renaming(policy, manifest)
+    at_input = {m: {renamed.get(k, k) for k in keys} for m, keys in streams.items()}
     shown = episodes.encoder.known[faulted] & episodes.encoder.values[clean].any(1)
     soft = {f.modality for f in parse_condition(condition).faults if not f.hard}
     counted, reached, rest = _at_the_encoder(episodes.encoder, clean[shown], faulted[shown], set(streams))
-    at_door = _at_the_door(episodes.door, clean[~shown], faulted[~shown], streams, soft)
+    at_door = _at_the_door(episodes.door, clean[~shown], faulted[~shown], at_input, soft)
     total = int(counted.sum() + at_door[0].sum())
     if not total:
         return {}
@@ -120,10 +156,13 @@ def _at_the_encoder(hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, moda
 def _at_the_door(
     hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, streams: dict[str, set[str]], soft: set[str]
 ) -> _Outcome:
-    """The same by stream of the policy's input; flags that come with a faulted stream may differ, too."""
+    """The same by stream of the policy's input; flags that come with a faulted stream may differ, too.
+
+    A stream that is gone from the input has changed: that is how some policies are told of a loss.
+    """
     before, after = hashes.values[clean], hashes.values[faulted]
-    present = after != 0
-    changed = present & (before != after)
+    present = (before != 0) | (after != 0)
+    changed = before != after
     keys = set().union(*streams.values()) if streams else set()
     reached = np.ones(len(clean), bool)
     for modality, stream_keys in streams.items():
@@ -137,5 +176,5 @@ def _at_the_door(
         if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)
     ]
     rest = [i for i in range(len(hashes.keys)) if i not in own]
-    counted = present[:, hashes.columns(keys)].any(1) & (before != 0).any(1)
+    counted = present[:, hashes.columns(keys)].any(1) & (before != 0).any(1) & (after != 0).any(1)
     return counted, reached, ~changed[:, rest].any(1)

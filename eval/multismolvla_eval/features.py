@@ -1,4 +1,4 @@
-"""Does a checkpoint fit the environment? Said by name before an episode is wasted."""
+"""What a checkpoint reads, and whether it fits the environment: said by name before an episode is wasted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from multismolvla.modalities import padding_mask_key
+from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,39 @@ def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
         f"{len(labels)}: {', '.join(labels[:4])}, ... Its ids would mean something else. Evaluate it in the suites it was trained "
         "for; a policy of COCO ids (coco_panoptic, 134) gets them with --env.options='{seg_labels: coco}'."
     )
+
+
+def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str, str]) -> dict[str, Any]:
+    """What a policy reads, for the manifest.
+
+    Args:
+        config: of the policy, loaded.
+        cameras: of the environment.
+        rename_map: environment's name -> policy's name.
+
+    Returns:
+        ``reads``: keys by the environment's names, of the pictures only those that it looks at, which may be fewer than it
+        declares. ``modalities`` and ``views`` (cameras) of these pictures. ``origins`` per modality, where the policy's
+        configuration has a say in them.
+    """
+    from lerobot_policy_multismolvla.origins import origin_table
+    from multismolvla_eval.diagnosis import streams_of
+
+    pictures = {k for keys in streams_of(config).values() for k in keys}
+    others = {k for k in config.input_features or {} if k not in config.image_features}
+    original = {new: old for old, new in rename_map.items()}
+    reads = {original.get(k, k) for k in pictures | others}
+    views = default_view_map(tuple(cameras))
+    given = {c: {m for m, k in streams.items() if k in reads} for c, streams in views.items()}
+    facts: dict[str, Any] = {
+        "reads": sorted(reads),
+        "modalities": [str(m) for m in MODALITIES if any(m in found for found in given.values())],
+        "views": [c for c, found in given.items() if found],
+    }
+    if hasattr(config, "origins"):
+        origins = origin_table(config.origins, config.views)
+        facts["origins"] = {k: o for k, o in origins.items() if k.split(".")[-1] in facts["modalities"]}
+    return facts
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:

@@ -16,10 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multismolvla_eval.announcing import announce, announcement
 from multismolvla_eval.checkpoints import checkpoint_hash, checkpoint_path, resolve_checkpoint
 from multismolvla_eval.sources import Batch, EnvironmentSource
 
 logger = logging.getLogger(__name__)
+
+
+#: Facts about a policy that looks at nothing.
+BLIND: dict[str, Any] = {"reads": [], "modalities": [], "views": [], "reads_masks": False}
 
 
 class Policy(Protocol):
@@ -36,7 +41,11 @@ class Policy(Protocol):
     privileged: bool
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the manifest."""
+        """Facts for the manifest.
+
+        ``reads``, ``modalities``, ``views``, ``origins``: see :func:`multismolvla_eval.features.describe_input`.
+        ``reads_masks``: see :mod:`multismolvla_eval.announcing`.
+        """
 
     def reset(self) -> None:
         """Forget the last episode."""
@@ -82,7 +91,7 @@ class BuiltinPolicy:
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
-        return {"type": self.checkpoint, "reads": []}
+        return {"type": self.checkpoint, **BLIND}
 
     def reset(self) -> None:
         """Nothing to forget."""
@@ -143,6 +152,7 @@ class ProcessedPolicy:
         check_features(path, config, env_to_policy_features(source.config), rename_map)
         check_labels(path, config, source.describe().get("labels", ()))
         self.config: Any = config
+        self._cameras, self._rename_map = source.cameras, rename_map
 
     def _load_processors(self, rename_map: dict[str, str]) -> None:
         from lerobot.policies.factory import make_pre_post_processors
@@ -167,8 +177,8 @@ class ProcessedPolicy:
         """It sees what the environment observes and nothing else."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """The policy's pre-processor pipeline."""
-        return self.preprocessor(batch)
+        """The policy's pre-processor pipeline; losses are announced as this type of policy understands them."""
+        return announce(self.config.type, self.config.image_features, self.preprocessor(batch))
 
 
 class LeRobotPolicy(ProcessedPolicy):
@@ -188,6 +198,8 @@ class LeRobotPolicy(ProcessedPolicy):
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
+        from multismolvla_eval.features import describe_input
+
         config = self.config
         parameters = sum(p.numel() for p in self.policy.parameters())
         return {
@@ -199,7 +211,8 @@ class LeRobotPolicy(ProcessedPolicy):
             "n_action_steps": getattr(config, "n_action_steps", None),
             "chunk_size": getattr(config, "chunk_size", None),
             "vision_tower": getattr(config, "vision_tower", None),
-            "reads": sorted(config.input_features or {}),
+            **describe_input(config, self._cameras, self._rename_map),
+            **announcement(config.type),
         }
 
     def reset(self) -> None:
