@@ -1,7 +1,13 @@
-"""Figures over many conditions: subset profile, severity area, mean corruption error, calibration of availability."""
+"""Figures over many conditions: subset profile, severity area, mean corruption error, calibration of availability.
+
+A figure is JSON-ready: ``value``, ``low`` and ``high`` (95 %), ``n`` (starts per condition) and ``why``, the reason where
+there is no interval. Every mean over types of corruption is over types that the policy reads, and names the others: what a
+policy does not read cannot hurt it, and would flatter it.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,146 +16,192 @@ import numpy as np
 
 from multismolvla.corruption import SEVERITIES, parse_condition
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval.episodes import Cells
-from multismolvla_eval.grouping import is_subset, seen, soft_types
-from multismolvla_eval.statistics import (
-    AREA_WEIGHTS,
-    auroc,
-    mean_corruption_error,
-    mean_ratio_interval,
-    severity_area,
-    subset_profile,
-)
+from multismolvla_eval.arms import Arms
+from multismolvla_eval.bootstrap import interval_of, resampled_means, resampled_ratios, task_sizes
+from multismolvla_eval.grouping import announces, is_subset, reads_condition, seen, soft_types, stream
+from multismolvla_eval.statistics import AREA_WEIGHTS, auroc, marginal_weights
 
 #: A modality that a policy trusts less than this counts as flagged by its gate.
 OPERATING_POINT = 0.5
 
+Types = dict[str, dict[int, str]]
+
 
 def aggregates(
-    name: str, baseline: str, cells: Cells, conditions: Sequence[str], suite: str | None = None
+    name: str, arms: Arms, conditions: Sequence[str], manifest: Mapping[str, Any], suite: str | None = None
 ) -> dict[str, Any]:
     """All such figures of a policy, each ``None`` where its conditions have not all run.
 
     Args:
         name: of the policy.
-        baseline: of the policy that errors are compared with.
-        cells: the episodes.
+        arms: the episodes.
         conditions: of the run.
+        manifest: of the run: policies and what they read, baseline, cameras.
         suite: only this suite's episodes; all if ``None``.
     """
-    # Types of single cameras repeat others: they would count twice in a mean over types.
-    known = {t: s for t, s in soft_types(conditions).items() if "." not in t.partition("=")[0]}
+    baseline = manifest["baseline"]
     # With severities missing, neither the area nor the error is what its name says.
-    whole = {t: s for t, s in known.items() if set(s) == set(SEVERITIES)}
-    types = {t: s for t, s in whole.items() if all((name, c) in cells for c in s.values())}
+    types = {t: s for t, s in soft_types(conditions).items() if set(s) == set(SEVERITIES)}
     return {
-        "subset_profile": _subsets(name, cells, conditions, suite),
-        "severity_area": _areas(name, cells, types, suite),
-        "mce": None if name == baseline else _corruption_error(name, baseline, cells, types, suite),
-        "calibration": _calibration(name, cells, conditions, suite),
+        "subset_profile": _subsets(name, arms, conditions, suite),
+        "severity_area": _areas(name, arms, types, manifest, suite),
+        "mce": None if name == baseline else _corruption_error(name, arms, types, manifest, suite),
+        "calibration": _calibration(name, arms, conditions, suite),
     }
 
 
-def _rates(cells: Cells, arms: Sequence[np.ndarray]) -> list[float]:
-    return [float(cells.episodes.success[a].mean()) for a in arms]
+def _figure(value: float, resamples: np.ndarray, n: int) -> dict[str, Any]:
+    return {"value": float(value), **asdict(interval_of(resamples)), "n": n}
 
 
-def _subsets(name: str, cells: Cells, conditions: Sequence[str], suite: str | None) -> dict[str, Any] | None:
-    arms = {tuple(c[3:].split("+")): cells.rows(name, c, suite) for c in conditions if is_subset(c)}
-    arms = {k: v for k, v in arms.items() if len(v)}
-    profile = subset_profile(dict(zip(arms, _rates(cells, list(arms.values())), strict=True)))
-    if profile is None:
+def _subsets(name: str, arms: Arms, conditions: Sequence[str], suite: str | None) -> dict[str, Any] | None:
+    """Mean, worst and marginal values over the subsets of modalities that are left, on the starts that all share."""
+    of = {tuple(c[3:].split("+")): arms.rows(name, c, suite) for c in conditions if is_subset(c)}
+    subsets = [s for s, rows in of.items() if len(rows)]
+    weights = marginal_weights(subsets)
+    if weights is None:
         return None
-    low = high = None
-    rows = cells.shared(list(arms.values()))
-    if all(len(r) == len(a) for r, a in zip(rows, arms.values(), strict=True)):
-        won = np.stack([cells.episodes.success[r] for r in rows])
-        low, high = mean_ratio_interval(won, np.ones_like(won), cells.task[rows[0]])
-    return {**asdict(profile), "low": low, "high": high}
+    rows = arms.shared([of[s] for s in subsets])
+    if not len(rows[0]):
+        return None
+    won, tasks = arms.by_start(rows)
+    resamples = resampled_means(won, task_sizes(tasks))
+    rates, n = won.mean(1), len(tasks)
+    worst = min(range(len(subsets)), key=lambda i: (rates[i], len(subsets[i])))
+    return {
+        "subsets": len(subsets),
+        "mean": _figure(rates.mean(), resamples.mean(0), n),
+        "worst": arms.rate_entry(rows[worst]),
+        "worst_subset": subsets[worst],
+        "marginal": {m: _figure(w @ rates, w @ resamples, n) for m, w in weights.items()},
+    }
 
 
 def _areas(
-    name: str, cells: Cells, types: Mapping[str, Mapping[int, str]], suite: str | None
+    name: str, arms: Arms, types: Types, manifest: Mapping[str, Any], suite: str | None
 ) -> dict[str, Any] | None:
-    """Severity areas over the episodes that all six cells share: the clean one may have more of them, and harder ones."""
-    found: dict[str, float] = {}
-    shared: dict[str, list[np.ndarray]] = {}
-    for type_, severities in types.items():
-        rows = cells.shared([cells.rows(name, c, suite) for c in ("C0", *severities.values())])
-        area = severity_area(_rates(cells, rows)) if len(rows[0]) else None
-        if area is not None:
-            found[type_], shared[type_] = area, rows
-    if not found:
-        return None
-    low = high = None
-    first = next(iter(shared.values()))[0]
-    if all(np.array_equal(rows[0], first) for rows in shared.values()):
-        won = np.stack([np.stack([cells.episodes.success[r] for r in rows], 1) for rows in shared.values()])
-        low, high = mean_ratio_interval(won @ AREA_WEIGHTS, won[:, :, 0].astype(float), cells.task[first])
-    return {
-        "mean": float(np.mean(list(found.values()))),
-        "low": low,
-        "high": high,
-        "types": found,
-        **_split(found),
-    }
+    """Severity areas over the starts that clean and all severities share: the clean arm may have more, and harder ones."""
+    read, left_out = _read_by((name,), types, manifest)
 
+    def of(group: Types) -> dict[str, Any] | None:
+        known = {t: s for t, s in group.items() if all((name, c) in arms for c in s.values())}
+        cells = ["C0", *(c for s in known.values() for c in s.values())]
+        rows = arms.shared([arms.rows(name, c, suite) for c in cells])
+        if not known or not len(rows[0]):
+            return None
+        won, tasks = arms.by_start(rows)
+        if not won[0].any():
+            return None
+        curves = won[1:].reshape(len(known), len(SEVERITIES), -1)
+        area = AREA_WEIGHTS[0] * won[0] + np.einsum("s,tsn->tn", AREA_WEIGHTS[1:], curves)
+        return _over_types(list(known), area, np.broadcast_to(won[0], area.shape), tasks)
 
-def _split(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Means over the types that training may have met, and over the others."""
-    parts: dict[bool, list[float]] = {True: [], False: []}
-    for type_, value in values.items():
-        parts[bool(seen(f"C3:{type_}@1"))].append(value)
-    return {
-        k: float(np.mean(v)) if v else None for k, v in zip(("seen", "unseen"), parts.values(), strict=True)
-    }
+    return _grouped(read, of, left_out)
 
 
 def _corruption_error(
-    name: str, baseline: str, cells: Cells, types: Mapping[str, Mapping[int, str]], suite: str | None
+    name: str, arms: Arms, types: Types, manifest: Mapping[str, Any], suite: str | None
 ) -> dict[str, Any] | None:
-    """Errors against the baseline, over the episodes that both have run in all of a type's severities."""
-    rates: dict[str, list[float]] = {}
-    reference: dict[str, list[float]] = {}
-    shared: dict[str, list[np.ndarray]] = {}
+    """Failures in per cent of the baseline's, of the same types and starts.
+
+    A type that only one of the two reads is no comparison: the other one would be measured by its clean failures.
+    """
+    baseline = manifest["baseline"]
+    read, left_out = _read_by((name, baseline), types, manifest)
+
+    def of(group: Types) -> dict[str, Any] | None:
+        both = (name, baseline)
+        known = {t: s for t, s in group.items() if all((p, c) in arms for p in both for c in s.values())}
+        rows = arms.shared([arms.rows(p, c, suite) for p in both for s in known.values() for c in s.values()])
+        if not known or not len(rows[0]):
+            return None
+        won, tasks = arms.by_start(rows)
+        failed = (1 - won).reshape(2, len(known), len(SEVERITIES), -1).sum(2)
+        comparable = failed[1].any(1)
+        for type_ in (t for t, kept in zip(known, comparable, strict=True) if not kept):
+            left_out["the baseline does not fail there"].append(type_)
+        names = [t for t, kept in zip(known, comparable, strict=True) if kept]
+        own, reference = failed[:, comparable]
+        return _over_types(names, 100 * own, reference, tasks) if names else None
+
+    return _grouped(read, of, left_out)
+
+
+def _read_by(
+    names: Sequence[str], types: Types, manifest: Mapping[str, Any]
+) -> tuple[Types, dict[str, list[str]]]:
+    """The types that all of some policies read, and the streams of the others by reason."""
+    left_out: dict[str, list[str]] = defaultdict(list)
+    read = {}
     for type_, severities in types.items():
-        arms = [cells.rows(n, c, suite) for n in (name, baseline) for c in severities.values()]
-        rows = cells.shared(arms)
-        if not len(rows[0]):
+        condition = next(iter(severities.values()))
+        deaf = [n for n in names if reads_condition(manifest["policies"][n], condition, manifest) is False]
+        if not deaf:
+            read[type_] = severities
             continue
-        values = _rates(cells, rows)
-        rates[type_], reference[type_] = values[: len(severities)], values[len(severities) :]
-        shared[type_] = rows
-    value, left_out = mean_corruption_error(rates, reference)
-    kept = [t for t in rates if t not in left_out]
-    if value is None:
-        return {"value": None, "left_out": list(left_out)} if left_out else None
-    low = high = None
-    first = cells.place[shared[kept[0]][0]]
-    if all(np.array_equal(cells.place[shared[t][0]], first) for t in kept):
-        failed = {t: [1.0 - cells.episodes.success[r] for r in shared[t]] for t in kept}
-        own = np.stack([np.sum(f[: len(f) // 2], axis=0) for f in failed.values()])
-        theirs = np.stack([np.sum(f[len(f) // 2 :], axis=0) for f in failed.values()])
-        low, high = mean_ratio_interval(own, theirs, cells.task[shared[kept[0]][0]])
-    per_type = {t: 100 * sum(1 - r for r in rates[t]) / sum(1 - r for r in reference[t]) for t in kept}
+        reason = f"{'this policy' if deaf[0] == names[0] else 'the baseline'} does not read them"
+        if stream(type_) not in left_out[reason]:
+            left_out[reason].append(stream(type_))
+    return read, left_out
+
+
+def _grouped(types: Types, of: Any, left_out: Mapping[str, list[str]]) -> dict[str, Any] | None:
+    """Means over the types that hit all cameras and, apart, over those that hit one: these repeat the same types."""
+    groups: dict[str, Types] = defaultdict(dict)
+    for type_, severities in types.items():
+        groups[stream(type_).partition(".")[2]][type_] = severities
+    found = {camera: part for camera, members in groups.items() if (part := of(members)) is not None}
+    if not found and not left_out:
+        return None
+    nothing: dict[str, Any] = {
+        "mean": None,
+        "seen": None,
+        "unseen": None,
+        "modalities": {},
+        "types": {},
+    }
+    return {**nothing, **found.pop("", {}), "cameras": found, "left_out": dict(left_out)}
+
+
+def _over_types(
+    types: Sequence[str], numerators: np.ndarray, denominators: np.ndarray, tasks: np.ndarray
+) -> dict[str, Any]:
+    """Ratios per type and their means, over all types, those that training may meet, the others, and per modality.
+
+    Args:
+        types: names.
+        numerators: float (types, starts).
+        denominators: float (types, starts), no row all zero.
+        tasks: of each start, ascending.
+    """
+    values = numerators.mean(1) / denominators.mean(1)
+    resamples, n = resampled_ratios(numerators, denominators, tasks), len(tasks)
+
+    def mean(chosen: Sequence[bool]) -> dict[str, Any] | None:
+        members = np.flatnonzero(chosen)
+        if not len(members):
+            return None
+        return {**_figure(values[members].mean(), resamples[members].mean(0), n), "types": len(members)}
+
+    known = [bool(seen(f"C3:{t}@1")) for t in types]
+    hit = [stream(t).partition(".")[0] for t in types]
     return {
-        "value": value,
-        "low": None if low is None else 100 * low,
-        "high": None if high is None else 100 * high,
-        "types": per_type,
-        "left_out": list(left_out),
-        **_split(per_type),
+        "mean": mean([True] * len(types)),
+        "seen": mean(known),
+        "unseen": mean([not k for k in known]),
+        "modalities": {m: mean([h == m for h in hit]) for m in dict.fromkeys(hit)},
+        "types": {t: _figure(v, r, n) for t, v, r in zip(types, values, resamples, strict=True)},
     }
 
 
 def _calibration(
-    name: str, cells: Cells, conditions: Sequence[str], suite: str | None
+    name: str, arms: Arms, conditions: Sequence[str], suite: str | None
 ) -> dict[str, dict[str, Any]] | None:
     """Per modality, whether the policy's gate knows that the sensor is corrupted; ``None`` without gate values.
 
     A gate value says how far a policy trusts a modality. Announced losses do not count: there is nothing to detect.
     """
-    gates = cells.episodes.gates
+    gates = arms.episodes.gates
     if not gates:
         return None
     found = {}
@@ -157,22 +209,20 @@ def _calibration(
         sound: list[int] = []
         corrupted: list[int] = []
         for condition in conditions:
-            faults = parse_condition(condition).faults
-            if any(f.announced and f.kind != "soft" for f in faults):
+            if announces(condition):
                 continue
-            hit = any(f.modality == modality for f in faults)
-            rows = [int(r) for r in cells.rows(name, condition, suite) if modality in gates.get(int(r), {})]
+            hit = any(f.modality == modality for f in parse_condition(condition).faults)
+            rows = [int(r) for r in arms.rows(name, condition, suite) if modality in gates.get(int(r), {})]
             (corrupted if hit else sound).extend(rows)
         distrust = [np.array([1 - gates[r][modality] for r in rows]) for rows in (corrupted, sound)]
         value = auroc(*distrust)
         if value is not None:
-            won = cells.episodes.success[corrupted]
-            flagged = distrust[0] > 1 - OPERATING_POINT
+            rows, flagged = np.array(corrupted), distrust[0] > 1 - OPERATING_POINT
             found[modality] = {
                 "auroc": value,
                 "corrupted": len(corrupted),
                 "sound": len(sound),
-                "success_flagged": [int(won[flagged].sum()), int(flagged.sum())],
-                "success_missed": [int(won[~flagged].sum()), int((~flagged).sum())],
+                "success_flagged": arms.rate_entry(rows[flagged]),
+                "success_missed": arms.rate_entry(rows[~flagged]),
             }
     return found or None

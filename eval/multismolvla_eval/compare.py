@@ -17,18 +17,31 @@ from typing import Any
 import numpy as np
 
 from multismolvla.corruption import parse_condition
+from multismolvla_eval.arms import Arms, shares_per_start
 from multismolvla_eval.assets import assets_facts
+from multismolvla_eval.bootstrap import Pairs, paired_differences
 from multismolvla_eval.conditions import describe
-from multismolvla_eval.episodes import Cells, Episodes, from_columns
-from multismolvla_eval.grouping import family
+from multismolvla_eval.episodes import Episodes, from_columns
+from multismolvla_eval.grouping import family, told
 from multismolvla_eval.report import json_text, read_episodes, write_text
 from multismolvla_eval.results import ResultsError
-from multismolvla_eval.statistics import Pairs, Rate, holm, paired_differences, unpaired_difference, wilson
+from multismolvla_eval.statistics import holm, unpaired_difference
 from multismolvla_eval.summary import gate_of
-from multismolvla_eval.tables import difference_text, label, power_text, rate_text
+from multismolvla_eval.tables import rounded
+from multismolvla_eval.texts import difference_text, label, power_text, result_text
 
 TITLE = "Comparison of two evaluations"
-_FACTS = ("fingerprint", "created", "seed", "comparable", "suites", "baseline", "commit", "versions")
+_FACTS = (
+    "fingerprint",
+    "created",
+    "seed",
+    "comparable",
+    "suites",
+    "cameras",
+    "baseline",
+    "commit",
+    "versions",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Side:
     name: str
     facts: dict[str, Any]
     policies: dict[str, dict[str, Any]]
-    cells: Cells
+    cells: Arms
 
     def policy(self, name: str, suite: str | None = None) -> dict[str, Any]:
         """What a reader must know of a policy: ``name``, ``privileged``, ``blind`` and ``gate`` of all suites or one."""
@@ -85,16 +98,22 @@ def load_side(path: Path) -> Side:
             "again, or name the evaluation's folder."
         )
     policies = {p["name"]: p for p in content["policies"]}
-    return _side(path, content["run"], policies, from_columns(content["episodes"]))
+    episodes = from_columns(content["episodes"])
+    met = content["episodes"].get("met")
+    if met is not None and len(met) == len(episodes):
+        episodes.measures["fault_steps"][:] = [np.nan if m < 0 else m for m in met]
+    return _side(path, content["run"], policies, episodes)
 
 
 def _side(path: Path, facts: dict[str, Any], policies: dict[str, Any], episodes: Episodes) -> Side:
-    missing = [k for k in ("fingerprint", "seed", "comparable", "suites", "baseline") if k not in facts]
+    missing = [
+        k for k in ("fingerprint", "seed", "comparable", "suites", "cameras", "baseline") if k not in facts
+    ]
     if missing:
         raise ResultsError(
             f"{path} lacks {missing}: it was written by another version of multismolvla-report."
         )
-    return Side(str(path), {k: facts.get(k) for k in _FACTS}, policies, Cells(episodes))
+    return Side(str(path), {k: facts.get(k) for k in _FACTS}, policies, Arms(episodes, facts["suites"]))
 
 
 def write_comparison(a: Path, b: Path, output: Path, title: str | None = None) -> tuple[Path, str]:
@@ -116,8 +135,9 @@ def write_comparison(a: Path, b: Path, output: Path, title: str | None = None) -
 
     comparison = compare(load_side(a), load_side(b))
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "comparison.json", json_text(comparison))
-    page = environment().get_template("compare.html.j2").render(c=comparison, title=title or TITLE)
+    write_text(output / "comparison.json", json_text(rounded(comparison)))
+    template = environment().get_template("compare.html.j2")
+    page = template.render(c=comparison, title=title or TITLE, side_texts=side_texts)
     write_text(output / "comparison.html", page)
     return output, terminal(comparison)
 
@@ -225,7 +245,7 @@ def _cells(
         mine, others = a.cells.rows(first, condition, suite), b.cells.rows(second, condition, suite)
         if not len(mine) or not len(others):
             continue
-        rates = [_rate(a.cells, mine), _rate(b.cells, others)]
+        rates = [a.cells.rate(mine), b.cells.rate(others)]
         # The clean difference is no robustness figure, so it needs no gate.
         reason = withheld if condition != "C0" else ""
         pairs = _pairs(a, b, mine, others) if same and not reason else None
@@ -236,6 +256,8 @@ def _cells(
             "condition": condition,
             "description": describe(parse_condition(condition)),
             "rates": [asdict(r) for r in rates],
+            "met": [None if condition == "C0" else s.cells.met(r) for s, r in ((a, mine), (b, others))],
+            "told": [told(side.policies[name], condition, side.facts) for side, name in named],
             "paired": pairs is not None,
             "withheld": reason,
         }
@@ -252,12 +274,8 @@ def _withheld(side: Side, name: str, suite: str) -> str:
     return f"{name} in {side.name}: {reasons[0]}" if reasons else ""
 
 
-def _rate(cells: Cells, rows: np.ndarray) -> Rate:
-    return wilson(int(cells.episodes.success[rows].sum()), len(rows))
-
-
 def _pairs(a: Side, b: Side, mine: np.ndarray, others: np.ndarray) -> Pairs | None:
-    """The episodes that both have; ``None`` without any."""
+    """The episodes that both have, start by start; ``None`` without any."""
 
     def identities(side: Side, rows: np.ndarray) -> dict[tuple[int, int, int], int]:
         numbers = side.cells.episodes.numbers
@@ -268,8 +286,16 @@ def _pairs(a: Side, b: Side, mine: np.ndarray, others: np.ndarray) -> Pairs | No
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
-    won = [s.cells.episodes.success[[r[k] for k in shared]] for s, r in ((a, ours), (b, theirs))]
-    return Pairs(won[0], won[1], np.array([k[0] for k in shared]))
+    rows = [ours[k] for k in shared]
+    won = [a.cells.episodes.success[rows], b.cells.episodes.success[[theirs[k] for k in shared]]]
+    (before, after), first = shares_per_start(a.cells.start[rows], won)
+    return Pairs(before, after, a.cells.task[rows][first], len(shared))
+
+
+def side_texts(cell: dict[str, Any]) -> list[str]:
+    """Per side the rate, in how many episodes the fault was met, and whether the policy missed the announcement."""
+    sides = zip(cell["rates"], cell["met"], cell["told"], strict=True)
+    return [result_text({**rate, "met": met}, known) for rate, met, known in sides]
 
 
 def terminal(comparison: dict[str, Any]) -> str:
@@ -287,10 +313,7 @@ def terminal(comparison: dict[str, Any]) -> str:
         )
     lines.append("")
     for cell in comparison["cells"]:
-        line = (
-            f"{' / '.join(dict.fromkeys(cell['labels']))}  {cell['suite']}  {cell['condition']}: {rate_text(cell['rates'][0])} -> "
-            f"{rate_text(cell['rates'][1])}: "
-        )
+        line = f"{' / '.join(dict.fromkeys(cell['labels']))}  {cell['suite']}  {cell['condition']}: {' -> '.join(side_texts(cell))}: "
         if cell["withheld"]:
             lines.append(f"{line}difference not reported ({cell['withheld']})")
         else:

@@ -1,12 +1,14 @@
-"""How a report orders conditions: groups, families of comparisons, corruption types, short names."""
+"""How a report orders conditions: groups, families of comparisons, corruption types, what concerns a policy, short names."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from multismolvla.corruption import parse_condition
 from multismolvla.modalities import MODALITIES
+from multismolvla_eval.checks import reads_fault, told_of_loss
 
 #: Titles of the protocol's groups, in the order of a report.
 GROUPS: dict[str, str] = {
@@ -50,6 +52,44 @@ def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
             name, _, severity = condition[3:].rpartition("@")
             found[name][int(severity)] = condition
     return {k: dict(sorted(v.items())) for k, v in found.items()}
+
+
+def stream(type_: str) -> str:
+    """What a soft type hits: ``rgb`` of ``rgb=fog``, ``rgb.image`` of ``rgb.image=fog`` (that camera alone)."""
+    return type_.partition("=")[0]
+
+
+def reads_condition(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, Any]) -> bool | None:
+    """Whether a policy reads any stream that a condition hits; ``None`` when unknown or nothing is hit.
+
+    Args:
+        policy: its entry of the manifest: ``modalities`` and ``views`` (cameras) that it makes use of, or in older ones
+            ``reads`` (observation keys) alone.
+        condition_id: of the condition.
+        manifest: of the run.
+    """
+    faults = parse_condition(condition_id).faults
+    if not faults or policy.get("blind"):
+        return False if faults else None
+    if "modalities" not in policy or "views" not in policy:
+        return reads_fault(policy.get("reads") or (), condition_id, dict(manifest))
+    return any(f.hits(camera, m) for f in faults for camera in policy["views"] for m in policy["modalities"])
+
+
+def told(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, Any]) -> bool | None:
+    """Whether a policy knows of the announced loss; ``None`` where none is announced to it, or it is unknown.
+
+    Args:
+        policy: its entry of the manifest; without ``reads_masks`` (older runs) nothing is known.
+        condition_id: of the condition.
+        manifest: of the run.
+    """
+    return None if policy.get("reads_masks") is None else told_of_loss(policy, condition_id, dict(manifest))
+
+
+def announces(condition_id: str) -> bool:
+    """Whether a condition takes sensors away and says so."""
+    return any(f.announced and f.kind != "soft" for f in parse_condition(condition_id).faults)
 
 
 def seen(condition_id: str) -> bool | None:

@@ -101,7 +101,7 @@ def _policy_notes(policy: dict[str, Any]) -> list[str]:
     if policy["privileged"]:
         notes.append(
             f"{name} reads the simulator's state: an upper bound, not a policy. No sensor fault reaches it, so it has no "
-            "robustness figures."
+            "robustness figures." + (f" {policy['description']}" if policy["description"] else "")
         )
     elif not policy["gate"]["passed"]:
         notes.append(f"No robustness figures for {name}: {policy['gate']['reason']}.")
@@ -111,9 +111,14 @@ def _policy_notes(policy: dict[str, Any]) -> list[str]:
             for suite, part in policy["suites"].items()
             if not part["gate"]["passed"]
         ]
+    if policy["reads_masks"] is False and not policy["blind"] and not policy["privileged"]:
+        notes.append(
+            f"{name} does not read which sensors are announced as absent: cells with an announced loss are marked “not told”, "
+            "because for it they are the same as with black pictures."
+        )
     if policy["blind"]:
         notes.append(f"{name} is shown no pictures: what it still solves needs no sensors.")
-    derived = [m for m, origin in policy["origins"].items() if origin == "derived"]
+    derived = [m for m, origin in policy["origins"].items() if origin.startswith("derived")]
     if derived:
         notes.append(f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy.")
     switches = policy["gripper_switches"]
@@ -138,7 +143,7 @@ def _repeat_notes(manifest: dict[str, Any], cells: Cells) -> list[str]:
         if most > states:
             notes.append(
                 f"Up to {most} episodes per task of {suite} share {states} different initial states: the further ones repeat "
-                "a start with other policy noise, so they are not independent and the intervals are too narrow."
+                "a start with other policy noise. They are no independent episodes; intervals and comparisons allow for it."
             )
     return notes
 

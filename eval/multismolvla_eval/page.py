@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval import plots, tables
+from multismolvla_eval import plots, texts
 from multismolvla_eval.grouping import GROUPS
 
 if TYPE_CHECKING:
     import jinja2
+
+logger = logging.getLogger(__name__)
 
 #: A page must stay easy to send [bytes].
 PAGE_LIMIT = 20_000_000
@@ -53,16 +56,20 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        rate=tables.rate_text,
-        met=tables.met_text,
-        difference=tables.difference_text,
-        percent=tables.percent,
-        count=tables.count_text,
-        power=tables.power_text,
-        kept=tables.kept_text,
-        interval=tables.with_interval,
-        points=tables.points,
+        rate=texts.rate_text,
+        met=texts.met_text,
+        difference=texts.difference_text,
+        percent=texts.percent,
+        count=texts.count_text,
+        power=texts.power_text,
+        kept=texts.kept_text,
+        interval=texts.with_interval,
+        figure=texts.figure_text,
+        points=texts.points_text,
+        seeds=texts.seeds_text,
+        left_out=texts.left_out_text,
     )
+    found.globals.update(not_told=texts.NOT_TOLD)
     return found
 
 
@@ -80,10 +87,10 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
     content = {
         "s": summary,
         "title": title,
-        "headline": tables.headline(summary),
-        "families": tables.families_text(summary),
+        "headline": texts.headline(summary),
+        "families": texts.families_text(summary),
         "calibration": [
-            line for n, f in summary["aggregates"].items() for line in tables.calibration_lines(n, f)
+            line for n, f in summary["aggregates"].items() for line in texts.calibration_lines(n, f)
         ],
         "by_name": {p["name"]: p for p in summary["policies"]},
         "suites": list(summary["policies"][0]["suites"]),
@@ -100,6 +107,13 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
         page = template.render(**content, clips=clips, clips_left_out=left_out)
         excess = len(page.encode()) - PAGE_LIMIT
         if excess < 0 or not clips:
+            if excess >= 0:
+                logger.warning(
+                    "The page has %.0f MB, more than %.0f MB, even without clips: browsers may be slow with it. Report fewer "
+                    "conditions or suites at once.",
+                    len(page.encode()) / 1e6,
+                    PAGE_LIMIT / 1e6,
+                )
             return page
         # The tables of a very large matrix need the room themselves.
         used = sum(len(c["uri"]) for group in clips for c in group["members"])
@@ -150,11 +164,11 @@ def _extremes(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     """Per policy that is drawn, the best and the worst of some conditions, in words."""
     sentences = []
     for name in plots.reported(summary):
-        rates = {c["condition"]: c["results"][name]["rate"] for c in cells if name in c["results"]}
-        if rates:
-            best, worst = max(rates, key=lambda c: rates[c]), min(rates, key=lambda c: rates[c])
+        found = {c["condition"]: c["results"][name] for c in cells if name in c["results"]}
+        if found:
+            best, worst = (extreme(found, key=lambda c: found[c]["rate"]) for extreme in (max, min))
             sentences.append(
-                f"{name}: best {tables.percent(rates[best])} ({best}), worst {tables.percent(rates[worst])} ({worst})."
+                f"{name}: best {best}, {texts.rate_text(found[best])}; worst {worst}, {texts.rate_text(found[worst])}."
             )
     return " ".join(sentences)
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from multismolvla_eval.grouping import is_subset, short, soft_types
-from multismolvla_eval.tables import label
+from multismolvla_eval.texts import label
 
 #: Okabe and Ito's colours, the yellow darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7a6a00")

@@ -79,16 +79,16 @@ def write_report(results: Path, output: Path | None = None, title: str = TITLE) 
     Raises:
         ResultsError: the folder holds no results, or damaged or foreign ones.
     """
-    from multismolvla_eval.offline import read_diagnosis
     from multismolvla_eval.page import report_page
     from multismolvla_eval.summary import summarise
-    from multismolvla_eval.tables import cells_csv, markdown, terminal_table
+    from multismolvla_eval.tables import cells_csv, markdown, rounded, terminal_table
 
     manifest, episodes = read_episodes(results)
-    summary = summarise(episodes, manifest, read_diagnosis(results, manifest["policies"]))
+    summary = summarise(episodes, manifest, _diagnosis(results, manifest))
     folder = output or results
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.json", json_text({**summary, "episodes": episodes.to_columns()}))
+    columns = {**episodes.to_columns(), **_met_column(episodes)}
+    write_text(folder / "results.json", json_text({**rounded(summary), "episodes": columns}))
     write_text(folder / "results.csv", cells_csv(summary))
     write_text(folder / "report.md", markdown(summary, title))
     write_text(folder / "report.html", report_page(summary, results, title))
@@ -107,6 +107,39 @@ def read_episodes(results: Path) -> tuple[dict[str, Any], Episodes]:
     manifest = read_manifest(results)
     rows = iterate_rows(results, manifest["fingerprint"], manifest)
     return manifest, collect(rows, manifest["policies"])
+
+
+def _diagnosis(results: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The sensor diagnosis of the folder, with all that the report shows of it.
+
+    Raises:
+        ResultsError: the file is damaged or foreign.
+    """
+    from multismolvla_eval.offline import read_diagnosis
+    from multismolvla_eval.results import ResultsError
+
+    try:
+        found = read_diagnosis(results, manifest["policies"])
+        if found is not None:
+            _ = [found[k] for k in ("remark", "dataset", "held_out")]
+            arms = [arm for entry in found["policies"].values() for arm in entry.get("arms", {}).values()]
+            _ = [float(arm[k]) for arm in arms for k in ("error", "low", "high", "n")]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(
+            f"{results / 'diagnosis.json'} is not what multismolvla-eval --diagnose writes ({type(error).__name__}: {error}). "
+            "Delete it, or run with --diagnose again."
+        ) from error
+    return found
+
+
+def _met_column(episodes: Episodes) -> dict[str, list[int]]:
+    """Whether each episode met its fault, for a comparison from ``results.json``: 1, 0, -1 = unknown; none if no row tells."""
+    import numpy as np
+
+    from multismolvla_eval.arms import faults_met
+
+    met = faults_met(episodes)
+    return {} if np.isnan(met).all() else {"met": np.nan_to_num(met, nan=-1).astype(int).tolist()}
 
 
 def json_text(content: dict[str, Any]) -> str:

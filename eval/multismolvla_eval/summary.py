@@ -16,19 +16,23 @@ import numpy as np
 
 from multismolvla.corruption import parse_condition
 from multismolvla_eval.aggregates import aggregates
+from multismolvla_eval.arms import Arms
 from multismolvla_eval.assets import assets_facts
-from multismolvla_eval.checks import fairness_checks, reads_fault
+from multismolvla_eval.bootstrap import Pairs, paired_differences
+from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.conditions import describe
 from multismolvla_eval.episodes import Cells, Episodes
-from multismolvla_eval.grouping import GROUPS, family, seen
+from multismolvla_eval.grouping import GROUPS, family, reads_condition, seen, told
 from multismolvla_eval.notes import reader_notes
 from multismolvla_eval.offline import errors_by_condition
 from multismolvla_eval.provenance import distinct_provenance
-from multismolvla_eval.statistics import Pairs, holm, paired_differences, wilson
+from multismolvla_eval.statistics import holm
 
 #: A policy must reach this share of the baseline's clean success before its robustness is reported.
 GATE_SHARE = 0.5
 COMPARISONS = ("versus_clean", "versus_baseline")
+#: What a policy makes of its sensors, beside the keys that it reads.
+_READING = ("modalities", "views", "reads_masks", "needs_a_picture", "description")
 
 
 def summarise(
@@ -46,7 +50,7 @@ def summarise(
         ``diagnosis``, ``clips``, ``checks``, ``notes``. With several suites, policies, results and aggregates have a part ``suites`` of the same
         figures for each.
     """
-    cells = Cells(episodes)
+    cells = Arms(episodes, manifest["suites"])
     names = [n for n in manifest["policies"] if episodes.code("policy", n) >= 0]
     conditions = [c for c in manifest["conditions"] if any((n, c) in cells for n in names)]
     suites = [s for s in manifest["suites"] if episodes.code("suite", s) >= 0]
@@ -72,22 +76,21 @@ def summarise(
     }
 
 
-def _rate(cells: Cells, rows: np.ndarray) -> dict[str, Any] | None:
-    return asdict(wilson(int(cells.episodes.success[rows].sum()), len(rows))) if len(rows) else None
-
-
-def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, Any]) -> dict[str, Any]:
+def _policy(name: str, cells: Arms, suites: Sequence[str], manifest: dict[str, Any]) -> dict[str, Any]:
     facts, baseline = manifest["policies"][name], manifest["baseline"]
     episodes, rows = cells.episodes, cells.all_rows(name)
     steps, seconds = int(episodes.numbers["steps"][rows].sum()), episodes.measures["policy_seconds"][rows]
     privileged = bool(facts.get("privileged", False))
 
     def clean_and_gate(suite: str | None) -> dict[str, Any]:
-        clean = _rate(cells, cells.rows(name, "C0", suite))
-        return {"clean": clean, "gate": gate_of(name, baseline, cells, privileged, suite)}
+        clean = cells.rows(name, "C0", suite)
+        seeds = episodes.numbers["seed"][clean]
+        return {
+            "clean": cells.rate_entry(clean),
+            "clean_seeds": [cells.rate_entry(clean[seeds == s]) for s in np.unique(seeds)],
+            "gate": gate_of(name, baseline, cells, privileged, suite),
+        }
 
-    clean_rows = cells.rows(name, "C0")
-    seeds = episodes.numbers["seed"][clean_rows]
     return {
         "name": name,
         "baseline": name == baseline,
@@ -95,13 +98,21 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
         "blind": bool(facts.get("blind", False)),
         **{
             k: facts.get(k)
-            for k in ("path", "type", "checkpoint", "parameters", "n_action_steps", "vision_tower", "peft")
+            for k in (
+                "path",
+                "type",
+                "checkpoint",
+                "parameters",
+                "n_action_steps",
+                "vision_tower",
+                "peft",
+                *_READING,
+            )
         },
         "reads": facts.get("reads", []),
-        "origins": facts.get("origins") or manifest["env"].get("origins") or {},
+        "origins": _origins(facts.get("origins") or {}, manifest["env"].get("origins") or {}),
         **clean_and_gate(None),
         "suites": {s: clean_and_gate(s) for s in suites} if len(suites) > 1 else {},
-        "clean_seeds": [_rate(cells, clean_rows[seeds == s]) for s in np.unique(seeds)],
         "policy_ms_per_step": round(1000 * float(np.nansum(seconds)) / steps, 2) if steps else None,
         "peak_memory_mb": _mean(episodes.measures["peak_memory_mb"][rows], np.max),
         "gripper_closed": _mean(episodes.measures["gripper_closed"][rows]),
@@ -110,11 +121,29 @@ def _policy(name: str, cells: Cells, suites: Sequence[str], manifest: dict[str, 
     }
 
 
+def _origins(own: dict[str, Any], environment: dict[str, str]) -> dict[str, str]:
+    """Where each modality comes from, ``sensor`` or ``derived``; a policy may derive what the environment measures.
+
+    Args:
+        own: of the policy, by modality, or by view and modality.
+        environment: by modality.
+    """
+    flat: dict[str, str] = {}
+    for name, said in own.items():
+        flat.update({f"{name}.{m}": o for m, o in said.items()} if isinstance(said, dict) else {name: said})
+    found = {}
+    for name in dict.fromkeys((*flat, *environment)):
+        given = environment.get(name.rpartition(".")[2])
+        said = flat.get(name)
+        found[name] = f"{said} (environment: {given})" if said and given and said != given else said or given
+    return found
+
+
 def gate_of(
-    name: str, baseline: str, cells: Cells, privileged: bool, suite: str | None = None
+    name: str, baseline: str, cells: Arms, privileged: bool, suite: str | None = None
 ) -> dict[str, Any]:
     """Whether a policy's robustness may be reported, over all suites or in one, and if not, why."""
-    clean, reference = (_rate(cells, cells.rows(n, "C0", suite)) for n in (name, baseline))
+    clean, reference = (cells.rate_entry(cells.rows(n, "C0", suite)) for n in (name, baseline))
     if privileged:
         reason = "it reads the simulator's state, which no sensor fault reaches"
     elif clean is None:
@@ -133,7 +162,7 @@ def gate_of(
 class _Comparisons:
     """Collects paired comparisons, to compute their intervals together and to adjust their p-values per family."""
 
-    def __init__(self, cells: Cells) -> None:
+    def __init__(self, cells: Arms) -> None:
         self._cells = cells
         self._waiting: list[tuple[dict[str, Any], Pairs]] = []
         self._families: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -146,12 +175,11 @@ class _Comparisons:
             second: rows of the second arm.
             family: what the p-value is adjusted with; the last part is the name for readers.
         """
-        first, second = self._cells.shared([first, second])
-        if not len(first):
+        pairs = self._cells.pairs(first, second)
+        if pairs is None:
             return None
         entry: dict[str, Any] = {"family": family[-1]}
-        success = self._cells.episodes.success
-        self._waiting.append((entry, Pairs(success[first], success[second], self._cells.task[first])))
+        self._waiting.append((entry, pairs))
         self._families[family].append(entry)
         return entry
 
@@ -168,7 +196,7 @@ class _Comparisons:
 def _cell(
     condition_id: str,
     policies: dict[str, dict[str, Any]],
-    cells: Cells,
+    cells: Arms,
     suites: Sequence[str],
     comparisons: _Comparisons,
     manifest: dict[str, Any],
@@ -188,7 +216,8 @@ def _cell(
         by_suite = {s: p for s in suites if (p := part(s))} if len(suites) > 1 else {}
         results[name] = {
             **whole,
-            "reads_fault": reads_fault(policy["reads"], condition_id, manifest),
+            "reads_fault": reads_condition(manifest["policies"][name], condition_id, manifest),
+            "told": told(manifest["policies"][name], condition_id, manifest),
             "offline": offline.get(name, {}).get(condition_id),
             "suites": by_suite,
         }
@@ -207,14 +236,14 @@ def _result(
     policy: dict[str, Any],
     condition_id: str,
     suite: str | None,
-    cells: Cells,
+    cells: Arms,
     comparisons: _Comparisons,
     baseline: str,
 ) -> dict[str, Any] | None:
     """Figures of one policy under one condition, in all suites or in one; ``None`` without episodes."""
     name = policy["name"]
     rows = cells.rows(name, condition_id, suite)
-    rate = _rate(cells, rows)
+    rate = cells.rate_entry(rows)
     if rate is None:
         return None
     gate = policy["suites"][suite]["gate"] if suite else policy["gate"]
@@ -228,27 +257,24 @@ def _result(
         other = cells.rows(baseline, condition_id, suite)
         against_baseline = comparisons.add(other, rows, (COMPARISONS[1], *scope))
     causes = cells.episodes.codes["cause"][rows]
-    fault_steps = cells.episodes.measures["fault_steps"][rows]
-    known = fault_steps[~np.isnan(fault_steps)]
     return {
         **rate,
         "versus_clean": against_clean,
         "versus_baseline": against_baseline,
         "steps_to_success": _mean(cells.episodes.measures["steps_to_success"][rows], digits=1),
-        # An episode may end before its fault begins: such a cell says less than its n.
-        "met": [int((known > 0).sum()), len(known)] if len(known) and not clean else None,
+        "met": None if clean else cells.met(rows),
         "time_outs": int((causes == cells.episodes.code("cause", "time_out")).sum()),
     }
 
 
 def _aggregates(
-    policy: dict[str, Any], cells: Cells, conditions: Sequence[str], manifest: dict[str, Any]
+    policy: dict[str, Any], cells: Arms, conditions: Sequence[str], manifest: dict[str, Any]
 ) -> dict[str, Any]:
-    name, baseline = policy["name"], manifest["baseline"]
+    name = policy["name"]
     suites = [s for s, part in policy["suites"].items() if part["gate"]["passed"]]
     return {
-        **aggregates(name, baseline, cells, conditions),
-        "suites": {s: aggregates(name, baseline, cells, conditions, s) for s in suites},
+        **aggregates(name, cells, conditions, manifest),
+        "suites": {s: aggregates(name, cells, conditions, manifest, s) for s in suites},
     }
 
 

@@ -10,6 +10,7 @@ import shlex
 from html.parser import HTMLParser
 
 import draccus
+import numpy as np
 import pytest
 from synthetic import CONDITIONS, RUN, manifest_of, synthetic_run, write_rows
 
@@ -19,12 +20,14 @@ from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.checks import fairness_checks
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.config import EnvironmentArguments, EvalConfig
-from multismolvla_eval.episodes import Cells, collect
+from multismolvla_eval.episodes import MEASURES, Cells, collect
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Counts
 from multismolvla_eval.report import main
 from multismolvla_eval.results import ResultsError, read_manifest, read_rows, write_json
+from multismolvla_eval.statistics import wilson
 from multismolvla_eval.summary import summarise
+from multismolvla_eval.tables import rounded
 
 
 class Page(HTMLParser):
@@ -223,24 +226,140 @@ def summary_of(folder, change=None, **changes):
     return summarise(collect(rows, manifest["policies"]), manifest)
 
 
-def test_severity_area_compares_the_same_episodes(tmp_path):
+def test_severity_area_compares_the_same_starts(tmp_path):
     """The clean arm has further episodes, all of which fail; where both arms have episodes, nothing is lost."""
 
     def change(row):
         row["success"] = row["episode"] < 5
 
     area = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["severity_area"]
-    assert (area["mean"], area["low"], area["high"]) == pytest.approx((1, 1, 1))
-    assert area["types"] == {"rgb=builtin_noise": pytest.approx(1)}
-    assert (area["seen"], area["unseen"]) == (pytest.approx(1), None), (
-        "noise is a type that training may meet"
+    (type_,) = area["types"]
+    assert type_ == "rgb=builtin_noise"
+    mean = area["mean"]
+    assert (mean["value"], mean["n"], mean["types"]) == (pytest.approx(1), 10, 1)
+    assert (mean["low"], mean["why"]) == (None, "all resamples are equal"), "no width is no interval"
+    assert area["seen"] == mean, "noise is a type that training may meet"
+    assert area["unseen"] is None
+
+
+def test_severity_area_and_corruption_error_are_those_of_the_protocol(tmp_path):
+    """Exact shares of ten starts per task; ours loses one more per severity than the baseline does."""
+
+    def change(row):
+        severity = int(row["condition"][-1]) if row["condition"].startswith("C3:rgb") else 0
+        row["success"] = row["episode"] < 9 - severity - (1 if severity and row["policy"] == "ours" else 0)
+
+    texts = [f"C3:rgb=builtin_noise@{s}" for s in range(1, 6)]
+    figures = summary_of(tmp_path / "run", change, texts=texts, episodes=10)["aggregates"]["ours"]
+    rates = [0.9, 0.7, 0.6, 0.5, 0.4, 0.3]
+    area, error = figures["severity_area"]["mean"], figures["mce"]["mean"]
+    assert area["value"] == pytest.approx(np.trapezoid(rates) / (5 * rates[0]))
+    assert error["value"] == pytest.approx(100 * (5 - 2.5) / (5 - 3.0))
+    for figure in (area, error):
+        assert figure["n"] == 20
+        assert figure["low"] < figure["value"] < figure["high"]
+
+
+SOFT = [
+    f"C3:{t}@{s}"
+    for t in ("rgb=builtin_noise", "rgb.image=builtin_noise", "depth=holes")
+    for s in range(1, 6)
+]
+
+
+def reading(folder, **modalities):
+    """Let policies of a run read these modalities only."""
+    manifest = json.loads((folder / "run.json").read_text())
+    for name, read in modalities.items():
+        manifest["policies"][name].update({"modalities": read, "views": ["image", "image2"]})
+    (folder / "run.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_types_of_single_cameras_stand_apart_from_the_mean(tmp_path, capsys):
+    folder = synthetic_run(
+        tmp_path / "run", texts=SOFT, rate=lambda e: 0.2 if ".image=" in e.condition else 0.9
     )
+    assert main([str(folder)]) == 0
+    figures = json.loads((folder / "results.json").read_text())["aggregates"]["ours"]
+    for kind in ("severity_area", "mce"):
+        assert set(figures[kind]["types"]) == {"rgb=builtin_noise"}
+        assert figures[kind]["mean"]["types"] == 1
+        (camera,) = figures[kind]["cameras"]
+        assert camera == "image"
+        assert set(figures[kind]["cameras"]["image"]["types"]) == {"rgb.image=builtin_noise"}
+    area = figures["severity_area"]
+    assert area["mean"]["value"] > 2 * area["cameras"]["image"]["mean"]["value"]
+    told = "types in the camera image alone (not in the mean above)"
+    assert told in capsys.readouterr().out
+    assert told in (folder / "report.md").read_text()
+    assert "camera image alone:" in (folder / "report.html").read_text()
 
 
-def test_types_of_single_cameras_do_not_count_twice(tmp_path):
-    texts = [f"C3:rgb{camera}=builtin_noise@{s}" for camera in ("", ".image") for s in range(1, 6)]
-    figures = summary_of(tmp_path / "run", texts=texts)["aggregates"]["ours"]
-    assert set(figures["severity_area"]["types"]) == set(figures["mce"]["types"]) == {"rgb=builtin_noise"}
+def test_types_that_a_policy_does_not_read_are_left_out_and_named(tmp_path, capsys):
+    folder = reading(
+        synthetic_run(tmp_path / "run", texts=SOFT), ours=["rgb", "depth"], vanilla=["rgb", "seg"]
+    )
+    assert main([str(folder)]) == 0
+    found = json.loads((folder / "results.json").read_text())["aggregates"]
+    ours, vanilla = found["ours"], found["vanilla"]
+    assert set(ours["severity_area"]["types"]) == {"rgb=builtin_noise", "depth=holes"}
+    assert set(ours["severity_area"]["modalities"]) == {"rgb", "depth"}
+    assert not ours["severity_area"]["left_out"]
+    assert set(vanilla["severity_area"]["types"]) == set(ours["mce"]["types"]) == {"rgb=builtin_noise"}
+    assert ours["mce"]["left_out"] == {"the baseline does not read them": ["depth"]}
+    sentences = (
+        "left out: depth types, which this policy does not read",
+        "left out: depth types, which the baseline does not read",
+    )
+    for text in (
+        capsys.readouterr().out,
+        (folder / "report.md").read_text(),
+        (folder / "report.html").read_text(),
+    ):
+        for sentence in sentences:
+            assert sentence in text
+    nothing = reading(synthetic_run(tmp_path / "other", texts=SOFT), ours=["thermal"], vanilla=["rgb"])
+    manifest = read_manifest(nothing)
+    summary = summarise(collect(read_rows(nothing, RUN), manifest["policies"]), manifest)
+    assert summary["aggregates"]["ours"]["severity_area"]["mean"] is None
+    assert summary["aggregates"]["ours"]["severity_area"]["left_out"] == {
+        "this policy does not read them": ["rgb", "rgb.image", "depth"]
+    }
+
+
+def test_every_summary_number_has_n_and_an_interval_or_a_reason(tmp_path, capsys):
+    folder = synthetic_run(tmp_path / "run", suites=("toy", "game"), clean_seeds=2)
+    assert main([str(folder)]) == 0
+    aggregates = json.loads((folder / "results.json").read_text())["aggregates"]
+    figures = []
+
+    def collect_figures(value):
+        if isinstance(value, dict) and "value" in value:
+            figures.append(value)
+        elif isinstance(value, dict):
+            for part in value.values():
+                collect_figures(part)
+
+    collect_figures(aggregates)
+    assert len(figures) >= 2 * 3 * 5, "two policies, all and two suites, subsets and types"
+    for figure in figures:
+        assert figure["n"] in (10, 20)
+        assert (figure["low"] is None) == bool(figure["why"])
+        if figure["low"] is not None:
+            assert figure["low"] < figure["high"]
+    worst = aggregates["ours"]["suites"]["game"]["subset_profile"]["worst"]
+    assert worst["low"] < worst["high"]
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    number = r"-?[−+]?\d+(\.\d+)?( %)? \((n = \d+; no interval: [a-z ]+|[−+]?\d+(\.\d+)?(–| to )[−+]?\d+(\.\d+)?, n = \d+)\)"
+    for suite in ("", " in toy", " in game"):
+        assert re.search(rf"ours{suite}: severity area \(1 = nothing lost\) {number}", text)
+        assert re.search(rf"ours{suite}: mean corruption error .*? {number}", text)
+        assert re.search(rf"ours{suite}: over 15 subsets .* worst \d+ % \(\d+/\d+, \d+–\d+\) with", text)
+        assert re.search(rf"value of having a modality, in points: rgb {number}, depth {number}", text)
+    assert re.search(rf"which is {number} of its clean success from the same starts", text)
+    assert "in game</th>" in page
+    assert capsys.readouterr().out.count("severity area") == 2
 
 
 @pytest.mark.parametrize("most", [4, 5])
@@ -393,18 +512,145 @@ def test_the_command_of_a_cell_repeats_every_option_that_matters(tmp_path):
     )
 
 
-def test_cells_tell_in_how_many_episodes_the_fault_was_met(tmp_path):
-    folder = synthetic_run(tmp_path / "run", texts=["C4:all=delay@2", "C2:rgb=zero"])
+def with_met(folder):
+    """Let the delay be met in 4 of the 8 episodes per suite and policy ours that tell."""
     rows = read_rows(folder, RUN)
     for row in rows:
         if (row["policy"], row["condition"]) == ("ours", "C4:all=delay@2"):
             row["fault_steps"] = {0: 0, 1: 0, 2: None}.get(row["episode"], 3)
     write_rows(folder, rows)
+    return folder
+
+
+def test_cells_tell_in_how_many_episodes_the_fault_was_met(tmp_path, capsys):
+    texts = ["C4:all=delay@2", "C2:rgb=zero"]
+    folder = with_met(synthetic_run(tmp_path / "run", texts=texts))
     assert main([str(folder)]) == 0
     assert '<span class="muted">met in 4 of 8 episodes</span>' in (folder / "report.html").read_text()
     assert (folder / "report.md").read_text().count("; met in 4 of 8 episodes |") == 1
+    assert re.search(r"C4:all=delay@2 .*; met in 4 of 8 episodes", capsys.readouterr().out)
     told = {(r["policy"], r["condition"]): (r["met"], r["met_known"]) for r in csv_of(folder) if r["met"]}
     assert told == {("ours", "C4:all=delay@2"): ("4", "8")}
+    suites = with_met(synthetic_run(tmp_path / "suites", suites=("toy", "game"), texts=texts))
+    assert main([str(suites)]) == 0
+    page = (suites / "report.html").read_text()
+    assert page.count("met in 4 of 8 episodes") == 2, "in the table of each suite"
+    assert page.count("met in 8 of 16 episodes") == 1
+    for other in (folder, folder / "results.json"):
+        capsys.readouterr()
+        assert main([str(folder), str(other), f"--output={tmp_path / 'out'}"]) == 0
+        told = r"\d+ % \(\d+/10, \d+–\d+\); met in 4 of 8 episodes"
+        assert re.search(f"C4:all=delay@2: {told} -> {told}", capsys.readouterr().out)
+        assert (tmp_path / "out" / "comparison.html").read_text().count("met in 4 of 8 episodes") == 2
+
+
+def test_a_fault_that_was_not_looked_at_was_not_met(tmp_path):
+    def change(row):
+        if row["condition"] == "C4:all=delay@2":
+            row.update(fault_steps=4, fault_looks=int(row["episode"] < 2))
+
+    cells = {c["condition"]: c for c in summary_of(tmp_path / "run", change)["cells"]}
+    expected = [4, 10] if "fault_looks" in MEASURES else [10, 10]
+    assert cells["C4:all=delay@2"]["results"]["ours"]["met"] == expected
+    assert cells["C2:rgb=zero"]["results"]["ours"]["met"] is None
+
+
+def test_announced_losses_that_a_policy_is_not_told_of_are_marked(tmp_path, capsys):
+    texts = ["C1:rgb+seg+thermal", "C1:camera=image2", "C1:depth+seg+thermal", "C2:rgb=zero"]
+    folder = synthetic_run(tmp_path / "run", texts=texts, suites=("toy", "game"))
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["policies"]["vanilla"]["reads_masks"] = False
+    manifest["policies"]["ours"]["reads_masks"] = True
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main([str(folder)]) == 0
+    lost = {"C1:camera=image2", "C1:depth+seg+thermal"}  # of its two colour pictures
+    words = "not told: for this policy the same as a black picture"
+    told = {(r["policy"], r["condition"], r["told"]) for r in csv_of(folder) if r["told"]}
+    assert told == {("vanilla", c, words) for c in lost} | {("ours", c, "told") for c in lost}
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    assert len(re.findall(rf"^\| `C1:.*; {words} \|", text, re.MULTILINE)) == 2
+    assert page.count(f'<span class="tag long">{words}</span>') == 2 * 3, (
+        "over all, and in the table of each suite"
+    )
+    terminal = capsys.readouterr().out
+    assert {line.split()[0] for line in terminal.splitlines() if line.count("; not told") == 1} == lost
+    assert "vanilla does not read which sensors are announced as absent" in terminal
+    for other in (folder, folder / "results.json"):
+        assert main([str(folder), str(other), f"--output={tmp_path / 'out'}"]) == 0
+        compared = capsys.readouterr().out
+        assert compared.count(words) == 2 * 2 * 2, "two conditions, two suites, both sides"
+        assert (tmp_path / "out" / "comparison.html").read_text().count(words) == 2 * 2 * 2
+    unknown = summary_of(tmp_path / "unknown", texts=texts)
+    assert all(r["told"] is None for c in unknown["cells"] for r in c["results"].values())
+
+
+def test_every_comparison_says_what_it_could_have_shown(tmp_path, capsys):
+    folder = synthetic_run(tmp_path / "run", suites=("toy", "game"), texts=["C2:rgb=zero"])
+    assert main([str(folder)]) == 0
+    terminal, text = capsys.readouterr().out, (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    power = r"\d+ \(n = 20\)"
+    assert re.search(rf"C2:rgb=zero.*ours \S+ \(.*?\), p = [\d.]+; {power}", terminal)
+    assert re.search(rf"\| `C2:rgb=zero` .* \[{power}\] \| .* \[{power}\] \| .* \[{power}\] \|", text)
+    assert len(re.findall(r"\[can show \d+ \(n = 10\)\]", page)) == 2 * 3, (
+        "per suite: to clean twice, to the baseline"
+    )
+    assert len(re.findall(rf'<td class="n">{power}</td>', page)) == 3
+    for row in csv_of(folder):
+        for comparison in ("versus_clean", "versus_baseline"):
+            assert bool(row[f"{comparison}_difference"]) == bool(row[f"{comparison}_detectable"])
+    other = synthetic_run(tmp_path / "other", suites=("toy", "game"), texts=["C2:rgb=zero"], seed=5)
+    assert main([str(folder), str(other), f"--output={tmp_path / 'out'}"]) == 0
+    assert len(re.findall(r"paired, can show \d+ \(n = \d+\)", capsys.readouterr().out)) == 2 * 2 * 2
+
+
+def test_files_have_no_noise_of_the_arithmetic(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    assert main([str(folder)]) == 0
+    assert main([str(folder), str(folder), f"--output={tmp_path}"]) == 0
+    for path in (folder / "results.json", folder / "results.csv", tmp_path / "comparison.json"):
+        numbers = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", path.read_text())
+        assert numbers
+        for number in numbers:
+            assert len(number.partition("e")[0].lstrip("-0.").replace(".", "")) <= 6, (path.name, number)
+    p_values = {"p": 1.23456789e-12, "whole": 7, "none": None, "list": (1 / 3,)}
+    assert rounded(p_values) == {"p": 1.23457e-12, "whole": 7, "none": None, "list": [0.333333]}
+
+
+def test_origins_of_policy_and_environment_stand_together(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["env"]["origins"] = {"rgb": "sensor", "depth": "sensor", "seg": "sensor"}
+    manifest["policies"]["ours"]["origins"] = {"rgb": "sensor", "image2": {"depth": "derived"}}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main([str(folder)]) == 0
+    expected = "rgb: sensor, image2.depth: derived (environment: sensor), depth: sensor, seg: sensor"
+    for text in ((folder / "report.html").read_text(), (folder / "report.md").read_text()):
+        assert expected in text
+        assert "ours computes image2.depth from RGB: this is no sensor redundancy." in text
+
+
+def test_the_contents_list_every_section(tmp_path):
+    folder = synthetic_run(tmp_path / "run", suites=("toy", "game"))
+    (folder / "modalities.png").write_bytes(b"png")
+    diagnosis = {"schema": 1, "remark": "r", "dataset": "d", "held_out": True, "policies": {}}
+    (folder / "diagnosis.json").write_text(json.dumps(diagnosis))
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    contents = re.findall(r'<li><a href="#([^"]+)"', page)
+    sections = [i for i in re.findall(r'<h2 id="([^"]+)"', page) if i != "C0"]
+    assert contents == sections
+    assert {"looks", "door", "suites"} <= set(sections)
+
+
+def test_a_page_above_its_limit_is_warned_of(tmp_path, monkeypatch, caplog):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    assert main([str(folder)]) == 0
+    assert not caplog.records
+    monkeypatch.setattr("multismolvla_eval.page.PAGE_LIMIT", 10_000)
+    assert main([str(folder)]) == 0
+    (record,) = caplog.records
+    assert "The page has" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -513,15 +759,43 @@ def test_families_are_the_conditions_of_a_group_that_hit_the_same_modality(tmp_p
     assert least["p_holm"] == pytest.approx(min(1, 5 * least["p_value"]))
 
 
-def test_repetitions_of_the_clean_condition_are_paired_within_a_repetition(tmp_path):
-    summary = summary_of(tmp_path / "run", clean_seeds=3)
+def test_repetitions_of_the_clean_condition_are_no_independent_episodes(tmp_path, capsys):
+    """Three runs from the same 20 starts; here the start decides, so three runs tell as much as one."""
+    folder = synthetic_run(
+        tmp_path / "run", clean_seeds=3, rate=lambda e: float(e.episode < 3 + 4 * e.task_id)
+    )
+    assert main([str(folder)]) == 0
+    summary = json.loads((folder / "results.json").read_text())
     ours = summary["policies"][0]
-    assert [r["n"] for r in ours["clean_seeds"]] == [20, 20, 20]
+    assert [(r["successes"], r["n"]) for r in ours["clean_seeds"]] == [(10, 20)] * 3
     cells = {c["condition"]: c["results"]["ours"] for c in summary["cells"]}
-    assert cells["C0"]["n"] == cells["C0"]["versus_baseline"]["n"] == 60
+    once = wilson(10, 20)
+    for rate in (cells["C0"], ours["clean"]):
+        assert (rate["successes"], rate["n"], rate["starts"], rate["effective"]) == (30, 60, 20, 20)
+        assert (rate["low"], rate["high"]) == (pytest.approx(once.low, 1e-5), pytest.approx(once.high, 1e-5))
+    assert (cells["C0"]["versus_baseline"]["n"], cells["C0"]["versus_baseline"]["episodes"]) == (20, 60)
     assert cells["C2:rgb=zero"]["versus_clean"]["n"] == 10, (
         "only the first repetition has faulted counterparts"
     )
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for told in (capsys.readouterr().out, text, page):
+        assert "50 % (30/60 of 20 starts, 30–70)" in told
+        assert (
+            told.count("50 % (10/20, 30–70), 50 % (10/20, 30–70), 50 % (10/20, 30–70); 0 points between") == 2
+        )
+    assert '<h2 id="suites">Clean success</h2>' in page, "with a single suite, too"
+    clean = next(r for r in csv_of(folder) if (r["policy"], r["condition"]) == ("ours", "C0"))
+    assert (clean["n"], clean["starts"], clean["effective"]) == ("60", "20", "20.0")
+
+
+def test_compared_runs_pair_repeated_starts_once(tmp_path):
+    a = synthetic_run(tmp_path / "a", texts=["C2:rgb=zero"], clean_seeds=3)
+    b = synthetic_run(tmp_path / "b", texts=["C2:rgb=zero"], clean_seeds=3, seed=2)
+    assert main([str(a), str(b), f"--output={tmp_path / 'out'}"]) == 0
+    clean = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"][0]
+    assert clean["condition"] == "C0"
+    assert [r["n"] for r in clean["rates"]] == [60, 60]
+    assert (clean["difference"]["n"], clean["difference"]["episodes"]) == (20, 60)
 
 
 def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
@@ -531,7 +805,7 @@ def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
     assert [(r["policy"], r["suite"], r["condition"]) for r in table] == [
         (p, s, c) for c in ("C0", "C2:rgb=zero") for p in ("ours", "vanilla") for s in ("all", "a", "b")
     ]
-    assert float(table[0]["rate"]) == int(table[0]["successes"]) / int(table[0]["n"])
+    assert float(table[0]["rate"]) == pytest.approx(int(table[0]["successes"]) / int(table[0]["n"]), 1e-5)
     episodes = json.loads((folder / "results.json").read_text())["episodes"]
     assert len(episodes["success"]) == len(episodes["init_state"]) == 2 * 2 * 2 * 15
     assert set(episodes["names"]["condition"]) == {"C0", "C2:rgb=zero"}
@@ -545,7 +819,8 @@ def test_gates_are_calibrated_where_rows_have_them(tmp_path):
     calibration = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["calibration"]
     rgb = calibration["rgb"]
     assert 0.5 < rgb["auroc"] < 1
-    assert rgb["success_flagged"][1] == 8
+    assert rgb["success_flagged"]["n"] == 8
+    assert rgb["success_flagged"]["low"] < rgb["success_flagged"]["high"]
     assert rgb["corrupted"] == 10 + 5 * 10 + 10, "C2, five severities of noise, the delay of all"
     assert calibration["depth"]["auroc"] == 0.5
     assert summary_of(tmp_path / "other")["aggregates"]["ours"]["calibration"] is None
@@ -596,6 +871,28 @@ def test_the_sensor_diagnosis_stands_beside_success(tmp_path, capsys):
     (folder / "diagnosis.json").write_text("{}")
     assert main([str(folder)]) == 2
     assert "not of the format version 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {},
+        {"policies": []},
+        {"policies": {"ours": {"arms": {"true": {"error": 1.0}}, "checkpoint": "made-up-ours"}}},
+        {"policies": {"ours": {"arms": {"true": {"error": 1.0}}}}},
+        {"policies": {"ours": {"arms": ["true"], "checkpoint": "made-up-ours"}}},
+    ],
+)
+def test_a_foreign_diagnosis_is_named(tmp_path, capsys, foreign):
+    """Of the right format version, but not what the diagnosis writes."""
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    known = {"schema": 1, "remark": "r", "dataset": "d", "held_out": True, "policies": {}}
+    content = {**known, **foreign} if foreign else {"schema": 1, "policies": {}}
+    (folder / "diagnosis.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "diagnosis.json is not what multismolvla-eval --diagnose writes" in told
+    assert "Delete it" in told
 
 
 def test_policies_that_run_clean_only_are_not_waited_for(tmp_path):

@@ -5,21 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from multismolvla_eval.bootstrap import (
+    Pairs,
+    interval_of,
+    paired_difference,
+    paired_differences,
+    resampled_ratios,
+)
 from multismolvla_eval.statistics import (
     AREA_WEIGHTS,
-    Pairs,
     auroc,
+    clustered_rate,
     detectable_difference,
     detectable_unpaired,
     holm,
+    marginal_weights,
     mcnemar,
-    mean_corruption_error,
-    mean_ratio_interval,
-    paired_difference,
-    paired_differences,
     relative_robustness,
-    severity_area,
-    subset_profile,
     unpaired_difference,
     wilson,
 )
@@ -29,7 +31,7 @@ def pairs_of(tasks):
     """Pairs from ``{task: [(success of the first arm, of the second)]}``."""
     rows = [(t, a, b) for t, pairs in tasks.items() for a, b in pairs]
     clusters, first, second = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    return Pairs(first.astype(bool), second.astype(bool), clusters)
+    return Pairs(first.astype(float), second.astype(float), clusters, len(rows))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_paired_difference_counts_and_signs():
     assert result.ratio == pytest.approx(3 / 10)
     assert result.ratio_low is None, "a resample of the second task alone has no success of the first arm"
     assert paired_difference(pairs) == result, "the seed is fixed"
-    flipped = paired_difference(Pairs(pairs.second, pairs.first, pairs.clusters))
+    flipped = paired_difference(Pairs(pairs.second, pairs.first, pairs.clusters, pairs.episodes))
     assert flipped.difference == -result.difference
 
 
@@ -139,13 +141,84 @@ def test_many_comparisons_at_once_are_the_same_as_one_by_one():
     assert paired_differences(several) == [paired_difference(p) for p in several]
 
 
-def test_identical_arms_have_no_difference():
-    result = paired_difference(pairs_of({0: [(True, True), (False, False)]}))
-    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+@pytest.mark.parametrize(
+    ("outcome", "difference"), [((1, 1), 0), ((0, 0), 0), ((0, 1), 1), ((1, 0), -1)], ids=str
+)
+def test_pairs_that_are_all_equal_have_an_interval_of_some_width(outcome, difference):
+    """The bootstrap alone would give no width, as if five pairs had settled it."""
+    few, many = (paired_difference(pairs_of({0: [outcome] * n})) for n in (5, 500))
+    for result in (few, many):
+        assert result.difference == difference
+        assert -1 <= result.low <= difference <= result.high <= 1
+        assert result.ratio is None or result.ratio_low <= result.ratio <= result.ratio_high
+    unseen = wilson(0, 5).high
+    assert few.high - few.low == pytest.approx(2 * unseen)
+    assert 0 < many.high - many.low < 0.02
+    if outcome[0]:
+        assert few.ratio_high - few.ratio_low == pytest.approx(unseen)
+
+
+def test_a_paired_difference_needs_pairs_in_order():
     with pytest.raises(ValueError, match="at least one episode"):
-        paired_difference(pairs_of({0: []}))
+        paired_difference(Pairs(np.zeros(0), np.zeros(0), np.zeros(0), 0))
     with pytest.raises(ValueError, match="sorted by task"):
-        paired_difference(Pairs(np.ones(2, bool), np.ones(2, bool), np.array([1, 0])))
+        paired_difference(Pairs(np.ones(2), np.ones(2), np.array([1, 0]), 2))
+
+
+def test_repetitions_of_a_start_count_as_much_as_they_tell():
+    starts = np.repeat(np.arange(50), 3)
+    decided = np.repeat(np.arange(50) < 30, 3)  # the start decides: three times the same
+    rate = clustered_rate(decided, starts)
+    assert (rate.successes, rate.n, rate.starts, rate.effective) == (90, 150, 50, 50)
+    assert (rate.low, rate.high) == (wilson(30, 50).low, wilson(30, 50).high)
+    chance = np.random.default_rng(0).random(3000) < 0.6  # noise decides
+    rate = clustered_rate(chance, np.repeat(np.arange(1000), 3))
+    assert 2500 < rate.effective <= 3000
+    for k in (0, 150):  # nothing can be seen of the spread
+        same = clustered_rate(np.arange(150) < k, starts)
+        assert same.effective == 50
+        assert same.high - same.low == pytest.approx(wilson(0, 50).high)
+    assert clustered_rate(decided[::3], np.arange(50)) == wilson(30, 50), "nothing is repeated"
+    order = np.random.default_rng(1).permutation(150)
+    assert clustered_rate(decided[order], starts[order]).effective == 50
+
+
+def test_intervals_of_repeated_starts_cover_the_truth():
+    """Starts of different difficulty, three repetitions each; the interval of pooled episodes would be too narrow."""
+    rng, starts = np.random.default_rng(0), np.repeat(np.arange(40), 3)
+    covered = np.zeros(2)
+    for _ in range(400):
+        won = rng.random(120) < np.repeat(rng.beta(0.6, 0.4, 40), 3)
+        for kind, rate in enumerate((clustered_rate(won, starts), wilson(int(won.sum()), 120))):
+            covered[kind] += rate.low <= 0.6 <= rate.high
+    clustered, pooled = covered / 400
+    assert clustered > 0.92
+    assert pooled < 0.9
+
+
+def test_repeated_starts_are_one_pair_in_comparisons():
+    tasks = np.array([0] * 10 + [1] * 10)
+    once = Pairs(np.ones(20), np.r_[np.zeros(8), np.ones(12)], tasks, 20)
+    thrice = paired_difference(Pairs(once.first, once.second, tasks, 60))
+    single = paired_difference(once)
+    assert (thrice.n, thrice.episodes) == (20, 60)
+    for figure in ("low", "high", "p_value", "detectable", "lost"):
+        assert getattr(thrice, figure) == getattr(single, figure)
+    assert single.p_value == mcnemar(0, 8)
+    mixed = paired_difference(Pairs(np.full(20, 2 / 3), np.full(20, 1 / 3), tasks, 60))
+    assert (mixed.lost, mixed.difference) == (20, pytest.approx(-1 / 3))
+    assert mixed.detectable == detectable_difference(20), "a third each way is a mean square below 15 %"
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (7, 7), (3, 7), (81, 400)])
+def test_intervals_are_those_of_statsmodels(k, n):
+    from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+    rate, other = wilson(k, n), wilson(5, 9)
+    assert (rate.low, rate.high) == pytest.approx(proportion_confint(k, n, method="wilson"))
+    expected = confint_proportions_2indep(k, n, 5, 9, compare="diff", method="newcomb")
+    result = unpaired_difference(other, rate)
+    assert (result.low, result.high) == pytest.approx(expected)
 
 
 def test_unpaired_difference_is_newcombes():
@@ -160,12 +233,14 @@ def test_interval_of_a_mean_of_ratios():
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(10), 20)
     clean = np.ones((2, 200))
-    lost = (rng.random((2, 200)) < [[0.5], [0.3]]).astype(float)
-    low, high = mean_ratio_interval(lost, clean, clusters)
-    assert low < lost.mean() < high
-    assert high - low < 0.2
-    assert mean_ratio_interval(clean, clean, clusters) == pytest.approx((1, 1))
-    assert mean_ratio_interval(clean, 0 * clean, clusters) == (None, None)
+    left = (rng.random((2, 200)) < [[0.5], [0.3]]).astype(float)
+    interval = interval_of(resampled_ratios(left, clean, clusters).mean(0))
+    assert interval.low < left.mean() < interval.high
+    assert interval.high - interval.low < 0.2
+    same = interval_of(resampled_ratios(clean, clean, clusters).mean(0))
+    assert (same.low, same.high, same.why) == (None, None, "all resamples are equal")
+    undefined = interval_of(resampled_ratios(clean, 0 * clean, clusters).mean(0))
+    assert (undefined.low, undefined.why) == (None, "a resample has nothing to divide by")
 
 
 def test_auroc():
@@ -177,34 +252,18 @@ def test_auroc():
 def test_robustness_figures():
     assert relative_robustness(0.3, 0.6) == pytest.approx(0.5)
     assert relative_robustness(0.3, 0.0) is None
-    assert severity_area([0.8] * 6) == pytest.approx(1.0)
-    assert severity_area([1, 0, 0, 0, 0, 0]) == pytest.approx(0.1)
-    assert severity_area([0] * 6) is None
-    rates = [0.9, 0.8, 0.5, 0.4, 0.1, 0.0]
-    assert severity_area(rates) == pytest.approx(np.trapezoid(rates) / (5 * rates[0]))
+    rates = np.array([0.9, 0.8, 0.5, 0.4, 0.1, 0.0])
+    assert AREA_WEIGHTS @ rates == pytest.approx(np.trapezoid(rates) / 5)
     assert AREA_WEIGHTS.sum() == pytest.approx(1)
-    with pytest.raises(ValueError, match="severities 0..5"):
-        severity_area([1, 0.5])
 
 
-def test_mean_corruption_error_leaves_out_what_is_undefined():
-    value, left_out = mean_corruption_error(
-        {"noise": [0.9, 0.8], "blur": [0.5, 0.5], "fog": [0.5]},
-        {"noise": [0.8, 0.6], "blur": [1.0, 1.0], "fog": [0.5, 0.5]},
-    )
-    assert value == pytest.approx(50.0)
-    assert left_out == ("blur", "fog")
-    assert mean_corruption_error({}, {}) == (None, ())
-
-
-def test_subset_profile_needs_all_subsets():
-    rates = {("rgb",): 0.6, ("depth",): 0.2, ("rgb", "depth"): 0.8}
-    profile = subset_profile(rates)
-    assert profile.worst_subset == ("depth",)
-    assert profile.mean == pytest.approx(1.6 / 3)
-    assert profile.marginal["rgb"] == pytest.approx(0.7 - 0.2)
-    assert subset_profile({("rgb",): 0.6, ("rgb", "depth"): 0.8}) is None
-    assert subset_profile({}) is None
+def test_marginal_values_need_all_subsets():
+    weights = marginal_weights([("rgb",), ("depth",), ("rgb", "depth")])
+    rates = np.array([0.6, 0.2, 0.8])
+    assert weights["rgb"] @ rates == pytest.approx(0.7 - 0.2)
+    assert weights["depth"] @ rates == pytest.approx(0.5 - 0.6)
+    assert marginal_weights([("rgb",), ("rgb", "depth")]) is None
+    assert marginal_weights([]) is None
 
 
 def test_holm():
