@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from multismolvla.command import CommandError, entry_point
 from multismolvla.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.sources import SOURCES
 from multismolvla.versions import installed
@@ -314,18 +315,15 @@ def format_table(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
+@entry_point(
+    "error",
+    errors=(CommandError,),
+    interrupted="\nInterrupted. What was fetched is kept; the same command continues.",
+)
 def _fetch(folder: Path) -> int:
-    from .fetch_assets import FetchError, fetch_assets
+    from .fetch_assets import fetch_assets
 
-    try:
-        lines = fetch_assets(folder)
-    except FetchError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What was fetched is kept; the same command continues.\n")
-        return 130
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(fetch_assets(folder)) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from multismolvla.command import CommandError
 from multismolvla.libero_assets import (
     ASSETS_VARIABLE,
     HUB_DATASET,
@@ -22,7 +23,7 @@ LICENCE = (
 )
 
 
-class FetchError(RuntimeError):
+class FetchError(CommandError):
     """The assets could not be brought here; the message says how to do it by hand."""
 
 

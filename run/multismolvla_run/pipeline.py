@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multismolvla.command import entry_point
+
 from .dry_run import describe, how_to_make
 from .presets import Preset, PresetError, available_presets, dataset_id, final_checkpoint, load_preset
 from .process import (
@@ -242,6 +244,12 @@ def _list_presets(folder: Path) -> None:
         _say(f"{name:<12} {preset.description} ({' -> '.join(stage.name for stage in preset.stages)})")
 
 
+@entry_point(
+    "error",
+    errors=(PresetError, StageError, BusyError),
+    failure=2,
+    interrupted="\nInterrupted. Start the same command again to continue.",
+)
 def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
     """Command line of ``train.py``.
 
@@ -260,26 +268,20 @@ def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
     if configs is not None:
         parser.set_defaults(configs=configs)
     options = parser.parse_args(own)
+    if options.list:
+        _list_presets(options.configs)
+        return 0
+    if not options.preset:
+        parser.error(f"name a preset: {', '.join(available_presets(options.configs))}")
+    run = _make_run(options, extra)
+    if options.dry_run:
+        _say(describe(run, _up_to(plan(run), options.until)))
+        return 0
     try:
-        if options.list:
-            _list_presets(options.configs)
-            return 0
-        if not options.preset:
-            parser.error(f"name a preset: {', '.join(available_presets(options.configs))}")
-        run = _make_run(options, extra)
-        if options.dry_run:
-            _say(describe(run, _up_to(plan(run), options.until)))
-            return 0
         run_pipeline(run, options.until)
-    except (PresetError, StageError, BusyError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except ChildFailedError as error:
         sys.stderr.write(f"error: {error}\nStart the same command again to continue.\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. Start the same command again to continue.\n")
-        return 130
     return 0
 
 
