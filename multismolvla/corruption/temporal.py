@@ -1,9 +1,14 @@
 """Faults in time: which of its pictures a sensor shows, as a pure function of seed and step.
 
 Whoever holds the pictures keeps the ones that are still needed; nothing here depends on what was asked before, so the
-steps of an episode can be asked for in any order. "The episode" is its step limit: its true length is not known while it
-runs, and must not differ between the policies that are compared. An episode that succeeds before the fault begins does
-not meet it; the environment's ``info["fault_active"]`` tells.
+steps of an episode can be asked for in any order.
+
+"The episode" is its step limit, never its length: that is not known while it runs, and a fault that depended on it would
+differ between the policies that are compared. A window therefore lies anywhere within the limit, and an episode that
+succeeds early may end before it: one that ends after a share s of the limit meets a ``burst`` with probability s / 0.8
+(its start is uniform over what leaves room for it) and ``frozen`` with s / 0.5, at most 1. Rates count every episode, met
+or not; the environment's ``info["fault_active"]`` tells which ones met it, and rates over those alone would compare the
+slow episodes of each policy.
 
 =================  ==========================================================================================
 ``frozen``         From a random step in the first half of the episode on, the picture stays. Not announced.
