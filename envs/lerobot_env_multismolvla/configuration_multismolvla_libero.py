@@ -21,6 +21,9 @@ from .processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 
 #: LeRobot's camera names of LIBERO -> ours, third-person first.
 CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
+#: No-op steps after a reset of LIBERO's suites: LeRobot's number, for figures that can be compared. The expert is measured
+#: with the same.
+LIBERO_SETTLE_STEPS = 10
 
 
 @EnvConfig.register_subclass("multismolvla_libero")
@@ -120,7 +123,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
     def suite_kwargs(self, suite: str) -> dict[str, Any]:
         """``gym_kwargs`` plus the options whose default depends on the suite."""
         is_mini = suite == mini.SUITE_NAME
-        wait = self.num_steps_wait if self.num_steps_wait >= 0 else (3 if is_mini else 10)
+        wait = self.num_steps_wait if self.num_steps_wait >= 0 else (3 if is_mini else LIBERO_SETTLE_STEPS)
         hard = self.hard_reset if self.hard_reset is not None else not is_mini
         return {**self.gym_kwargs, "num_steps_wait": wait, "hard_reset": hard}
 

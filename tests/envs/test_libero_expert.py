@@ -219,3 +219,14 @@ def test_act_before_reset_says_what_to_do():
 
     with pytest.raises(RuntimeError, match="before reset"):
         LiberoExpert().act(None)
+
+
+def test_the_expert_is_measured_from_the_starts_that_the_evaluation_gives_it():
+    import inspect
+
+    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+    from lerobot_env_multismolvla.libero_expert.simulation import physics_env
+
+    evaluation = MultiSmolVLALiberoConfig(task="libero_10").suite_kwargs("libero_10")["num_steps_wait"]
+    assert MeasureConfig().settle_steps == evaluation
+    assert inspect.signature(physics_env).parameters["settle_steps"].default == evaluation

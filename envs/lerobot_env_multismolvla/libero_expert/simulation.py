@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_multismolvla_libero import MultiSmolVLALiberoConfig
+from ..configuration_multismolvla_libero import LIBERO_SETTLE_STEPS, MultiSmolVLALiberoConfig
 from ..multimodal_env import MultiModalLiberoEnv, get_suite
-
-#: No-op steps after a reset. LeRobot waits 10, but with mujoco >= 3.4 the bottles of libero_10's tasks 0, 1 and 7 are
-#: still in the air then.
-SETTLE_STEPS = 20
 
 
 class PhysicsOnlyEnv(MultiModalLiberoEnv):
@@ -23,7 +19,7 @@ class PhysicsOnlyEnv(MultiModalLiberoEnv):
 
 
 def physics_env(
-    suite: str, task_id: int, *, settle_steps: int = SETTLE_STEPS, libero_assets: str | None = None
+    suite: str, task_id: int, *, settle_steps: int = LIBERO_SETTLE_STEPS, libero_assets: str | None = None
 ) -> PhysicsOnlyEnv:
     """Environment of one task with soft resets and all 50 initial states.
 
