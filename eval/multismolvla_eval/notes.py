@@ -11,6 +11,8 @@ from multismolvla.corruption import parse_condition
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.episodes import Cells
+from multismolvla_eval.initial_states import recorded_state_notes
+from multismolvla_eval.origins import origin_notes
 from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.statistics import detectable_difference, detectable_unpaired
 
@@ -59,7 +61,12 @@ def reader_notes(
             f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
         )
     return (
-        notes + _repeat_notes(manifest, cells) + _provenance_notes(manifest) + _fault_notes(checks["faults"])
+        notes
+        + _repeat_notes(manifest, cells)
+        + recorded_state_notes(manifest, cells)
+        + origin_notes(manifest)
+        + _provenance_notes(manifest)
+        + _fault_notes(checks["faults"])
     )
 
 

@@ -25,6 +25,7 @@ from multismolvla_eval.episodes import Cells, Episodes
 from multismolvla_eval.grouping import GROUPS, family, reads_condition, seen, told
 from multismolvla_eval.notes import reader_notes
 from multismolvla_eval.offline import errors_by_condition
+from multismolvla_eval.origins import origin_conflicts
 from multismolvla_eval.provenance import distinct_provenance
 from multismolvla_eval.statistics import holm
 
@@ -121,22 +122,11 @@ def _policy(name: str, cells: Arms, suites: Sequence[str], manifest: dict[str, A
     }
 
 
-def _origins(own: dict[str, Any], environment: dict[str, str]) -> dict[str, str]:
-    """Where each modality comes from, ``sensor`` or ``derived``; a policy may derive what the environment measures.
-
-    Args:
-        own: of the policy, by modality, or by view and modality.
-        environment: by modality.
-    """
-    flat: dict[str, str] = {}
-    for name, said in own.items():
-        flat.update({f"{name}.{m}": o for m, o in said.items()} if isinstance(said, dict) else {name: said})
-    found = {}
-    for name in dict.fromkeys((*flat, *environment)):
-        given = environment.get(name.rpartition(".")[2])
-        said = flat.get(name)
-        found[name] = f"{said} (environment: {given})" if said and given and said != given else said or given
-    return found
+def _origins(own: dict[str, str], environment: dict[str, str]) -> dict[str, str]:
+    """Where each modality comes from, ``sensor`` or ``derived``; a policy may derive what the environment measures."""
+    conflicts = origin_conflicts(own, environment)
+    said = {**{m: o for m, o in environment.items() if m not in own}, **own}
+    return {s: f"{o} (environment: {conflicts[s][1]})" if s in conflicts else o for s, o in said.items()}
 
 
 def gate_of(

@@ -621,13 +621,24 @@ def test_origins_of_policy_and_environment_stand_together(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
     manifest = json.loads((folder / "run.json").read_text())
     manifest["env"]["origins"] = {"rgb": "sensor", "depth": "sensor", "seg": "sensor"}
-    manifest["policies"]["ours"]["origins"] = {"rgb": "sensor", "image2": {"depth": "derived"}}
+    manifest["policies"]["ours"]["origins"] = {"rgb": "sensor", "image2.depth": "derived"}
     (folder / "run.json").write_text(json.dumps(manifest))
     assert main([str(folder)]) == 0
-    expected = "rgb: sensor, image2.depth: derived (environment: sensor), depth: sensor, seg: sensor"
+    expected = "depth: sensor, seg: sensor, rgb: sensor, image2.depth: derived (environment: sensor)"
     for text in ((folder / "report.html").read_text(), (folder / "report.md").read_text()):
         assert expected in text
         assert "ours computes image2.depth from RGB: this is no sensor redundancy." in text
+        assert "ours takes image2.depth for computed from RGB" in text
+
+
+def test_starts_that_the_recorder_records_from_are_named(tmp_path):
+    suite = {
+        **manifest_of(("toy",), [])["suites"]["toy"],
+        "init_states": 10,
+        "init_state_splits": {"train": [0, 4], "eval": [5, 9]},
+    }
+    notes = summary_of(tmp_path / "run", suites={"toy": suite}, texts=["C2:rgb=zero"])["notes"]
+    assert any("of the split that multismolvla-record records from" in n for n in notes)
 
 
 def test_the_contents_list_every_section(tmp_path):
