@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from multismolvla.corruption import parse_condition
-from multismolvla.modalities import MODALITIES, default_view_map
+from multismolvla.corruption import parse_condition, with_derived
+from multismolvla.modalities import MODALITIES, Origin, default_view_map
 from multismolvla_eval.episodes import Cells, Episodes, Hashes
 
 
 def faulted_streams(condition_id: str, manifest: dict[str, Any]) -> dict[str, set[str]]:
-    """Observation keys of the streams that a condition concerns, by modality; only modalities that have some."""
-    condition = parse_condition(condition_id)
+    """Observation keys of the streams that a condition concerns, by modality; only modalities that have some.
+
+    What the environment computes from RGB is concerned by the faults of RGB.
+    """
     views = default_view_map(tuple(manifest["cameras"]))
-    streams = {
-        m: {views[c][m] for c in views if any(f.hits(c, m) for f in condition.faults)} for m in MODALITIES
-    }
+    origins = manifest.get("env", {}).get("origins") or {}
+    derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
+    faults = with_derived(parse_condition(condition_id).faults, derived, tuple(views))
+    streams = {m: {views[c][m] for c in views if any(f.hits(c, m) for f in faults)} for m in MODALITIES}
     return {m: keys for m, keys in streams.items() if keys}
 
 

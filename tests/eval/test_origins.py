@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multismolvla_eval.checks import faulted_streams
 from multismolvla_eval.origins import origin_conflicts, origin_notes
 
 SENSORS = {"rgb": "sensor", "depth": "sensor", "thermal": "sensor"}
@@ -30,3 +31,14 @@ def test_agreement_and_silence_are_no_contradiction():
     assert notes({"thermal": "derived"}, {"rgb": "sensor"}) == []
     assert notes({}, SENSORS) == []
     assert origin_notes({"policies": {"ours": {"checkpoint": "x"}}}) == []
+
+
+def test_faults_of_rgb_concern_what_the_environment_computes_from_it():
+    manifest = {"cameras": ["image", "image2"], "env": {"origins": {**SENSORS, "thermal": "derived"}}}
+    assert faulted_streams("C3:rgb.image=fog@3", manifest) == {
+        "rgb": {"observation.images.image"},
+        "thermal": {"observation.images.image_thermal"},
+    }
+    assert set(faulted_streams("C3:depth=holes@3", manifest)) == {"depth"}
+    manifest["env"]["origins"] = SENSORS
+    assert set(faulted_streams("C3:rgb.image=fog@3", manifest)) == {"rgb"}
