@@ -7,6 +7,7 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -287,14 +288,13 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
     if arguments.type == "multismolvla_libero":
         _refuse_missing_assets(config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)
+    if arguments.type == "multismolvla_libero":
+        _refuse_missing_task_files(config, envs)
     return {suite: LeRobotSource(config, suite, members) for suite, members in envs.items()}
 
 
 def _refuse_missing_assets(config: Any) -> None:
-    """A task whose files are missing would crash in every episode, which must not count as the policy's failures.
-
-    What libero_90 reads beyond the four suites is listed nowhere; a file that only it needs is not missed here.
-    """
+    """A task whose files are missing would crash in every episode, which must not count as the policy's failures."""
     from multismolvla.libero_assets import find_libero_assets, missing_files
 
     folder = find_libero_assets(config.libero_assets)
@@ -306,3 +306,14 @@ def _refuse_missing_assets(config: Any) -> None:
             f"{folder} lacks {len(missing)} of the files that LIBERO's suites read, e.g. {missing[0]}. Fetch them again: "
             "multismolvla-doctor --fetch-assets."
         )
+
+
+def _refuse_missing_task_files(config: Any, envs: Mapping[str, Mapping[int, Any]]) -> None:
+    """The same for what only these tasks read, e.g. those of libero_90."""
+    from multismolvla.libero_assets import find_libero_assets
+    from multismolvla_eval.libero_files import refuse_missing_files
+
+    folder = find_libero_assets(config.libero_assets)
+    vectors = [v for suite, members in envs.items() if suite.startswith("libero_") for v in members.values()]
+    if folder is not None and vectors:
+        refuse_missing_files((Path(v.envs[0].unwrapped._task_bddl_file) for v in vectors), folder)

@@ -276,6 +276,30 @@ def libero_assets(monkeypatch):
 
 
 @pytest.mark.sim
+def test_files_that_a_task_lacks_are_named_before_the_run(libero_assets, tmp_path):
+    """Of a copy of the assets without a model and without a texture that another model names."""
+    from lerobot_env_multismolvla.libero_setup import ensure_libero_config, libero_package_folder
+    from multismolvla_eval.libero_files import refuse_missing_files
+
+    ensure_libero_config()
+    for file in (f for f in libero_assets.rglob("*") if f.is_file()):
+        link = tmp_path / file.relative_to(libero_assets)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    tasks = sorted((libero_package_folder() / "bddl_files" / "libero_object").glob("*alphabet_soup*.bddl"))
+    refuse_missing_files(tasks, tmp_path)
+    lost = ["stable_hope_objects/alphabet_soup/texture_map.png", "stable_scanned_objects/basket/basket.xml"]
+    for name in lost:
+        (tmp_path / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"lacks 2 of the files.*{', '.join(lost)}.*--fetch-assets.*task_ids"
+    ):
+        refuse_missing_files(tasks, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"1 task definitions are missing: .*nowhere.bddl.*hf-libero"):
+        refuse_missing_files([*tasks, tmp_path / "nowhere.bddl"], tmp_path)
+
+
+@pytest.mark.sim
 @pytest.mark.slow
 def test_one_task_of_each_suite(libero_assets, make_config):
     options = {"episode_length": 4, "observation_height": 128, "observation_width": 128, "num_steps_wait": 1,
