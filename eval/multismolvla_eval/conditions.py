@@ -196,24 +196,27 @@ def require_libero_plus() -> None:
         multismolvla-eval --policies='[ours=...]' --env.type=libero_plus --env.task=libero_spatial \
             --conditions='[C0]' --clean_episodes=1
 
-    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name), so it needs an
-    installation of its own, and its results can never be in one run with those of LIBERO.
+    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is, as LeRobot says,
+    a namespace package, which an installed hf-libero hides wherever it stands on the path: it needs an
+    installation without hf-libero, and its results can never be in one run with those of LIBERO.
 
     Raises:
         ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
     """
     spec = importlib.util.find_spec("libero")
     places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-    if not any((place / _LIBERO_PLUS_FILE).is_file() for place in places):
+    # of several portions of a namespace package the first one with the inner package is what is imported
+    imported = next((p for p in places if (p / "libero").is_dir()), None)
+    if imported is None or not (imported / _LIBERO_PLUS_FILE).is_file():
         found = (
-            f"the package libero in {places[0]} is plain LIBERO"
-            if places
+            f"the package libero in {imported} is plain LIBERO"
+            if imported
             else "no package libero is installed"
         )
         raise ModuleNotFoundError(
             f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from GitHub, "
-            "put the clone first on PYTHONPATH in an environment of its own, and fetch its assets (6.4 GB) as its README "
-            "says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
+            "put the clone on PYTHONPATH in an environment of its own without hf-libero, which would hide it, and fetch its "
+            "assets (6.4 GB) as its README says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
         )
 
 

@@ -139,6 +139,11 @@ def test_libero_plus_is_an_environment_and_its_absence_is_named(monkeypatch, tmp
         require_libero_plus()
     (package / "task_classification.json").write_text("{}")
     require_libero_plus()
+    plain = tmp_path / "plain"
+    (plain / "libero").mkdir(parents=True)
+    spec.submodule_search_locations.insert(0, str(plain))
+    with pytest.raises(ModuleNotFoundError, match=r"plain is plain LIBERO.*without hf-libero"):
+        require_libero_plus()  # what is imported is what counts
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="no package libero is installed"):
         require_libero_plus()
@@ -192,7 +197,40 @@ def test_a_source_says_whether_its_environment_has_what_faults_need():
     assert not suite(["presence"])
 
 
-def test_lerobot_knows_the_environment_type_of_libero_plus():
+def test_lerobot_knows_the_environment_type_of_libero_plus_and_what_it_observes():
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.envs.utils import env_to_policy_features
+
+    config = EnvConfig.get_choice_class(module.LIBERO_PLUS_TYPE)(task="libero_goal", task_ids=[3])
+    assert config.is_libero_plus
+    assert config.gym_kwargs["task_ids"] == [3]
+    assert {"observation.images.image", "observation.images.image2"} <= env_to_policy_features(config).keys()
+    steps, after = config.get_env_processors()
+    assert [type(s).__name__ for s in steps.steps] == ["LiberoProcessorStep"]
+    assert list(after.steps) == []
+
+
+def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch):
+    """With a stand-in for its environments: neither package nor assets are here."""
     from lerobot.envs.configs import EnvConfig
 
-    assert module.LIBERO_PLUS_TYPE in EnvConfig.get_known_choices()
+    pictures = gym.spaces.Dict({c: gym.spaces.Box(0, 255, (8, 8, 3)) for c in ("image", "image2")})
+    env = gym.Env()
+    env.observation_space = gym.spaces.Dict({"pixels": pictures})
+    env.action_space = gym.spaces.Box(-1, 1, (7,))
+    env.task_description, env._max_episode_steps, env._init_states = "a new language", 300, [0]
+    monkeypatch.setattr("multismolvla_eval.sources.require_libero_plus", lambda: None)
+    monkeypatch.setattr("lerobot_env_multismolvla.libero_setup.ensure_libero_config", lambda: None)
+    monkeypatch.setattr(
+        EnvConfig.get_choice_class(module.LIBERO_PLUS_TYPE),
+        "create_envs",
+        lambda self, **_: {"libero_goal": {2590: SimpleNamespace(envs=[env])}},
+    )
+    source = load_sources(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_goal", [2590], {}))[
+        "libero_goal"
+    ]
+    assert source.tasks == {2590: "a new language"}
+    assert source.cameras == ("image", "image2")
+    facts = source.describe()
+    assert (facts["type"], facts["max_steps"], facts["init_states"]) == ("libero_plus", 300, 1)
+    assert (facts["streams"], facts["faultable"], facts["init_state_splits"]) == (["rgb"], False, {})
