@@ -19,8 +19,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: 2: several suites per run, repetitions of C0 (`seed`), hash of the executed actions.
-SCHEMA = 2
+#: 2: several suites per run, repetitions of C0 (`seed`), hash of the executed actions. 3: `start` covers the fixtures' places,
+#: the expert's `checkpoint` its code.
+SCHEMA = 3
 MANIFEST = "run.json"
 SHARD_PATTERN = "episodes-*.jsonl"
 #: What identifies an episode within a run.

@@ -49,3 +49,16 @@ def test_first_and_third_reset_of_one_seed_are_equal(kitchen):
     assert not np.array_equal(first["state"], other["state"])
     assert not np.array_equal(first["body_pos"], other["body_pos"]), "this task's fixtures should move"
     assert [name for name in first if not np.array_equal(first[name], third[name])] == []
+
+
+def test_the_hash_of_a_start_tells_fixtures_that_stand_elsewhere(kitchen):
+    from multismolvla_eval.sources import state_hash
+
+    first = start(kitchen, seed=7, state=3)
+    proof = state_hash(kitchen)
+    start(kitchen, seed=11, state=3)
+    kitchen.restore(first["state"], observe=False)
+    assert np.array_equal(kitchen.state, first["state"]), "the joints are the same again"
+    assert state_hash(kitchen) != proof
+    start(kitchen, seed=7, state=3)
+    assert state_hash(kitchen) == proof

@@ -15,6 +15,7 @@ from toy_environment import ToyEnv, ToySource
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import BuiltinPolicy
+from multismolvla_eval.results import ResultsError, read_manifest, write_json
 from multismolvla_eval.rollout import run_episode
 from multismolvla_eval.sources import state_hash
 
@@ -63,6 +64,12 @@ def test_the_start_of_lerobots_own_libero_environments_is_hashed_too():
         environment(simulation=simulator())
     )
     assert state_hash(environment()) is None
+
+
+def test_runs_whose_starts_prove_less_are_refused_by_name(tmp_path):
+    write_json(tmp_path / "run.json", {"schema": 2, "fingerprint": "0123456789ab"})
+    with pytest.raises(ResultsError, match="has the format version 2, expected 3"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.sim
