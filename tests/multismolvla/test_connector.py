@@ -149,7 +149,8 @@ def test_trust_compares_a_modality_with_its_company():
     with torch.no_grad():
         for m in MODALITIES:
             fusion.gate[m].weight.zero_()
-            fusion.gate[m].bias.fill_(math.log(3.0) if m == "rgb" else 0.0)  # three times the weight of any other
+            # RGB: three times the weight of any other
+            fusion.gate[m].bias.fill_(math.log(3.0) if m == "rgb" else 0.0)
     tokens = some_tokens()
     present = everywhere(tokens)
     for lost in (None, "depth", "seg"):  # however many others there are
