@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,13 +16,6 @@ from multismolvla.fourm import MODALITY_INFO, FourMConfig, FourMEncoder
 from multismolvla.fourm.embeddings import normalise_rgb, sincos_1d, sincos_2d
 
 CASES = ("a_rgb", "b_full", "b2_global", "c1_missing", "c2_partial", "c3_budget256", "d_caption")
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """The golden files' own measure: relative to the largest magnitude, at least one."""
-    assert actual.shape == expected.shape
-    worst = (actual - expected).abs().max().item()
-    assert worst <= tolerance * max(1.0, expected.abs().max().item()), worst
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from nearness import assert_near
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,13 +17,6 @@ from multismolvla.thermal.imagebind import ImageBindHead, ImageBindThermal, Imag
 from multismolvla.thermal.tiny import write_tiny_imagebind
 
 BRANCHES = {"vision": ImageBindVision, "thermal": ImageBindThermal}
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """The golden files' own measure: relative to the largest magnitude, at least one."""
-    assert actual.shape == expected.shape
-    worst = (actual - expected).abs().max().item()
-    assert worst <= tolerance * max(1.0, expected.abs().max().item()), worst
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nearness import assert_near
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,13 +36,6 @@ INPUT = {
 CASES = [(n, c) for n in GOLDEN for c in ("case0", "case1") if c == "case0" or n in ("depth", "semseg")]
 #: State of the training loop and of the decoder side, which encoding does not need.
 UNUSED = {"quantize._codebook.initted", "quantize._codebook.cluster_size", "quantize.to_v.weight"}
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """The golden files' own measure: relative to the largest magnitude, at least one."""
-    assert actual.shape == expected.shape
-    worst = (actual - expected).abs().max().item()
-    assert worst <= tolerance * max(1.0, expected.abs().max().item()), worst
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nearness import assert_near
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,13 +30,6 @@ from multismolvla.thermal.thermalgen_config import ThermalGenConfig
 from multismolvla.thermal.tiny_thermalgen import write_tiny_thermalgen
 
 FRAMES = [("a", 0), ("a", 1), ("b", 0)]
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """The golden files' own measure: relative to the largest magnitude, at least one."""
-    assert actual.shape == expected.shape
-    worst = (actual - expected).abs().max().item()
-    assert worst <= tolerance * max(1.0, expected.abs().max().item()), worst
 
 
 # ---------------------------------------------------------------------------------------------- golden numbers
