@@ -25,8 +25,6 @@ from multismolvla.modalities import Modality, Origin, ViewMap, default_view_map,
 if TYPE_CHECKING:
     import numpy as np
 
-    from multismolvla.tokenizers import OfficialOptions
-
 logger = logging.getLogger(__name__)
 
 
@@ -115,7 +113,7 @@ def _tokenize(
 
     from multismolvla.fourm import FourMConfig
     from multismolvla.sensors import SensorReader
-    from multismolvla.tokenizers import make_tokenizers
+    from multismolvla.tokenizers import OfficialOptions, make_tokenizers
     from multismolvla.tokenizers.recipe import split_domains
     from multismolvla.tower import tokenize_view
 
@@ -126,7 +124,7 @@ def _tokenize(
         if any(modality == m for _, modality in streams)
     }
     tokenizers = make_tokenizers(
-        cfg.tokenizers, wanted, cfg.num_labels, image_size=cfg.image_size, official=_official(cfg)
+        cfg.tokenizers, wanted, cfg.num_labels, image_size=cfg.image_size, official=OfficialOptions.of(cfg)
     )
     reader = SensorReader(
         cfg.views, depth_range_m=cfg.depth_range_m, num_labels=cfg.num_labels, half_turns=cfg.half_turns
@@ -145,49 +143,25 @@ def _tokenize(
     return {s: torch.cat(p).numpy() for s, p in parts.items()}
 
 
-def _official(cfg: TokensConfig) -> OfficialOptions:
-    from multismolvla.tokenizers import OfficialOptions
-
-    return OfficialOptions(
-        sources=cfg.tokenizer_sources,
-        thermal_route=cfg.thermal_route,
-        imagebind=cfg.imagebind,
-        imagebind_rows=cfg.imagebind_rows,
-        bridge_map=cfg.bridge_map,
-        seg_labels=cfg.seg_labels,
-        seg_unknown=cfg.seg_unknown,
-    )
-
-
 def _feature(cfg: TokensConfig, view: str, modality: str, length: int) -> dict[str, Any]:
     """Description of an id feature with its recipe; the policy compares the recipe with its own."""
     from multismolvla.fourm import FourMConfig
     from multismolvla.tokenizers.recipe import (
+        OfficialOptions,
         fingerprints_of,
         id_feature,
         parts_of,
         split_domains,
-        token_recipe,
+        stream_recipe,
     )
 
-    official = _official(cfg)
     fingerprints = {}
     if cfg.tokenizers == "official":
+        official = OfficialOptions.of(cfg)
         encoder = FourMConfig.from_json(cfg.encoder / "config.json")
         grids = [encoder.modality(d).grid is not None for d in split_domains(cfg.domains[modality])]
         fingerprints = fingerprints_of(parts_of(modality, sum(grids), grids.count(False), official), official)
-    recipe = token_recipe(
-        modality,
-        family=cfg.tokenizers,
-        domain=cfg.domains[modality],
-        image_size=cfg.image_size,
-        square=cfg.square,
-        half_turns=cfg.half_turns.get(view, 0),
-        depth_range_m=cfg.depth_range_m,
-        num_labels=cfg.num_labels,
-        official=official,
-        fingerprints=fingerprints,
-    )
+    recipe = stream_recipe(cfg, view, modality, num_labels=cfg.num_labels, fingerprints=fingerprints)
     return id_feature(recipe, length)
 
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from multismolvla import weights
 from multismolvla.modalities import Modality
@@ -47,6 +47,27 @@ ID_DTYPE = "int16"
 _OMITTED = {"seg_unknown": "error"}
 
 _BLOCKS, _BLOCK_BYTES = 16, 65_536
+
+
+class TokenOptions(Protocol):
+    """Options that decide the ids, as they are called in the policy's config and in the tools that cache ids.
+
+    For their meaning see `OfficialOptions` and `token_recipe`; ``domains`` goes by modality, ``half_turns`` by view.
+    """
+
+    tokenizers: str
+    tokenizer_sources: dict[str, str]
+    thermal_route: str
+    imagebind: str
+    imagebind_rows: str
+    bridge_map: str | None
+    seg_labels: str
+    seg_unknown: str
+    domains: dict[str, str]
+    image_size: int
+    square: str
+    half_turns: dict[str, int]
+    depth_range_m: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,19 @@ class OfficialOptions:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown. Expected one of {list(allowed)}.")
+
+    @classmethod
+    def of(cls, options: TokenOptions) -> Self:
+        """Those among the options of a command or a policy."""
+        return cls(
+            sources=options.tokenizer_sources,
+            thermal_route=options.thermal_route,
+            imagebind=options.imagebind,
+            imagebind_rows=options.imagebind_rows,
+            bridge_map=options.bridge_map,
+            seg_labels=options.seg_labels,
+            seg_unknown=options.seg_unknown,
+        )
 
     def source(self, part: str) -> str:
         """Hub id, folder or file of a part, of ImageBind itself (`NETWORK`) or of the `BRIDGE_MAP`."""
@@ -194,6 +228,29 @@ def token_recipe(
             "out of the cache and keep its pictures, or choose thermal_route=vision."
         )
     return recipe | {"thermal_route": official.thermal_route, "imagebind_rows": official.imagebind_rows}
+
+
+def stream_recipe(
+    options: TokenOptions,
+    view: str,
+    modality: str,
+    *,
+    num_labels: int,
+    fingerprints: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """`token_recipe` of one stream under the options of a command or a policy."""
+    return token_recipe(
+        modality,
+        family=options.tokenizers,
+        domain=options.domains.get(modality, ""),
+        image_size=options.image_size,
+        square=options.square,
+        half_turns=options.half_turns.get(view, 0),
+        depth_range_m=options.depth_range_m,
+        num_labels=num_labels,
+        official=OfficialOptions.of(options),
+        fingerprints=fingerprints,
+    )
 
 
 def id_feature(recipe: Mapping[str, Any], length: int) -> dict[str, Any]:

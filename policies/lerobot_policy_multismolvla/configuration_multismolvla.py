@@ -28,13 +28,14 @@ from multismolvla.modalities import (
     token_key,
     validate_view_map,
 )
-from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions, token_recipe
+from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
 from multismolvla.tokenizers.recipe import (
     IMAGEBIND,
     NETWORK,
     OFFICIAL_LABELS,
     local_fingerprints,
     recipe_difference,
+    stream_recipe,
 )
 
 from .origins import Origins, adopt_origins, check_origins, given_origin
@@ -401,32 +402,13 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     def official_options(self) -> OfficialOptions:
         """Which official networks make ids."""
-        return OfficialOptions(
-            sources=self.tokenizer_sources,
-            thermal_route=self.thermal_route,
-            imagebind=self.imagebind,
-            imagebind_rows=self.imagebind_rows,
-            bridge_map=self.bridge_map,
-            seg_labels=self.seg_labels,
-            seg_unknown=self.seg_unknown,
-        )
+        return OfficialOptions.of(self)
 
     def token_recipe(
         self, view: str, modality: str, fingerprints: dict[str, str] | None = None
     ) -> dict[str, Any]:
         """What decides which ids a picture of a stream becomes; stored beside cached ids."""
-        return token_recipe(
-            modality,
-            family=self.tokenizers,
-            domain=self.domains.get(modality, ""),
-            image_size=self.image_size,
-            square=self.square,
-            half_turns=self.half_turns.get(view, 0),
-            depth_range_m=self.depth_range_m,
-            num_labels=self.num_labels,
-            official=self.official_options(),
-            fingerprints=fingerprints,
-        )
+        return stream_recipe(self, view, modality, num_labels=self.num_labels, fingerprints=fingerprints)
 
     def token_keys(self) -> dict[str, tuple[str, str]]:
         """Key of cached ids -> (view, modality), for every declared stream that is tokenized."""
