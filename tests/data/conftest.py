@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,19 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "num_workers": 2,
         "verify_frames": 4,
     }
+
+
+@pytest.fixture(scope="session")
+def help_of() -> Callable[..., str]:
+    """What a module's ``--help`` prints, in a process of its own that must not import the ``heavy`` packages."""
+
+    def ask(module: str, *heavy: str) -> str:
+        asked = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+        assert "argparse" in loaded
+        assert not loaded & set(heavy)
+        return done.stdout
+
+    return ask
