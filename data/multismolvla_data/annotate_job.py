@@ -24,9 +24,10 @@ from multismolvla.tokenizers.recipe import (
     split_domains,
 )
 
-from .annotate_config import AnnotateConfig, Plan, make_plan, plain
+from .annotate_config import AnnotateConfig, plain
 from .annotate_merge import joined_metadata
 from .annotate_source import Source
+from .annotate_streams import Plan, make_plan
 from .annotate_work import local_rank
 
 if TYPE_CHECKING:

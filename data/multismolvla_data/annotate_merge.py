@@ -16,8 +16,9 @@ from typing import Any
 
 from multismolvla.files import write_json
 
-from .annotate_config import AnnotateConfig, Plan
+from .annotate_config import AnnotateConfig
 from .annotate_source import Source
+from .annotate_streams import Plan
 from .annotate_work import is_disk_full
 from .workspace import METADATA_FILE
 

@@ -20,7 +20,8 @@ from multismolvla.modalities import Modality, valid_key
 from multismolvla.sensors import SensorReader
 from multismolvla.tower import tokenize_view
 
-from .annotate_config import AnnotateConfig, Plan, Stream
+from .annotate_config import AnnotateConfig
+from .annotate_streams import Plan, Stream
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,9 +17,10 @@ from multismolvla.modalities import Modality
 from multismolvla.tokenizers.coco import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import id_feature
 
-from .annotate_config import AnnotateConfig, Plan, Stream
+from .annotate_config import AnnotateConfig
 from .annotate_pictures import Annotator, encode
 from .annotate_source import Source, shape_of
+from .annotate_streams import Plan, Stream
 from .annotate_work import place_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import torch
 
 from multismolvla.command import CommandError
 
-from .annotate_config import AnnotateConfig, Plan
+from .annotate_config import AnnotateConfig
 from .annotate_pictures import Annotator
+from .annotate_streams import Plan
 
 logger = logging.getLogger(__name__)
 
