@@ -40,6 +40,15 @@ class Arms(Cells):
                 )
         self.start = self.task * (int(state.max()) + 1) + state
 
+    def fewest_starts(self) -> int:
+        """Number of different starts of the arm that has the fewest."""
+        return min(len(np.unique(self.start[self.rows(*arm)])) for arm in self.names())
+
+    def names(self) -> list[tuple[str, str]]:
+        """Policy and condition of every arm."""
+        names = self.episodes.names
+        return [(p, c) for p in names["policy"] for c in names["condition"] if (p, c) in self]
+
     def rate(self, rows: np.ndarray) -> Rate:
         """Success rate of some episodes.
 

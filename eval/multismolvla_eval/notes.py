@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from multismolvla.corruption import parse_condition
+from multismolvla_eval.arms import Arms
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.episodes import Cells
@@ -21,7 +22,7 @@ FROZEN_GRIPPER = 0.1
 
 
 def reader_notes(
-    manifest: dict[str, Any], cells: Cells, policies: Sequence[dict[str, Any]], checks: dict[str, Any]
+    manifest: dict[str, Any], cells: Arms, policies: Sequence[dict[str, Any]], checks: dict[str, Any]
 ) -> list[str]:
     """Sentences for the page, the Markdown file and the terminal.
 
@@ -45,12 +46,11 @@ def reader_notes(
         )
     notes += [fact["note"] for fact in assets_facts(manifest["suites"]) if fact["note"]]
     episodes = cells.episodes
-    arms = _sizes(episodes.codes["policy"], episodes.codes["condition"])
-    smallest = int(arms.min())
+    smallest = cells.fewest_starts()
     notes.append(
-        f"The smallest cell has n = {smallest}: with 80 % power it can show {_points(detectable_difference(smallest))} on "
-        f"the same episodes (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
-        "episodes. Read every rate with its interval."
+        f"The smallest cell has n = {smallest} starts: with 80 % power it can show {_points(detectable_difference(smallest))} on "
+        f"the same starts (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
+        "ones. Read every rate with its interval."
     )
     for policy in policies:
         notes += _policy_notes(policy)

@@ -42,7 +42,10 @@ def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states
         "world": "world of toy",
         "init_states": states,
     }
-    notes = summary_of(tmp_path / "run", suites={"toy": suite})["notes"]
+    summary = summary_of(tmp_path / "run", suites={"toy": suite})
+    notes, clean = summary["notes"], summary["policies"][0]["clean"]
+    assert (clean["n"], clean["starts"]) == (20, 10 if warned else 20)
+    assert any("smallest cell has n = 10 starts" in n for n in notes)
     assert (
         any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes)
         == warned
