@@ -91,9 +91,7 @@ def run(cfg: EvaluationBenchmark) -> dict[str, Any]:
                     bar.set_postfix_str(f"{name} {runs[name][-1].steady_s:.3g} s")
                     bar.update()
         report = machine.report()
-    # The programs are children: what Machine calls other processes contains them.
-    report.pop("own_cpu_share")
-    report.pop("peak_rss_gib")
+    report.pop("peak_rss_gib")  # of this process, which measures nothing itself
     content = {
         "benchmark": "evaluation",
         "config": asdict(cfg),

@@ -131,7 +131,10 @@ def _time(case: Case) -> tuple[float, float]:
 
 
 class Machine:
-    """Describes the machine, and how busy *others* kept it between construction and :meth:`report`."""
+    """Describes the machine, and how busy *others* kept it between construction and :meth:`report`.
+
+    Children that have ended by then count as this process.
+    """
 
     def __init__(self) -> None:
         import psutil
@@ -141,12 +144,12 @@ class Machine:
         )
         self._memory = psutil.virtual_memory().total
         self._commit = _commit()  # of the code that runs, not of what the folder holds at the end
-        self._start = (time.perf_counter(), self._busy(), time.process_time())
+        self._start = (time.perf_counter(), self._busy(), _own_seconds())
 
     def report(self) -> dict[str, Any]:
         """Machine, versions, commit, peak memory, and the share of the cores that other processes used (0 to 1)."""
         elapsed = time.perf_counter() - self._start[0]
-        own = time.process_time() - self._start[2]
+        own = _own_seconds() - self._start[2]
         cores = os.cpu_count() or 1
         others = max(0.0, self._busy() - self._start[1] - own) / max(elapsed * cores, 1e-9)
         return {
@@ -167,6 +170,12 @@ class Machine:
             "own_cpu_share": round(own / max(elapsed * cores, 1e-9), 2),
             "other_cpu_share": round(min(others, 1.0), 2),
         }
+
+
+def _own_seconds() -> float:
+    """Processor seconds of this process and of the children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def machine_line(report: Mapping[str, Any]) -> str:
