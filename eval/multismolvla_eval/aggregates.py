@@ -217,12 +217,12 @@ def _calibration(
         distrust = [np.array([1 - gates[r][modality] for r in rows]) for rows in (corrupted, sound)]
         value = auroc(*distrust)
         if value is not None:
-            rows, flagged = np.array(corrupted), distrust[0] > 1 - OPERATING_POINT
+            hits, flagged = np.array(corrupted), distrust[0] > 1 - OPERATING_POINT
             found[modality] = {
                 "auroc": value,
                 "corrupted": len(corrupted),
                 "sound": len(sound),
-                "success_flagged": arms.rate_entry(rows[flagged]),
-                "success_missed": arms.rate_entry(rows[~flagged]),
+                "success_flagged": arms.rate_entry(hits[flagged]),
+                "success_missed": arms.rate_entry(hits[~flagged]),
             }
     return found or None
