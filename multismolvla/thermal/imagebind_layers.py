@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multismolvla.transformer import MLP
+
 #: Side of the pictures in pixels; the position tables fit no other.
 IMAGE_SIZE = 224
 NORM_EPS = 1e-6
-_MLP_RATIO = 4
 _FRAMES = 2  # temporal kernel of the vision stem; a still picture is the same frame twice
 
 
@@ -53,10 +53,7 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = nn.MultiheadAttention(width, num_heads, add_bias_kv=bias_kv, batch_first=True)
         self.norm_2 = nn.LayerNorm(width, eps=NORM_EPS)
-        hidden = _MLP_RATIO * width
-        self.mlp = nn.Sequential(
-            OrderedDict(fc1=nn.Linear(width, hidden), gelu=nn.GELU(), fc2=nn.Linear(hidden, width))
-        )
+        self.mlp = MLP(width, nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multismolvla.transformer import MLP, Attention
+
 NORM_EPS = 1e-6
 TIME_FEATURES = 256
-MLP_RATIO = 4
 
 
 class Architecture(NamedTuple):
@@ -190,22 +191,6 @@ class LabelEmbedding(nn.Module):
         return rows
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; q, k, v stacked."""
-
-    def __init__(self, hidden: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.proj = nn.Linear(hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) -> (B, n, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        rows: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return rows
-
-
 class CrossAttention(nn.Module):
     """Queries from RGB tokens, keys and values from thermal tokens; row j of RGB is added to row j of thermal."""
 
@@ -228,20 +213,6 @@ class CrossAttention(nn.Module):
         return rows
 
 
-class MLP(nn.Module):
-    """fc2(GELU(fc1(x))), tanh approximation."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden, MLP_RATIO * hidden)
-        self.fc2 = nn.Linear(MLP_RATIO * hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        rows: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return rows
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention (``cross`` only) and MLP, each modulated and gated by time and label."""
 
@@ -250,7 +221,7 @@ class Block(nn.Module):
         cross = config.injection == "cross"
         self.attn = Attention(config.hidden, config.heads)
         self.cross_attn = CrossAttention(config.hidden, config.heads) if cross else None
-        self.mlp = MLP(config.hidden)
+        self.mlp = MLP(config.hidden, nn.GELU(approximate="tanh"))
         self.adaLN_modulation = _adaptive(config.hidden, 9 if cross else 6)
 
     def forward(self, x: Tensor, modulation: Tensor, queries: Tensor | None) -> Tensor:

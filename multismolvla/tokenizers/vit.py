@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multismolvla.transformer import MLP, Attention
+
 NORM_EPS = 1e-6
 
 
@@ -41,40 +43,6 @@ class KeepFloat32(nn.Module):
             return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
 
         return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with biases; q, k, v stacked in ``qkv``, heads contiguous."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        b, n, d = x.shape
-        q, k, v = (
-            self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, D / heads)
-        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
-        return y
-
-
-class MLP(nn.Module):
-    """fc2(act(fc1(x))) with hidden width 4 D."""
-
-    def __init__(self, dim: int, act: nn.Module) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.act = act
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        y: Tensor = self.fc2(self.act(self.fc1(x)))
-        return y
 
 
 class PostNorm(KeepFloat32, nn.LayerNorm):
