@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,8 @@ from multismolvla.files import write_json
 from multismolvla.modalities import Modality, Origin, default_view_map
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .record_config import RecordConfig
     from .replay import ReplayConfig
 
@@ -50,12 +54,13 @@ def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def create_dataset(root: Path, config: RecordConfig | ReplayConfig) -> Any:
-    """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root`` (must not exist)."""
+    """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root``, in place of what is there."""
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from lerobot_env_multismolvla.labels import label_set
 
+    shutil.rmtree(root, ignore_errors=True)
     datasets.disable_progress_bars()  # one bar per episode would bury the recorder's own
     return LeRobotDataset.create(
         repo_id=config.repo_id,
@@ -65,6 +70,24 @@ def create_dataset(root: Path, config: RecordConfig | ReplayConfig) -> Any:
         robot_type="panda",
         use_videos=False,
     )
+
+
+def append_episode(dataset: Any, episode: Mapping[str, np.ndarray], instruction: str) -> int:
+    """Append an episode to a dataset in write mode.
+
+    Args:
+        dataset: of :func:`create_dataset`.
+        episode: arrays with one row per frame, see :func:`.episode.load_episode`.
+        instruction: what the episode's task is.
+
+    Returns:
+        Number of frames.
+    """
+    frames = len(episode["action"])
+    for t in range(frames):
+        dataset.add_frame({**{key: rows[t] for key, rows in episode.items()}, "task": instruction})
+    dataset.save_episode()
+    return frames
 
 
 def failed_states(used: list[int]) -> list[int]:
@@ -97,12 +120,15 @@ def write_metadata(
         "failed_init_states": {str(t): failed_states(used) for t, used in states.items()},
         "episode_lengths": lengths,
         **stream_metadata(config),
-        "actions": "clean; the executed ones were disturbed"
-        if config.noise
-        else "clean, executed as recorded",
+        "actions": actions_note(config),
         "lerobot": version("lerobot"),
     }
     write_json(target, content)
+
+
+def actions_note(config: RecordConfig) -> str:
+    """What the metadata of a recording tell about its actions."""
+    return "clean; the executed ones were disturbed" if config.noise else "clean, executed as recorded"
 
 
 def stream_metadata(config: RecordConfig | ReplayConfig) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def write_libero_metadata(
         lengths: frames of the episodes in the data set's order.
         names: instruction of each task.
     """
-    from .dataset_writer import failed_states, stream_metadata
+    from .dataset_writer import actions_note, failed_states, stream_metadata
 
     settings = config.settings
     assert isinstance(settings, LiberoEpisodeSettings)
@@ -198,9 +198,7 @@ def write_libero_metadata(
         "episode_lengths": lengths,
         **stream_metadata(config),
         "simulation": f"{STATES_FOLDER}: LIBERO's flattened state before each frame and the action executed",
-        "actions": "clean; the executed ones were disturbed"
-        if config.noise
-        else "clean, executed as recorded",
+        "actions": actions_note(config),
         "lerobot": version("lerobot"),
         "mujoco": version("mujoco"),
     }

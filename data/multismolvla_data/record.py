@@ -22,6 +22,7 @@ import numpy as np
 
 from multismolvla.command import entry_point, parse_options, show_progress
 
+from .dataset_writer import append_episode, create_dataset, failed_states, write_metadata
 from .episode import load_episode, record_episode
 from .record_config import RecordConfig
 from .simulators import simulator_pool
@@ -128,9 +129,6 @@ class _Assembler:
         self._dataset: Any = None
 
     def __enter__(self) -> _Assembler:
-        from .dataset_writer import create_dataset
-
-        shutil.rmtree(self._workspace / "dataset", ignore_errors=True)
         self._dataset = create_dataset(self._workspace / "dataset", self._config)
         return self
 
@@ -161,13 +159,7 @@ class _Assembler:
         else:
             instruction = TASKS[task].replace("_", " ")
         self._names[task] = instruction
-        length = len(episode["action"])
-        for t in range(length):
-            self._dataset.add_frame(
-                {**{key: value[t] for key, value in episode.items()}, "task": instruction}
-            )
-        self._dataset.save_episode()
-        self._lengths.append(length)
+        self._lengths.append(append_episode(self._dataset, episode, instruction))
         self._written += 1
         if len(self._first_frames) < len(self._tasks):
             self._first_frames.append((instruction, {key: value[0] for key, value in episode.items()}))
@@ -186,8 +178,6 @@ class _Assembler:
         np.savez_compressed(folder / f"episode_{self._written:06d}.npz", **arrays)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        from .dataset_writer import failed_states, write_metadata
-
         if kind is not None:
             return  # the episodes stay; the data set is assembled again next time
         self._dataset.finalize()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from multismolvla.command import entry_point, parse_options, show_progress
 from multismolvla.files import write_json
 
+from .dataset_writer import append_episode, create_dataset, stream_metadata
 from .replay_plan import Plan, demo_files, plan_replay, plan_table, summary_table
 from .simulators import simulator_pool
 from .workspace import METADATA_FILE, RecordingError, finished, open_workspace, publish
@@ -216,9 +216,6 @@ class _Assembler:
         self.table = ""
 
     def __enter__(self) -> _Assembler:
-        from .dataset_writer import create_dataset
-
-        shutil.rmtree(self._workspace / "dataset", ignore_errors=True)
         self._dataset = create_dataset(self._workspace / "dataset", self._config)
         return self
 
@@ -242,11 +239,7 @@ class _Assembler:
 
         episode = load_episode(job.episode_file(folder))
         instruction = self._plan.instructions[job.task_id]
-        for t in range(job.frames):
-            self._dataset.add_frame(
-                {**{key: value[t] for key, value in episode.items()}, "task": instruction}
-            )
-        self._dataset.save_episode()
+        append_episode(self._dataset, episode, instruction)
         self._kept.append(job)
         middle = {key: value[job.frames // 2] for key, value in episode.items()}
         self._pictures.setdefault(job.task_id, (instruction, middle))
@@ -284,8 +277,6 @@ class _Assembler:
         }
 
     def _metadata(self) -> dict[str, Any]:
-        from .dataset_writer import stream_metadata
-
         return {
             "recording": self._config.fingerprint(),
             "suite": self._config.suite,
