@@ -18,7 +18,7 @@ from typing import Any
 from multismolvla.command import CommandError
 
 from .annotate_config import AnnotateConfig
-from .workspace import METADATA_FILE
+from .workspace import METADATA_FILE, move_into_place, occupied
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +133,7 @@ class Work:
 
     def publish(self, dataset: Path) -> None:
         """Move the whole dataset into place in one step, then drop the work folder."""
-        with contextlib.suppress(FileNotFoundError):
-            self.cfg.output.rmdir()  # an empty folder made beforehand; anything else was refused at the start
-        os.replace(dataset, self.cfg.output)
+        move_into_place(dataset, self.cfg.output)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
@@ -155,7 +153,7 @@ def finished(cfg: AnnotateConfig, fingerprint: Mapping[str, Any]) -> bool:
         raise AnnotationError(
             f"{cfg.output} is a dataset with another {what}. Choose another --output, or delete that folder."
         )
-    if cfg.output.exists() and (not cfg.output.is_dir() or any(cfg.output.iterdir())):
+    if occupied(cfg.output):
         raise AnnotationError(
             f"{cfg.output} exists and was not written by multismolvla-annotate (no {METADATA_FILE}). Choose another --output, "
             "or delete that folder."

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from multismolvla.command import entry_point, parse_options, show_progress
 from multismolvla.files import whole_file, write_json
 
+from .workspace import occupied
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -299,7 +301,7 @@ def _open_work(cfg: CurveConfig, origin: dict[str, Any]) -> Path:
                 "Choose another --output or delete that folder."
             )
         return begun.parent
-    if cfg.output.exists() and (not cfg.output.is_dir() or any(cfg.output.iterdir())):
+    if occupied(cfg.output):
         raise FileExistsError(
             f"{cfg.output} exists and was not made by this command. Choose another --output."
         )

@@ -51,7 +51,7 @@ def finished(config: Production) -> bool:
             f"{config.output} was recorded with other settings: {known}; asked for: {config.fingerprint()}. "
             "Choose another --output or delete that folder."
         )
-    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+    if occupied(config.output):
         raise RecordingError(
             f"{config.output} exists and is not a data set written by this command (no {METADATA_FILE}): "
             "a foreign or half-written data set. Choose another --output or delete that folder."
@@ -90,8 +90,18 @@ def open_workspace(config: Production) -> Path:
 
 def publish(config: Production, workspace: Path) -> None:
     """Move the whole data set into place in one step, then drop the workspace."""
-    with contextlib.suppress(FileNotFoundError):
-        config.output.rmdir()  # an empty folder made beforehand; anything else was refused at the start
-    os.replace(workspace / "dataset", config.output)
+    move_into_place(workspace / "dataset", config.output)
     shutil.rmtree(workspace)
     logger.info("Data set: %s (first pictures: %s)", config.output, config.output / "preview.png")
+
+
+def occupied(output: Path) -> bool:
+    """Whether there is something at a place; an empty folder made beforehand does not count."""
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
+def move_into_place(folder: Path, output: Path) -> None:
+    """Give a whole folder its place in one step; ``output`` must not be `occupied`."""
+    with contextlib.suppress(FileNotFoundError):
+        output.rmdir()
+    os.replace(folder, output)
