@@ -242,7 +242,7 @@ def interval_of(resamples: np.ndarray) -> Interval:
     """Percentile interval of one quantity's resamples (RESAMPLES,), or why it has none."""
     low, high = _quantiles(np.array(resamples))
     if np.isnan(low) or np.isnan(high):
-        return Interval(None, None, "a resample has nothing to divide by")
+        return Interval(None, None, "some resamples have nothing to divide by")
     if high - low <= _EQUAL:
         return Interval(None, None, "all resamples are equal")
     return Interval(float(low), float(high))

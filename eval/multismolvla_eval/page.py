@@ -133,9 +133,12 @@ def _figures(summary: dict[str, Any]) -> dict[str, list[Figure]]:
         f" Not drawn, because their robustness is not reported: {', '.join(withheld)}." if withheld else ""
     )
 
+    untold = [p["name"] for p in summary["policies"] if p["reads_masks"] is False and p["gate"]["passed"]]
+    black = f" Not told of a loss, which is a black picture for them: {', '.join(untold)}." if untold else ""
+
     def add(group: str, svg: str | None, name: str, caption: str, alt: str) -> None:
         if svg is not None:
-            caption += missing
+            caption += (black if group == "C1" else "") + missing
             found[group].append(Figure(_data_uri(svg.encode(), "image/svg+xml"), name, caption, alt))
 
     points = "Points are success rates, lines 95 % Wilson intervals; the clean condition stands first."

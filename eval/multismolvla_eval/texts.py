@@ -65,10 +65,10 @@ def power_text(difference: Mapping[str, Any] | None) -> str:
 
 
 def kept_text(difference: Mapping[str, Any] | None) -> str:
-    """``64 % (55–73, n = 400)``: the share of the clean success that is left, on the same starts."""
+    """``64 % (55–73, n = 400)``: the share of the clean success that is left; no interval where a resample has none."""
     if difference is None or difference.get("ratio") is None:
         return "–"
-    why = "" if difference["ratio_low"] is not None else "a resample has no clean success"
+    why = "" if difference["ratio_low"] is not None else "clean success too rare"
     return figure_text(
         {
             "value": difference["ratio"],
@@ -193,7 +193,7 @@ def _type_lines(
     mean = figures["mean"]
     if mean is not None:
         parts = [
-            f"{figure_text(figures[k], scale, unit, digits)} over the {figures[k]['types']} types {words}"
+            f"{figure_text(figures[k], scale, unit, digits)} over {_types(figures[k])} {words}"
             for k, words in (("seen", "that training may meet"), ("unseen", "kept for testing"))
             if figures[k] is not None
         ]
@@ -201,16 +201,20 @@ def _type_lines(
             parts += [f"{m} {figure_text(f, scale, unit, digits)}" for m, f in figures["modalities"].items()]
         also = f"; {', '.join(parts)}" if len(parts) > 1 else ""
         lines.append(
-            f"{what} {figure_text(mean, scale, unit, digits)}, mean over {mean['types']} corruption types in all cameras{also}"
+            f"{what} {figure_text(mean, scale, unit, digits)}, mean over {_types(mean)} of corruption in all cameras{also}"
         )
     for camera, part in figures["cameras"].items():
         mean = part["mean"]
         lines.append(
             f"{what}, types in the camera {camera} alone (not in the mean above): "
-            f"{figure_text(mean, scale, unit, digits)}, mean over {mean['types']} types"
+            f"{figure_text(mean, scale, unit, digits)}, mean over {_types(mean)}"
         )
     left_out = left_out_text(figures)
     return [*lines, *([f"{what}: {left_out}"] if left_out else [])]
+
+
+def _types(figure: Mapping[str, Any]) -> str:
+    return f"{figure['types']} type{'s' if figure['types'] != 1 else ''}"
 
 
 def left_out_text(figures: Mapping[str, Any] | None) -> str:

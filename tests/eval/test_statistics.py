@@ -240,7 +240,7 @@ def test_interval_of_a_mean_of_ratios():
     same = interval_of(resampled_ratios(clean, clean, clusters).mean(0))
     assert (same.low, same.high, same.why) == (None, None, "all resamples are equal")
     undefined = interval_of(resampled_ratios(clean, 0 * clean, clusters).mean(0))
-    assert (undefined.low, undefined.why) == (None, "a resample has nothing to divide by")
+    assert (undefined.low, undefined.why) == (None, "some resamples have nothing to divide by")
 
 
 def test_auroc():
