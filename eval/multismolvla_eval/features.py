@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from safetensors import SafetensorError, safe_open
 
 from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
 
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 _EMPTY_CAMERA = "empty_camera"
 #: Options of policies that bring pictures to a size of their own.
 _RESIZING = ("resize_imgs_with_padding", "image_resolution", "resize_shape", "crop_shape", "image_size")
+#: A policy's own, or an adapter's; processors have files of other names.
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _OTHER_MODALITIES = ("_depth", "_seg", "_thermal")
 
 
@@ -57,6 +61,29 @@ def check_features(
     _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
     gives = (config.output_features or {}).get(ACTION)
     _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
+
+
+def check_weights(path: str, folder: str) -> None:
+    """See that a local checkpoint has weights that can be read: LeRobot's pi0 and pi05 would go on with random ones.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is damaged.
+    """
+    root = Path(folder)
+    files = [root / name for name in _WEIGHTS if (root / name).is_file()]
+    if root.is_dir() and not files:
+        raise FileNotFoundError(
+            f"The policy {path!r} has no weights: {root} holds config.json but none of {list(_WEIGHTS)}. Copy or train it again."
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}). Copy or train the policy {path!r} again."
+            ) from error
 
 
 def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ class ProcessedPolicy:
         rename_map: as LeRobot's option.
 
     Raises:
-        FileNotFoundError: the path is a folder without a policy.
+        FileNotFoundError: the path is a folder without a policy, or without its weights.
         ValueError: the policy's pictures, state or actions are not those of the environment.
     """
 
@@ -189,7 +189,10 @@ class LeRobotPolicy(ProcessedPolicy):
     ) -> None:
         from lerobot.policies.factory import make_policy
 
+        from multismolvla_eval.features import check_weights
+
         super().__init__(path, source, device, rename_map)
+        check_weights(path, self.folder)
         self.policy: Any = make_policy(cfg=self.config, env_cfg=source.config, rename_map=rename_map)
         self.policy.eval()
         self._load_processors(rename_map)
