@@ -48,7 +48,7 @@ def reader_notes(
     episodes = cells.episodes
     smallest = cells.fewest_starts()
     notes.append(
-        f"The smallest cell has n = {smallest} starts: with 80 % power it can show {_points(detectable_difference(smallest))} on "
+        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''}: with 80 % power it can show {_points(detectable_difference(smallest))} on "
         f"the same starts (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
         "ones. Read every rate with its interval."
     )
@@ -108,7 +108,7 @@ def _policy_notes(policy: dict[str, Any]) -> list[str]:
     if policy["privileged"]:
         notes.append(
             f"{name} reads the simulator's state: an upper bound, not a policy. No sensor fault reaches it, so it has no "
-            "robustness figures." + (f" {policy['description']}" if policy["description"] else "")
+            "robustness figures" + (f" ({policy['description']})." if policy["description"] else ".")
         )
     elif not policy["gate"]["passed"]:
         notes.append(f"No robustness figures for {name}: {policy['gate']['reason']}.")
