@@ -48,9 +48,9 @@ def reader_notes(
     episodes = cells.episodes
     smallest = cells.fewest_starts()
     notes.append(
-        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''}: with 80 % power it can show {_points(detectable_difference(smallest))} on "
-        f"the same starts (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
-        "ones. Read every rate with its interval."
+        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''}: with 80 % power it can show "
+        f"{_points(detectable_difference(smallest))} on the same starts (if 15 % of the pairs differ) and "
+        f"{_points(detectable_unpaired(smallest))} against other ones. Read every rate with its interval."
     )
     for policy in policies:
         notes += _policy_notes(policy)

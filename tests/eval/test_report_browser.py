@@ -123,7 +123,16 @@ def report(tmp_path_factory):
 def check(found, tables, images):
     assert found["width"][0] <= found["width"][1], "nothing is wider than the window"
     assert found["contrast"] >= 4.5, (found["worst"], "WCAG AA")
-    for problem in ("broken", "nameless", "uncaptioned", "spilled", "unscoped", "unreachable", "dead", "mouse"):
+    for problem in (
+        "broken",
+        "nameless",
+        "uncaptioned",
+        "spilled",
+        "unscoped",
+        "unreachable",
+        "dead",
+        "mouse",
+    ):
         assert not found[problem], problem
     assert (found["tables"], found["images"]) == (tables, images)
     assert found["headings"][0] == 1
