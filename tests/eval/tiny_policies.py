@@ -69,12 +69,15 @@ def save_smolvla(folder: Path, vlm: Path) -> str:
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     torch.manual_seed(0)
-    config = SmolVLAConfig(
-        **rgb_options(), vlm_model_name=str(vlm), load_vlm_weights=False, num_vlm_layers=2, chunk_size=4,
-        n_action_steps=2, resize_imgs_with_padding=(SIDE, SIDE), freeze_vision_encoder=False, train_expert_only=False,
-        num_steps=3,
-    )  # fmt: skip
-    return save(SmolVLAPolicy(config), folder)
+    return save(SmolVLAPolicy(SmolVLAConfig(**smolvla_options(vlm))), folder)
+
+
+def smolvla_options(vlm: Path) -> dict[str, Any]:
+    return {
+        **rgb_options(), "vlm_model_name": str(vlm), "load_vlm_weights": False, "num_vlm_layers": 2, "chunk_size": 4,
+        "n_action_steps": 2, "resize_imgs_with_padding": (SIDE, SIDE), "freeze_vision_encoder": False,
+        "train_expert_only": False, "num_steps": 3,
+    }  # fmt: skip
 
 
 def save_pi(kind: str, folder: Path, tokenizer: Path, monkeypatch: Any) -> str:
@@ -129,3 +132,26 @@ def save_pi(kind: str, folder: Path, tokenizer: Path, monkeypatch: Any) -> str:
     steps = folder / "policy_preprocessor.json"
     steps.write_text(steps.read_text().replace(PALIGEMMA, str(tokenizer)))
     return str(folder)
+
+
+def save_ours(root: Path) -> Path:
+    """A SmolVLA in ``root/vanilla`` and a MultiSmolVLA that stands on it, with all sensors, in ``root/ours``."""
+    from tiny_policy import TINY, all_features
+
+    from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+    from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+    from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+    from lerobot_policy_multismolvla.tiny_vlm import build_tiny_vlm
+    from multismolvla.fourm import FourMEncoder
+
+    vlm = build_tiny_vlm(root / "vlm", TINY)
+    torch.manual_seed(0)
+    sizes = mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2))
+    FourMEncoder(sizes, list(MINI_DOMAINS.values())).save_pretrained(root / "fourm")
+    base = save_smolvla(root / "vanilla", vlm)
+    config = MultiSmolVLAConfig(
+        **{**smolvla_options(vlm), "input_features": all_features()}, encoder=str(root / "fourm"), domains=MINI_DOMAINS,
+        image_size=SIDE, fusion_grid=8, connector_grid=8, connector_hidden=64, dtype="float32", base_checkpoint=base,
+    )  # fmt: skip
+    save(MultiSmolVLAPolicy(config), root / "ours")
+    return root

@@ -1,0 +1,180 @@
+"""What enters the encoder: every fault reaches it while it is there, and touches nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A tiny SmolVLA and a tiny MultiSmolVLA with random weights, saved with their processors."""
+    from tiny_policies import save_ours
+
+    return save_ours(tmp_path_factory.mktemp("policies"))
+
+
+@pytest.fixture(scope="module")
+def source():
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.sources import load_source
+
+    arguments = EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS})
+    found = load_source(arguments)
+    yield found
+    found.make(0).close()
+
+
+def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    clean = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert set(clean["encoder"]) == set(MODALITIES)
+    again = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert (again["encoder"], again["door"], again["start"]) == (
+        clean["encoder"],
+        clean["door"],
+        clean["start"],
+    )
+    for condition, hit in {
+        "C1:-rgb": {"rgb"},
+        "C1:depth": {"rgb", "seg", "thermal"},
+        "C1:camera=image2": set(MODALITIES),
+        "C2:seg=zero": {"seg"},
+        "C2:thermal=grey": {"thermal"},
+        "C3:rgb=builtin_noise@1": {"rgb"},
+        "C3:depth=holes@3": {"depth"},
+    }.items():
+        row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
+        changed = {m for m in MODALITIES if row["encoder"].get(m) != clean["encoder"][m]}
+        assert changed == hit, condition
+        assert row["start"] == clean["start"]
+        alive = {m for m in MODALITIES if m in row["encoder"]}
+        assert set(row["gate"] or ()) == (alive if len(alive) > 1 else set()), condition
+
+
+def test_a_gate_that_notices_a_fault_is_calibrated_and_one_that_does_not_is_not(checkpoints, source):
+    import torch
+
+    from multismolvla.connector import GatedFusion
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+
+    def gate(condition):
+        return run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)["gate"]
+
+    assert gate("C0") == dict.fromkeys(gate("C0"), 0.5), "a new fusion is the plain mean"
+    fusion = next(m for m in policy.policy.modules() if isinstance(m, GatedFusion))
+    torch.nn.init.normal_(fusion.gate["rgb"].weight, generator=torch.Generator().manual_seed(0))
+    clean, black = gate("C0"), gate("C2:rgb=zero")
+    assert clean["rgb"] != black["rgb"]
+    assert all(0 < value < 1 for value in (*clean.values(), *black.values()))
+
+
+class Watched(gym.Wrapper):
+    """Remembers which observations its environment says to have changed."""
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        self.active = [info["fault_active"]]
+        return observation, info
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        self.active.append(info["fault_active"])
+        return (*rest, info)
+
+
+class DoorSpy:
+    """Looks at every step, remembers what the encoder and the policy were given, and always moves the same way."""
+
+    def __init__(self, policy) -> None:
+        self._policy, self.doors = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def act(self, batch):
+        from multismolvla_eval.rollout import door_hashes
+
+        self._policy.act(batch)
+        self.doors.append((self._policy.at_the_door().hashes, door_hashes(batch)))
+        return torch.tensor([[0.8, 0.5, -0.8, 0.0, 0.0, 0.3, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("condition", "hit"),
+    [
+        ("C4:rgb=frozen", {"rgb"}),
+        ("C4:rgb=delay@2", {"rgb"}),
+        ("C4:thermal=frame_drop@0.5", {"thermal"}),
+        ("C4:rgb.image=burst_silent", {"rgb"}),
+        ("C4:all=burst", {"rgb", "depth", "seg", "thermal"}),
+        ("C5:depth=shift@16", {"depth"}),
+        ("C5:depth=scale@1.2", {"depth"}),
+        ("C5:thermal=rotated", {"thermal"}),
+        ("C5:rgb=swapped", {"rgb"}),
+    ],
+)
+def test_faults_in_time_and_between_sensors_reach_the_encoder_when_they_are_there(
+    checkpoints, source, monkeypatch, condition, hit
+):
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    wrapped = []
+    original = source.with_faults
+
+    def with_faults(env, condition, run_seed):
+        wrapped.append(Watched(original(env, condition, run_seed)) if condition.faults else env)
+        return wrapped[-1]
+
+    monkeypatch.setattr(source, "with_faults", with_faults)
+    policy = load_policy(str(checkpoints / "ours"), source)
+    clean, faulted = (DoorSpy(policy) for _ in range(2))
+    for text, spy in (("C0", clean), (condition, faulted)):
+        run_episode(Episode("ours", source.suite, 0, text, 0), source, spy, 0)
+    active = wrapped[-1].active[:STEPS]
+    in_time = condition.startswith("C4")
+    assert any(active)
+    assert all(active) != in_time, "a fault in time is not always there"
+    for step, now in enumerate(active):
+        (before, at_input), (after, at_input_after) = clean.doors[step], faulted.doors[step]
+        changed = {m for m in MODALITIES if before.get(m) != after.get(m)}
+        assert changed == (hit if now else set()), f"encoder, step {step}"
+        assert (at_input != at_input_after) == now, f"input, step {step}"
+
+
+def test_token_grids_for_the_picture(checkpoints, source, tmp_path):
+    from multismolvla_eval.plan import Episode
+    from multismolvla_eval.policies import load_policy
+    from multismolvla_eval.rollout import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    run_episode(
+        Episode("ours", source.suite, 0, "C0", 0), source, policy, 0, door_picture=tmp_path / "door.png"
+    )
+    grids = policy.at_the_door().tokens
+    assert {m for _, m in grids} >= {"depth", "seg"}
+    assert all(np.issubdtype(g.dtype, np.integer) and g.ndim == 2 for g in grids.values())
+    assert (tmp_path / "door.png").stat().st_size > 10_000
