@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN
-from multismolvla_eval.checkpoints import checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.episodes import collect
 from multismolvla_eval.forecast import outline
 from multismolvla_eval.manifest import build_manifest
@@ -378,45 +377,6 @@ def test_seeds_depend_on_the_episode_and_not_on_policy_or_condition():
     seeds = {derived_seed("env", 0, e) for e in (base, *others)}
     seeds |= {derived_seed("env", 1, base), derived_seed("policy", 0, base)}
     assert len(seeds) == 6
-
-
-def test_checkpoint_paths(tmp_path):
-    folder = tmp_path / "checkpoints" / "last" / "pretrained_model"
-    folder.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        resolve_checkpoint(str(tmp_path))
-    (folder / "config.json").write_text("{}")
-    assert resolve_checkpoint(str(tmp_path)) == str(folder)
-    assert resolve_checkpoint(str(folder)) == str(folder)
-    assert resolve_checkpoint("lerobot/smolvla_base") == "lerobot/smolvla_base"
-    with pytest.raises(FileNotFoundError, match="Train first"):
-        resolve_checkpoint("./nowhere")
-
-
-def test_an_adapter_on_other_weights_is_another_checkpoint(tmp_path):
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    for folder in (base, adapter):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(b"weights")
-    (adapter / "adapter_model.safetensors").write_bytes(b"adapter")
-    plain = checkpoint_hash(str(adapter))
-
-    def stand_on(**fields):
-        (adapter / "adapter_config.json").write_text(json.dumps(fields))
-        return checkpoint_hash(str(adapter))
-
-    first = stand_on(base_model_name_or_path=str(base))
-    assert first == checkpoint_hash(str(adapter)) != plain
-    (base / "model.safetensors").write_bytes(b"other weights")
-    second = stand_on(base_model_name_or_path=str(base))
-    (base / "config.json").write_text('{"chunk_size": 1}')
-    third = stand_on(base_model_name_or_path=str(base))
-    hub = (
-        stand_on(base_model_name_or_path="user/base"),
-        stand_on(base_model_name_or_path="user/base", revision="v2"),
-    )
-    assert len({plain, first, second, third, *hub}) == 6
 
 
 def test_help_is_quick():
