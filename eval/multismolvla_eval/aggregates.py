@@ -112,8 +112,10 @@ def _corruption_error(
     def of(group: Types) -> dict[str, Any] | None:
         both = (name, baseline)
         known = {t: s for t, s in group.items() if all((p, c) in arms for p in both for c in s.values())}
+        if not known:
+            return None
         rows = arms.shared([arms.rows(p, c, suite) for p in both for s in known.values() for c in s.values()])
-        if not known or not len(rows[0]):
+        if not len(rows[0]):
             return None
         won, tasks = arms.by_start(rows)
         failed = (1 - won).reshape(2, len(known), len(SEVERITIES), -1).sum(2)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from report_readers import csv_of, summary_of
-from synthetic import RUN, synthetic_run
+from synthetic import RUN, synthetic_run, write_rows
 
 from multismolvla_eval.episodes import collect
 from multismolvla_eval.report import main
@@ -117,6 +117,16 @@ def test_types_that_a_policy_does_not_read_are_left_out_and_named(tmp_path, caps
     assert summary["aggregates"]["ours"]["severity_area"]["left_out"] == {
         "this policy does not read them": ["rgb", "rgb.image", "depth"]
     }
+
+
+def test_a_baseline_that_ran_clean_only_leaves_no_corruption_error(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=SOFT, clean_only=["vanilla"])
+    kept = [r for r in read_rows(folder, RUN) if r["policy"] == "ours" or r["condition"] == "C0"]
+    write_rows(folder, kept)
+    assert main([str(folder)]) == 0
+    figures = json.loads((folder / "results.json").read_text())["aggregates"]
+    assert figures["ours"]["severity_area"]["mean"]["types"] == 1
+    assert figures["ours"]["mce"]["mean"] is figures["vanilla"]["severity_area"]["mean"] is None
 
 
 def test_every_summary_number_has_n_and_an_interval_or_a_reason(tmp_path, capsys):
