@@ -227,6 +227,21 @@ def test_the_expert_solves_the_task_and_no_fault_touches_it():
     assert expert.describe()["privileged"]
 
 
+def test_the_expert_is_told_the_state_that_the_episode_began_with(monkeypatch):
+    """LeRobot's environments count on to the next state while they reset."""
+    from types import SimpleNamespace
+
+    from multismolvla_eval import baselines
+
+    told = []
+    stand_in = SimpleNamespace(reset=lambda env, state=None: told.append(state))
+    monkeypatch.setattr(baselines, "_libero_expert", lambda: stand_in)
+    expert = baselines.ExpertPolicy(SimpleNamespace(config=SimpleNamespace(type="multismolvla_libero")))
+    bare = SimpleNamespace(suite="libero_goal", init_state_id=8, _reset_stride=1)
+    expert.watch(SimpleNamespace(unwrapped=bare))
+    assert told == [7]
+
+
 def test_assets_that_are_not_whole_are_refused_before_an_episode_can_crash(tmp_path):
     from multismolvla.libero_assets import FOLDERS
     from multismolvla_eval.config import EnvironmentArguments
