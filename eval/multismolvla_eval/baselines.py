@@ -147,10 +147,8 @@ class ExpertPolicy:
         if mini not in self._experts:
             self._experts[mini] = _MiniExpert() if mini else _libero_expert()
         self._expert, self._env = self._experts[mini], env
-        used = (
-            bare.init_state_id - bare._reset_stride
-        )  # a reset has counted on to the next one (lerobot 0.6.1)
-        self._expert.reset(env, used)
+        # lerobot 0.6.1 counts on to the next state while it resets
+        self._expert.reset(env, bare.init_state_id - bare._reset_stride)
 
     def prepare(self, batch: Batch) -> Batch:
         """Nothing to prepare."""
