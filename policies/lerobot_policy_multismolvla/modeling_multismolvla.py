@@ -61,7 +61,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._teacher: tuple[nn.Module, nn.Module] | None = None
         self._sensors = SensorWatch()
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
-        self.trust: dict[str, Tensor] = {}  # the fusion's last trust in each modality, (B * V), for calibration
+        self.trust: dict[str, Tensor] = {}  # the fusion's last, in each modality, (B * V), for calibration
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
