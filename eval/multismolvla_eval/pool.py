@@ -78,6 +78,7 @@ class WorkerPool:
         self._pending: list[tuple[Episode, str]] = []  # crashed since the last episode finished
         self._proven: Episode | None = None  # the last one that finished
         self._trial: Episode | None = None  # running, alone
+        self._failed_loads = 0  # since a worker was last ready
         self._server: _Server | None = None
         self._queue: deque[Episode] = deque()
         self._suspects: deque[Episode] = (
@@ -240,7 +241,7 @@ class WorkerPool:
                 self._died(worker)
                 continue
             if kind == "ready":
-                worker.ready = True
+                worker.ready, self._failed_loads = True, 0
                 continue
             self._finished(worker, content, on_row, on_crash)
         for worker in list(self._workers):
@@ -256,8 +257,23 @@ class WorkerPool:
 
     def _died(self, worker: _Worker) -> None:
         if not worker.ready:
-            raise self._setup_error(worker)
+            self._failed_to_load(worker)
         self._replace(worker, _crash("crash", worker))
+
+    def _failed_to_load(self, member: _Worker | _Server) -> None:
+        """Let a process that takes the place of another try again: memory may have been short for a moment.
+
+        Raises:
+            WorkerError: no episode has finished yet, or it has tried often enough.
+        """
+        self._failed_loads += 1
+        if self._proven is None or self._failed_loads >= CRASHES_IN_A_ROW:
+            raise self._setup_error(member)
+        logger.warning(
+            "%s ended while it was loading (exit code %s); it starts again.",
+            member.process.name,
+            member.process.exitcode,
+        )
 
     def _server_hangs(self) -> bool:
         """Whether it is the policy server that an episode waits for."""
@@ -279,7 +295,7 @@ class WorkerPool:
             hung: the cause, if it is still there.
 
         Raises:
-            WorkerError: it died before any simulator was ready, or again and again.
+            WorkerError: it cannot load, or it was the trial's server.
         """
         server, running = self._server, [w.episode for w in self._workers if w.episode is not None]
         assert server is not None
@@ -287,7 +303,7 @@ class WorkerPool:
             server.process.kill()
         server.process.join(EXIT_S)
         if not any(w.ready for w in self._workers):
-            raise self._setup_error(server)
+            self._failed_to_load(server)
         cause = hung or _crash("crash of the policy server", server)
         logger.warning("%s; %d episode(s) were running.", cause, len(running))
         arguments = [w.arguments for w in self._workers]
@@ -355,7 +371,7 @@ class WorkerPool:
         reason = f": {_last_line(member)}" if member.process.exitcode == 1 else ""
         return WorkerError(
             f"Environment or policies could not be loaded (exit code {member.process.exitcode}){reason}\n"
-            f"The whole log is {log_path(member.arguments)}."
+            f"The whole log is {log_path(member.arguments)}. Finished episodes are kept; the same command continues."
         )
 
 

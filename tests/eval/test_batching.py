@@ -186,7 +186,7 @@ def threads(tmp_path, monkeypatch):
     monkeypatch.setattr("multismolvla_eval.pool.POLL_S", 0.05)
 
     def make(workers=1, timeout=60.0, **options):
-        environment = EnvironmentArguments("toy", "toy", None, {"done": [], **options})
+        environment = EnvironmentArguments("toy", "toy", None, {"done": [], "starts": [], **options})
         first = WorkerArguments(0, environment, {}, None, 0, tmp_path, (), {}, batch_size=2)
         pool = WorkerPool([replace(first, number=i) for i in range(workers)], timeout)
         pool._context = toy_threads.Context()
@@ -257,6 +257,18 @@ def test_what_hangs_or_dies_in_the_simulator_or_the_server_is_one_episodes_failu
     rows, crashes = run(pool, EPISODES)
     assert rows == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert crashes == [(0, 1, cause)]
+
+
+def test_a_replacement_that_cannot_load_tries_again_but_not_for_ever(threads):
+    places = [(1, 0), (0, 0), (1, 1)]
+    pool, _ = threads(crash=[(0, 0)], unloadable=(2, 3))
+    assert run(pool, episodes_of(*places)) == ([(1, 0), (1, 1)], [(0, 0, "crash: exit code -6")])
+    pool, done = threads(crash=[(0, 0)], unloadable=(2, 3, 4))
+    with pytest.raises(
+        WorkerError, match=r"(?s)could not be loaded \(exit code -6\).*the same command continues"
+    ):
+        run(pool, episodes_of(*places))
+    assert done == [(1, 0)]
 
 
 def test_a_row_that_is_not_a_number_changes_no_other():

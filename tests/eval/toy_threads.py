@@ -28,7 +28,7 @@ class Process:
     def __init__(self, target, args) -> None:
         # the parent closes its copies of the connections, as it does for processes
         self._args = [Connection(os.dup(a.fileno())) if isinstance(a, Connection) else a for a in args]
-        self.exitcode, self.killed = None, threading.Event()
+        self.name, self.exitcode, self.killed = target.__name__, None, threading.Event()
         self.sentinel, self._open = os.pipe()
         self._thread = threading.Thread(target=self._run, args=(target,), daemon=True)
 
@@ -72,9 +72,15 @@ class Process:
 
 
 def worker_main(process, arguments, pipe, server=None):
-    """An episode is a question to the server. Options: places that ``crash`` or ``hang``, and a list of those ``done``, of
-    which there can be ``at_most`` so many before everything crashes."""
+    """An episode is a question to the server.
+
+    Options: places that ``crash`` or ``hang``; a list of those ``done``, of which there can be ``at_most`` so many before
+    everything crashes; numbers of starts that are ``unloadable``, and the list of ``starts`` made.
+    """
     options = arguments.env.options
+    options["starts"].append(process)
+    if len(options["starts"]) in options.get("unloadable", ()):
+        raise SystemExit(CRASH)
 
     def ask(message):
         try:
