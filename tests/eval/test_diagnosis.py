@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 from multismolvla_eval import diagnosis
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.diagnosis import DiagnosisConfig, arms_for, diagnose, diagnose_first, streams_of
+from multismolvla_eval.results import ResultsError
 
 RGB, DEPTH = "observation.images.image", "observation.images.image_depth"
 
@@ -98,4 +99,7 @@ def test_the_runner_diagnoses_once_and_stops_where_that_fails(tmp_path, monkeypa
     assert "--episodes=[1]" in commands[0]
     config.diagnose_episodes = [2]
     with pytest.raises(RuntimeError, match="Leave --diagnose out"):
+        diagnose_first(config)
+    (tmp_path / "diagnosis.json").write_text("{half")
+    with pytest.raises(ResultsError, match=r"diagnosis.json is not valid JSON.*Delete it"):
         diagnose_first(config)

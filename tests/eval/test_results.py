@@ -120,6 +120,9 @@ def test_manifest_errors(tmp_path):
     (tmp_path / "run.json").write_text("{half")
     with pytest.raises(ResultsError, match="not valid JSON"):
         read_manifest(tmp_path)
+    write_json(tmp_path / "run.json", [1])
+    with pytest.raises(ResultsError, match="holds a list, expected an object"):
+        read_manifest(tmp_path)
     write_json(tmp_path / "run.json", {"schema": 99})
     with pytest.raises(ResultsError, match="version 99"):
         read_manifest(tmp_path)
