@@ -200,7 +200,10 @@ def test_a_task_that_always_crashes_does_not_stop_the_others(threads, workers):
     crashing, others = [(0, i) for i in range(5)], [(1, 0), (1, 1)]
     pool, done = threads(workers, crash=crashing)
     rows, crashes = run(pool, episodes_of(*crashing, *others))
-    assert rows == sorted(done) == others, "each once: the trial was an episode to come"
+    assert rows == others, "each once"
+    assert set(done) == set(others)
+    if workers == 1:  # with several, the last crash may come after all others and ask for one more trial
+        assert done == others, "the trial was an episode to come"
     assert sorted(crashes) == [(*place, "crash: exit code -6") for place in crashing]
 
 

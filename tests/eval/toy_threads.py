@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
@@ -130,4 +131,5 @@ def server_main(process, arguments, parent):
             elif message in options.get("mute", ()):
                 process.hang()
             else:
-                connection.send(message)
+                with suppress(BrokenPipeError):  # the simulator went away meanwhile
+                    connection.send(message)
