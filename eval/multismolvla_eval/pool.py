@@ -178,9 +178,8 @@ class WorkerPool:
         if self._proven is not None:
             self._proven = self._trial = replace(self._proven, clip=False)  # it has been filmed
         else:
-            queue = (
-                self._queue or self._suspects
-            )  # one holds something: _crashed() stops a run that has nothing to try
+            # one of them holds something: _crashed() stops a run that has nothing left to try
+            queue = self._queue or self._suspects
             ahead = islice(queue, LOOK_AHEAD)
             self._trial = min(ahead, key=lambda e: sum(_likeness(e, c) for c, _ in self._pending))
             queue.remove(self._trial)

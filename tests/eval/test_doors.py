@@ -178,3 +178,22 @@ def test_token_grids_for_the_picture(checkpoints, source, tmp_path):
     assert {m for _, m in grids} >= {"depth", "seg"}
     assert all(np.issubdtype(g.dtype, np.integer) and g.ndim == 2 for g in grids.values())
     assert (tmp_path / "door.png").stat().st_size > 10_000
+
+
+def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpoints, source):
+    from multismolvla_eval.policies import load_policy
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    policy.config.origins = {"depth": "derived", "image2": {"thermal": "derived"}}
+    facts = policy.describe()
+    assert facts["modalities"] == ["rgb", "depth", "seg", "thermal"]
+    assert facts["views"] == ["image", "image2"]
+    assert (facts["reads_masks"], facts["needs_a_picture"]) == (True, False)
+    assert facts["origins"] == {
+        "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor", "image2.thermal": "derived",
+    }  # fmt: skip
+    policy.config.vision_tower = "siglip"  # declares all sensors, looks at one
+    facts = policy.describe()
+    assert facts["modalities"] == ["rgb"]
+    assert facts["origins"] == {"rgb": "sensor"}
+    assert facts["reads"] == ["observation.images.image", "observation.images.image2", "observation.state"]
