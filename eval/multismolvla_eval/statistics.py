@@ -1,12 +1,13 @@
 """Statistics of success rates: intervals, tests, power, and summaries of robustness.
 
 Numbers in, numbers out: nothing here knows files, policies or environments. Rates are fractions in [0, 1]; what a caller
-prints as points is its own business. The bootstrap stands in :mod:`multismolvla_eval.bootstrap`. Wilson's and Newcombe's
-formulas are written out, because importing statsmodels takes longer than all of a small report; tests hold them against it.
+prints as points is its own business. Intervals and tests are those of scipy and statsmodels; the bootstrap over tasks and
+then starts, which neither has, stands in :mod:`multismolvla_eval.bootstrap`.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from itertools import combinations
 
 import numpy as np
 from scipy import special
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
 #: The share of pairs in which exactly one arm succeeds that the power statement assumes (protocol, section 3).
 ASSUMED_DISCORDANT = 0.15
-_Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,10 @@ def wilson(successes: int, n: int) -> Rate:
 
 
 def _score_interval(rate: float, n: float) -> tuple[float, float]:
-    """Wilson (1927): the rates that a score test does not reject."""
-    share = _Z**2 / n
-    half = math.sqrt(rate * (1 - rate) * share + share**2 / 4)
-    low, high = (rate + share / 2 - half) / (1 + share), (rate + share / 2 + half) / (1 + share)
-    return max(0.0, low) if rate > 0 else 0.0, min(1.0, high) if rate < 1 else 1.0
+    low, high = proportion_confint(rate * n, n, alpha=1 - CONFIDENCE, method="wilson")
+    return 0.0 if rate == 0 else float(low), 1.0 if rate == 1 else float(
+        high
+    )  # there, statsmodels' miss by a rounding
 
 
 def clustered_rate(success: np.ndarray, starts: np.ndarray) -> Rate:
@@ -147,12 +148,12 @@ def _quantiles(power: float, alpha: float) -> float:
 
 def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
     """Compare two arms that ran different episodes (Newcombe 1998, method 10, from the two Wilson intervals)."""
-    difference = second.rate - first.rate
-    low = difference - math.hypot(second.rate - second.low, first.high - first.rate)
-    high = difference + math.hypot(second.high - second.rate, first.rate - first.low)
-    return UnpairedDifference(
-        difference, low, high, detectable_unpaired(first.effective, other=second.effective)
-    )
+    low, high = confint_proportions_2indep(
+        second.rate * second.effective, second.effective, first.rate * first.effective, first.effective,
+        compare="diff", method="newcomb", alpha=1 - CONFIDENCE,
+    )  # fmt: skip
+    detectable = detectable_unpaired(first.effective, other=second.effective)
+    return UnpairedDifference(second.rate - first.rate, float(low), float(high), detectable)
 
 
 def relative_robustness(perturbed: float, clean: float) -> float | None:
@@ -190,16 +191,16 @@ def marginal_weights(subsets: Sequence[Collection[str]]) -> dict[str, np.ndarray
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given.
 
-    The same numbers as statsmodels' ``multipletests(method="holm")``, which collects garbage at every call: with a
-    family per policy, suite and group of conditions that took ten times as long as all the rest of a report.
+    statsmodels collects garbage at every call. What is in memory already is hidden from that meanwhile: with a family per
+    policy, suite and group of conditions it took ten times as long as all the rest of a report.
     """
-    order = np.argsort(p_values)
-    adjusted = [0.0] * len(p_values)
-    running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
+    if not len(p_values):
+        return []
+    gc.freeze()
+    try:
+        return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    finally:
+        gc.unfreeze()
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
