@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from multismolvla.corruption import CLEAN
+from multismolvla.files import whole_file
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.pictures import ABSENT_GREY, resize, streams
 from multismolvla_eval.plan import Episode
@@ -98,17 +99,16 @@ class ClipRecorder:
         outcome = "SUCCESS" if success else f"FAILED ({(cause or 'failed').replace('_', ' ')})"
         images = [self._draw(f, outcome if f is kept[-1] else "", success) for f in kept]
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.webp")
-        images[0].save(
-            temporary,
-            save_all=True,
-            append_images=images[1:],
-            duration=[FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS],
-            loop=1,  # moving pictures that never stop keep some readers from reading
-            quality=55,
-            method=2,
-        )
-        temporary.replace(path)
+        with whole_file(path) as partial:
+            images[0].save(
+                partial,
+                save_all=True,
+                append_images=images[1:],
+                duration=[FRAME_MS] * (len(images) - 1) + [LAST_FRAME_MS],
+                loop=1,  # moving pictures that never stop keep some readers from reading
+                quality=55,
+                method=2,
+            )
         return True
 
     def _draw(

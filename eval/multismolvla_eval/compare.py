@@ -7,7 +7,6 @@ the page says which is which.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from multismolvla_eval.conditions import describe
 from multismolvla_eval.episodes import Episodes, from_columns
 from multismolvla_eval.grouping import family, told
 from multismolvla_eval.report import json_text, read_episodes, write_text
-from multismolvla_eval.results import ResultsError
+from multismolvla_eval.results import ResultsError, read_json
 from multismolvla_eval.statistics import holm, unpaired_difference
 from multismolvla_eval.summary import gate_of
 from multismolvla_eval.tables import rounded
@@ -86,13 +85,8 @@ def load_side(path: Path) -> Side:
     if path.is_dir() or not path.exists():
         manifest, episodes = read_episodes(path)
         return _side(path, manifest, manifest["policies"], episodes)
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultsError(
-            f"{path} is not valid JSON ({error}). Make it again with multismolvla-report."
-        ) from error
-    if not isinstance(content, dict) or not {"run", "policies", "episodes"} <= content.keys():
+    content = read_json(path, "Make it again with multismolvla-report.")
+    if not {"run", "policies", "episodes"} <= content.keys():
         raise ResultsError(
             f"{path} is no results.json of this version's multismolvla-report: it lacks run, policies or episodes. Make it "
             "again, or name the evaluation's folder."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
+from multismolvla.files import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -263,10 +264,9 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
                 strip.crop((column * width, 0, (column + 1) * width, height)).convert("RGB"), (left, top)
             )
             pen.text((left, top - HEAD + 4), word, "black", font)
-    part = path.with_suffix(".tmp.png")
-    # 256 colours are a third of the size; what a severity does stays visible.
-    sheet.quantize(256, method=Image.Quantize.MEDIANCUT).save(part, optimize=True)
-    part.replace(path)
+    with whole_file(path) as partial:
+        # 256 colours are a third of the size; what a severity does stays visible.
+        sheet.quantize(256, method=Image.Quantize.MEDIANCUT).save(partial, optimize=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import AGAIN, entry_point, parse_options
+from multismolvla.files import whole_file, write_json
 
 if TYPE_CHECKING:
     from lerobot_policy_multismolvla.gate import Arm, Streams
@@ -87,9 +87,7 @@ def diagnose(cfg: DiagnosisConfig, command: Sequence[str] = ()) -> dict[str, Any
     cfg.output.mkdir(parents=True, exist_ok=True)
     if any("arms" in p for p in found.values()):
         draw(cfg.output / PICTURE, found)
-    partial = cfg.output / f"{DIAGNOSIS}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, cfg.output / DIAGNOSIS)
+    write_json(cfg.output / DIAGNOSIS, content)
     return content
 
 
@@ -211,9 +209,8 @@ def draw(path: Path, policies: Mapping[str, Mapping[str, Any]]) -> None:
         axes.set_xlabel("action error against the true pictures [%]")
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, metadata={"Software": None})
 
 
 @entry_point("error", errors=(ValueError, OSError, FloatingPointError), failure=2, interrupted=AGAIN)

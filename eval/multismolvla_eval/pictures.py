@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from multismolvla.files import whole_file
 from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key, valid_key
 
 #: Depth range of the colour scale in moving pictures [m]; a still picture uses its own range.
@@ -179,5 +180,5 @@ def draw_encoder_door(
                 axis.imshow(picture, interpolation="nearest")
                 size = "x".join(map(str, picture.shape[:2]))
                 axis.set_title(f"{camera}: {modality} ({size})", fontsize=8)
-    figure.savefig(path.with_suffix(".tmp.png"))
-    path.with_suffix(".tmp.png").replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import AGAIN, entry_point, parse_options
+from multismolvla.files import whole_file
 
 if TYPE_CHECKING:
     from multismolvla_eval.episodes import Episodes
@@ -152,10 +153,9 @@ def json_text(content: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write so that readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text so that readers see the old file or the new one, never half of it."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -111,20 +111,6 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as handle:
-            json.dump(content, handle, indent=1)
-            handle.write("\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run.
 

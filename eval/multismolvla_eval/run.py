@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.command import entry_point
+from multismolvla.files import write_json
 from multismolvla_eval.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -159,7 +160,6 @@ def _evaluate(
         crashed,
         manifest_lock,
         read_rows,
-        write_json,
     )
     from multismolvla_eval.shards import shard_name
 

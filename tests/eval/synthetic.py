@@ -7,10 +7,11 @@ import json
 
 import numpy as np
 
+from multismolvla.files import write_json
 from multismolvla_eval.checks import faulted_keys
 from multismolvla_eval.conditions import ALL_SUBSETS, resolve
 from multismolvla_eval.plan import Counts, episodes
-from multismolvla_eval.results import SCHEMA, write_json
+from multismolvla_eval.results import SCHEMA
 
 CONDITIONS = (
     *ALL_SUBSETS,

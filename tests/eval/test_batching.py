@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN, parse_condition
+from multismolvla.files import write_json
 from multismolvla_eval.batching import BatchingError, ChunkBatcher, Request
 from multismolvla_eval.clips import keeps_clip
 from multismolvla_eval.config import EnvironmentArguments
@@ -18,7 +19,7 @@ from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, Episode, episodes
 from multismolvla_eval.policies import EncoderDoor
 from multismolvla_eval.pool import WorkerError, WorkerPool
-from multismolvla_eval.results import ResultsError, write_json
+from multismolvla_eval.results import ResultsError
 from multismolvla_eval.server import _Server
 from multismolvla_eval.worker import WorkerArguments
 

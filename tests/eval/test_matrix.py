@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from multismolvla.files import write_json
 from multismolvla_eval.conditions import LEVELS, resolve
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.forecast import hours, outline, seconds_per_episode
 from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, episodes
-from multismolvla_eval.results import KEY, ResultsError, episode_key, read_run, run_lock, write_json
+from multismolvla_eval.results import KEY, ResultsError, episode_key, read_run, run_lock
 from multismolvla_eval.run import evaluate, main, parse
 from multismolvla_eval.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
 

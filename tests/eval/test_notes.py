@@ -9,13 +9,13 @@ from report_readers import summary_of
 from synthetic import manifest_of, synthetic_run
 
 from multismolvla.corruption import parse_condition
+from multismolvla.files import write_json
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Counts
 from multismolvla_eval.report import main
-from multismolvla_eval.results import write_json
 
 
 def test_notes_of_the_user_and_changes_of_commit_and_machine_are_shown(tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from multismolvla.files import write_json
 from multismolvla_eval.conditions import resolve
 from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, Episode, episodes, remaining
 from multismolvla_eval.results import (
@@ -16,7 +17,6 @@ from multismolvla_eval.results import (
     read_manifest,
     read_rows,
     run_lock,
-    write_json,
 )
 
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_environment import ToyEnv, ToySource
 
+from multismolvla.files import write_json
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.plan import Episode
 from multismolvla_eval.policies import BuiltinPolicy
-from multismolvla_eval.results import ResultsError, read_manifest, write_json
+from multismolvla_eval.results import ResultsError, read_manifest
 from multismolvla_eval.rollout import run_episode
 from multismolvla_eval.sources import state_hash
 

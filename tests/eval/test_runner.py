@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN
+from multismolvla.files import write_json
 from multismolvla_eval.episodes import collect
 from multismolvla_eval.forecast import outline
 from multismolvla_eval.manifest import build_manifest
@@ -24,7 +25,7 @@ from multismolvla_eval.plan import Counts, Episode
 from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.pool import WorkerError
 from multismolvla_eval.provenance import distinct_provenance
-from multismolvla_eval.results import ResultsError, read_manifest, read_rows, read_run, write_json
+from multismolvla_eval.results import ResultsError, read_manifest, read_rows, read_run
 from multismolvla_eval.rollout import derived_seed, run_episode
 from multismolvla_eval.run import evaluate, main
 from multismolvla_eval.summary import summarise
