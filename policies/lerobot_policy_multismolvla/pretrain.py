@@ -31,6 +31,8 @@ from multismolvla import fourm
 from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
 from multismolvla.modalities import MODALITIES
 
+from .cells import CellHeads, cell_targets, class_weight
+
 logger = logging.getLogger(__name__)
 
 DONE = "pretrain.json"
@@ -67,7 +69,7 @@ class PretrainConfig:
 
 @dataclass
 class Frames:
-    """Canonical pictures of R = frames x views in memory, and the per-cell targets."""
+    """Canonical pictures of R = frames x views in memory."""
 
     rgb: Tensor  # uint8 (R, 3, S, S)
     depth: Tensor  # float32 (R, 1, S, S) metres, 0 = invalid
@@ -129,64 +131,6 @@ def _u8(x: Tensor) -> Tensor:
     return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
 
 
-class CellHeads:
-    """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training."""
-
-    def __init__(self, dim: int, labels: int, generator: torch.Generator):
-        self.labels = labels
-        with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            self.net: nn.Module = nn.Linear(
-                dim, 4 * labels + 4 + 4 + 12
-            )  # labels, depth, temperature, colour of 4 quadrants
-
-    def loss(
-        self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of (R, N, D) features against per-quadrant targets (R, N, 4[, C])."""
-        out = self.net(features)
-        label, depth, heat, colour = out.split([4 * self.labels, 4, 4, 12], dim=-1)
-        label = label.unflatten(-1, (4, self.labels))
-        ce = F.cross_entropy(label.flatten(0, 2), target["seg"].flatten(), weight=class_weight)
-        d = F.smooth_l1_loss(depth, target["depth"])
-        t = F.mse_loss(heat, target["thermal"])
-        c = F.mse_loss(colour, target["rgb"])
-        hit = (label.argmax(-1) == target["seg"]) & (target["seg"] > 2)
-        share = hit.sum() / (target["seg"] > 2).sum().clamp_min(1)
-        return ce + d + 4 * t + 2 * c, {"label_loss": ce.item(), "object_recall": share.item()}
-
-
-def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid: int) -> dict[str, Tensor]:
-    """Per cell and quadrant: majority label, log depth, temperature and mean colour.
-
-    Args:
-        rgb: float (R, 3, S, S) in [0, 1].
-        depth: float (R, 1, S, S), metres.
-        seg: int64 (R, 1, S, S).
-        thermal: float (R, 1, S, S) in [0, 1].
-        grid: cells per side.
-
-    Returns:
-        ``seg`` int64 (R, N, 4), ``depth`` and ``thermal`` float (R, N, 4), ``rgb`` float (R, N, 12).
-    """
-    side = 2 * grid
-
-    def quadrants(x: Tensor) -> Tensor:  # (R, C, 2g, 2g) -> (R, N, 4 * C)
-        return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-
-    def mean(x: Tensor) -> Tensor:
-        return quadrants(F.adaptive_avg_pool2d(x, side))
-
-    one_hot = F.one_hot(seg[:, 0], int(seg.max()) + 1).permute(0, 3, 1, 2).float()
-    label = F.adaptive_avg_pool2d(one_hot, side).argmax(1, keepdim=True)
-    return {
-        "seg": quadrants(label.float()).round().long(),
-        "depth": 2 * torch.log(mean(depth).clamp(0.05, 10.0)),
-        "thermal": mean(thermal),
-        "rgb": mean(rgb),
-    }
-
-
 def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     """Run the stage; see the module's docstring. Returns the log of the last steps."""
     from tqdm import trange
@@ -218,7 +162,7 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / cfg.steps)) + 0.02)
     )
-    weight = _class_weight(frames, cfg.num_labels)
+    weight = class_weight(frames.seg, cfg.num_labels)
     history: list[dict[str, float]] = []
     bar = trange(cfg.steps, desc="pretrain towers", unit="step")
     for step in bar:
@@ -306,12 +250,6 @@ def fused_features(
     out = tower.encode(door)
     fused, _, _ = fusion(out.tokens, out.present)
     return fused.flatten(1, 2)
-
-
-def _class_weight(frames: Frames, labels: int) -> Tensor:
-
-    counts = torch.bincount(frames.seg[::7].flatten().long(), minlength=labels).float()
-    return (counts.sum() / counts.clamp_min(1)).pow(0.5).clamp_max(30.0) / 3.0
 
 
 def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
