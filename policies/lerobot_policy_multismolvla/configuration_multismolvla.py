@@ -14,10 +14,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from multismolvla import dropout
-from multismolvla.corruption import SEVERITIES
 from multismolvla.fourm.soft import SOFT_PREFIX
-from multismolvla.geometry import SQUARE_MODES
 from multismolvla.modalities import (
     MODALITIES,
     Modality,
@@ -26,9 +23,8 @@ from multismolvla.modalities import (
     default_view_map,
     padding_mask_key,
     token_key,
-    validate_view_map,
 )
-from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
+from multismolvla.tokenizers import OfficialOptions
 from multismolvla.tokenizers.recipe import (
     IMAGEBIND,
     NETWORK,
@@ -38,16 +34,13 @@ from multismolvla.tokenizers.recipe import (
     stream_recipe,
 )
 
-from .origins import Origins, adopt_origins, check_origins, given_origin
+from .option_checks import CORRUPTION_SOURCES, DEPTH_UNITS, STAGES, TOWERS, check_options  # noqa: F401
+from .origins import Origins, adopt_origins, given_origin
 
 logger = logging.getLogger(__name__)
 
 #: How the keys of cached ids begin, and how those of presence flags end.
 TOKENS, FLAG = token_key("", "").rstrip(".") + ".", padding_mask_key("")
-TOWERS = ("fourm", "siglip", "siglip+fourm")
-STAGES = ("connector", "robust")
-CORRUPTION_SOURCES = ("live", "ids")
-DEPTH_UNITS = ("m", "mm")
 _VISUAL_CHANNELS = {Modality.RGB: (3,), Modality.DEPTH: (1,), Modality.SEG: (1, 3), Modality.THERMAL: (1, 3)}
 
 
@@ -159,75 +152,10 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_view_map(self.views)
-        self._check_choice("vision_tower", self.vision_tower, TOWERS)
-        self._check_choice("stage", self.stage, STAGES)
-        self._check_choice("tokenizers", self.tokenizers, TOKENIZER_FAMILIES)
-        self._check_choice("square", self.square, SQUARE_MODES)
-        self._check_choice("depth_unit", self.depth_unit, DEPTH_UNITS)
-        self._check_choice("corruption_source", self.corruption_source, CORRUPTION_SOURCES)
-        self.official_options()  # its own checks
+        check_options(self)
         self._cached_streams: frozenset[tuple[str, str]] = (
             frozenset()
         )  # (view, modality) of which the data hold ids
-        check_origins(self.origins, self.views)
-        for view in self.half_turns:
-            self._check_choice("half_turns keys", view, tuple(self.views))
-        for modality in self.domains:
-            self._check_choice("domains keys", modality, MODALITIES)
-        if self.adapt_to_pi_aloha and self.uses_fourm:
-            raise ValueError(
-                "--policy.adapt_to_pi_aloha=true changes the batch in place (lerobot 0.6.1) and is only supported with "
-                "--policy.vision_tower=siglip."
-            )
-        if self.empty_cameras and self.uses_fourm:
-            raise ValueError(
-                f"--policy.empty_cameras={self.empty_cameras} is SmolVLA's way of declaring absent cameras; with the 4M tower declare "
-                "them in --policy.views instead: a declared stream that the data lack is masked."
-            )
-        if self.flow_samples > 1 and self.consistency_weight > 0:
-            raise ValueError(
-                f"--policy.flow_samples={self.flow_samples} and consistency_weight={self.consistency_weight} exclude each other: "
-                "consistency compares two velocities at one draw of noise and time. Set one of them to its default."
-            )
-        if self.flow_samples < 1:
-            raise ValueError(f"--policy.flow_samples={self.flow_samples} must be at least 1.")
-        low, high = self.depth_range_m
-        if not 0 <= low < high:
-            raise ValueError(
-                f"--policy.depth_range_m={self.depth_range_m} must be 0 <= near < far, in metres."
-            )
-        if self.add_image_special_tokens and self.vision_tower != "siglip":
-            raise ValueError(
-                "--policy.add_image_special_tokens=true is only supported with --policy.vision_tower=siglip."
-            )
-        if not 0 <= self.corruption_probability <= 1 or self.corruption_max_severity not in SEVERITIES:
-            raise ValueError(
-                f"--policy.corruption_probability={self.corruption_probability} must lie in [0, 1] and corruption_max_severity="
-                f"{self.corruption_max_severity} be one of {list(SEVERITIES)}."
-            )
-        if self.corruption_probability and not self.uses_fourm:
-            raise ValueError(
-                f"--policy.corruption_probability={self.corruption_probability} is not supported with --policy.vision_tower=siglip: "
-                "its pictures go to upstream's SmolVLA as they are."
-            )
-        dropout.curriculum_share(
-            0, 1, ramp=self.corruption_ramp, clean=self.corruption_clean, name="corruption"
-        )
-        # the curriculum's own checks, so that a wrong value fails before the first step and not at the last tenth
-        dropout.dropout_probability(
-            0,
-            1,
-            mode=self.dropout_mode,
-            p_max=self.dropout_p_max,
-            ramp=self.dropout_ramp,
-            clean=self.dropout_clean,
-        )
-
-    @staticmethod
-    def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-        if value not in allowed:
-            raise ValueError(f"--policy.{name}={value!r} is unknown. Expected one of {list(allowed)}.")
 
     @property
     def rgb_keys(self) -> list[str]:
