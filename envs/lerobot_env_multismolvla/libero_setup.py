@@ -26,12 +26,15 @@ from types import ModuleType
 
 from multismolvla.libero_assets import ASSETS_VARIABLE, find_libero_assets, own_folder
 
+from .mini import SUITE_NAME as MINI_SUITE
+
 __all__ = [
     "ASSETS_VARIABLE",
     "asset_root",
     "ensure_libero_config",
     "find_libero_assets",
     "libero_package_folder",
+    "require_libero_assets",
 ]
 
 logger = logging.getLogger(__name__)
@@ -138,6 +141,26 @@ def _silence_robosuite() -> None:
     sys.modules["robosuite.macros"] = macros
     if not (package / "macros_private.py").is_file():
         sys.modules["robosuite.macros_private"] = ModuleType("robosuite.macros_private")
+
+
+def require_libero_assets(suite: str, explicit: str | None = None) -> Path:
+    """LIBERO's assets, for a suite that cannot do without.
+
+    Args:
+        suite: name of the suite, for the message.
+        explicit: the folder if the user named one; default: the environment variable, then hf-libero's places.
+
+    Raises:
+        FileNotFoundError: there are none; names the remedies.
+    """
+    folder = find_libero_assets(explicit)
+    if folder is None:
+        raise FileNotFoundError(
+            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with --env.libero_assets or "
+            "MULTISMOLVLA_LIBERO_ASSETS, fetch them with `multismolvla-doctor --fetch-assets`, or use the suite "
+            f"{MINI_SUITE!r}, which needs none."
+        )
+    return folder
 
 
 @contextlib.contextmanager

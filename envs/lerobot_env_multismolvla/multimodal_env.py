@@ -1,6 +1,8 @@
 """LeRobot's LIBERO environment with depth, segmentation and simulated thermal next to RGB.
 
-Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself does not.
+Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself does not. Parts with modules of their
+own: the pictures (``streams``), what a reset of the simulator forgets (``libero_simulator``), the initial states of LIBERO
+(``initial_states``) and of the mini suite (``mini.initial_states``), the assets (``libero_setup``).
 """
 
 from __future__ import annotations
@@ -11,29 +13,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium import spaces
 
 from multismolvla.libero_assets import AssetIdentity, identify
-from multismolvla.modalities import MODALITIES, Modality, Origin
+from multismolvla.modalities import MODALITIES, Origin
 
 from .initial_states import EVALUATION_STATES, read_states, split_of, split_ranges, split_states
 from .initial_states import SPLITS as INIT_SPLITS
-from .libero_setup import asset_root, ensure_libero_config, find_libero_assets
+from .libero_setup import asset_root, ensure_libero_config, require_libero_assets
 
 ensure_libero_config()
 
 from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
 from libero.libero import get_libero_path  # noqa: E402
-from libero.libero.envs.env_wrapper import ControlEnv  # noqa: E402
 
 from . import mini  # noqa: E402
-from .labels import SEG_LABELS, GeomTables, geom_tables, label_set  # noqa: E402
-from .mini import suite as mini_suite  # noqa: E402, F401 - registers the suite with LIBERO
-from .mini.initial_states import STATES_PER_SPLIT, initial_state  # noqa: E402
-from .rendering import QUALITIES, SceneRenderer  # noqa: E402
+from .labels import SEG_LABELS, label_set  # noqa: E402
+from .libero_simulator import Simulator  # noqa: E402
+from .mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
+from .mini.initial_states import STATES_PER_SPLIT, SimulatorStates  # noqa: E402
+from .rendering import QUALITIES  # noqa: E402
+from .streams import PIXEL_SUFFIXES, StreamCameras, observation_space  # noqa: E402
 from .thermal import ThermalCamera  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.init_split = init_split
         self.seg_labels = seg_labels
         self._is_mini = task_suite_name == mini.SUITE_NAME
-        self._assets = mini.ASSETS if self._is_mini else _require_assets(task_suite_name, libero_assets)
+        self._assets = mini.ASSETS if self._is_mini else require_libero_assets(task_suite_name, libero_assets)
         if self._is_mini:
             kwargs["episode_length"] = kwargs.get("episode_length") or mini.MAX_STEPS
         # Upstream reads the states itself, with a pickle loader that runs what the file says: it must not try.
@@ -130,15 +131,13 @@ class MultiModalLiberoEnv(LiberoEnv):
             counts = (min(EVALUATION_STATES, len(stored)), max(0, len(stored) - EVALUATION_STATES))
         self.init_state_splits = split_ranges(init_split, *counts)
         self._warned_of_motion = False
-        self._renderer: SceneRenderer | None = None
-        self._tables: GeomTables | None = None
-        self._model: Any = None
-        self._thermal = ThermalCamera((0,))
+        size = (self.observation_height, self.observation_width)
+        self._stream_cameras = StreamCameras(size, render_quality, task_suite_name, seg_labels)
         self._step_index = 0
         self._last_pictures: dict[str, np.ndarray] = {}
         self.render_observations = True
         self.render_seconds = 0.0
-        self.observation_space = self._multimodal_space(self.observation_space)
+        self.observation_space = observation_space(self.observation_space, self.cameras, self.streams, size)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -187,15 +186,13 @@ class MultiModalLiberoEnv(LiberoEnv):
         if "init_state_id" in options:
             self.init_state_id = int(options["init_state_id"])
         used = self.init_state_id
-        self._thermal = ThermalCamera((seed or 0, self.task_id, used))
+        self._stream_cameras.thermal = ThermalCamera((seed or 0, self.task_id, used))
         self._step_index = 0
         self.render_observations = True
         with asset_root(self._assets):
             self._ensure_env()
             if self._is_mini and self.init_states:
-                self._init_states = _MiniStates(
-                    self, self.init_split
-                )  # depends on the model's joint addresses
+                self._init_states = SimulatorStates(self.simulation, self.task_id, self.init_split)
             observation, info = super().reset(seed=seed, **kwargs)
         info |= {
             "init_state_id": used,
@@ -283,9 +280,7 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     def close(self) -> None:
         """Free renderer and simulator."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer, self._model = None, None
+        self._stream_cameras.close()
         super().close()
 
     def _ensure_env(self) -> None:
@@ -293,7 +288,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         if self._env is not None:
             return
         with asset_root(self._assets):
-            env = _Simulator(
+            env = Simulator(
                 bddl_file_name=self._task_bddl_file,
                 control_freq=self.control_freq,
                 hard_reset=self.hard_reset,
@@ -305,23 +300,6 @@ class MultiModalLiberoEnv(LiberoEnv):
             env.env.deterministic_reset = self._is_mini and self.init_states
             env.reset()
         self._env = env
-
-    def _multimodal_space(self, base: spaces.Dict) -> spaces.Dict:
-        """Upstream's space with the pictures of all chosen streams (a vector env drops undeclared keys)."""
-        size = (self.observation_height, self.observation_width)
-        pixels: dict[str, gym.Space] = {}
-        top: dict[str, gym.Space] = {}
-        suffixes = {Modality.RGB: "", Modality.SEG: "_seg", Modality.THERMAL: "_thermal"}
-        for camera in self.cameras:
-            for stream, suffix in suffixes.items():
-                if stream in self.streams:
-                    pixels[camera + suffix] = spaces.Box(0, 255, (*size, 3), np.uint8)
-            if Modality.DEPTH in self.streams:
-                top[f"{camera}_depth"] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
-        top["presence"] = spaces.Box(0.0, 1.0, (len(self.cameras) * len(MODALITIES),), np.float32)
-        if pixels:
-            top["pixels"] = spaces.Dict(pixels)
-        return spaces.Dict({**{k: v for k, v in base.spaces.items() if k != "pixels"}, **top})
 
     def _format_raw_obs(self, raw_obs: dict[str, Any]) -> dict[str, Any]:
         """Unlike upstream: pictures of all streams, rendered here; the robot state stays upstream's."""
@@ -338,7 +316,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         for number, name in enumerate(self.camera_name):
             camera = self.camera_name_mapping[name]
             pictures = self._render_camera(name, self.streams, number)
-            for stream, suffix in (("rgb", ""), ("seg", "_seg"), ("thermal", "_thermal")):
+            for stream, suffix in PIXEL_SUFFIXES.items():
                 if stream in pictures:
                     pixels[camera + suffix] = pictures[stream]
             if "depth" in pictures:
@@ -351,34 +329,7 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     def _render_camera(self, name: str, streams: Sequence[str], number: int = 0) -> dict[str, np.ndarray]:
         """All ``streams`` of one camera from the current simulator state."""
-        sim = self.simulation.sim
-        if self._model is not sim.model._model:  # first frame, or a hard reset built a new model
-            if self._renderer is not None:
-                self._renderer.close()
-            self._model = sim.model._model
-            self._renderer = SceneRenderer(
-                self._model, self.observation_width, self.observation_height, self.render_quality
-            )
-            self._tables = geom_tables(self.simulation, self.suite, self.seg_labels)
-        assert self._renderer is not None
-        assert self._tables is not None
-        rendered = self._renderer.render(
-            sim.data._data,
-            name.removesuffix("_image"),
-            color="rgb" in streams,
-            depth="depth" in streams,
-            geoms="seg" in streams or "thermal" in streams,
-        )
-        geoms = rendered.pop("geoms", None)
-        pictures = rendered
-        if "seg" in streams:
-            classes, instances = self._tables.class_ids[geoms], self._tables.instance_ids[geoms]
-            pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
-        if "thermal" in streams:
-            pictures["thermal"] = self._thermal.picture(
-                self._tables.temperatures[geoms], self._step_index, number
-            )
-        return pictures
+        return self._stream_cameras.render(self.simulation, name, streams, self._step_index, number)
 
 
 def get_suite(name: str) -> Any:
@@ -388,65 +339,6 @@ def get_suite(name: str) -> Any:
         ValueError: no such suite.
     """
     return _get_suite(name)
-
-
-class _Simulator(ControlEnv):
-    """LIBERO's simulator whose episodes do not depend on the one before.
-
-    Attributes:
-        forget: clear what a soft reset keeps. Off for hard resets of LIBERO's suites, which are then upstream's.
-    """
-
-    forget = False
-
-    def reset(self) -> dict[str, Any]:
-        """As upstream, but every hard reset draws as many random numbers as the first.
-
-        hf-libero 0.1.4 appends the samplers of doors and knobs that a task opens or turns on to this list whenever it
-        builds the model, and never empties it. Each draws once per reset before the fixtures' places are drawn, so that
-        in libero_spatial 4 and libero_10 3, 8 and 9 the fixtures' places depended on the number of resets before.
-        """
-        if self.env.hard_reset:  # a soft reset builds no model and needs the samplers there are
-            self.env.object_property_initializers.clear()
-        return super().reset()
-
-    def set_state(self, mujoco_state: np.ndarray) -> None:
-        """As upstream; the solver's warm start and the gripper's command ramp begin anew."""
-        super().set_state(mujoco_state)
-        if self.forget:
-            data = self.env.sim.data._data
-            data.qacc_warmstart[:] = 0.0
-            data.ctrl[:] = 0.0
-            for robot in self.env.robots:
-                robot.gripper.current_action = np.array([1.0, -1.0])  # open, as the fingers are
-
-
-class _MiniStates:
-    """The mini suite's states as upstream wants them: indexable, each a flattened simulator state."""
-
-    def __init__(self, env: MultiModalLiberoEnv, split: str) -> None:
-        self._env, self._split = env, split
-
-    def __len__(self) -> int:
-        return STATES_PER_SPLIT * (2 if self._split == "all" else 1)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        split = self._split
-        if split == "all":
-            split, index = (
-                ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
-            )
-        state = initial_state(split, self._env.task_id, index)
-        model = self._env.simulation.sim.model._model
-        qpos = np.zeros(model.nq)
-        for joint, angle in enumerate(mini_suite.HOME_QPOS + np.array(state.arm_jitter), start=1):
-            qpos[model.joint(f"robot0_joint{joint}").qposadr[0]] = angle
-        qpos[model.joint("gripper0_finger_joint1").qposadr[0]] = 0.04
-        qpos[model.joint("gripper0_finger_joint2").qposadr[0]] = -0.04
-        for name, position in state.positions.items():
-            start = model.joint(f"{name}_joint0").qposadr[0]
-            qpos[start : start + 7] = (*position, 1.0, 0.0, 0.0, 0.0)
-        return np.concatenate([[0.0], qpos, np.zeros(model.nv)])
 
 
 def _check_options(streams: Sequence[str], quality: str, split: str, seg_labels: str) -> None:
@@ -459,14 +351,3 @@ def _check_options(streams: Sequence[str], quality: str, split: str, seg_labels:
         raise ValueError(f"--env.init_split is {split!r}; expected one of {INIT_SPLITS}.")
     if seg_labels not in SEG_LABELS:
         raise ValueError(f"--env.seg_labels is {seg_labels!r}; expected one of {SEG_LABELS}.")
-
-
-def _require_assets(suite: str, explicit: str | None) -> Path:
-    folder = find_libero_assets(explicit)
-    if folder is None:
-        raise FileNotFoundError(
-            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with --env.libero_assets or "
-            "MULTISMOLVLA_LIBERO_ASSETS, fetch them with `multismolvla-doctor --fetch-assets`, or use the suite "
-            f"{mini.SUITE_NAME!r}, which needs none."
-        )
-    return folder

@@ -46,7 +46,7 @@ def views(request, libero_assets, process):
     raw, info = env.reset(seed=7)
     facts = {"labels": env.labels, "state": env.state, "suite": suite, "info": info, "raw": raw}
     ours = process(raw)
-    env._tables = geom_tables(env.simulation, suite, "coco")
+    env._stream_cameras.tables = geom_tables(env.simulation, suite, "coco")
     facts["coco"] = process(env.restore(env.state))
     env.close()
     with asset_root(libero_assets):

@@ -8,6 +8,7 @@ not look cannot solve the task.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ GOAL_REGION = ((-0.08, 0.04), (-0.24, -0.12))
 
 #: Height of the body origin when the object stands on the floor, metres.
 REST_HEIGHT = {"cube_1": 0.0225, "can_1": 0.0375, "basket_1": 0.0, "plate_1": 0.0}
+
+#: Joint angles with the grip site at (-0.02, 0.00, 0.16) m, pointing straight down, finger axis along world y.
+HOME_QPOS = np.array([0.0, 0.334798, 0.0, -2.107747, 0.0, 2.442545, np.pi / 4])
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,40 @@ def initial_state(split: str, task_id: int, index: int) -> InitialState:
         positions={name: (x, y, REST_HEIGHT[name]) for name, (x, y) in places.items()},
         arm_jitter=tuple(rng.uniform(-0.02, 0.02, 7).tolist()),
     )
+
+
+class SimulatorStates:
+    """A task's states as upstream wants them: indexable, each a flattened simulator state.
+
+    Args:
+        simulation: LIBERO's problem object; its model of the moment says where in a state each joint is.
+        task_id: 0, 1 or 2.
+        split: ``"train"``, ``"eval"``, or ``"all"``: the states for evaluation, then those for training.
+    """
+
+    def __init__(self, simulation: Any, task_id: int, split: str) -> None:
+        self._simulation, self._task_id, self._split = simulation, task_id, split
+
+    def __len__(self) -> int:
+        return STATES_PER_SPLIT * (2 if self._split == "all" else 1)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        split = self._split
+        if split == "all":
+            split, index = (
+                ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
+            )
+        state = initial_state(split, self._task_id, index)
+        model = self._simulation.sim.model._model
+        qpos = np.zeros(model.nq)
+        for joint, angle in enumerate(HOME_QPOS + np.array(state.arm_jitter), start=1):
+            qpos[model.joint(f"robot0_joint{joint}").qposadr[0]] = angle
+        qpos[model.joint("gripper0_finger_joint1").qposadr[0]] = 0.04
+        qpos[model.joint("gripper0_finger_joint2").qposadr[0]] = -0.04
+        for name, position in state.positions.items():
+            start = model.joint(f"{name}_joint0").qposadr[0]
+            qpos[start : start + 7] = (*position, 1.0, 0.0, 0.0, 0.0)
+        return np.concatenate([[0.0], qpos, np.zeros(model.nv)])
 
 
 def _draw(

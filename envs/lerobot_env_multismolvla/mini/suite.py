@@ -22,12 +22,10 @@ from libero.libero.envs.regions import REGION_SAMPLERS, TableRegionSampler  # no
 from robosuite.models.objects import MujocoXMLObject  # noqa: E402
 
 from . import ASSETS, SUITE_NAME, TASKS  # noqa: E402
+from .initial_states import HOME_QPOS  # noqa: E402
 
 # hf-libero 0.1.4: its class decorator returns None, so the class is only to be had from the registry.
 _FloorProblem: Any = TASK_MAPPING["libero_floor_manipulation"]
-
-#: Joint angles with the grip site at (-0.02, 0.00, 0.16) m, pointing straight down, finger axis along world y.
-HOME_QPOS = np.array([0.0, 0.334798, 0.0, -2.107747, 0.0, 2.442545, np.pi / 4])
 
 #: Third-person camera: position, point looked at (world, metres) and vertical field of view (degrees).
 CAMERA_POSITION = np.array([0.42, -0.04, 0.78])

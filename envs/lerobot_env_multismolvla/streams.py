@@ -1,0 +1,115 @@
+"""The pictures in an observation: under which keys and in which spaces they stand, and how each camera's are made.
+
+Everything is drawn by :mod:`~lerobot_env_multismolvla.rendering`; segmentation and thermal are then looked up by geom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from multismolvla.modalities import MODALITIES, Modality
+
+from .labels import GeomTables, geom_tables
+from .rendering import SceneRenderer
+from .thermal import ThermalCamera
+
+#: What each stream under ``pixels`` adds to its camera's name. Depth is not uint8 and has a key beside ``pixels``.
+PIXEL_SUFFIXES: dict[str, str] = {Modality.RGB: "", Modality.SEG: "_seg", Modality.THERMAL: "_thermal"}
+
+
+def observation_space(
+    base: spaces.Dict, cameras: Sequence[str], streams: Sequence[str], size: tuple[int, int]
+) -> spaces.Dict:
+    """Upstream's space with the pictures of all chosen streams (a vector env drops undeclared keys).
+
+    Args:
+        base: upstream's space; its pictures are left out.
+        cameras: camera names as in observation keys.
+        streams: the modalities rendered.
+        size: height and width of the pictures in pixels.
+    """
+    pixels: dict[str, Space] = {}
+    top: dict[str, Space] = {}
+    for camera in cameras:
+        for stream, suffix in PIXEL_SUFFIXES.items():
+            if stream in streams:
+                pixels[camera + suffix] = spaces.Box(0, 255, (*size, 3), np.uint8)
+        if Modality.DEPTH in streams:
+            top[f"{camera}_depth"] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
+    top["presence"] = spaces.Box(0.0, 1.0, (len(cameras) * len(MODALITIES),), np.float32)
+    if pixels:
+        top["pixels"] = spaces.Dict(pixels)
+    return spaces.Dict({**{k: v for k, v in base.spaces.items() if k != "pixels"}, **top})
+
+
+class StreamCameras:
+    """Makes the pictures of one environment's cameras; a new model gets a new renderer and new tables by itself.
+
+    Args:
+        size: height and width of the pictures in pixels.
+        quality: one of :data:`~lerobot_env_multismolvla.rendering.QUALITIES`.
+        suite: name of the suite, which decides classes and temperatures.
+        seg_labels: whose class ids, see :func:`~lerobot_env_multismolvla.labels.label_set`.
+
+    Attributes:
+        tables: classes, instances and temperatures of the geoms; ``None`` before the first picture.
+        thermal: the thermal camera; each episode has its own.
+    """
+
+    def __init__(self, size: tuple[int, int], quality: str, suite: str, seg_labels: str) -> None:
+        self._height, self._width = size
+        self._quality = quality
+        self._suite, self._seg_labels = suite, seg_labels
+        self._renderer: SceneRenderer | None = None
+        self._model: Any = None
+        self.tables: GeomTables | None = None
+        self.thermal = ThermalCamera((0,))
+
+    def render(
+        self, simulation: Any, camera: str, streams: Sequence[str], step: int, number: int
+    ) -> dict[str, np.ndarray]:
+        """All ``streams`` of one camera from the current simulator state.
+
+        Args:
+            simulation: LIBERO's problem object.
+            camera: the camera's name as LeRobot has it, e.g. ``"agentview_image"``.
+            streams: modalities to render.
+            step: control step in the episode, for the thermal camera's noise.
+            number: number of the camera, for the same.
+
+        Returns:
+            Modality -> picture, dtypes and shapes as in the raw observation; bottom row first.
+        """
+        sim = simulation.sim
+        if self._model is not sim.model._model:  # first frame, or a hard reset built a new model
+            if self._renderer is not None:
+                self._renderer.close()
+            self._model = sim.model._model
+            self._renderer = SceneRenderer(self._model, self._width, self._height, self._quality)
+            self.tables = geom_tables(simulation, self._suite, self._seg_labels)
+        assert self._renderer is not None
+        assert self.tables is not None
+        pictures = self._renderer.render(
+            sim.data._data,
+            camera.removesuffix("_image"),
+            color="rgb" in streams,
+            depth="depth" in streams,
+            geoms="seg" in streams or "thermal" in streams,
+        )
+        geoms = pictures.pop("geoms", None)
+        if "seg" in streams:
+            classes, instances = self.tables.class_ids[geoms], self.tables.instance_ids[geoms]
+            pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
+        if "thermal" in streams:
+            pictures["thermal"] = self.thermal.picture(self.tables.temperatures[geoms], step, number)
+        return pictures
+
+    def close(self) -> None:
+        """Free the renderer; the next picture makes a new one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer, self._model = None, None
