@@ -26,17 +26,12 @@ from multismolvla.tower import DoorInputs, tokenize_view
 
 from . import training_faults
 from .adoption import AdoptedVLM
-from .checkpoints import (
-    TRAINED_PREFIX,
-    check_restored_keys,
-    is_frozen_key,
-    load_base_checkpoint,
-    load_teacher,
-    read_weights,
-)
+from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint, read_weights
 from .configuration_multismolvla import MultiSmolVLAConfig
 from .flow import draw_noise_and_time, many_flows
 from .observation import SensorWatch, available_sensors, streams_of
+from .teacher import Teacher
+from .trainable import freeze_for_stage, optimizer_groups, peft_targets
 from .vision import build_bridge, build_tower
 
 logger = logging.getLogger(__name__)
@@ -58,7 +53,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def __init__(self, config: MultiSmolVLAConfig, *, restoring: bool = False, **kwargs: Any):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
-        self._teacher: tuple[nn.Module, nn.Module] | None = None
+        self._teacher: Teacher | None = None
         self._sensors = SensorWatch()
         self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
         self.trust: dict[str, Tensor] = {}  # the fusion's last, in each modality, (B * V), for calibration
@@ -66,7 +61,6 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
         )
-        self._teacher_loaded = not restoring
         if config.base_checkpoint and not restoring:
             load_base_checkpoint(self.model, config.base_checkpoint)
         elif needs_teacher and not config.base_checkpoint:
@@ -75,20 +69,17 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                 "is not set. Name a SmolVLA checkpoint (folder or hub id), or set --policy.align_weight=0."
             )
         if config.uses_fourm:
-            self._adopt(needs_teacher)
+            self._adopt(needs_teacher, loaded=not restoring)
         self._reset_curriculum_on_new_stage()
 
     # -- construction --------------------------------------------------------------------------------------------
 
-    def _adopt(self, keep_teacher: bool) -> None:
+    def _adopt(self, keep_teacher: bool, *, loaded: bool) -> None:
         """Replace SigLIP (``fourm``), or stand beside it (``siglip+fourm``)."""
         vlm = self.model.vlm_with_expert.vlm.model
         if self.config.vision_tower == "fourm":
             if keep_teacher:
-                # outside the module tree: neither saved, nor moved, nor seen by the optimizer
-                self._teacher = (vlm.vision_model.eval(), vlm.connector.eval())
-                for module in self._teacher:
-                    module.requires_grad_(False)
+                self._teacher = Teacher(vlm.vision_model, vlm.connector, loaded=loaded)
             del vlm.vision_model, vlm.connector
         self.model.vlm_with_expert = AdoptedVLM.adopt(self.model.vlm_with_expert)
         self.model.tower = build_tower(self.config)
@@ -97,14 +88,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.model.bridge_tokens = self.model.bridge.connector.num_tokens
         if self.config.vision_tower == "siglip+fourm":
             self.model.fourm_gate = ZeroGate()
-        self._freeze_for_stage()
-
-    def _freeze_for_stage(self) -> None:
-        """The tower is frozen but for the map of soft rows; stage 1 trains nothing else but bridge and gate."""
-        for name, parameter in self.named_parameters():
-            if name.startswith("model.tower.") or self.config.stage == "connector":
-                trained = ("model.bridge.", "model.fourm_gate.", TRAINED_PREFIX)
-                parameter.requires_grad_(name.startswith(trained))
+        freeze_for_stage(self, self.config)
 
     def _reset_curriculum_on_new_stage(self) -> None:
         """A stage-1 counter arrives in stage 2 through the checkpoint's config; another stage starts at zero."""
@@ -131,16 +115,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     def get_optim_params(self) -> Any:
         """Trainable parameters; the bridge (and the map of soft rows) in a group of its own when its learning rate differs."""
-        if not self.config.uses_fourm or self.config.bridge_lr_scale == 1.0:
-            return [p for p in self.parameters() if p.requires_grad]
-        bridge: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                new = any(part in f".{name}" for part in (".bridge.", f".{TRAINED_PREFIX}"))
-                (bridge if new else rest).append(parameter)
-        groups = [{"params": bridge, "lr": self.config.optimizer_lr * self.config.bridge_lr_scale}]
-        return [*groups, {"params": rest}] if rest else groups
+        return optimizer_groups(self, self.config)
 
     # -- from pictures to visual tokens ------------------------------------------------------------------------------
 
@@ -357,17 +332,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             raise RuntimeError(
                 "There is no teacher: it exists in stage 'connector' with align_weight > 0 only."
             )
-        if not self._teacher_loaded:
-            load_teacher(*self._teacher, str(self.config.base_checkpoint))
-            self._teacher_loaded = True
+        self._teacher.load(str(self.config.base_checkpoint))
         clean = _without(batch, set(self.config.image_features) - set(self.config.rgb_keys))
         images, masks = SmolVLAPolicy.prepare_images(self, clean)
-        vision, connector = (m.to(images[0].device) for m in self._teacher)
-        tokens = [
-            connector(vision(pixel_values=i.to(vision.dtype), patch_attention_mask=None).last_hidden_state)
-            for i in images
-        ]
-        return torch.stack(tokens, 1), torch.stack(masks, 1)
+        return self._teacher.tokens(images), torch.stack(masks, 1)
 
     def _alignment(self, batch, tokens, alive, target):
         teacher, seen = target
@@ -384,14 +352,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     def _get_default_peft_targets(self) -> dict[str, Any] | None:
         """LoRA on language model, expert and state/action projections; what is new is trained in full and saved."""
-        projections = "state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out"
-        layers = r"(q|k|v|o|gate|up|down)_proj"
-        targets = rf"(model\.vlm_with_expert\.(lm_expert|vlm\.model\.text_model)\..*\.{layers}|model\.({projections}))"
-        saved = ["bridge"] if self.config.uses_fourm else []
-        saved += ["fourm_gate"] if self.config.vision_tower == "siglip+fourm" else []
-        if self.config.uses_fourm:
-            saved += [f"encoder_embeddings.{name}" for name in self.model.tower.soft_domains]
-        return {"target_modules": targets, "modules_to_save": saved}
+        soft = self.model.tower.soft_domains if self.config.uses_fourm else ()
+        return peft_targets(self.config, soft)
 
     def _validate_peft_config(self, peft_config: Any) -> None:
         """Upstream warns unless SmolVLM2's own weights were loaded; here the base checkpoint supplies them."""
