@@ -1,4 +1,4 @@
-"""Files that are whole or not there: who reads one never sees half of it, whatever ended its writing."""
+"""Files that are whole or not there: who reads one never sees half of it, whatever ended its writing, a power cut included."""
 
 from __future__ import annotations
 
@@ -23,9 +23,20 @@ def whole_file(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
         yield partial
+        _sync(partial)
         partial.replace(target)
+        _sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk: a new name may otherwise get there before its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -1,6 +1,7 @@
 """A file appears whole or not at all."""
 
 import json
+import os
 
 import pytest
 
@@ -32,6 +33,21 @@ def test_a_failure_leaves_nothing_new(tmp_path, error):
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_content_is_on_the_disk_before_its_name_and_then_the_name(tmp_path, monkeypatch):
+    target = tmp_path / "run.json"
+    target.write_text("old")
+    synced, sync = [], os.fsync
+
+    def note(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, target.read_text()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with whole_file(target) as partial:
+        partial.write_text("new")
+    assert synced == [(target.stat().st_ino, "old"), (tmp_path.stat().st_ino, "new")]
 
 
 def test_json(tmp_path):
