@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from multismolvla.corruption import parse_condition, with_derived
+from multismolvla.corruption import Fault, parse_condition, with_derived
 from multismolvla.modalities import MODALITIES, Origin, default_view_map
 from multismolvla_eval.episodes import Cells, Episodes, Hashes
+
+
+def reaching_faults(condition_id: str, manifest: Mapping[str, Any]) -> tuple[Fault, ...]:
+    """The faults of a condition and what they do to the modalities that the environment computes from RGB."""
+    origins = manifest.get("env", {}).get("origins") or {}
+    derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
+    return with_derived(parse_condition(condition_id).faults, derived, tuple(manifest["cameras"]))
 
 
 def faulted_streams(condition_id: str, manifest: dict[str, Any]) -> dict[str, set[str]]:
@@ -18,9 +25,7 @@ def faulted_streams(condition_id: str, manifest: dict[str, Any]) -> dict[str, se
     What the environment computes from RGB is concerned by the faults of RGB.
     """
     views = default_view_map(tuple(manifest["cameras"]))
-    origins = manifest.get("env", {}).get("origins") or {}
-    derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
-    faults = with_derived(parse_condition(condition_id).faults, derived, tuple(views))
+    faults = reaching_faults(condition_id, manifest)
     streams = {m: {views[c][m] for c in views if any(f.hits(c, m) for f in faults)} for m in MODALITIES}
     return {m: keys for m, keys in streams.items() if keys}
 

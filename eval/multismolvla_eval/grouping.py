@@ -8,7 +8,7 @@ from typing import Any
 
 from multismolvla.corruption import parse_condition
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval.checks import reads_fault, told_of_loss
+from multismolvla_eval.checks import reaching_faults, reads_fault, told_of_loss
 
 #: Titles of the protocol's groups, in the order of a report.
 GROUPS: dict[str, str] = {
@@ -62,13 +62,15 @@ def stream(type_: str) -> str:
 def reads_condition(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, Any]) -> bool | None:
     """Whether a policy reads any stream that a condition hits; ``None`` when unknown or nothing is hit.
 
+    A fault of RGB hits what the environment computes from RGB, too.
+
     Args:
         policy: its entry of the manifest: ``modalities`` and ``views`` (cameras) that it makes use of, or in older ones
             ``reads`` (observation keys) alone.
         condition_id: of the condition.
         manifest: of the run.
     """
-    faults = parse_condition(condition_id).faults
+    faults = reaching_faults(condition_id, manifest)
     if not faults or policy.get("blind"):
         return False if faults else None
     if "modalities" not in policy or "views" not in policy:

@@ -119,6 +119,18 @@ def test_types_that_a_policy_does_not_read_are_left_out_and_named(tmp_path, caps
     }
 
 
+def test_a_policy_reads_the_faults_of_rgb_in_what_the_environment_computes_from_it(tmp_path):
+    folder = reading(synthetic_run(tmp_path / "run", texts=SOFT), ours=["thermal"], vanilla=["rgb"])
+    manifest = read_manifest(folder)
+    episodes = collect(read_rows(folder, RUN), manifest["policies"])
+    for origin, types in (("sensor", set()), ("derived", {"rgb=builtin_noise"})):
+        manifest["env"]["origins"] = {"rgb": "sensor", "thermal": origin}
+        summary = summarise(episodes, manifest)
+        noise = next(c for c in summary["cells"] if c["condition"] == "C3:rgb=builtin_noise@3")
+        assert noise["results"]["ours"]["reads_fault"] == bool(types)
+        assert set(summary["aggregates"]["ours"]["severity_area"]["types"]) == types
+
+
 def test_a_baseline_that_ran_clean_only_leaves_no_corruption_error(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=SOFT, clean_only=["vanilla"])
     kept = [r for r in read_rows(folder, RUN) if r["policy"] == "ours" or r["condition"] == "C0"]
