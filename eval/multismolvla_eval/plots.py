@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
 from multismolvla_eval.grouping import is_subset, short, soft_types
 from multismolvla_eval.texts import label
@@ -18,7 +19,10 @@ from multismolvla_eval.texts import label
 #: Okabe and Ito's colours, the yellow darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7a6a00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", ":", "-.")
 HEAT = "cividis"
+#: Of a figure [inches], and of the names in its legend [points].
+WIDTH, LEGEND_SIZE = 8.4, 9
 #: Conditions that a task map names one by one; of more it names the groups.
 NAMED_CONDITIONS = 16
 
@@ -55,16 +59,42 @@ def _figure(
     return figure, axes
 
 
-def _legend(figure: Figure, names: Sequence[str], height: float) -> None:
+def _look(number: int) -> dict[str, Any]:
+    """Colour, marker and line of a policy; no two of the first 36 share colour and marker, even without their lines."""
+    cycle, place = divmod(number, len(COLOURS))
+    colour = COLOURS[place]
+    return {
+        "color": colour,
+        "marker": MARKERS[(place + cycle) % len(MARKERS)],
+        "markerfacecolor": "white" if cycle % 2 else colour,
+        "linestyle": LINES[cycle % len(LINES)],
+    }
+
+
+def _width(texts: Iterable[str], size: float) -> float:
+    """Of the longest text in a font size [points], in inches."""
+    return max(TextPath((0, 0), text, size=size).get_extents().width for text in texts) / 72
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    """How many names fit beside each other; a line, its marker and the gaps around them take 0.65 inches."""
+    return max(1, min(len(names), int((WIDTH - 0.2) / (_width(names, LEGEND_SIZE) + 0.65))))
+
+
+def _legend_height(names: Collection[str]) -> float:
+    """Room above the axes, in inches."""
+    return 0.22 + 0.18 * -(-len(names) // _legend_columns(names))
+
+
+def _legend(figure: Figure, names: Collection[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLOURS[i % 6], marker=MARKERS[i % 6], markersize=5, linewidth=1.3, label=name)
-        for i, name in enumerate(names)
+        Line2D([], [], **_look(i), markersize=5, linewidth=1.3, label=name) for i, name in enumerate(names)
     ]
     figure.legend(
-        handles=handles, frameon=False, ncols=min(5, len(names)), loc="upper center", fontsize=9,
-        bbox_to_anchor=(0.5, 1 - 0.02 / height), borderaxespad=0,
+        handles=handles, frameon=False, ncols=_legend_columns(names), loc="upper center", fontsize=LEGEND_SIZE,
+        bbox_to_anchor=(0.5, 1 - 0.02 / figure.get_figheight()), borderaxespad=0,
     )  # fmt: skip
 
 
@@ -74,9 +104,10 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
     cells = [c for c in summary["cells"] if c["group"] in ("C0", *groups)]
     if not names or not any(c["group"] in groups for c in cells):
         return None
-    step = max(0.26, 0.13 * len(names) + 0.1)
-    height = len(cells) * step + 0.95
-    figure, ((axis,),) = _figure(8.4, height, 2.5, 0.2, 0.55, 0.4)
+    step, legend = max(0.26, 0.13 * len(names) + 0.1), _legend_height(names.values())
+    height = len(cells) * step + 0.55 + legend
+    labels = [short(c["condition"]) for c in cells]
+    figure, ((axis,),) = _figure(WIDTH, height, max(2.5, _width(labels, 8.5) + 0.15), 0.2, 0.55, legend)
     for number, name in enumerate(names):
         known = [(i, c["results"][name]) for i, c in enumerate(cells) if name in c["results"]]
         if not known:
@@ -85,12 +116,12 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
         rates = np.array([r["rate"] for _, r in known])
         spread = np.abs(np.array([(r["low"], r["high"]) for _, r in known]).T - rates)
         axis.errorbar(
-            rates, [i + offset for i, _ in known], xerr=spread, fmt=MARKERS[number % 6], color=COLOURS[number % 6],
-            markersize=4.5, elinewidth=1.3, capsize=2,
+            rates, [i + offset for i, _ in known], xerr=spread, markersize=4.5, elinewidth=1.3, capsize=2,
+            **{**_look(number), "linestyle": "none"},
         )  # fmt: skip
     for place in range(0, len(cells), 2):
         axis.axhspan(place - 0.5, place + 0.5, color="#f3f4f8", linewidth=0, zorder=0)
-    axis.set_yticks(range(len(cells)), [short(c["condition"]) for c in cells], fontsize=8.5)
+    axis.set_yticks(range(len(cells)), labels, fontsize=8.5)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(-0.01, 1.01)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -100,7 +131,7 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
     axis.tick_params(length=0, labelsize=8.5)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set_xlabel("success rate, 95 % Wilson interval", fontsize=9)
-    _legend(figure, list(names.values()), height)
+    _legend(figure, names.values())
     return _svg(figure)
 
 
@@ -116,9 +147,10 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     by_condition = {c["condition"]: c["results"] for c in summary["cells"]}
     columns = min(4, max(2, len(types)))
     rows = -(-len(types) // columns)
-    height = 1.62 * rows + 0.75
+    legend = _legend_height(names.values()) + 0.1
+    height = 1.62 * rows + 0.25 + legend
     figure, axes = _figure(
-        8.4, height, 0.55, 0.1, 0.48, 0.5, rows=rows, columns=columns, sharex=True, sharey=True,
+        WIDTH, height, 0.55, 0.1, 0.48, legend, rows=rows, columns=columns, sharex=True, sharey=True,
         gaps={"hspace": 0.32, "wspace": 0.1},
     )  # fmt: skip
     for axis, (type_, severities) in zip(axes.flatten(), types.items(), strict=False):
@@ -135,7 +167,7 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     for axis in axes.flatten()[len(types) :]:
         axis.set_axis_off()
     figure.text(0.5, 0.08 / height, "severity (0 = clean)", ha="center", fontsize=9)
-    _legend(figure, list(names.values()), height)
+    _legend(figure, names.values())
     return _svg(figure)
 
 
@@ -143,17 +175,10 @@ def _curve(
     axis: Any, conditions: Mapping[int, str], name: str, number: int, results: Mapping[str, dict[str, Any]]
 ) -> None:
     known = [(s, results[c][name]) for s, c in conditions.items() if name in results.get(c, {})]
-    xs, colour = [s for s, _ in known], COLOURS[number % 6]
-    axis.plot(
-        xs,
-        [r["rate"] for _, r in known],
-        color=colour,
-        marker=MARKERS[number % 6],
-        markersize=3.5,
-        linewidth=1.3,
-    )
+    xs, look = [s for s, _ in known], _look(number)
+    axis.plot(xs, [r["rate"] for _, r in known], markersize=3.5, linewidth=1.3, **look)
     low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
-    axis.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
+    axis.fill_between(xs, low, high, color=look["color"], alpha=0.16, linewidth=0)
 
 
 def subset_map(summary: dict[str, Any]) -> str | None:
@@ -174,7 +199,8 @@ def subset_map(summary: dict[str, Any]) -> str | None:
             lines.append((f"{name}, {suite.removeprefix('libero_')}", [p.get("rate", np.nan) for p in parts]))
     values = np.array([v for _, v in lines])
     height = 0.27 * len(lines) + 0.8
-    figure, ((axis,),) = _figure(8.4, height, 1.75, 0.1, 0.72, 0.08)
+    left = max(1.75, 1.15 * _width((text for text, _ in lines), 8) + 0.1)  # bold ones are wider
+    figure, ((axis,),) = _figure(WIDTH, height, left, 0.1, 0.72, 0.08)
     axis.pcolormesh(
         np.ma.masked_invalid(values), vmin=0, vmax=1, cmap=HEAT, edgecolors="white", linewidth=0.8
     )
@@ -210,7 +236,7 @@ def task_map(summary: dict[str, Any], suite: str) -> str | None:
     panel, bottom = 0.17 * len(tasks) + 0.1, 1.45 if named else 0.3
     height = (panel + 0.28) * len(names) + bottom + 0.15
     figure, axes = _figure(
-        8.4, height, 0.55, 0.1, bottom, 0.25, rows=len(names), sharex=True, gaps={"hspace": 0.3 / panel}
+        WIDTH, height, 0.55, 0.1, bottom, 0.25, rows=len(names), sharex=True, gaps={"hspace": 0.3 / panel}
     )
     for axis, policy in zip(axes[:, 0], summary["policies"], strict=True):
         name = policy["name"]
