@@ -16,9 +16,10 @@ import numpy as np
 
 from multismolvla.corruption import SEVERITIES, parse_condition
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval.arms import Arms
+from multismolvla_eval.arms import Arms, faults_met
 from multismolvla_eval.bootstrap import interval_of, resampled_means, resampled_ratios, task_sizes
-from multismolvla_eval.grouping import announces, is_subset, reads_condition, seen, soft_types, stream
+from multismolvla_eval.checks import reaching_faults
+from multismolvla_eval.grouping import announced, is_subset, reads_condition, seen, soft_types, stream
 from multismolvla_eval.statistics import AREA_WEIGHTS, auroc, marginal_weights
 
 #: A modality that a policy trusts less than this counts as flagged by its gate.
@@ -46,7 +47,7 @@ def aggregates(
         "subset_profile": _subsets(name, arms, conditions, suite),
         "severity_area": _areas(name, arms, types, manifest, suite),
         "mce": None if name == baseline else _corruption_error(name, arms, types, manifest, suite),
-        "calibration": _calibration(name, arms, conditions, suite),
+        "calibration": _calibration(name, arms, conditions, manifest, suite),
     }
 
 
@@ -197,34 +198,46 @@ def _over_types(
 
 
 def _calibration(
-    name: str, arms: Arms, conditions: Sequence[str], suite: str | None
+    name: str, arms: Arms, conditions: Sequence[str], manifest: Mapping[str, Any], suite: str | None
 ) -> dict[str, dict[str, Any]] | None:
     """Per modality, whether the policy's gate knows that the sensor is corrupted; ``None`` without gate values.
 
-    A gate value says how far a policy trusts a modality. Announced losses do not count: there is nothing to detect.
+    A gate value says how far a policy trusts a modality beside its others. So faults of all of them at once cannot show and
+    are left out, as are announced losses, where there is nothing to detect, and episodes that did not meet their fault.
     """
-    gates = arms.episodes.gates
-    if not gates:
-        return None
-    found = {}
-    for modality in MODALITIES:
-        sound: list[int] = []
-        corrupted: list[int] = []
-        for condition in conditions:
-            if announces(condition):
-                continue
-            hit = any(f.modality == modality for f in parse_condition(condition).faults)
-            rows = [int(r) for r in arms.rows(name, condition, suite) if modality in gates.get(int(r), {})]
-            (corrupted if hit else sound).extend(rows)
-        distrust = [np.array([1 - gates[r][modality] for r in rows]) for rows in (corrupted, sound)]
-        value = auroc(*distrust)
-        if value is not None:
-            hits, flagged = np.array(corrupted), distrust[0] > 1 - OPERATING_POINT
-            found[modality] = {
-                "auroc": value,
-                "corrupted": len(corrupted),
-                "sound": len(sound),
-                "success_flagged": arms.rate_entry(hits[flagged]),
-                "success_missed": arms.rate_entry(hits[~flagged]),
-            }
-    return found or None
+    gates, met = arms.episodes.gates, faults_met(arms.episodes)
+    gated = {m for row in arms.all_rows(name).tolist() for m in gates.get(row, {})}
+    sound: dict[str, list[int]] = defaultdict(list)
+    corrupted: dict[str, list[int]] = defaultdict(list)
+    for condition in conditions:
+        faults = reaching_faults(condition, manifest)
+        hit = {f.modality for f in faults}
+        if gated <= hit or any(announced(f) for f in parse_condition(condition).faults):
+            continue
+        told = {f.modality for f in faults if announced(f)}  # derived from a faulted RGB
+        rows = arms.rows(name, condition, suite)
+        for row in rows[met[rows] != 0].tolist() if faults else rows.tolist():
+            for modality in gates.get(row, {}).keys() - told:
+                (corrupted if modality in hit else sound)[modality].append(row)
+    return {
+        m: _detection(corrupted[m], sound[m], {r: v[m] for r, v in gates.items() if m in v}, arms)
+        for m in MODALITIES
+        if corrupted[m] and sound[m]
+    } or None
+
+
+def _detection(
+    corrupted: Sequence[int], sound: Sequence[int], trust: Mapping[int, float], arms: Arms
+) -> dict[str, Any]:
+    """How well little trust tells the episodes of a corrupted sensor from those of a sound one."""
+    hits = np.array(corrupted)
+    doubt, false_doubt = (1 - np.array([trust[r] for r in rows]) for rows in (corrupted, sound))
+    flagged = doubt > 1 - OPERATING_POINT
+    return {
+        "auroc": auroc(doubt, false_doubt),
+        "corrupted": len(corrupted),
+        "sound": len(sound),
+        "sound_flagged": int((false_doubt > 1 - OPERATING_POINT).sum()),
+        "success_flagged": arms.rate_entry(hits[flagged]),
+        "success_missed": arms.rate_entry(hits[~flagged]),
+    }

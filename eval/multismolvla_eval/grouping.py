@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multismolvla.corruption import parse_condition
+from multismolvla.corruption import Fault, parse_condition
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.checks import reaching_faults, reads_fault, told_of_loss
 
@@ -89,9 +89,9 @@ def told(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, An
     return None if policy.get("reads_masks") is None else told_of_loss(policy, condition_id, dict(manifest))
 
 
-def announces(condition_id: str) -> bool:
-    """Whether a condition takes sensors away and says so."""
-    return any(f.announced and f.kind != "soft" for f in parse_condition(condition_id).faults)
+def announced(fault: Fault) -> bool:
+    """Whether a fault takes a sensor away and says so."""
+    return fault.announced and fault.kind != "soft"
 
 
 def seen(condition_id: str) -> bool | None:

@@ -235,7 +235,8 @@ def calibration_lines(name: str, figures: Mapping[str, Any]) -> list[str]:
     for modality, entry in (figures["calibration"] or {}).items():
         lines.append(
             f"gate of {modality}: AUROC {entry['auroc']:.2f} for “this sensor is corrupted” ({entry['corrupted']} corrupted, "
-            f"{entry['sound']} sound episodes; no interval: the same starts stand on both sides); success "
+            f"{entry['sound']} sound episodes; no interval: the same starts stand on both sides); it flags "
+            f"{percent(entry['sound_flagged'] / entry['sound'])} of the sound ones, too; success "
             f"{rate_text(entry['success_flagged'])} where it was flagged, {rate_text(entry['success_missed'])} where it was missed"
         )
     return [f"{name}: {line}." for line in lines]

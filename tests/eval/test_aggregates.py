@@ -10,11 +10,14 @@ import pytest
 from report_readers import csv_of, summary_of
 from synthetic import RUN, synthetic_run, write_rows
 
+from multismolvla.corruption import parse_condition
+from multismolvla.modalities import MODALITIES
 from multismolvla_eval.episodes import collect
 from multismolvla_eval.report import main
 from multismolvla_eval.results import read_manifest, read_rows
 from multismolvla_eval.statistics import wilson
 from multismolvla_eval.summary import summarise
+from multismolvla_eval.texts import calibration_lines
 
 
 def test_severity_area_compares_the_same_starts(tmp_path):
@@ -234,15 +237,69 @@ def test_repetitions_of_the_clean_condition_are_no_independent_episodes(tmp_path
 
 
 def test_gates_are_calibrated_where_rows_have_them(tmp_path):
+    """The gate of RGB notices black pictures but in the first episodes, and once cries wolf."""
+
     def change(row):
-        corrupted = row["condition"] == "C2:rgb=zero"
-        row["gate"] = {"rgb": 0.2 if corrupted and row["episode"] else 0.9, "depth": 0.9}
+        black = row["condition"] == "C2:rgb=zero"
+        wolf = (row["condition"], row["task_id"], row["episode"]) == ("C0", 0, 9)
+        row["gate"] = {"rgb": 0.2 if (black and row["episode"]) or wolf else 0.9, "depth": 0.9}
+        row["success"] = not black or row["episode"] == 0
 
     calibration = summary_of(tmp_path / "run", change)["aggregates"]["ours"]["calibration"]
     rgb = calibration["rgb"]
     assert 0.5 < rgb["auroc"] < 1
-    assert rgb["success_flagged"]["n"] == 8
+    assert (rgb["success_flagged"]["successes"], rgb["success_flagged"]["n"]) == (0, 8)
+    assert rgb["success_missed"]["successes"] == rgb["success_missed"]["n"] == 2 + 5 * 10
     assert rgb["success_flagged"]["low"] < rgb["success_flagged"]["high"]
-    assert rgb["corrupted"] == 10 + 5 * 10 + 10, "C2, five severities of noise, the delay of all"
+    assert rgb["corrupted"] == 10 + 5 * 10, "C2 and five severities of noise, but not the delay of all"
+    assert (rgb["sound"], rgb["sound_flagged"]) == (20 + 10 + 2 * 10, 1), (
+        "clean, nothing lost, and faults of depth"
+    )
     assert calibration["depth"]["auroc"] == 0.5
+    (line, _) = calibration_lines("ours", {"calibration": calibration})
+    assert (
+        "it flags 2 % of the sound ones, too; success 0 % (0/8, 0–32) where it was flagged, 100 % (52/52"
+        in line
+    )
     assert summary_of(tmp_path / "other")["aggregates"]["ours"]["calibration"] is None
+
+
+def test_a_perfect_relative_gate_is_rated_perfect(tmp_path):
+    """It trusts a faulted sensor less than the others: that cannot show faults of all, nor ones that were not met."""
+    texts = ["C2:rgb=zero", "C2:all=zero", "C4:rgb=delay@2", "C4:all=delay@2", "C4:all=frozen"]
+
+    def change(row):
+        hit = {f.modality for f in parse_condition(row["condition"]).faults}
+        if row["condition"] == "C4:rgb=delay@2":
+            row.update(fault_steps=4, fault_looks=int(row["episode"] > 1))
+            hit = hit if row["episode"] > 1 else set()
+        relative = 0 < len(hit) < len(MODALITIES)
+        row["gate"] = {m: 0.5 if not relative else 0.1 if m in hit else 0.6 for m in MODALITIES}
+
+    calibration = summary_of(tmp_path / "run", change, texts=texts)["aggregates"]["ours"]["calibration"]
+    assert list(calibration) == ["rgb"]
+    assert (calibration["rgb"]["auroc"], calibration["rgb"]["corrupted"]) == (1, 10 + 6)
+
+    def only_two(row):
+        change(row)
+        row["gate"] = {m: row["gate"][m] for m in ("rgb", "depth")}
+
+    both = ["C2:rgb=zero", "C2:rgb=zero+depth=zero"]
+    calibration = summary_of(tmp_path / "two", only_two, texts=both)["aggregates"]["ours"]["calibration"]
+    assert (calibration["rgb"]["auroc"], calibration["rgb"]["corrupted"]) == (1, 10), "all that it reads"
+
+
+def test_a_modality_computed_from_a_faulted_rgb_is_no_sound_one(tmp_path):
+    """A late RGB makes the thermal picture late; where RGB is broken, the thermal one is lost, and said to be."""
+
+    def change(row):
+        row["gate"] = {"rgb": 0.4, "depth": 0.6, "thermal": 0.5}
+
+    calibration = summary_of(
+        tmp_path / "run",
+        change,
+        texts=["C4:rgb=delay@2", "C3:rgb=fog@1"],
+        env={"type": "toy", "origins": {"rgb": "sensor", "depth": "sensor", "thermal": "derived"}},
+    )["aggregates"]["ours"]["calibration"]
+    counts = {m: (c["corrupted"], c["sound"]) for m, c in calibration.items()}
+    assert counts == {"rgb": (20, 20), "thermal": (10, 20)}
