@@ -41,8 +41,10 @@ class Arms(Cells):
         self.start = self.task * (int(state.max()) + 1) + state
 
     def fewest_starts(self) -> int:
-        """Number of different starts of the arm that has the fewest."""
-        return min(len(np.unique(self.start[self.rows(*arm)])) for arm in self.names())
+        """Number of different starts in the smallest cell: an arm in one suite."""
+        suites = self.episodes.names["suite"]
+        cells = (self.rows(*arm, suite) for arm in self.names() for suite in suites)
+        return min(len(np.unique(self.start[rows])) for rows in cells if len(rows))
 
     def names(self) -> list[tuple[str, str]]:
         """Policy and condition of every arm."""

@@ -12,6 +12,7 @@ from multismolvla_eval.arms import Arms
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.episodes import Cells
+from multismolvla_eval.grouping import told
 from multismolvla_eval.initial_states import recorded_state_notes
 from multismolvla_eval.origins import origin_notes
 from multismolvla_eval.provenance import distinct_provenance
@@ -48,12 +49,16 @@ def reader_notes(
     episodes = cells.episodes
     smallest = cells.fewest_starts()
     notes.append(
-        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''}: with 80 % power it can show "
-        f"{_points(detectable_difference(smallest))} on the same starts (if 15 % of the pairs differ) and "
-        f"{_points(detectable_unpaired(smallest))} against other ones. Read every rate with its interval."
+        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''} (of one policy, condition and suite): with "
+        f"80 % power it can show {_points(detectable_difference(smallest))} on the same starts (if 15 % of the pairs differ) "
+        f"and {_points(detectable_unpaired(smallest))} against other ones (around 80 % success). Read every rate with its "
+        "interval."
     )
     for policy in policies:
-        notes += _policy_notes(policy)
+        facts = manifest["policies"][policy["name"]]
+        conditions = [c for c in manifest["conditions"] if (policy["name"], c) in cells]
+        untold = any(told(facts, c, manifest) is False for c in conditions)
+        notes += _policy_notes(policy, untold)
     causes = [i for i, c in enumerate(episodes.names["cause"]) if c.startswith(("crash", "stuck"))]
     crashes = int((np.isin(episodes.codes["cause"], causes) & ~episodes.success).sum())
     if crashes:
@@ -103,7 +108,7 @@ def _sizes(*columns: np.ndarray) -> np.ndarray:
     return np.unique(np.stack(columns, 1), axis=0, return_counts=True)[1]
 
 
-def _policy_notes(policy: dict[str, Any]) -> list[str]:
+def _policy_notes(policy: dict[str, Any], untold: bool) -> list[str]:
     name, notes = policy["name"], []
     if policy["privileged"]:
         notes.append(
@@ -118,7 +123,7 @@ def _policy_notes(policy: dict[str, Any]) -> list[str]:
             for suite, part in policy["suites"].items()
             if not part["gate"]["passed"]
         ]
-    if policy["reads_masks"] is False and not policy["blind"] and not policy["privileged"]:
+    if policy["reads_masks"] is False and untold:
         notes.append(
             f"{name} does not read which sensors are announced as absent: cells with an announced loss are marked “not told”, "
             "because for it they are the same as with black pictures."

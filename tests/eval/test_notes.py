@@ -13,9 +13,12 @@ from multismolvla.files import write_json
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.conditions import LEVELS
 from multismolvla_eval.config import EnvironmentArguments, EvalConfig
+from multismolvla_eval.episodes import collect
 from multismolvla_eval.manifest import build_manifest
 from multismolvla_eval.plan import Counts
 from multismolvla_eval.report import main
+from multismolvla_eval.results import read_rows
+from multismolvla_eval.summary import summarise
 
 
 def test_notes_of_the_user_and_changes_of_commit_and_machine_are_shown(tmp_path, capsys):
@@ -50,6 +53,26 @@ def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states
         any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes)
         == warned
     )
+
+
+def test_the_smallest_cell_is_one_of_a_single_suite(tmp_path):
+    notes = summary_of(tmp_path / "run", suites=("toy", "game"), texts=["C2:rgb=zero"])["notes"]
+    (note,) = [n for n in notes if "smallest cell" in n]
+    assert "n = 10 starts (of one policy, condition and suite)" in note
+    assert "34 points on the same starts" in note
+    assert "50 points against other ones (around 80 % success)" in note
+
+
+def test_only_a_policy_with_a_marked_cell_is_said_to_be_not_told(tmp_path):
+    """Standing still reads no announcement either, but no picture that could be announced as lost."""
+    folder = synthetic_run(tmp_path / "run", names=("zero", "vanilla"), texts=["C1:-rgb", "C2:rgb=zero"])
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["policies"]["zero"] |= {"reads": [], "reads_masks": False}
+    manifest["policies"]["vanilla"]["reads_masks"] = False
+    episodes = collect(read_rows(folder, manifest["fingerprint"]), manifest["policies"])
+    for announced, named in ((["C1:depth+seg+thermal"], ["vanilla"]), ([], [])):
+        summary = summarise(episodes, {**manifest, "conditions": ["C0", *announced, "C2:rgb=zero"]})
+        assert [n.split()[0] for n in summary["notes"] if "are announced as absent" in n] == named
 
 
 @pytest.mark.parametrize(
