@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from multismolvla.processes import end_with_parent
 
 from .workspace import RecordingError
 
@@ -45,16 +45,8 @@ def _begin_worker() -> None:
     """Set up a simulator process before anything heavy is imported in it."""
     # LP_NUM_THREADS: two software renderers with a thread each beat one with two.
     os.environ.update(LP_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers in order
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent is gone: after kill -9 a pool's workers would wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def simulator(

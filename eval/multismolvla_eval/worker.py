@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from multismolvla.processes import end_with_parent
 from multismolvla_eval.config import EnvironmentArguments
 
 #: Exit code of a worker whose policy server is gone.
@@ -59,7 +60,8 @@ class WorkerArguments:
 
 
 def begin(arguments: WorkerArguments) -> None:
-    """What every process of a pool does first: leave Ctrl-C to the parent, write to its log, load the plug-ins."""
+    """What every process of a pool does first: see to its end, leave Ctrl-C to the parent, write to its log, load plug-ins."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     log = open(log_path(arguments), "a", buffering=1)  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), sys.stdout.fileno())

@@ -131,6 +131,39 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
     assert set(counts.values()) == {1}
 
 
+def test_no_simulator_outlives_a_run_that_is_killed(tmp_path):
+    """Its worker is in the middle of an episode, which would otherwise go on to its end."""
+    options = {"env.options": "{hang: [0, 0]}", "policies": "[a=builtin:zero]", "env.task_ids": "[0]"}
+    process = subprocess.Popen(
+        command(tmp_path / "run", **options),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)  # the episode begins
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert children
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(_runs(pid) for pid in children):
+        time.sleep(0.05)
+    left = [pid for pid in children if _runs(pid)]
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_control_c_leaves_a_resumable_state(tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(
