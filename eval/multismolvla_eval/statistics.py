@@ -56,7 +56,7 @@ class UnpairedDifference:
         difference: rate of the second arm minus rate of the first.
         low: lower bound of Newcombe's interval.
         high: upper bound.
-        detectable: the difference that so many episodes can show with 80 % power.
+        detectable: the difference that so many episodes can show with 80 % power around the rate of both arms together.
     """
 
     difference: float
@@ -152,7 +152,10 @@ def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
         second.rate * second.effective, second.effective, first.rate * first.effective, first.effective,
         compare="diff", method="newcomb", alpha=1 - CONFIDENCE,
     )  # fmt: skip
-    detectable = detectable_unpaired(first.effective, other=second.effective)
+    # Two successes and two failures more (Agresti and Coull 1998): that all succeeded does not make a chance of 100 %.
+    successes = first.rate * first.effective + second.rate * second.effective
+    pooled = (successes + 2) / (first.effective + second.effective + 4)
+    detectable = detectable_unpaired(first.effective, pooled, other=second.effective)
     return UnpairedDifference(second.rate - first.rate, float(low), float(high), detectable)
 
 

@@ -228,7 +228,17 @@ def test_unpaired_difference_is_newcombes():
     result = unpaired_difference(wilson(48, 80), wilson(56, 70))
     assert result.difference == pytest.approx(0.2)
     assert (result.low, result.high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
-    assert result.detectable == pytest.approx(detectable_unpaired(80, other=70))
+
+
+def test_what_an_unpaired_difference_can_show_depends_on_the_rates():
+    """By hand: (1.95996 + 0.84162) * sqrt(p (1 - p) (1 / 80 + 1 / 70)) with p = (48 + 56 + 2) / (150 + 4)."""
+    middle, high, all_ = (
+        unpaired_difference(wilson(a, 80), wilson(b, 70)).detectable
+        for a, b in ((48, 56), (78, 69), (80, 70))
+    )
+    assert middle == pytest.approx(0.2124, abs=1e-4)
+    assert high < 0.1
+    assert 0.04 < all_ < high, "but never nothing"
 
 
 def test_interval_of_a_mean_of_ratios():
