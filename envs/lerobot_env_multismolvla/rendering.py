@@ -7,8 +7,10 @@ orientation (bottom row first); the environment's processor step turns them.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import weakref
 from typing import Any
 
 import mujoco
@@ -33,13 +35,28 @@ def _gl_context(width: int, height: int) -> Any:
     if backend not in ("egl", "osmesa", "glfw", "glx"):
         raise ValueError(f"MUJOCO_GL={backend!r} is not known; expected 'egl' (default) or 'osmesa'.")
     try:
-        context = importlib.import_module(f"mujoco.{'glfw' if backend == 'glx' else backend}").GLContext
-        return context(width, height)
+        context = importlib.import_module(f"mujoco.{'glfw' if backend == 'glx' else backend}").GLContext(
+            width, height
+        )
     except (ImportError, AttributeError, RuntimeError) as error:
         raise RuntimeError(
             f"No off-screen GL context with MUJOCO_GL={backend}: {error}. On Debian: "
             "apt install libegl1 libegl-mesa0 libgl1-mesa-dri (egl) or libosmesa6 (osmesa)."
         ) from error
+    if not _ALIVE:
+        atexit.unregister(_free_all)
+        atexit.register(_free_all)  # anew: it must run before the exit handler of the display, made just now
+    _ALIVE.add(context)
+    return context
+
+
+#: Contexts not yet collected. One that lives on at the end of the process complains about modules that are gone.
+_ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _free_all() -> None:
+    for context in list(_ALIVE):
+        context.free()
 
 
 class SceneRenderer:

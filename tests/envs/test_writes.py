@@ -28,6 +28,8 @@ files = [h for h in logging.getLogger("robosuite_logs").handlers if isinstance(h
 assert not files, files  # /tmp/robosuite.log
 import numba
 assert numba.config.CACHE_DIR.startswith(os.environ["XDG_CACHE_HOME"]), numba.config.CACHE_DIR
+left_open = config.env_maker(suite, 0)()
+left_open.reset(seed=0)
 print("done")
 """
 
@@ -65,6 +67,9 @@ def test_no_question_and_no_write_outside_the_cache(tmp_path):
     )
     assert done.stdout.endswith("done\n"), done.stderr[-3000:]
     assert "Downloading" not in done.stdout
+    assert "Exception ignored" not in done.stderr, (
+        "an environment left open complains at the end of the process"
+    )
     assert written(folders["home"]) == set()
     assert written(folders["work"]) == set()
     assert written(folders["temp"]) <= {
