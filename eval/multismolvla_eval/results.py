@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from multismolvla_eval import fields
+from multismolvla_eval.fields import optional
+
 logger = logging.getLogger(__name__)
 
 #: 2: several suites per run, repetitions of C0 (`seed`), hash of the executed actions. 3: `start` covers the fixtures' places,
@@ -26,19 +29,27 @@ MANIFEST = "run.json"
 SHARD_PATTERN = "episodes-*.jsonl"
 #: What identifies an episode within a run.
 KEY = ("policy", "suite", "task_id", "condition", "episode", "seed")
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "run": str,
-    "policy": str,
-    "checkpoint": str,
-    "suite": str,
-    "task_id": int,
-    "condition": str,
-    "episode": int,
-    "seed": int,
-    "init_state": int,
-    "success": bool,
-    "steps": int,
-}
+#: What every row holds. Batches, crashes and environments that tell less leave some of it out.
+_ROW = fields.record(
+    {
+        **dict.fromkeys(("run", "policy", "checkpoint", "suite", "condition"), fields.text),
+        **dict.fromkeys(("task_id", "episode", "seed", "init_state", "steps"), fields.count),
+        "success": fields.flag,
+        **dict.fromkeys(("world", "cause", "start", "time"), optional(fields.text)),
+        **dict.fromkeys(("steps_to_success", "fault_steps", "fault_looks"), optional(fields.count)),
+        **dict.fromkeys(("door", "encoder"), optional(fields.texts)),
+        **dict.fromkeys(("seconds", "gripper"), optional(fields.each(optional(fields.number)))),
+        "peak_memory_mb": optional(fields.number),
+        "gate": optional(fields.each(fields.share)),
+        "clip": optional(fields.clip),
+    }
+)
+
+#: What to do about a line that no evaluation writes.
+_REPEAT = (
+    "The file was damaged after it was written: restore it, or delete the line and run the evaluation again to repeat the "
+    "episode."
+)
 
 Row = dict[str, Any]
 
@@ -101,7 +112,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         ResultsError: no such file, no valid JSON, or no object.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = fields.parse_json(path.read_bytes())
     except FileNotFoundError:
         raise ResultsError(f"There is no {path}. {remedy}") from None
     except ValueError as error:
@@ -222,24 +233,15 @@ def _read_shard(path: Path) -> Iterator[tuple[int, Row]]:
                 )
                 return
             try:
-                row = json.loads(line)
+                row = fields.parse_json(line)
             except ValueError as error:
-                raise ResultsError(
-                    f"{path.name}:{number} is not valid JSON ({error}). The file was damaged after it was written: "
-                    "restore it, or delete the line and run the evaluation again to repeat the episode."
-                ) from error
+                raise ResultsError(f"{path.name}:{number} is not valid JSON ({error}). {_REPEAT}") from error
             yield number, row
 
 
 def _check_row(row: Any, place: str, run: str) -> None:
-    if not isinstance(row, dict):
-        raise ResultsError(f"{place} holds a {type(row).__name__} instead of an episode.")
-    for name, kind in _REQUIRED.items():
-        value = row.get(name)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ResultsError(
-                f"{place}: field {name!r} is {value!r}, expected {getattr(kind, '__name__', kind)}."
-            )
+    if wrong := _ROW(row):
+        raise ResultsError(f"{place}{wrong}. {_REPEAT}")
     if row["run"] != run:
         raise ResultsError(
             f"{place} belongs to the run {row['run']!r}, this folder's manifest to {run!r}: environment, seed or "
