@@ -17,7 +17,7 @@ from multismolvla_eval.report import main
 from multismolvla_eval.results import read_manifest, read_rows
 from multismolvla_eval.statistics import wilson
 from multismolvla_eval.summary import summarise
-from multismolvla_eval.texts import calibration_lines
+from multismolvla_eval.texts import calibration_lines, families_text
 
 
 def test_severity_area_compares_the_same_starts(tmp_path):
@@ -190,7 +190,8 @@ def test_corruption_error_and_severity_area_need_all_severities(tmp_path, most):
 
 
 def test_families_are_the_conditions_of_a_group_that_hit_the_same_modality(tmp_path):
-    cells = {c["condition"]: c for c in summary_of(tmp_path / "run")["cells"]}
+    summary = summary_of(tmp_path / "run")
+    cells = {c["condition"]: c for c in summary["cells"]}
     sizes = {c["family"]: c["results"]["ours"]["versus_clean"]["family_size"] for c in cells.values() if c["results"]["ours"]["versus_clean"]}  # fmt: skip
     assert sizes == {
         "C1 subsets": 14,
@@ -205,6 +206,23 @@ def test_families_are_the_conditions_of_a_group_that_hit_the_same_modality(tmp_p
     noise = [cells[f"C3:rgb=builtin_noise@{s}"]["results"]["ours"]["versus_clean"] for s in range(1, 6)]
     least = min(noise, key=lambda e: e["p_value"])
     assert least["p_holm"] == pytest.approx(min(1, 5 * least["p_value"]))
+    text = families_text(summary)
+    assert (
+        "C0 (1), C1 subsets (14 to clean, 15 to the baseline), C1 cameras (1), C2 rgb (1), C3 rgb (5)" in text
+    )
+    assert "the difference is not settled" in text
+
+
+def test_families_of_suites_are_adjusted_apart_and_their_sizes_told(tmp_path):
+    """The second suite has run fewer severities."""
+    folder = synthetic_run(tmp_path / "run", suites=("toy", "game"), texts=SOFT[:5])
+    manifest = read_manifest(folder)
+    kept = [r for r in read_rows(folder, RUN) if r["suite"] == "toy" or not r["condition"].endswith("@5")]
+    summary = summarise(collect(kept, manifest["policies"]), manifest)
+    first = next(c for c in summary["cells"] if c["condition"] == "C3:rgb=builtin_noise@1")["results"]["ours"]
+    assert [first["suites"][s]["versus_clean"]["family_size"] for s in ("toy", "game")] == [5, 4]
+    assert first["versus_clean"]["family_size"] == 5
+    assert "C3 rgb (4–5)." in families_text(summary)
 
 
 def test_repetitions_of_the_clean_condition_are_no_independent_episodes(tmp_path, capsys):
