@@ -155,7 +155,8 @@ class FaultWrapper(gym.Wrapper):
             image, valid = apply_hard(image, valid, fault.modality, type_, first)
         elif fault.kind == "soft":
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
-            image, valid = apply_soft(image, valid, fault.modality, type_, fault.severity, generator)
+            labels = len(getattr(self.env.unwrapped, "labels", ())) or None
+            image, valid = apply_soft(image, valid, fault.modality, type_, fault.severity, generator, labels)
         elif type_ != "swapped":
             generator = torch.Generator().manual_seed(self._seed(fault, camera))
             image, valid = apply_cross(image, valid, fault.modality, type_, fault.parameter, generator)

@@ -79,12 +79,14 @@ def draw(config: SheetConfig) -> list[Path]:
     Raises:
         FileNotFoundError: a LIBERO suite without LIBERO's assets.
     """
+    from lerobot_env_multismolvla.labels import label_set
     from multismolvla.corruption import imagenet_c
     from multismolvla.modalities import MODALITIES
 
     frames = _episode(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    sheets = {m: modality_rows(frames[STEP], m, config.thumbnail) for m in MODALITIES}
+    labels = len(label_set(config.task))
+    sheets = {m: modality_rows(frames[STEP], m, config.thumbnail, labels) for m in MODALITIES}
     common = len(
         imagenet_c.COMMON_TYPES
     )  # one picture of all RGB types would be too long, and too large for a README
@@ -137,8 +139,15 @@ def _episode(config: SheetConfig) -> list[Frame]:
     return frames
 
 
-def modality_rows(frame: Frame, modality: str, thumbnail: int) -> list[Row]:
-    """All corruptions of one modality: soft types by severity, then hard and cross-modal ones."""
+def modality_rows(frame: Frame, modality: str, thumbnail: int, labels: int) -> list[Row]:
+    """All corruptions of one modality: soft types by severity, then hard and cross-modal ones.
+
+    Args:
+        frame: pictures of one step.
+        modality: which of them.
+        thumbnail: size of the small pictures in pixels.
+        labels: size of the segmentation pictures' label set.
+    """
     import torch
 
     from multismolvla.corruption import (
@@ -167,7 +176,8 @@ def modality_rows(frame: Frame, modality: str, thumbnail: int) -> list[Row]:
         pictures = [clean]
         for severity in SEVERITIES:
             generator = frame_generator(SEED, 0, type_)
-            pictures.append(small(*apply_soft(image, valid, modality, type_, severity, generator)))
+            broken = apply_soft(image, valid, modality, type_, severity, generator, labels)
+            pictures.append(small(*broken))
         seen = "\n(seen in training)" if seen_in_training(modality, type_) else ""
         rows.append(
             Row(type_.replace("_", " ") + seen, pictures, ["clean", *(f"severity {s}" for s in SEVERITIES)])

@@ -1,4 +1,4 @@
-"""Soft faults of segmentation. Ids are only moved, removed or exchanged for ids of the same picture, never mixed."""
+"""Soft faults of segmentation. Ids are only moved, removed or exchanged for others of the label set, never mixed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKGROUND_ID = 0
 LARGEST_ID = 255
 
 
-def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Tensor:
+def corrupt(image: Tensor, type: str, severity: int, generator: Generator, labels: int | None) -> Tensor:
     """Corrupt a segmentation picture.
 
     Args:
@@ -29,12 +29,13 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
         type: one of ``TYPES``.
         severity: 1..5. Pixel widths are those of the picture as given, whatever its size.
         generator: CPU generator.
+        labels: size of the label set: class ids are smaller. Only ``label_swap`` asks for it.
 
     Returns:
-        int64 (C, H, W). Every (class) id was in the picture or is ``BACKGROUND_ID``.
+        int64 (C, H, W). Every (class) id was in the picture, is ``BACKGROUND_ID`` or, for ``label_swap``, of the label set.
 
     Raises:
-        ValueError: an id is out of range.
+        ValueError: an id is out of range, or ``label_swap`` is not told the label set.
     """
     classes = image[0]
     instances = image[1] if image.shape[0] > 1 else torch.zeros_like(classes)
@@ -51,7 +52,7 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
         key = _boundary(key, BOUNDARY_PX[level], generator)
     elif type == "label_swap":
         swapped = _chosen(key, PROBABILITY[level], generator)
-        target = _other_class(classes, generator)
+        target = _other_class(classes, labels, generator)
         key = torch.where(swapped, target[classes] * 256 + instances, key)
     elif type == "instance_removed":
         key = torch.where(_chosen(key, PROBABILITY[level], generator), BACKGROUND_ID, key)
@@ -76,16 +77,20 @@ def _chosen(key: Tensor, probability: float, generator: Generator) -> Tensor:
     return (table[key] < probability) & (key // 256 != BACKGROUND_ID)
 
 
-def _other_class(classes: Tensor, generator: Generator) -> Tensor:
-    """For each class id another one that is in the picture: int64 (256,). The same in every frame if both are seen.
+def _other_class(classes: Tensor, labels: int | None, generator: Generator) -> Tensor:
+    """For each class id another one of the label set: int64 (256,).
 
-    An object is taken for the background only if the picture has no other class: that fault is ``instance_removed``.
+    Of the label set and not of the picture: what comes into view or leaves it must not change what the others are taken for.
+    An object is taken for the background only if there is no other class: that fault is ``instance_removed``.
     """
-    order = torch.randperm(256, generator=generator)
-    present = torch.zeros(256, dtype=torch.bool)
-    present[torch.unique(classes)] = True
-    present[BACKGROUND_ID] = present.sum() - present[BACKGROUND_ID].long() < 2
-    ring = order[present[order]]
+    largest = int(classes.max())
+    if labels is None or not largest < labels <= LARGEST_ID + 1:
+        raise ValueError(
+            f"label_swap needs the size of the label set, above the largest id of the picture ({largest}) and at most "
+            f"{LARGEST_ID + 1}; got labels={labels}."
+        )
+    first = BACKGROUND_ID + 1 if labels > 2 else BACKGROUND_ID
+    ring = first + torch.randperm(labels - first, generator=generator)
     target = torch.arange(256)
     target[ring] = ring.roll(-1)
     return target

@@ -9,7 +9,7 @@ from multismolvla.corruption import depth, rgb, segmentation, thermal
 from multismolvla.modalities import MODALITIES
 
 #: Raised whenever a definition or a parameter changes: figures of different versions are not comparable.
-CORRUPTION_VERSION = "2"
+CORRUPTION_VERSION = "3"
 SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 SOFT_TYPES: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,13 @@ def seen_in_training(modality: str, type: str) -> bool:
 
 
 def apply_soft(
-    image: Tensor, valid: Tensor | None, modality: str, type: str, severity: int, generator: Generator
+    image: Tensor,
+    valid: Tensor | None,
+    modality: str,
+    type: str,
+    severity: int,
+    generator: Generator,
+    labels: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Corrupt one unbatched picture.
 
@@ -57,13 +63,14 @@ def apply_soft(
         type: one of ``SOFT_TYPES[modality]``.
         severity: 1 (weak) to 5 (strong).
         generator: CPU generator (:func:`multismolvla.corruption.frame_generator`); no other random state is used.
+        labels: size of the segmentation pictures' label set; ``label_swap`` needs it.
 
     Returns:
         Picture of the same shape and dtype, and the validity: for depth always a mask, otherwise ``valid`` unchanged.
         The arguments are not modified.
 
     Raises:
-        ValueError: unknown modality, type or severity, or a picture that is not as described.
+        ValueError: unknown modality, type or severity, a picture that is not as described, or no label set to swap within.
     """
     if modality not in MODALITIES:
         raise ValueError(f"Unknown modality {modality!r}. Known: {list(MODALITIES)}.")
@@ -76,7 +83,8 @@ def apply_soft(
         mask = image > 0 if valid is None else valid
         return depth.corrupt(image, mask, type, severity, generator)
     if modality == "seg":
-        return segmentation.corrupt(image.to(torch.int64), type, severity, generator).to(image.dtype), valid
+        ids = segmentation.corrupt(image.to(torch.int64), type, severity, generator, labels)
+        return ids.to(image.dtype), valid
     module = rgb if modality == "rgb" else thermal
     if image.dtype == torch.uint8:
         result = module.corrupt(image.to(torch.float32) / 255, type, severity, generator)

@@ -143,7 +143,8 @@ def corrupt_pictures(
             if valid is not None:
                 out[valid_key(key)] = valid.clone()
             for b in chosen:
-                _corrupt_one(out, key, modality, b, int(drawn.severity[b, v, m]), drawn.generator(b, v, m))
+                severity = int(drawn.severity[b, v, m])
+                _corrupt_one(out, key, modality, b, severity, drawn.generator(b, v, m), cfg.num_labels)
             ids = token_key(view, modality)
             if ids in batch and not cfg.is_soft(modality):
                 out[ids] = batch[ids].clone()
@@ -156,14 +157,26 @@ def corrupt_pictures(
 
 
 def _corrupt_one(
-    out: dict[str, Tensor], key: str, modality: str, b: int, severity: int, generator: torch.Generator
+    out: dict[str, Tensor],
+    key: str,
+    modality: str,
+    b: int,
+    severity: int,
+    generator: torch.Generator,
+    labels: int,
 ) -> None:
     """Disturb sample ``b`` in place. The fault functions draw on the CPU, hence the way there and back."""
     types = TRAINING_TYPES[modality]
     type_ = types[int(torch.randint(len(types), (), generator=generator))]
     valid = out.get(valid_key(key)) if modality == Modality.DEPTH else None
     image, seen = apply_soft(
-        out[key][b].cpu(), None if valid is None else valid[b].cpu(), modality, type_, severity, generator
+        out[key][b].cpu(),
+        None if valid is None else valid[b].cpu(),
+        modality,
+        type_,
+        severity,
+        generator,
+        labels,
     )
     out[key][b] = image.to(out[key])
     if valid is not None and seen is not None:

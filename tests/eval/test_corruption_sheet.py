@@ -32,7 +32,7 @@ def frame(step: int = 0) -> dict:
 @needs_package
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_every_type_at_every_severity_has_its_thumbnail(modality):
-    rows = modality_rows(frame(), modality, THUMBNAIL)
+    rows = modality_rows(frame(), modality, THUMBNAIL, labels=6)
     labels = [r.label.split("\n")[0].replace(" ", "_") for r in rows]
     assert labels[: len(SOFT_TYPES[modality])] == list(SOFT_TYPES[modality])
     for row in rows[: len(SOFT_TYPES[modality])]:

@@ -22,6 +22,7 @@ from multismolvla.corruption import (
 from multismolvla.modalities import MODALITIES
 
 SIZE = 64
+LABELS = 8
 ALL_TYPES = [(m, t) for m in MODALITIES for t in SOFT_TYPES[m]]
 #: Types of ImageNet-C whose mean difference need not grow, by their published values: other weather picture, other hue
 #: direction, another aliasing grid, drops of water before drops of mud, more rounds at a smaller reach.
@@ -49,7 +50,8 @@ def picture(modality: str) -> torch.Tensor:
 def corrupted(modality: str, type_: str, severity: int, seed: int = 7):
     if type_ in IMAGENET_C_TYPES and not imagenet_c_available():
         pytest.skip("imagecorruptions is not installed")
-    return apply_soft(picture(modality), None, modality, type_, severity, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return apply_soft(picture(modality), None, modality, type_, severity, generator, LABELS)
 
 
 @pytest.mark.parametrize(("modality", "type_"), ALL_TYPES)
@@ -87,13 +89,13 @@ def test_no_global_random_state_is_touched_and_input_is_kept(modality, type_):
     if type_ in IMAGENET_C_TYPES and not imagenet_c_available():
         pytest.skip("imagecorruptions is not installed")
     original = clean.clone()
-    apply_soft(clean, None, modality, type_, 3, torch.Generator().manual_seed(1))
+    apply_soft(clean, None, modality, type_, 3, torch.Generator().manual_seed(1), LABELS)
     assert torch.equal(clean, original)
     assert (np.random.get_state()[1] == numpy_before).all()
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 
-@pytest.mark.parametrize("type_", SOFT_TYPES["seg"])
+@pytest.mark.parametrize("type_", [t for t in SOFT_TYPES["seg"] if t != "label_swap"])
 @pytest.mark.parametrize("seed", range(6))
 def test_segmentation_ids_are_never_new(type_, seed):
     clean = picture("seg")
@@ -105,13 +107,34 @@ def test_segmentation_ids_are_never_new(type_, seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_swapped_label_is_another_objects_label_while_there_is_one(seed):
+def test_a_swapped_label_is_another_class_of_the_label_set_while_there_is_one(seed):
     clean = picture("seg")
     image, _ = corrupted("seg", "label_swap", 5, seed)
     assert not ((image[0] == 0) & (clean[0] != 0)).any(), "that would be a removed instance"
-    alone = (clean == clean.max()).to(torch.uint8) * 7
-    image, _ = apply_soft(alone, None, "seg", "label_swap", 5, torch.Generator().manual_seed(seed))
-    assert set(image[0].unique().tolist()) <= {0, 7}
+    assert image[0].max() < LABELS
+    assert torch.equal(image[1], clean[1])
+    alone = (clean == clean.max()).to(torch.uint8)
+    image, _ = apply_soft(alone, None, "seg", "label_swap", 5, torch.Generator().manual_seed(seed), 2)
+    assert set(image[0].unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_object_keeps_its_wrong_label_when_another_class_comes_into_view(seed):
+    before = picture("seg")
+    after = before.clone()
+    after[0, :10, :10], after[1, :10, :10] = 6, 9
+    swapped = [
+        apply_soft(p, None, "seg", "label_swap", 5, frame_generator(seed, step, "label_swap"), LABELS)[0]
+        for step, p in enumerate((before, after))
+    ]
+    seen_before = after[0] != 6
+    assert torch.equal(swapped[0][0][seen_before], swapped[1][0][seen_before])
+
+
+@pytest.mark.parametrize("labels", [None, 4, 257])
+def test_labels_cannot_be_swapped_without_the_label_set(labels):
+    with pytest.raises(ValueError, match=rf"largest id of the picture \(4\).*got labels={labels}"):
+        apply_soft(picture("seg"), None, "seg", "label_swap", 1, torch.Generator(), labels)
 
 
 @pytest.mark.parametrize("type_", SOFT_TYPES["depth"])

@@ -23,6 +23,7 @@ from multismolvla.modalities import MODALITIES
 #: The package's types have tests of their own; they take up to half a second per picture.
 OWN = [(m, t) for m in MODALITIES for t in SOFT_TYPES[m] if not needs_imagecorruptions(t)]
 SIZES = st.integers(32, 80)
+LABELS = 9
 
 
 def random_picture(modality: str, height: int, width: int, seed: int) -> torch.Tensor:
@@ -44,7 +45,8 @@ def random_picture(modality: str, height: int, width: int, seed: int) -> torch.T
 def test_range_dtype_shape_and_holes_are_kept(kind, severity, height, width, seed):
     modality, type_ = kind
     clean = random_picture(modality, height, width, seed)
-    image, valid = apply_soft(clean, None, modality, type_, severity, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    image, valid = apply_soft(clean, None, modality, type_, severity, generator, LABELS)
     assert image.shape == clean.shape
     assert image.dtype == clean.dtype
     if modality == "depth":
@@ -54,7 +56,8 @@ def test_range_dtype_shape_and_holes_are_kept(kind, severity, height, width, see
         assert torch.isfinite(image).all()
         assert image.max() <= clean.max() * 1.3 + 5
     elif modality == "seg":
-        assert set(image[0].unique().tolist()) <= {0, *clean[0].unique().tolist()}
+        known = range(LABELS) if type_ == "label_swap" else {0, *clean[0].unique().tolist()}
+        assert set(image[0].unique().tolist()) <= set(known)
         pairs = set(zip(image[0].flatten().tolist(), image[1].flatten().tolist(), strict=True))
         assert len({i for _, i in pairs}) <= len(set(clean[1].unique().tolist()) | {0})
     else:
@@ -69,7 +72,9 @@ def test_a_frame_depends_on_seed_and_step_only(kind, severity, seed):
     clean = random_picture(modality, 40, 56, 1)
 
     def frame(step: int) -> torch.Tensor:
-        return apply_soft(clean, None, modality, type_, severity, frame_generator(seed, step, type_))[0]
+        return apply_soft(clean, None, modality, type_, severity, frame_generator(seed, step, type_), LABELS)[
+            0
+        ]
 
     forwards = [frame(step) for step in range(3)]
     backwards = [frame(step) for step in (2, 1, 0)][::-1]
