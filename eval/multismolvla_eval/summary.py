@@ -142,6 +142,8 @@ def gate_of(
         reason = f"it never succeeds on clean input (0 of {clean['n']})"
     elif reference is None:
         reason = "the baseline, by whose clean success it is judged, has no clean episodes yet"
+    elif reference["successes"] == 0:
+        reason = f"the baseline, by whose clean success it is judged, never succeeds on clean input (0 of {reference['n']})"
     elif clean["rate"] < GATE_SHARE * reference["rate"]:
         reason = f"its clean success of {clean['rate']:.0%} is below half of the baseline's {reference['rate']:.0%}"
     else:
@@ -333,7 +335,8 @@ def _clips(episodes: Episodes) -> list[dict[str, Any]]:
 
 
 def _command(condition_id: str, manifest: dict[str, Any]) -> str:
-    policies = ", ".join(f"{n}={p.get('path') or p['checkpoint']}" for n, p in manifest["policies"].items())
+    # Runs from before built-in policies had a path have it as their type.
+    policies = ", ".join(f"{n}={p.get('path') or p['type']}" for n, p in manifest["policies"].items())
     env, suites = manifest["comparable"]["env"], manifest["suites"].values()
     tasks = sorted({int(i) for suite in suites for i in suite["tasks"]})
     batch_size, clean_only = manifest["comparable"].get("batch_size", 1), manifest.get("clean_only")

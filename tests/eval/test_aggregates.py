@@ -144,6 +144,20 @@ def test_a_baseline_that_ran_clean_only_leaves_no_corruption_error(tmp_path):
     assert figures["ours"]["mce"]["mean"] is figures["vanilla"]["severity_area"]["mean"] is None
 
 
+def test_a_baseline_that_never_succeeds_judges_nobody(tmp_path):
+    """Half of nothing is reached by a policy with one success of twenty."""
+
+    def change(row):
+        row["success"] = (row["policy"], row["task_id"], row["episode"]) == ("ours", 0, 0)
+
+    summary = summary_of(tmp_path / "run", change, texts=SOFT)
+    ours = summary["policies"][0]
+    assert ours["clean"]["successes"] == 1
+    assert "baseline, by whose clean success it is judged, never succeeds" in ours["gate"]["reason"]
+    assert summary["aggregates"] == {}
+    assert all(c["results"]["ours"]["versus_clean"] is None for c in summary["cells"])
+
+
 def test_every_summary_number_has_n_and_an_interval_or_a_reason(tmp_path, capsys):
     folder = synthetic_run(tmp_path / "run", suites=("toy", "game"), clean_seeds=2)
     assert main([str(folder)]) == 0
