@@ -97,13 +97,15 @@ def run_episode(
         "start": state_hash(raw_env),
     }
     loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], clock, recorder, door_picture)
-    view = _View(raw_env, condition)
-    policy.reset()
-    policy.watch(raw_env)
+    looked_at = policy.config is not None or bool(recorder)  # also after the first observation
+    view = _View(raw_env, condition, looked_at)
+    with clock.measure("policy"):
+        policy.reset()
+        policy.watch(raw_env)  # where an expert that tries its motions first spends most of its time
     _seed_everything(seeds["policy"])
 
     cause: str | None = "time_out"
-    met = _Met(condition)
+    met = _Met(condition, looked_at)
     while loop.steps < source.max_steps:
         met.note(info, loop.steps, loop.policy_looks())
         action = loop.decide(observation)
@@ -152,7 +154,7 @@ def run_episode(
 
 
 class _Clock:
-    """Where an episode's time goes: ``env`` (physics, resets), ``render``, ``policy`` (observations included), ``clip``."""
+    """Where an episode's time goes: ``env`` (physics, resets), ``render``, ``policy`` (observations and search included), ``clip``."""
 
     def __init__(self) -> None:
         self.seconds = {"policy": 0.0, "env": 0.0, "render": 0.0, "clip": 0.0}
@@ -181,16 +183,18 @@ class _Met:
     limit, moved nobody. A frozen picture counts from the first frame on, which is the one that stays.
 
     Attributes:
-        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell.
+        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell, as of a fault
+            in time where nothing is rendered because nobody looks.
         first: the first of them, ``None`` if there is none.
         looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that acts in chunks
             may step through a short fault without a look, and then it has not met it.
     """
 
-    def __init__(self, condition: Condition) -> None:
+    def __init__(self, condition: Condition, looked_at: bool) -> None:
         self._faulted = bool(condition.faults)
         # All other faults last; the environment does not tell so where _View spares the rendering.
         self._in_time = any(f.kind == "temporal" for f in condition.faults)
+        self._untold = self._in_time and not looked_at
         self.steps: int | None = 0
         self.looks: int | None = 0
         self.first: int | None = None
@@ -199,7 +203,7 @@ class _Met:
         """Count the observation before this step."""
         if not self._faulted or self.steps is None or self.looks is None:
             return
-        if "fault_active" not in info:
+        if self._untold or "fault_active" not in info:
             self.steps = self.looks = self.first = None
         elif info["fault_active"] or (self.first is not None and not self._in_time):
             self.steps += 1
@@ -210,13 +214,13 @@ class _Met:
 class _View:
     """Spares the rendering of observations that nobody looks at: most of them, for policies that act in chunks.
 
-    Faults in time show earlier pictures and so need all of them. All others, and the thermal camera's noise, are functions
-    of the step's number. Environments without ``render_observations`` render always.
+    Faults in time show earlier pictures and so need all of them, unless nobody looks at any. All others, and the
+    thermal camera's noise, are functions of the step's number. Environments without ``render_observations`` render always.
     """
 
-    def __init__(self, env: gym.Env, condition: Condition) -> None:
+    def __init__(self, env: gym.Env, condition: Condition, looked_at: bool) -> None:
         self._env: Any = env.unwrapped
-        self._always = any(f.kind == "temporal" for f in condition.faults)
+        self._always = looked_at and any(f.kind == "temporal" for f in condition.faults)
         self._switchable = hasattr(env.unwrapped, "render_observations")
 
     def show(self, looks: bool) -> None:

@@ -53,6 +53,10 @@ class Recorders:
     def __init__(self, members: Sequence[Recorder]) -> None:
         self._members = tuple(members)
 
+    def __len__(self) -> int:
+        """Number of recorders; without any, nobody looks."""
+        return len(self._members)
+
     def wants(self, step: int) -> bool:
         """Whether any of them wants the observation."""
         return any(m.wants(step) for m in self._members)

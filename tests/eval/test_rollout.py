@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.results import ResultsError, read_manifest
 from multismolvla_eval.rollout import run_episode
 from multismolvla_eval.sources import state_hash
+from multismolvla_eval.view import Recorders
 
 
 def toy_source():
@@ -194,3 +196,63 @@ def test_looks_at_a_fault_in_time_are_the_faulted_steps_among_all_looks(steps, c
     assert row["fault_steps"] == len(acted_on)
     assert row["fault_looks"] == len(acted_on & set(range(0, 6, chunk)))
     assert row["first_fault_step"] == min(acted_on, default=None)
+
+
+class Switchable(ToyEnv):
+    """Counts what it renders, as our environments do it, and tells whether the picture shows a fault."""
+
+    def __init__(self, task_id, options):
+        super().__init__(task_id, options)
+        self.render_observations, self.rendered = True, 0
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        return observation, {**info, "fault_active": True}
+
+    def step(self, action):
+        self.rendered += self.render_observations
+        *rest, info = super().step(action)
+        return (*rest, {**info, "fault_active": self.render_observations})
+
+
+class Watching:
+    """A recorder that wants every third observation."""
+
+    def wants(self, step):
+        return step % 3 == 0
+
+    def frame(self, env, batch, step):
+        pass
+
+    def acted(self, action, step):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("condition", "policy", "recorder", "rendered", "met"),
+    [
+        ("C4:rgb=burst", BuiltinPolicy("zero", 7), Recorders([]), 0, None),
+        ("C4:rgb=burst", BuiltinPolicy("zero", 7), None, 0, None),
+        ("C4:rgb=burst", BuiltinPolicy("zero", 7), Recorders([Watching()]), 6, 6),
+        ("C4:rgb=burst", Chunked(3), Recorders([]), 6, 6),
+        ("C2:rgb=zero", BuiltinPolicy("zero", 7), Recorders([]), 0, 6),
+        ("C2:rgb=zero", Chunked(3), Recorders([]), 2, 6),
+    ],
+)
+def test_what_nobody_looks_at_is_not_rendered(condition, policy, recorder, rendered, met):
+    source = toy_source()
+    source._envs[0] = env = Switchable(0, {})
+    source.with_faults = lambda env, condition, run_seed: gym.Wrapper(env)
+    row = run_episode(Episode("p", "toy", 0, condition, 1), source, policy, 0, recorder)
+    assert (row["steps"], env.rendered) == (6, rendered)
+    assert row["fault_steps"] == met
+
+
+def test_an_experts_search_counts_as_the_policys_time():
+    class Searching(BuiltinPolicy):
+        def watch(self, env):
+            time.sleep(0.05)
+
+    seconds = run_episode(Episode("p", "toy", 0, "C0", 0), toy_source(), Searching("zero", 7), 0)["seconds"]
+    assert seconds["policy"] >= 0.05
+    assert sum(seconds[k] for k in ("policy", "env", "render", "clip")) <= seconds["total"] + 0.01
