@@ -134,7 +134,13 @@ class ExpertPolicy:
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
-        return {"type": EXPERT, **BLIND, "privileged": True, "description": EXPERT_DESCRIPTION}
+        return {
+            "path": EXPERT,
+            "type": EXPERT,
+            **BLIND,
+            "privileged": True,
+            "description": EXPERT_DESCRIPTION,
+        }
 
     def reset(self) -> None:
         """Forget the last episode."""

@@ -91,7 +91,7 @@ class BuiltinPolicy:
 
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest."""
-        return {"type": self.checkpoint, **BLIND}
+        return {"path": self.checkpoint, "type": self.checkpoint, **BLIND}
 
     def reset(self) -> None:
         """Nothing to forget."""

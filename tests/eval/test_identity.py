@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import draccus
 import pytest
+from report_readers import summary_of
+from synthetic import manifest_of
 
 import lerobot_env_multismolvla
+from multismolvla_eval.baselines import ExpertPolicy
 from multismolvla_eval.checkpoints import policy_hash
+from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.episodes import collect
 from multismolvla_eval.identity import EXPERT, EXPERT_DESCRIPTION, _expert_hash, builtin_identity
+from multismolvla_eval.policies import BuiltinPolicy
 from multismolvla_eval.results import ResultsError
 
 PACKAGE = Path(lerobot_env_multismolvla.__file__).parent
@@ -56,3 +64,26 @@ def test_rows_of_another_version_are_refused_by_name():
 def test_the_description_says_what_the_expert_may_do_that_no_policy_may():
     for word in ("privileged", "simulator's state", "tries variants", "retries", "upper bound", "no policy"):
         assert word in EXPERT_DESCRIPTION
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_the_command_of_a_cell_names_built_in_policies_as_they_were_asked_for(tmp_path, older):
+    libero = SimpleNamespace(config=SimpleNamespace(type="multismolvla_libero"))
+    built_in = {"expert": ExpertPolicy(libero), "still": BuiltinPolicy("zero", 7)}
+    manifest = manifest_of(("toy",), [], (*built_in, "vanilla"))
+    for name, policy in built_in.items():
+        facts = {**policy.describe(), "checkpoint": policy.checkpoint}
+        manifest["policies"][name] = {k: v for k, v in facts.items() if not (older and k == "path")}
+    summary = summary_of(
+        tmp_path,
+        texts=["C2:rgb=zero"],
+        clean=(1, 0, 1),
+        names=(*built_in, "vanilla"),
+        policies=manifest["policies"],
+    )
+    for cell in summary["cells"]:
+        config = draccus.parse(EvalConfig, args=shlex.split(cell["command"])[1:])
+        config.check()
+        assert config.policy_paths() == {
+            "expert": EXPERT, "still": "builtin:zero", "vanilla": "outputs/vanilla",
+        }  # fmt: skip
