@@ -119,7 +119,7 @@ def _policy_notes(policy: dict[str, Any], untold: bool) -> list[str]:
         notes.append(f"No robustness figures for {name}: {policy['gate']['reason']}.")
     else:
         notes += [
-            f"No robustness figures for {name} in {suite}: {part['gate']['reason']}."
+            f"No robustness figures for {name} in {suite}: {part['gate']['reason']}. Its figures over all suites include {suite}."
             for suite, part in policy["suites"].items()
             if not part["gate"]["passed"]
         ]

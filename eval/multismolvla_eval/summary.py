@@ -262,11 +262,13 @@ def _result(
 def _aggregates(
     policy: dict[str, Any], cells: Arms, conditions: Sequence[str], manifest: dict[str, Any]
 ) -> dict[str, Any]:
+    """Figures over all suites, whose ``gate_fails_in`` names those that have none of their own, and per suite."""
     name = policy["name"]
-    suites = [s for s, part in policy["suites"].items() if part["gate"]["passed"]]
+    passed = {s: part["gate"]["passed"] for s, part in policy["suites"].items()}
     return {
         **aggregates(name, cells, conditions, manifest),
-        "suites": {s: aggregates(name, cells, conditions, manifest, s) for s in suites},
+        "gate_fails_in": [s for s, fine in passed.items() if not fine],
+        "suites": {s: aggregates(name, cells, conditions, manifest, s) for s, fine in passed.items() if fine},
     }
 
 

@@ -181,7 +181,13 @@ def aggregate_lines(name: str, figures: Mapping[str, Any]) -> list[str]:
             f"{rate_text(profile['worst'])} with {' + '.join(profile['worst_subset'])}; value of having a modality, in "
             f"points: {marginal}"
         )
-    return [f"{name}: {line}." for line in lines]
+    return [f"{name}{_weak_suites(figures)}: {line}." for line in lines]
+
+
+def _weak_suites(figures: Mapping[str, Any]) -> str:
+    """`` (all suites, also hard, where …)``: what figures over all suites hide; empty if nothing or of one suite."""
+    weak = figures.get("gate_fails_in")
+    return f" (all suites, also {', '.join(weak)}, where it fails the gate)" if weak else ""
 
 
 def _type_lines(
@@ -239,7 +245,7 @@ def calibration_lines(name: str, figures: Mapping[str, Any]) -> list[str]:
             f"{percent(entry['sound_flagged'] / entry['sound'])} of the sound ones, too; success "
             f"{rate_text(entry['success_flagged'])} where it was flagged, {rate_text(entry['success_missed'])} where it was missed"
         )
-    return [f"{name}: {line}." for line in lines]
+    return [f"{name}{_weak_suites(figures)}: {line}." for line in lines]
 
 
 def families_text(summary: Mapping[str, Any]) -> str:

@@ -63,6 +63,29 @@ def test_the_smallest_cell_is_one_of_a_single_suite(tmp_path):
     assert "50 points against other ones (around 80 % success)" in note
 
 
+def test_figures_over_all_suites_name_those_that_fail_the_gate(tmp_path, capsys):
+    folder = synthetic_run(
+        tmp_path / "run",
+        suites=("easy", "hard"),
+        texts=[f"C3:rgb=builtin_noise@{s}" for s in range(1, 6)],
+        rate=lambda e: 0.0 if (e.policy, e.suite) == ("ours", "hard") else 0.95,
+    )
+    assert main([str(folder)]) == 0
+    found = json.loads((folder / "results.json").read_text())["aggregates"]
+    assert (found["ours"]["gate_fails_in"], found["vanilla"]["gate_fails_in"]) == (["hard"], [])
+    page, text, terminal = (
+        (folder / "report.html").read_text(),
+        (folder / "report.md").read_text(),
+        capsys.readouterr().out,
+    )
+    for told in (text, terminal):
+        assert "ours (all suites, also hard, where it fails the gate): severity area" in told
+        assert "vanilla: severity area" in told
+    assert "ours in easy: severity area" in text
+    for told in (page, text, terminal):
+        assert "Its figures over all suites include hard." in told
+
+
 def test_only_a_policy_with_a_marked_cell_is_said_to_be_not_told(tmp_path):
     """Standing still reads no announcement either, but no picture that could be announced as lost."""
     folder = synthetic_run(tmp_path / "run", names=("zero", "vanilla"), texts=["C1:-rgb", "C2:rgb=zero"])
