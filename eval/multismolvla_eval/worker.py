@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 from dataclasses import dataclass
@@ -119,6 +120,12 @@ def log_path(arguments: WorkerArguments) -> Path:
     return folder / f"{arguments.role}-{arguments.number}.log"
 
 
+def _peak_memory_mb() -> int:
+    """Of this process until now, with the simulators and all policies that it holds."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
 class _State:
     """Open simulators and loaded policies of one worker."""
 
@@ -155,6 +162,7 @@ class _State:
         if live is not None:
             live.finish(row)
         row["worker"] = self.arguments.number
+        row["peak_memory_mb"] = _peak_memory_mb()
         row["clip"] = None
         if recorder is not None and keeps_clip(episode, row["success"], self._filmed_failures):
             path = self.arguments.output / "clips" / clip_name(episode)

@@ -115,6 +115,7 @@ def row_of(e, manifest, success):
         "door": {k: e.condition if k in faulted else "clean" for k in facts["reads"]},
         "start": f"{e.suite}/{e.task_id}/{e.episode}", "clip": None,
         "seconds": {"total": 1.0, "policy": 0.1, "env": 0.5}, "gripper": {"closed": 0.5, "switches": 1},
+        "peak_memory_mb": 1500,
     }  # fmt: skip
 
 

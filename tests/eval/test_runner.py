@@ -64,6 +64,7 @@ def test_run_extend_and_rerun(make_config, capsys):
     assert len(rows) == 2 * 2 * (2 + 1 + 1)
     assert all(r["success"] == (r["episode"] % 2 == 0) for r in rows)
     assert {r["cause"] for r in rows} == {None, "time_out"}
+    assert all(100 < r["peak_memory_mb"] < 10_000 for r in rows), "a process that has imported torch"
     by_key = {(r["policy"], r["task_id"], r["condition"], r["episode"]): r for r in rows}
     for (policy, task, condition, episode), r in by_key.items():
         twin = by_key["vanilla" if policy == "ours" else "ours", task, condition, episode]
