@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval import plots, texts
 from multismolvla_eval.grouping import GROUPS
+from multismolvla_eval.tables import COSTS
 
 if TYPE_CHECKING:
     import jinja2
@@ -92,6 +93,13 @@ def report_page(summary: dict[str, Any], results: Path, title: str) -> str:
         "calibration": [
             line for n, f in summary["aggregates"].items() for line in texts.calibration_lines(n, f)
         ],
+        "suite_calibration": [
+            line
+            for n, f in summary["aggregates"].items()
+            for suite, part in f["suites"].items()
+            for line in texts.calibration_lines(f"{n} in {suite}", part)
+        ],
+        "costs": COSTS,
         "by_name": {p["name"]: p for p in summary["policies"]},
         "suites": list(summary["policies"][0]["suites"]),
         "groups": {g: [c for c in summary["cells"] if c["group"] == g] for g in present},

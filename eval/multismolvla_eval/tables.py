@@ -16,8 +16,10 @@ from multismolvla_eval.texts import (
     difference_text,
     families_text,
     headline,
+    kept_text,
     label,
     met_text,
+    percent,
     power_text,
     rate_text,
     result_text,
@@ -31,6 +33,11 @@ CSV_COLUMNS = (
     *(f"{c}_{k}" for c in ("versus_clean", "versus_baseline") for k in _COMPARED),
     "relative", "relative_low", "relative_high", "steps_to_success", "time_outs", "met", "met_known", "offline_error",
 )  # fmt: skip
+#: What the policies' time and memory mean.
+COSTS = (
+    "Time per step is the policy's, actions that it has queued included. Peak memory is of the process that ran the "
+    "episodes, with the simulator and all policies in it; not that of an accelerator, nor of a process that serves batches."
+)
 
 
 def terminal_table(summary: dict[str, Any]) -> str:
@@ -90,19 +97,24 @@ def markdown(summary: dict[str, Any], title: str) -> str:
     lines += ["", f"{run['finished']} of {run['planned']} episodes, suites {', '.join(f'`{s}`' for s in run['suites'])}, "
               f"level `{run['level']}`, seed {run['seed']}. Rates with count and 95 % Wilson interval; differences in points, "
               "paired, with the 95 % bootstrap interval over tasks and starts, and Holm's p of exact McNemar tests; in "
-              "brackets what so many pairs can show with 80 % power. " + families_text(summary)]  # fmt: skip
+              "brackets what so many pairs can show with 80 % power. “Kept” is the share of the clean success that is left "
+              "on the same starts. " + families_text(summary)]  # fmt: skip
     lines += _markdown_clean(summary)
     for group, title_ in GROUPS.items():
-        lines += _markdown_group(summary, group, title_)
+        cells = [c for c in summary["cells"] if c["group"] == group]
+        lines += ["", f"## {title_}", "", *_markdown_cells(summary, cells)] if cells else []
     figures = []
     for name, whole in summary["aggregates"].items():
         figures += [*aggregate_lines(name, whole), *calibration_lines(name, whole)]
         for suite, part in whole["suites"].items():
-            figures += aggregate_lines(f"{name} in {suite}", part)
+            scope = f"{name} in {suite}"
+            figures += [*aggregate_lines(scope, part), *calibration_lines(scope, part)]
     lines += (
         ["", "## Figures over many conditions", "", *(f"- {line}" for line in figures)] if figures else []
     )
-    lines += _markdown_policies(summary)
+    for suite in summary["policies"][0]["suites"]:
+        lines += ["", f"## Suite {suite}", "", *_markdown_cells(summary, summary["cells"], suite)]
+    lines += [*_markdown_diagnostics(summary), *_markdown_policies(summary)]
     lines += ["", "## Notes", "", *(f"- {n}" for n in (*run["remarks"], *summary["notes"]))]
     lines += [
         "",
@@ -138,38 +150,76 @@ def _markdown_clean(summary: dict[str, Any]) -> list[str]:
     return ["", "## Clean success", "", *_table(header, rows)]
 
 
-def _markdown_group(summary: dict[str, Any], group: str, title: str) -> list[str]:
-    names = [p["name"] for p in summary["policies"]]
-    others = [n for n in names if n != summary["run"]["baseline"]]
-    cells = [c for c in summary["cells"] if c["group"] == group]
-    if not cells:
-        return []
-    header = [
-        "condition",
-        "meaning",
-        *(label(p) for p in summary["policies"]),
-        *(f"{n} − clean" for n in names),
-    ]
-    header += [f"{n} − {summary['run']['baseline']}" for n in others]
+def _markdown_cells(
+    summary: dict[str, Any], cells: Sequence[dict[str, Any]], suite: str | None = None
+) -> list[str]:
+    """Rates and comparisons of some conditions, over all suites or in one."""
+    names, baseline = [p["name"] for p in summary["policies"]], summary["run"]["baseline"]
+    others = [n for n in names if n != baseline]
+
+    def result(cell: dict[str, Any], name: str) -> dict[str, Any] | None:
+        whole = cell["results"].get(name)
+        return whole["suites"].get(suite) if whole and suite else whole
+
+    def rate(cell: dict[str, Any], name: str) -> str:
+        found = result(cell, name)
+        return result_text(found, cell["results"][name]["told"] if found else None)
 
     def compared(cell: dict[str, Any], name: str, comparison: str) -> str:
-        entry = cell["results"].get(name, {}).get(comparison)
+        entry = (result(cell, name) or {}).get(comparison)
         return f"{difference_text(entry)} [{power_text(entry)}]" if entry else "–"
 
-    def rate(result: dict[str, Any] | None) -> str:
-        return result_text(result, result["told"] if result else None)
+    def kept(cell: dict[str, Any], name: str) -> str:
+        return kept_text((result(cell, name) or {}).get("versus_clean"))
 
+    faulted = any(c["condition"] != "C0" for c in cells)
+    header = [
+        "condition",
+        *([] if suite else ["meaning"]),
+        *(label(p) for p in summary["policies"]),
+        *([f"{n} − clean" for n in names] + [f"{n} kept" for n in names] if faulted else []),
+        *(f"{n} − {baseline}" for n in others),
+    ]
     rows = [
         [
             f"`{c['condition']}`",
-            c["description"] + (" (training may meet this type)" if c["seen"] else ""),
-            *(rate(c["results"].get(n)) for n in names),
-            *(compared(c, n, "versus_clean") for n in names),
+            *([] if suite else [c["description"] + (" (training may meet this type)" if c["seen"] else "")]),
+            *(rate(c, n) for n in names),
+            *(
+                [compared(c, n, "versus_clean") for n in names] + [kept(c, n) for n in names]
+                if faulted
+                else []
+            ),
             *(compared(c, n, "versus_baseline") for n in others),
         ]
         for c in cells
     ]
-    return ["", f"## {title}", "", *_table(header, rows)]
+    return _table(header, rows)
+
+
+def _markdown_diagnostics(summary: dict[str, Any]) -> list[str]:
+    """How episodes ended and what the gripper did, per policy and group of conditions."""
+    policies = {p["name"]: p for p in summary["policies"]}
+    rows = [
+        [
+            label(policies[d["policy"]]),
+            d["group"],
+            str(d["episodes"]),
+            ", ".join(f"{n} × {(cause or 'unknown').replace('_', ' ')}" for cause, n in d["causes"].items())
+            or "none",
+            _number(d["steps_to_success"]),
+            percent(d["gripper_closed"]),
+            _number(d["gripper_switches"]),
+        ]
+        for d in summary["diagnostics"]
+    ]
+    header = ["policy", "conditions", "episodes", "failures by cause", "steps to success", "gripper closed",
+              "gripper switches"]  # fmt: skip
+    return ["", "## Diagnostics", "", *_table(header, rows)]
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "–" if value is None else f"{value:g}{unit}"
 
 
 def _markdown_policies(summary: dict[str, Any]) -> list[str]:
@@ -179,13 +229,16 @@ def _markdown_policies(summary: dict[str, Any]) -> list[str]:
             str(p["type"]),
             f"`{p['checkpoint']}`",
             count_text(p["parameters"]),
-            str(p["n_action_steps"]),
+            _number(p["n_action_steps"]),
+            _number(p["policy_ms_per_step"], " ms"),
+            _number(p["peak_memory_mb"], " MB"),
             ", ".join(f"{m}: {o}" for m, o in p["origins"].items()) or "–",
         ]
         for p in summary["policies"]
     ]
-    header = ["policy", "type", "checkpoint", "parameters", "executed actions", "modality origins"]
-    return ["", "## Policies", "", *_table(header, rows)]
+    header = ["policy", "type", "checkpoint", "parameters", "executed actions", "time per step", "peak memory",
+              "modality origins"]  # fmt: skip
+    return ["", "## Policies", "", *_table(header, rows), "", COSTS]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -71,7 +71,9 @@ def test_announced_losses_that_a_policy_is_not_told_of_are_marked(tmp_path, caps
     told = {(r["policy"], r["condition"], r["told"]) for r in csv_of(folder) if r["told"]}
     assert told == {("vanilla", c, words) for c in lost} | {("ours", c, "told") for c in lost}
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
-    assert len(re.findall(rf"^\| `C1:.*; {words} \|", text, re.MULTILINE)) == 2
+    assert len(re.findall(rf"^\| `C1:.*; {words} \|", text, re.MULTILINE)) == 2 * 3, (
+        "over all, and in the table of each suite"
+    )
     assert page.count(f'<span class="tag long">{words}</span>') == 2 * 3, (
         "over all, and in the table of each suite"
     )

@@ -117,6 +117,56 @@ def test_the_contents_list_every_section(tmp_path):
     assert {"looks", "door", "suites"} <= set(sections)
 
 
+def with_gates(folder):
+    """Let the gate of ours flag the black picture."""
+    rows = read_rows(folder, RUN)
+    for row in rows:
+        if row["policy"] == "ours":
+            row["gate"] = {"rgb": 0.1 if row["condition"] == "C2:rgb=zero" else 0.9, "depth": 0.9}
+            row.update(fault_steps=5, fault_looks=5)
+    write_rows(folder, rows)
+    return folder
+
+
+def test_gates_are_judged_without_soft_faults_and_subsets_too(tmp_path, capsys):
+    """At the levels smoke and quick there is no other figure over many conditions."""
+    folder = with_gates(
+        synthetic_run(tmp_path / "run", (0.8, 0.8), suites=("toy", "game"), texts=["C2:rgb=zero"])
+    )
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "Severity area:" not in page
+    assert "Do the gates know which sensor is corrupted?" in page
+    for scope in ("ours", "ours in toy", "ours in game"):
+        line = f"{scope}: gate of rgb: AUROC 1.00"
+        assert page.count(f"<li>{line}") == 1
+        assert f"- {line}" in (folder / "report.md").read_text()
+    assert "ours: gate of rgb: AUROC 1.00" in capsys.readouterr().out
+
+
+def test_the_markdown_page_has_each_suite_and_what_the_protocol_counts_beside_success(tmp_path):
+    folder = synthetic_run(tmp_path / "run", suites=("toy", "game"), texts=["C2:rgb=zero"])
+    assert main([str(folder)]) == 0
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    summary = json.loads((folder / "results.json").read_text())
+    ours = next(c["results"]["ours"] for c in summary["cells"] if c["condition"] == "C2:rgb=zero")
+    sections = dict(zip(*[iter(re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    named = (
+        ("Unannounced loss of sensors", ours),
+        ("Suite toy", ours["suites"]["toy"]),
+        ("Suite game", ours["suites"]["game"]),
+    )
+    for title, part in named:
+        (row,) = [line for line in sections[title].splitlines() if line.startswith("| `C2:rgb=zero`")]
+        against = part["versus_clean"]
+        assert f"({part['successes']}/{part['n']}, " in row
+        assert re.search(rf"\| {100 * against['ratio']:.0f} % \(\d+–\d+, n = {against['n']}\) \|", row)
+    assert "| ours | C2 | 20 | " in sections["Diagnostics"]
+    assert " × time out | 5 | 50 % | 1 |" in sections["Diagnostics"]
+    assert sections["Policies"].count("| 20 ms | 1500 MB |") == 2
+    assert page.count('<td class="n">20.0 ms</td><td class="n">1500 MB</td>') == 2
+
+
 def test_a_page_above_its_limit_is_warned_of(tmp_path, monkeypatch, caplog):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
     assert main([str(folder)]) == 0
@@ -132,7 +182,7 @@ def test_a_page_above_its_limit_is_warned_of(tmp_path, monkeypatch, caplog):
     [
         (lambda f: (f / "run.json").unlink(), "holds no run.json"),
         (lambda f: (f / "episodes-0of1.jsonl").write_text(""), "no finished episodes"),
-        (lambda f: (f / "episodes-0of1.jsonl").write_text("{}\n"), "field 'run' is None"),
+        (lambda f: (f / "episodes-0of1.jsonl").write_text("{}\n"), ":1.run is None"),
         (
             lambda f: (f / "episodes-0of1.jsonl").write_text(
                 (f / "episodes-0of1.jsonl").read_text().replace("made-up-ours", "other", 1)
@@ -176,7 +226,18 @@ def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
         (p, s, c) for c in ("C0", "C2:rgb=zero") for p in ("ours", "vanilla") for s in ("all", "a", "b")
     ]
     assert float(table[0]["rate"]) == pytest.approx(int(table[0]["successes"]) / int(table[0]["n"]), 1e-5)
-    episodes = json.loads((folder / "results.json").read_text())["episodes"]
+    summary = json.loads((folder / "results.json").read_text())
+    cells = {c["condition"]: c["results"] for c in summary["cells"]}
+    for row in table:
+        whole = cells[row["condition"]][row["policy"]]
+        part = whole if row["suite"] == "all" else whole["suites"][row["suite"]]
+        for name in ("successes", "n", "starts", "rate", "low", "high"):
+            assert float(row[name]) == part[name]
+        for comparison in ("versus_clean", "versus_baseline"):
+            for name in ("n", "difference", "low", "high", "p_value", "p_holm"):
+                known = part[comparison] and str(part[comparison][name])
+                assert row[f"{comparison}_{name}"].removesuffix(".0") == (known or "").removesuffix(".0")
+    episodes = summary["episodes"]
     assert len(episodes["success"]) == len(episodes["init_state"]) == 2 * 2 * 2 * 15
     assert set(episodes["names"]["condition"]) == {"C0", "C2:rgb=zero"}
 
