@@ -35,6 +35,7 @@ __all__ = [
     "find_libero_assets",
     "libero_package_folder",
     "require_libero_assets",
+    "set_asset_root",
 ]
 
 logger = logging.getLogger(__name__)
@@ -173,8 +174,19 @@ def asset_root(folder: Path) -> Iterator[None]:
     import libero.libero as libero_module
 
     before = libero_module._assets_path_cache
-    libero_module._assets_path_cache = str(folder)
+    set_asset_root(folder)
     try:
         yield
     finally:
         libero_module._assets_path_cache = before
+
+
+def set_asset_root(folder: Path) -> None:
+    """Let LIBERO load models from ``folder`` from now on, also in environments that are not ours, as LeRobot's own.
+
+    hf-libero's own choice, its package's folder and else a download into ``~/.cache/libero``, is made when it is first asked
+    for a model and holds for the rest of the process.
+    """
+    import libero.libero as libero_module
+
+    libero_module._assets_path_cache = str(folder)

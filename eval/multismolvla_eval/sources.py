@@ -20,9 +20,6 @@ from multismolvla_eval.config import EnvironmentArguments
 
 logger = logging.getLogger(__name__)
 
-#: LeRobot's own types that import LIBERO, which asks a question on the terminal where it finds no configuration.
-_ASKING_TYPES = ("libero", LIBERO_PLUS_TYPE)
-
 Batch = dict[str, Any]
 
 
@@ -281,25 +278,53 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
         ) from error
     if arguments.type == LIBERO_PLUS_TYPE:
         require_libero_plus()
-    if arguments.type in _ASKING_TYPES:
-        from lerobot_env_multismolvla.libero_setup import ensure_libero_config
-
-        ensure_libero_config()
-    if arguments.type == "multismolvla_libero":
-        _refuse_missing_assets(config)
+    assets = _prepare_libero(arguments, config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)
-    if arguments.type == "multismolvla_libero":
-        _refuse_missing_task_files(config, envs)
+    if assets is not None:
+        _refuse_missing_task_files(assets, envs)
     return {suite: LeRobotSource(config, suite, members) for suite, members in envs.items()}
 
 
-def _refuse_missing_assets(config: Any) -> None:
-    """A task whose files are missing would crash in every episode, which must not count as the policy's failures."""
-    from multismolvla.libero_assets import find_libero_assets, missing_files
+def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None:
+    """What must be said before LIBERO is imported and before a simulator starts.
 
-    folder = find_libero_assets(config.libero_assets)
-    if folder is None or not any(name.startswith("libero_") for name in config.suites):
-        return  # nothing of it is needed, or the environment says what to do
+    Returns:
+        LIBERO's assets, of which every file that a task reads must be there; ``None`` where none are needed, or where they are
+        others than LIBERO's.
+
+    Raises:
+        FileNotFoundError: the assets are missing, or not whole.
+    """
+    from lerobot_env_multismolvla.libero_setup import (
+        ensure_libero_config,
+        require_libero_assets,
+        set_asset_root,
+    )
+    from multismolvla.libero_assets import find_libero_assets
+
+    if arguments.type == "multismolvla_libero":
+        folder = find_libero_assets(config.libero_assets)
+        if folder is None or not any(name.startswith("libero_") for name in config.suites):
+            return None  # nothing of it is needed, or the environment says what to do
+    elif arguments.type == "libero":
+        ensure_libero_config()
+        folder = require_libero_assets(arguments.suites()[0])
+        set_asset_root(
+            folder
+        )  # LeRobot's environments leave it to hf-libero, which may download into the home folder
+    elif arguments.type == LIBERO_PLUS_TYPE:
+        _refuse_missing_plus_assets(ensure_libero_config())
+        return None
+    else:
+        return None
+    _refuse_missing_assets(folder)
+    return folder
+
+
+def _refuse_missing_assets(folder: Path) -> None:
+    """A task whose files are missing would crash in every episode, which must not count as the policy's failures."""
+    from multismolvla.libero_assets import missing_files
+
     missing = missing_files(folder)
     if missing:
         raise FileNotFoundError(
@@ -308,12 +333,22 @@ def _refuse_missing_assets(config: Any) -> None:
         )
 
 
-def _refuse_missing_task_files(config: Any, envs: Mapping[str, Mapping[int, Any]]) -> None:
+def _refuse_missing_plus_assets(configuration: Path) -> None:
+    """The same for LIBERO-Plus, whose files nobody has listed: its folder must be there."""
+    import yaml
+
+    folder = Path(yaml.safe_load(configuration.read_text())["assets"])
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its README says "
+            "(6.4 GB)."
+        )
+
+
+def _refuse_missing_task_files(assets: Path, envs: Mapping[str, Mapping[int, Any]]) -> None:
     """The same for what only these tasks read, e.g. those of libero_90."""
-    from multismolvla.libero_assets import find_libero_assets
     from multismolvla_eval.libero_files import refuse_missing_files
 
-    folder = find_libero_assets(config.libero_assets)
     vectors = [v for suite, members in envs.items() if suite.startswith("libero_") for v in members.values()]
-    if folder is not None and vectors:
-        refuse_missing_files((Path(v.envs[0].unwrapped._task_bddl_file) for v in vectors), folder)
+    if vectors:
+        refuse_missing_files((Path(v.envs[0].unwrapped._task_bddl_file) for v in vectors), assets)

@@ -165,8 +165,37 @@ def test_libero_is_told_its_configuration_before_it_is_imported(monkeypatch):
     monkeypatch.setattr(
         EnvConfig.get_choice_class("libero"), "create_envs", lambda self, **_: calls.append("made") or {}
     )
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero_setup.require_libero_assets", lambda suite: calls.append(suite)
+    )
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero_setup.set_asset_root", lambda folder: calls.append("root")
+    )
+    monkeypatch.setattr("multismolvla.libero_assets.missing_files", lambda folder: [])
     assert load_sources(EnvironmentArguments("libero", "libero_spatial", None, {})) == {}
-    assert calls == ["told", "made"]
+    assert calls == ["told", "libero_spatial", "root", "made"]
+
+
+def test_lerobots_libero_reads_the_projects_assets_and_downloads_none(monkeypatch, tmp_path):
+    from lerobot.envs.configs import EnvConfig
+
+    from lerobot_env_multismolvla.libero_setup import ensure_libero_config
+
+    ensure_libero_config()
+    import libero.libero as libero_module
+
+    monkeypatch.setattr(libero_module, "_assets_path_cache", None)
+    monkeypatch.setattr(EnvConfig.get_choice_class("libero"), "create_envs", lambda self, **_: {})
+    arguments = EnvironmentArguments("libero", "libero_goal", None, {})
+    monkeypatch.setattr("lerobot_env_multismolvla.libero_setup.find_libero_assets", lambda explicit: None)
+    with pytest.raises(FileNotFoundError, match="'libero_goal' needs LIBERO's assets and none were found"):
+        load_sources(arguments)
+    monkeypatch.setattr("lerobot_env_multismolvla.libero_setup.find_libero_assets", lambda explicit: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks \d+ of the files that LIBERO's suites read"):
+        load_sources(arguments)
+    monkeypatch.setattr("multismolvla.libero_assets.missing_files", lambda folder: [])
+    assert load_sources(arguments) == {}
+    assert libero_module.get_assets_path() == str(tmp_path)
 
 
 def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them(make_config, monkeypatch):
@@ -210,7 +239,7 @@ def test_lerobot_knows_the_environment_type_of_libero_plus_and_what_it_observes(
     assert list(after.steps) == []
 
 
-def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch):
+def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch, tmp_path):
     """With a stand-in for its environments: neither package nor assets are here."""
     from lerobot.envs.configs import EnvConfig
 
@@ -220,15 +249,19 @@ def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch):
     env.action_space = gym.spaces.Box(-1, 1, (7,))
     env.task_description, env._max_episode_steps, env._init_states = "a new language", 300, [0]
     monkeypatch.setattr("multismolvla_eval.sources.require_libero_plus", lambda: None)
-    monkeypatch.setattr("lerobot_env_multismolvla.libero_setup.ensure_libero_config", lambda: None)
+    configuration = tmp_path / "config.yaml"
+    configuration.write_text(f"assets: {tmp_path / 'assets'}\n")
+    monkeypatch.setattr("lerobot_env_multismolvla.libero_setup.ensure_libero_config", lambda: configuration)
     monkeypatch.setattr(
         EnvConfig.get_choice_class(module.LIBERO_PLUS_TYPE),
         "create_envs",
         lambda self, **_: {"libero_goal": {2590: SimpleNamespace(envs=[env])}},
     )
-    source = load_sources(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_goal", [2590], {}))[
-        "libero_goal"
-    ]
+    arguments = EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_goal", [2590], {})
+    with pytest.raises(FileNotFoundError, match=r"assets \(named in .*config.yaml\) is no folder"):
+        load_sources(arguments)
+    (tmp_path / "assets").mkdir()
+    source = load_sources(arguments)["libero_goal"]
     assert source.tasks == {2590: "a new language"}
     assert source.cameras == ("image", "image2")
     facts = source.describe()
