@@ -226,7 +226,7 @@ def _earlier_rows(config: EvalConfig, facts: dict[str, Any]) -> list[Row]:
         try:
             hashes[name] = {"checkpoint": policy_hash(config.policy_paths()[name])}
         except FileNotFoundError:
-            continue  # _settle() has said so
+            continue  # _settle() has said so, or it is on the hub and not here
     new = {"comparable": comparable(config), "policies": hashes, "suites": facts["suites"]}
     refuse_another_run(config.output, old, new)
     rows = read_run(config.output)[1]
