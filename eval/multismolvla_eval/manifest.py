@@ -85,6 +85,9 @@ def build_manifest(
         "commands": [list(command)],
         "remarks": list(config.note),
         "rename_map": config.rename_map,
+        "plugins": list(config.plugins),
+        "device": config.device,
+        "episode_timeout": config.episode_timeout,
     }
     old = earlier_manifest(config.output)
     if old is None:
@@ -179,6 +182,7 @@ def _continue(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
         "policies": {**old["policies"], **new["policies"]},
         "rename_map": {**old.get("rename_map", {}), **new["rename_map"]},
+        "plugins": list(dict.fromkeys((*old.get("plugins", []), *new["plugins"]))),
         "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
         "clean_only": [
             n for n in dict.fromkeys((*old["clean_only"], *new["clean_only"])) if _stays_clean(n, old, new)

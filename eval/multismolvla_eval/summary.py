@@ -5,8 +5,6 @@ The result is plain data (it is written as ``results.json``); tables, plots and 
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from multismolvla_eval.arms import Arms
 from multismolvla_eval.assets import assets_facts
 from multismolvla_eval.bootstrap import Pairs, paired_differences
 from multismolvla_eval.checks import fairness_checks
+from multismolvla_eval.commands import repeat_command, typed
 from multismolvla_eval.conditions import describe
 from multismolvla_eval.episodes import Cells, Episodes
 from multismolvla_eval.grouping import GROUPS, family, reads_condition, seen, told
@@ -220,7 +219,7 @@ def _cell(
         "seen": seen(condition_id),
         "description": describe(condition),
         "results": results,
-        "command": _command(condition_id, manifest),
+        "command": repeat_command(condition_id, manifest),
     }
 
 
@@ -336,32 +335,6 @@ def _clips(episodes: Episodes) -> list[dict[str, Any]]:
     ]
 
 
-def _command(condition_id: str, manifest: dict[str, Any]) -> str:
-    # Runs from before built-in policies had a path have it as their type.
-    policies = ", ".join(f"{n}={p.get('path') or p['type']}" for n, p in manifest["policies"].items())
-    env, suites = manifest["comparable"]["env"], manifest["suites"].values()
-    tasks = sorted({int(i) for suite in suites for i in suite["tasks"]})
-    batch_size, clean_only = manifest["comparable"].get("batch_size", 1), manifest.get("clean_only")
-    parts = [
-        f"--policies=[{policies}]",
-        f"--baseline={manifest['baseline']}",
-        f"--env.type={env['type']}",
-        f"--env.task={','.join(manifest['suites'])}",
-        *([f"--env.options={env['options']}"] if env.get("options") else []),
-        *([] if all(suite.get("complete") for suite in suites) else [f"--env.task_ids={tasks}"]),
-        *([f"--rename_map={json.dumps(manifest['rename_map'])}"] if manifest.get("rename_map") else []),
-        *([f"--batch_size={batch_size}"] if batch_size > 1 else []),
-        *([f"--clean_only=[{', '.join(clean_only)}]"] if clean_only else []),
-        f"--conditions=[{'' if condition_id == 'C0' else condition_id}]",
-        f"--clean_episodes={manifest['clean_episodes']}",
-        f"--clean_seeds={manifest['clean_seeds']}",
-        f"--episodes={manifest['episodes']}",
-        f"--seed={manifest['seed']}",
-        "--output=outputs/recheck",
-    ]
-    return "multismolvla-eval " + " ".join(shlex.quote(p) for p in parts)
-
-
 def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
     clean = manifest["clean_episodes"] * manifest["clean_seeds"]
     faulted = manifest["episodes"] * sum(c != "C0" for c in manifest["conditions"])
@@ -370,9 +343,10 @@ def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
     planned = tasks * sum(clean + faulted * (n not in clean_only) for n in manifest["policies"])
     seconds = cells.episodes.measures["seconds"]
     kept = ("fingerprint", "created", "level", "cameras", "env", "baseline", "clean_episodes", "clean_seeds",
-            "episodes", "seed", "workers", "versions", "commit", "hardware", "commands", "comparable")  # fmt: skip
+            "episodes", "seed", "workers", "versions", "commit", "hardware", "comparable")  # fmt: skip
     return {
         **{k: manifest.get(k) for k in kept},
+        "commands": typed(manifest["commands"]),
         "suites": manifest["suites"],
         "tasks": tasks,
         "assets": assets_facts(manifest["suites"]),
