@@ -95,10 +95,8 @@ def _hub_snapshot(name: str, revision: str | None = None) -> Path:
     """Folder of a downloaded hub checkpoint; it is called after the commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in (
-        "config.json",
-        "model.safetensors",
-    ):  # of what an adapter stands on, LeRobot reads the weights only
+    # of what an adapter stands on, LeRobot reads the weights only
+    for file in ("config.json", "model.safetensors"):
         found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
