@@ -77,6 +77,8 @@ class EvalConfig:
     clips: int = 1
     # An episode that takes longer is ended and counted as a failure [s].
     episode_timeout: float = 900.0
+    # A process that is not ready after so long, policies and environment loaded, downloads included, is ended [s].
+    load_timeout: float = 3600.0
     # Show the first worker's episodes in rerun: --view opens the viewer, --view=FILE.rrd saves a recording for it.
     view: str | None = None
     # Modules to import in every process because they register environment or policy types.
@@ -180,5 +182,9 @@ class EvalConfig:
             from multismolvla_eval.view import check_target
 
             check_target(self.view)
-        if self.episode_timeout <= 0:
-            raise ValueError(f"--episode_timeout={self.episode_timeout} must be positive (seconds).")
+        for option, seconds in (
+            ("episode_timeout", self.episode_timeout),
+            ("load_timeout", self.load_timeout),
+        ):
+            if seconds <= 0:
+                raise ValueError(f"--{option}={seconds} must be positive (seconds).")

@@ -16,7 +16,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -52,7 +52,7 @@ class _Worker:
     pipe: Connection
     ready: bool = False
     episode: Episode | None = None
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)  # it began to load, or its episode began
 
 
 @dataclass
@@ -68,11 +68,13 @@ class WorkerPool:
     Args:
         arguments: one entry per worker.
         episode_timeout: an episode that takes longer is ended [s].
+        load_timeout: a process that is not ready after so long is ended [s].
     """
 
-    def __init__(self, arguments: list[WorkerArguments], episode_timeout: float) -> None:
+    def __init__(self, arguments: list[WorkerArguments], episode_timeout: float, load_timeout: float) -> None:
         self._arguments = arguments
         self._timeout = episode_timeout
+        self._load_timeout = load_timeout
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._pending: list[tuple[Episode, str]] = []  # crashed since the last episode finished
@@ -89,7 +91,7 @@ class WorkerPool:
         """Start the first worker and return its description of environment and policies.
 
         Raises:
-            WorkerError: it ended instead; the message holds the end of its log.
+            WorkerError: it ended instead, or takes too long; the message holds the end of its log.
         """
         worker = self._start(self._arguments[0])
         while not worker.pipe.poll(POLL_S):
@@ -97,6 +99,9 @@ class WorkerPool:
             for member in (self._server, worker):
                 if member is not None and not member.process.is_alive():
                     raise self._setup_error(member)
+            if self._overdue(worker):
+                late = self._server if self._server is not None and self._server_hangs() else worker
+                raise self._setup_error(late, self._not_ready())
         try:
             _, description = worker.pipe.recv()
         except EOFError:
@@ -244,35 +249,52 @@ class WorkerPool:
                 continue
             self._finished(worker, content, on_row, on_crash)
         for worker in list(self._workers):
-            if worker.episode is not None and time.monotonic() - worker.since > self._timeout:
+            if not self._overdue(worker):
+                continue
+            if worker.episode is None:
+                logger.warning("%s is %s; it is ended.", worker.process.name, self._not_ready())
+            else:
                 logger.warning(
                     "Episode %s takes longer than %g s; it is ended.", worker.episode.key, self._timeout
                 )
-                if self._server_hangs():
-                    self._server_died("stuck: the policy server does not answer")
-                    return
-                worker.process.kill()
-                self._replace(worker, f"stuck: no end after {self._timeout:g} s")
+            if self._server_hangs():
+                self._server_died("stuck: the policy server does not answer")
+                return
+            worker.process.kill()
+            if worker.episode is None:
+                self._failed_to_load(worker, self._not_ready())
+            self._replace(worker, f"stuck: no end after {self._timeout:g} s")
+
+    def _overdue(self, worker: _Worker) -> bool:
+        """Whether it takes too long to load or to run its episode."""
+        if worker.ready and worker.episode is None:
+            return False
+        limit = self._timeout if worker.ready else self._load_timeout
+        return time.monotonic() - worker.since > limit
+
+    def _not_ready(self) -> str:
+        return f"not ready after --load_timeout={self._load_timeout:g} s"
 
     def _died(self, worker: _Worker) -> None:
         if not worker.ready:
             self._failed_to_load(worker)
         self._replace(worker, _crash("crash", worker))
 
-    def _failed_to_load(self, member: _Worker | _Server) -> None:
+    def _failed_to_load(self, member: _Worker | _Server, why: str | None = None) -> None:
         """Let a process that takes the place of another try again: memory may have been short for a moment.
+
+        Args:
+            member: what failed.
+            why: if it did not end by itself.
 
         Raises:
             WorkerError: no episode has finished yet, or it has tried often enough.
         """
         self._failed_loads += 1
         if self._proven is None or self._failed_loads >= CRASHES_IN_A_ROW:
-            raise self._setup_error(member)
-        logger.warning(
-            "%s ended while it was loading (exit code %s); it starts again.",
-            member.process.name,
-            member.process.exitcode,
-        )
+            raise self._setup_error(member, why)
+        why = why or f"exit code {member.process.exitcode}"
+        logger.warning("%s ended while it was loading (%s); it starts again.", member.process.name, why)
 
     def _server_hangs(self) -> bool:
         """Whether it is the policy server that an episode waits for."""
@@ -302,7 +324,7 @@ class WorkerPool:
             server.process.kill()
         server.process.join(EXIT_S)
         if not any(w.ready for w in self._workers):
-            self._failed_to_load(server)
+            self._failed_to_load(server, hung)
         cause = hung or _crash("crash of the policy server", server)
         logger.warning("%s; %d episode(s) were running.", cause, len(running))
         arguments = [w.arguments for w in self._workers]
@@ -363,13 +385,13 @@ class WorkerPool:
             on_row(row)
         self._proven, self._trial = episode, None
 
-    def _setup_error(self, member: _Worker | _Server) -> WorkerError:
+    def _setup_error(self, member: _Worker | _Server, why: str | None = None) -> WorkerError:
         if self._server is not None and member.process.exitcode == SERVER_GONE:
             self._server.process.join(EXIT_S)
             member = self._server
         reason = f": {_last_line(member)}" if member.process.exitcode == 1 else ""
         return WorkerError(
-            f"Environment or policies could not be loaded (exit code {member.process.exitcode}){reason}\n"
+            f"Environment or policies could not be loaded ({why or f'exit code {member.process.exitcode}'}){reason}\n"
             f"The whole log is {log_path(member.arguments)}. Finished episodes are kept; the same command continues."
         )
 

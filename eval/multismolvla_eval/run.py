@@ -138,7 +138,7 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         refuse_other_divisions(config.output, shards)
         if config.diagnose is not None and shard == 0:
             diagnose_first(config)
-        pool = WorkerPool(_worker_arguments(config, shard), config.episode_timeout)
+        pool = WorkerPool(_worker_arguments(config, shard), config.episode_timeout, config.load_timeout)
         try:
             _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")
             _evaluate(config, level, command, pool, shard, shards)

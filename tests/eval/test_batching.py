@@ -143,7 +143,7 @@ def pool_of(tmp_path, monkeypatch, workers=2, timeout=60.0, **options) -> Worker
     first = WorkerArguments(
         0, EnvironmentArguments("toy", "toy", None, options), {}, None, 0, tmp_path, (), {}, batch_size=2
     )
-    return WorkerPool([replace(first, number=i) for i in range(workers)], timeout)
+    return WorkerPool([replace(first, number=i) for i in range(workers)], timeout, timeout)
 
 
 def run(pool: WorkerPool, episodes: list[Episode], proven: Episode | None = None):
@@ -186,10 +186,10 @@ def threads(tmp_path, monkeypatch):
     monkeypatch.setattr("multismolvla_eval.pool.server_main", toy_threads.server_main)
     monkeypatch.setattr("multismolvla_eval.pool.POLL_S", 0.05)
 
-    def make(workers=1, timeout=60.0, **options):
+    def make(workers=1, timeout=60.0, load_timeout=60.0, **options):
         environment = EnvironmentArguments("toy", "toy", None, {"done": [], "starts": [], **options})
         first = WorkerArguments(0, environment, {}, None, 0, tmp_path, (), {}, batch_size=2)
-        pool = WorkerPool([replace(first, number=i) for i in range(workers)], timeout)
+        pool = WorkerPool([replace(first, number=i) for i in range(workers)], timeout, load_timeout)
         pool._context = toy_threads.Context()
         return pool, environment.options["done"]
 
@@ -273,6 +273,25 @@ def test_a_replacement_that_cannot_load_tries_again_but_not_for_ever(threads):
     ):
         run(pool, episodes_of(*places))
     assert done == [(1, 0)]
+
+
+LATE = r"could not be loaded \(not ready after --load_timeout=0.3 s\)\n.*worker-0.log"
+
+
+def test_what_never_gets_ready_is_ended_and_tried_again_but_not_for_ever(threads):
+    places = [(1, 0), (0, 0), (1, 1)]
+    pool, _ = threads(load_timeout=0.3, crash=[(0, 0)], late=(2, 3))
+    assert run(pool, episodes_of(*places)) == ([(1, 0), (1, 1)], [(0, 0, "crash: exit code -6")])
+    pool, done = threads(load_timeout=0.3, crash=[(0, 0)], late=(2, 3, 4))
+    with pytest.raises(WorkerError, match=LATE):
+        run(pool, episodes_of(*places))
+    assert done == [(1, 0)]
+    pool, _ = threads(load_timeout=0.3, late=(1,))
+    with pytest.raises(WorkerError, match=LATE):
+        run(pool, episodes_of(*places))
+    pool, _ = threads(load_timeout=0.3, timeout=0.3, late_server=True)
+    with pytest.raises(WorkerError, match=LATE.replace("worker-0", "server-0")):
+        run(pool, episodes_of(*places))
 
 
 def test_a_row_that_is_not_a_number_changes_no_other():

@@ -76,12 +76,14 @@ def worker_main(process, arguments, pipe, server=None):
     """An episode is a question to the server.
 
     Options: places that ``crash`` or ``hang``; a list of those ``done``, of which there can be ``at_most`` so many before
-    everything crashes; numbers of starts that are ``unloadable``, and the list of ``starts`` made.
+    everything crashes; numbers of starts that are ``unloadable`` or that never get ready (``late``), and the list of ``starts`` made.
     """
     options = arguments.env.options
     options["starts"].append(process)
     if len(options["starts"]) in options.get("unloadable", ()):
         raise SystemExit(CRASH)
+    if len(options["starts"]) in options.get("late", ()):
+        process.hang()
 
     def ask(message):
         try:
@@ -110,8 +112,13 @@ def worker_main(process, arguments, pipe, server=None):
 
 
 def server_main(process, arguments, parent):
-    """Answers each question with itself; dies of the places in the option ``deadly``, and hangs at those in ``mute``."""
+    """Answers each question with itself; dies of the places in the option ``deadly``, and hangs at those in ``mute``.
+
+    With ``late_server`` it never gets ready.
+    """
     options, simulators = arguments.env.options, []
+    if options.get("late_server"):
+        process.hang()
     parent.send("ready")
     while True:
         for connection in process.receive([parent, *simulators]):
