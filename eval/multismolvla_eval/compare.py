@@ -8,106 +8,26 @@ the page says which is which.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multismolvla.corruption import parse_condition
-from multismolvla_eval.arms import Arms, shares_per_start
-from multismolvla_eval.assets import assets_facts
+from multismolvla_eval.arms import shares_per_start
 from multismolvla_eval.bootstrap import Pairs, paired_differences
 from multismolvla_eval.conditions import describe
-from multismolvla_eval.episodes import Episodes, from_columns
 from multismolvla_eval.grouping import family, told
-from multismolvla_eval.report import json_text, read_episodes, write_text
-from multismolvla_eval.results import ResultsError, read_json
+from multismolvla_eval.report import json_text, write_text
+from multismolvla_eval.results import ResultsError
+from multismolvla_eval.sides import Side, load_side
 from multismolvla_eval.statistics import holm, unpaired_difference
-from multismolvla_eval.summary import gate_of
 from multismolvla_eval.tables import rounded
 from multismolvla_eval.texts import difference_text, label, power_text, result_text
 
 TITLE = "Comparison of two evaluations"
-_FACTS = (
-    "fingerprint",
-    "created",
-    "seed",
-    "comparable",
-    "suites",
-    "cameras",
-    "baseline",
-    "commit",
-    "versions",
-)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two runs.
-
-    Attributes:
-        name: as given by the user.
-        facts: of the run: seed, suites, versions.
-        policies: the manifest's or the summary's entries, by name.
-        cells: the episodes.
-    """
-
-    name: str
-    facts: dict[str, Any]
-    policies: dict[str, dict[str, Any]]
-    cells: Arms
-
-    def policy(self, name: str, suite: str | None = None) -> dict[str, Any]:
-        """What a reader must know of a policy: ``name``, ``privileged``, ``blind`` and ``gate`` of all suites or one."""
-        facts = self.policies[name]
-        privileged = bool(facts.get("privileged", False))
-        gate = gate_of(name, self.facts["baseline"], self.cells, privileged, suite)
-        return {
-            "name": name,
-            "privileged": privileged,
-            "blind": bool(facts.get("blind", False)),
-            "gate": gate,
-        }
-
-
-def load_side(path: Path) -> Side:
-    """A run from its folder or from its ``results.json``.
-
-    Raises:
-        ResultsError: there is none, or it is damaged.
-    """
-    from multismolvla_eval.results import MANIFEST
-
-    if path.is_dir() and not (path / MANIFEST).is_file() and (path / "results.json").is_file():
-        path = path / "results.json"
-    if path.is_dir() or not path.exists():
-        manifest, episodes = read_episodes(path)
-        return _side(path, manifest, manifest["policies"], episodes)
-    content = read_json(path, "Make it again with multismolvla-report.")
-    if not {"run", "policies", "episodes"} <= content.keys():
-        raise ResultsError(
-            f"{path} is no results.json of this version's multismolvla-report: it lacks run, policies or episodes. Make it "
-            "again, or name the evaluation's folder."
-        )
-    policies = {p["name"]: p for p in content["policies"]}
-    episodes = from_columns(content["episodes"])
-    met = content["episodes"].get("met")
-    if met is not None and len(met) == len(episodes):
-        episodes.measures["fault_steps"][:] = [np.nan if m < 0 else m for m in met]
-    return _side(path, content["run"], policies, episodes)
-
-
-def _side(path: Path, facts: dict[str, Any], policies: dict[str, Any], episodes: Episodes) -> Side:
-    missing = [
-        k for k in ("fingerprint", "seed", "comparable", "suites", "cameras", "baseline") if k not in facts
-    ]
-    if missing:
-        raise ResultsError(
-            f"{path} lacks {missing}: it was written by another version of multismolvla-report."
-        )
-    return Side(str(path), {k: facts.get(k) for k in _FACTS}, policies, Arms(episodes, facts["suites"]))
 
 
 def write_comparison(a: Path, b: Path, output: Path, title: str | None = None) -> tuple[Path, str]:
@@ -141,7 +61,7 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
 
     Returns:
         JSON-ready data: ``sides``, ``differing`` (why suites are not paired), ``policies`` (which were compared),
-        ``cells``, ``notes``. As in a run's own report, the robustness of a policy that fails the gate in its run, or
+        ``cells``, ``alone`` (what only one run has), ``notes`` (what a reader must know of each run). As in a run's own report, the robustness of a policy that fails the gate in its run, or
         that is an upper bound, is not compared.
 
     Raises:
@@ -181,13 +101,58 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
             for first, second in policies
         ],
         "cells": cells,
-        "notes": [
-            f"{side.name}: {fact['note']}"
-            for side in (a, b)
-            for fact in assets_facts({s: side.facts["suites"][s] for s in differing})
-            if fact["note"]
-        ],
+        "alone": _alone(a, b, policies, differing),
+        "notes": _notes(a, b),
     }
+
+
+def _notes(a: Side, b: Side) -> list[str]:
+    """The notes of both runs, those that are the same once."""
+    shared = [f"both runs: {note}" for note in a.notes if note in b.notes]
+    return shared + [
+        f"{side.name}: {note}"
+        for side, other in ((a, b), (b, a))
+        for note in side.notes
+        if note not in other.notes
+    ]
+
+
+def _alone(
+    a: Side, b: Side, policies: Sequence[tuple[str, str]], suites: Collection[str]
+) -> list[dict[str, Any]]:
+    """What only one of the runs has, and so is not compared: ``run``, ``what`` and ``names``.
+
+    Args:
+        a: the first run.
+        b: the second run.
+        policies: names of those that are compared, in the first and in the second run.
+        suites: names of those that are compared.
+    """
+    found = []
+    for side, other, own, others in ((a, b, 0, 1), (b, a, 1, 0)):
+        compared = {pair[own] for pair in policies}
+        missing: dict[str, list[str]] = {
+            "suites": [s for s in side.facts["suites"] if s not in suites],
+            "policies": [p for p in side.policies if p not in compared],
+        }
+        for pair in policies:
+            for suite in suites:
+                missing[f"conditions of {pair[own]} in {suite}"] = [
+                    c
+                    for c in side.cells.episodes.names["condition"]
+                    if len(side.cells.rows(pair[own], c, suite))
+                    and not len(other.cells.rows(pair[others], c, suite))
+                ]
+        # Several policies and suites mostly lack the same conditions.
+        places: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for what, names in missing.items():
+            places[tuple(names)].append(what)
+        found += [
+            {"run": side.name, "what": ", ".join(what), "names": list(names)}
+            for names, what in places.items()
+            if names
+        ]
+    return found
 
 
 def _matched(a: Side, b: Side) -> list[tuple[str, str]]:
@@ -315,5 +280,9 @@ def terminal(comparison: dict[str, Any]) -> str:
             lines.append(
                 f"{line}{difference_text(cell['difference'])}; {how}, can show {power_text(cell['difference'])}"
             )
+    lines += [
+        f"only in {part['run']}, not compared: {part['what']}: {', '.join(part['names'])}"
+        for part in comparison["alone"]
+    ]
     lines += ["", *(f"note: {n}" for n in comparison["notes"])] if comparison["notes"] else []
     return "\n".join(lines)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from multismolvla_eval.results import ResultsError, Row, cause_of
+from multismolvla_eval import fields
+from multismolvla_eval.results import KEY, ResultsError, Row, cause_of
 
 #: Numbers that describe an episode, and where a row has them; NaN where it has not.
 MEASURES: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
 }
 _NAMES = ("policy", "suite", "condition", "cause")
 _NUMBERS = ("task_id", "episode", "seed", "init_state", "steps")
+_COLUMNS = fields.record({"names": fields.record(dict.fromkeys(_NAMES, fields.listed(fields.text)))})
+_AGAIN = "Make it again with multismolvla-report."
 
 
 @dataclass(frozen=True)
@@ -92,31 +95,60 @@ class Episodes:
         }
 
 
-def from_columns(columns: Mapping[str, Any]) -> Episodes:
+def from_columns(columns: Mapping[str, Any], place: str) -> Episodes:
     """Episodes from a ``results.json``: outcomes and identities, without measures and hashes.
 
+    Args:
+        columns: of :meth:`Episodes.to_columns`, and ``met`` if it is known: 1, 0, or -1 = unknown.
+        place: where they are from, for errors.
+
     Raises:
-        ResultsError: a column is missing or of another length.
+        ResultsError: a column is missing, of another length, or holds what no column of its kind does, or an episode is
+            there twice: two mistakes that would only show as other figures.
     """
+    if wrong := _COLUMNS(columns):
+        raise ResultsError(f"{place}{wrong}. {_AGAIN}")
+    names = {k: tuple(columns["names"][k]) for k in _NAMES}
+    limits = {
+        **{k: (0, len(names[k])) for k in _NAMES},
+        **dict.fromkeys(_NUMBERS, (0, 2**31)),
+        "success": (0, 2),
+    }
+    if "met" in columns:
+        limits["met"] = (-1, 2)
+    outcomes = columns.get("success")
+    n = len(outcomes) if isinstance(outcomes, list) else 0
+    found = {k: _column(columns.get(k), n, low, high, f"{place}.{k}") for k, (low, high) in limits.items()}
     try:
-        n = len(columns["success"])
-        wanted = (*_NAMES, *_NUMBERS)
-        if any(len(columns[k]) != n for k in wanted):
-            raise ResultsError(f"The columns {[k for k in wanted if len(columns[k]) != n]} are not {n} long.")
-        names = {k: tuple(columns["names"][k]) for k in _NAMES}
-    except KeyError as error:
-        raise ResultsError(f"The episodes lack the column {error}.") from error
+        identities = np.ravel_multi_index([found[k] for k in KEY], [int(found[k].max()) + 1 for k in KEY])
+    except ValueError as error:
+        raise ResultsError(f"{place} numbers its episodes beyond any run's: {error}. {_AGAIN}") from error
+    repeated = n - len(np.unique(identities))
+    if repeated or any(len(set(v)) < len(v) for v in names.values()):
+        raise ResultsError(f"{place} repeats {repeated or 'the names'} of its {n} episodes. {_AGAIN}")
+    met = found.get("met", np.full(n, -1)).astype(np.float32)
     nothing = Hashes((), np.zeros((n, 0), np.int64), np.zeros(n, bool))
     return Episodes(
         names,
-        {k: np.asarray(columns[k], np.int32) for k in _NAMES},
-        {k: np.asarray(columns[k], np.int32) for k in _NUMBERS},
-        {k: np.full(n, np.nan, np.float32) for k in MEASURES},
-        np.asarray(columns["success"], bool),
+        {k: found[k] for k in _NAMES},
+        {k: found[k] for k in _NUMBERS},
+        {k: np.full(n, np.nan, np.float32) for k in MEASURES}
+        | {"fault_steps": np.where(met < 0, np.float32("nan"), met)},
+        found["success"].astype(bool),
         np.zeros(n, np.int64),
         nothing,
         nothing,
     )
+
+
+def _column(values: Any, n: int, low: int, high: int, place: str) -> np.ndarray:
+    """Whole numbers from ``low`` to below ``high``, int32 (n,)."""
+    whole = isinstance(values, list) and {*map(type, values)} == {int} and len(values) == n
+    if not whole or min(values) < low or max(values) >= high:
+        raise ResultsError(
+            f"{place} is no list of whole numbers from {low} to {high - 1}, one per episode. {_AGAIN}"
+        )
+    return np.asarray(values, np.int32)
 
 
 def collect(rows: Iterable[Row], policies: Mapping[str, Mapping[str, Any]]) -> Episodes:
