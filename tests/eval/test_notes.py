@@ -84,6 +84,7 @@ def test_figures_over_all_suites_name_those_that_fail_the_gate(tmp_path, capsys)
     assert "ours in easy: severity area" in text
     for told in (page, text, terminal):
         assert "Its figures over all suites include hard." in told
+    assert page.count("ll suites, also hard, where it fails the gate") == 2, "on its card and in its row"
 
 
 def test_only_a_policy_with_a_marked_cell_is_said_to_be_not_told(tmp_path):
