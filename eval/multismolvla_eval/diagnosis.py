@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 DIAGNOSIS = "diagnosis.json"
 PICTURE = "diagnosis.png"
 SCHEMA = 1
+_WITHOUT_PICTURES = ("builtin:", "blind:")
 REMARK = "Offline action error on recorded frames: it says whether pictures matter to the policy, not whether it solves the task."
 
 
@@ -58,6 +60,9 @@ class DiagnosisConfig:
     seed: int = 0
     # Device of the policies; the checkpoint's own choice when left out.
     device: str | None = None
+    # As for multismolvla-eval: modules that register policy types, and the policies' names of the pictures.
+    plugins: list[str] = field(default_factory=list)
+    rename_map: dict[str, Any] = field(default_factory=dict)
 
 
 def diagnose(cfg: DiagnosisConfig, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,8 +75,15 @@ def diagnose(cfg: DiagnosisConfig, command: Sequence[str] = ()) -> dict[str, Any
     """
     from multismolvla_eval.config import EvalConfig
 
-    paths = EvalConfig(policies=cfg.policies).policy_paths()
-    found = {name: _policy(cfg, path) for name, path in paths.items()}
+    if not (cfg.dataset / "meta/info.json").is_file():
+        raise FileNotFoundError(f"--dataset={cfg.dataset} is no LeRobotDataset (no meta/info.json).")
+    for module in cfg.plugins:
+        import_module(module)
+    policies = EvalConfig(policies=cfg.policies, rename_map=cfg.rename_map)
+    found = {
+        name: _policy(cfg, path, policies.rename_map_of(name))
+        for name, path in policies.policy_paths().items()
+    }
     content = {
         "schema": SCHEMA,
         "remark": REMARK,
@@ -81,12 +93,15 @@ def diagnose(cfg: DiagnosisConfig, command: Sequence[str] = ()) -> dict[str, Any
         "frames": cfg.frames,
         "modality_frames": cfg.modality_frames,
         "seed": cfg.seed,
+        "rename_map": cfg.rename_map,
         "policies": found,
         "command": shlex.join([Path(sys.executable).name, "-m", "multismolvla_eval.diagnosis", *command]),
     }
     cfg.output.mkdir(parents=True, exist_ok=True)
     if any("arms" in p for p in found.values()):
         draw(cfg.output / PICTURE, found)
+    else:
+        (cfg.output / PICTURE).unlink(missing_ok=True)
     write_json(cfg.output / DIAGNOSIS, content)
     return content
 
@@ -103,9 +118,15 @@ def diagnose_first(config: EvalConfig) -> None:
     path = config.output / DIAGNOSIS
     if path.is_file():
         old = read_json(path, "Delete it to measure again.")
-        known = {name: p["path"] for name, p in old["policies"].items()}
-        asked = (str(config.diagnose), config.diagnose_episodes)
-        if (old["dataset"], old["episodes"]) == asked and config.policy_paths().items() <= known.items():
+        asked = {
+            "dataset": str(config.diagnose),
+            "episodes": config.diagnose_episodes,
+            "rename_map": config.rename_map,
+        }
+        known = old["policies"]
+        if all(old.get(k) == v for k, v in asked.items()) and all(
+            _is_of(known.get(name, {}), path) for name, path in config.policy_paths().items()
+        ):
             return
     options = {
         "policies": json.dumps(config.policies),
@@ -114,6 +135,8 @@ def diagnose_first(config: EvalConfig) -> None:
         "output": config.output,
         "seed": config.seed,
         "device": config.device,
+        "plugins": json.dumps(config.plugins),
+        "rename_map": json.dumps(config.rename_map),
     }
     given = [f"--{k}={v}" for k, v in options.items() if v is not None]
     result = subprocess.run([sys.executable, "-m", "multismolvla_eval.diagnosis", *given], check=False)
@@ -123,9 +146,21 @@ def diagnose_first(config: EvalConfig) -> None:
         )
 
 
-def _policy(cfg: DiagnosisConfig, path: str) -> dict[str, Any]:
+def _is_of(measured: Mapping[str, Any], path: str) -> bool:
+    """Whether a policy's entry was made from what is behind its path now: training goes on in the same folder."""
+    from multismolvla_eval.checkpoints import policy_hash
+
+    if measured.get("path") != path or path.startswith(_WITHOUT_PICTURES):
+        return measured.get("path") == path
+    try:
+        return measured.get("checkpoint") == policy_hash(path)
+    except FileNotFoundError:
+        return False  # measuring says what is missing
+
+
+def _policy(cfg: DiagnosisConfig, path: str, rename_map: dict[str, str]) -> dict[str, Any]:
     """Facts and table of one policy, or why there is none."""
-    if path.startswith(("builtin:", "blind:")):
+    if path.startswith(_WITHOUT_PICTURES):
         return {"path": path, "left_out": "it looks at no picture"}
     from lerobot.utils.import_utils import register_third_party_plugins
 
@@ -138,19 +173,20 @@ def _policy(cfg: DiagnosisConfig, path: str) -> dict[str, Any]:
     options = gate.GateConfig(
         policy=Path(folder), dataset=cfg.dataset, frames=cfg.frames, modality_frames=cfg.modality_frames,
         episodes=cfg.episodes, seed=cfg.seed, batch_size=cfg.batch_size, device=cfg.device,
+        rename_map=rename_map,
     )  # fmt: skip
     data = gate.open_dataset(options)
     policy, preprocess = gate.load_policy(options, data.meta)
     config = policy.config
+    facts = {"path": path, "checkpoint": checkpoint_hash(folder)}
     if not plans_ahead(config):
-        return {"path": path, "left_out": f"a {config.type} policy does not plan from one observation alone"}
+        return {**facts, "left_out": f"a {config.type} policy does not plan from one observation alone"}
     streams = streams_of(config)
     frames = gate.load_frames(options, data, config, streams)
     streams = {m: s for m, s in streams.items() if set(frames.observation) & {*s, *s.values()}}
     rows = gate.table(gate.action_errors(policy, preprocess, frames, arms_for(streams), streams, options))
     return {
-        "path": path,
-        "checkpoint": checkpoint_hash(folder),
+        **facts,
         "type": config.type,
         "n": len(frames),
         "episodes": len(frames.episode.unique()),
@@ -235,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "left_out" in policy
             else render(policy["arms"], where) + "\n"
         )
-    sys.stdout.write(f"\n{REMARK}\nwritten: {cfg.output / DIAGNOSIS}, {cfg.output / PICTURE}\n")
+    written = [p for p in (cfg.output / DIAGNOSIS, cfg.output / PICTURE) if p.is_file()]
+    sys.stdout.write(f"\n{REMARK}\nwritten: {', '.join(map(str, written))}\n")
     return 0
 
 

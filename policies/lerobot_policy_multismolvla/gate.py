@@ -20,7 +20,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class GateConfig:
     seed: int = 0  # which frames, which pairs, which sampling noise
     batch_size: int = 64
     device: str | None = None  # None: the checkpoint's
+    # dataset's key of a picture -> policy's, as LeRobot's --rename_map
+    rename_map: dict[str, str] = field(default_factory=dict)
     strict: bool = True  # exit code 1 when the gate is closed; false only warns
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Frames:
     """N frames in memory.
 
     Attributes:
-        observation: key -> (N, ...), as the dataset delivers it (RGB pictures as uint8).
+        observation: policy's key -> (N, ...), as the dataset delivers it (RGB pictures as uint8).
         task: instruction per frame.
         action: float (N, n, A), raw: the first n actions of the chunk that starts at the frame.
         is_pad: bool (N, n), True beyond the end of the episode.
@@ -169,11 +171,13 @@ def load_frames(cfg: GateConfig, data: Any, config: Any, streams: Streams) -> Fr
     pictures = {k for by_key in streams.values() for pair in by_key.items() for k in pair if k}
     flags = {padding_mask_key(k) for by_key in streams.values() for k in by_key}
     others = {k for k in config.input_features if k not in config.image_features}
-    keys = [k for k in data.features if k in pictures | flags | others]
-    if not pictures & set(keys):
+    masks = {padding_mask_key(old): padding_mask_key(new) for old, new in cfg.rename_map.items()}
+    names = {k: {**masks, **cfg.rename_map}.get(k, k) for k in data.features}  # dataset's key -> policy's
+    keys = {k: name for k, name in names.items() if name in pictures | flags | others}
+    if not pictures & set(keys.values()):
         raise ValueError(
             f"{cfg.dataset} has none of the pictures {sorted(pictures)} of {cfg.policy}. Name the dataset (or its token "
-            "cache) that the policy was trained on."
+            "cache) that the policy was trained on, or say with --rename_map what its pictures are called there."
         )
     rows = spread(len(data), cfg.frames, cfg.seed)
     if len(rows) < 2:
@@ -182,7 +186,10 @@ def load_frames(cfg: GateConfig, data: Any, config: Any, streams: Streams) -> Fr
         )
     items = [data[row] for row in tqdm(rows, desc="read frames", unit="frame")]
     action, is_pad, episode = _chunks(data, rows, list(config.action_delta_indices)[: config.n_action_steps])
-    observation = {k: torch.stack([_compact(i[k], k in config.image_features) for i in items]) for k in keys}
+    observation = {
+        name: torch.stack([_compact(i[k], name in config.image_features) for i in items])
+        for k, name in keys.items()
+    }
     return Frames(observation, [i["task"] for i in items], action, is_pad, episode)
 
 
@@ -299,7 +306,7 @@ def load_policy(cfg: GateConfig, meta: Any) -> tuple[Any, Callable[[dict[str, An
     config.pretrained_path = cfg.policy
     if cfg.device is not None:
         config.device = cfg.device
-    policy = make_policy(config, ds_meta=meta).eval()
+    policy = make_policy(config, ds_meta=meta, rename_map=cfg.rename_map).eval()
     preprocess, _ = make_pre_post_processors(
         policy_cfg=config,
         pretrained_path=str(cfg.policy),

@@ -55,6 +55,8 @@ def test_a_modality_that_the_policy_does_not_use_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "open_dataset", lambda options: SimpleNamespace(meta=None))
     monkeypatch.setattr(gate, "load_policy", lambda options, meta: (Looks(), lambda batch: batch))
     monkeypatch.setattr(gate, "load_frames", lambda *arguments: frames)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
     checkpoint = tmp_path / "policy"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
@@ -80,13 +82,72 @@ def test_a_modality_that_the_policy_does_not_use_shows(tmp_path, monkeypatch):
     assert (cfg.output / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_policy_with_other_names_for_its_cameras_and_a_plugin_is_measured(tmp_path, monkeypatch):
+    from tiny_dataset import write_dataset
+    from tiny_policies import save_act
+
+    (tmp_path / "some_plugin.py").write_text("loaded = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    act = save_act(tmp_path / "act", ("top", "image2"))
+    cfg = DiagnosisConfig(
+        [f"act={act}"], write_dataset(tmp_path / "data"), None, tmp_path / "run", frames=8, modality_frames=4, batch_size=4,
+        plugins=["some_plugin"], rename_map={"act": {RGB: "observation.images.top"}},
+    )  # fmt: skip
+    found = diagnose(cfg)["policies"]["act"]
+    assert "some_plugin" in sys.modules
+    assert found["modalities"] == ["rgb"]
+    assert found["arms"]["zeroed"]["n"] == 8
+    config = EvalConfig(
+        cfg.policies, diagnose=cfg.dataset, output=cfg.output, plugins=cfg.plugins, rename_map=cfg.rename_map
+    )
+    monkeypatch.setattr(diagnosis.subprocess, "run", lambda *a, **k: pytest.fail("it is there already"))
+    diagnose_first(config)
+    (Path(act) / "config.json").write_text((Path(act) / "config.json").read_text() + "\n")  # trained further
+
+    def measure(command, check):
+        given = dict(c[2:].split("=", 1) for c in command if c.startswith("--"))
+        assert json.loads(given["rename_map"]) == cfg.rename_map
+        assert json.loads(given["plugins"]) == ["some_plugin"]
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(diagnosis.subprocess, "run", measure)
+    with pytest.raises(RuntimeError, match="diagnosis on .* failed"):
+        diagnose_first(config)
+    cfg.rename_map = {}
+    with pytest.raises(ValueError, match=r"(?i)feature"):
+        diagnose(cfg)
+
+
+def test_without_a_dataset_nothing_is_diagnosed_and_nothing_said_to_be_written(tmp_path, capsys):
+    given = [
+        "--policies=[zero=builtin:zero]",
+        f"--dataset={tmp_path / 'data'}",
+        f"--output={tmp_path / 'run'}",
+    ]
+    assert diagnosis.main(given) == 2
+    assert "data is no LeRobotDataset" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "data" / "meta").mkdir(parents=True)
+    (tmp_path / "data" / "meta" / "info.json").write_text("{}")
+    assert diagnosis.main(given) == 0
+    text = capsys.readouterr().out
+    assert f"written: {tmp_path / 'run' / 'diagnosis.json'}\n" in text
+
+
 def test_the_runner_diagnoses_once_and_stops_where_that_fails(tmp_path, monkeypatch):
     commands = []
 
     def run(command, check):
         commands.append(command)
         (tmp_path / "diagnosis.json").write_text(
-            json.dumps({"dataset": "data", "episodes": [1], "policies": {"p": {"path": "builtin:zero"}}})
+            json.dumps(
+                {
+                    "dataset": "data",
+                    "episodes": [1],
+                    "rename_map": {},
+                    "policies": {"p": {"path": "builtin:zero"}},
+                }
+            )
         )
         return SimpleNamespace(returncode=len(commands) - 1)
 

@@ -38,13 +38,13 @@ def rgb_options(cameras: tuple[str, ...] = ("image", "image2")) -> dict[str, Any
     }
 
 
-def save_act(folder: Path) -> str:
+def save_act(folder: Path, cameras: tuple[str, ...] = ("image", "image2")) -> str:
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
 
     torch.manual_seed(0)
     config = ACTConfig(
-        **rgb_options(), chunk_size=2, n_action_steps=2, dim_model=16, n_heads=2, dim_feedforward=16,
+        **rgb_options(cameras), chunk_size=2, n_action_steps=2, dim_model=16, n_heads=2, dim_feedforward=16,
         n_encoder_layers=1, n_decoder_layers=1, n_vae_encoder_layers=1, use_vae=False,
         pretrained_backbone_weights=None, normalization_mapping=PLAIN,
     )  # fmt: skip
