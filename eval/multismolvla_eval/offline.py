@@ -7,11 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from multismolvla.modalities import MODALITIES
+from multismolvla_eval import fields
 from multismolvla_eval.diagnosis import DIAGNOSIS, SCHEMA
+from multismolvla_eval.fields import optional
 from multismolvla_eval.results import ResultsError, read_json
 
 #: Conditions whose pictures a control of the diagnosis shows, too: black ones, announced by nothing.
 _CONDITIONS = {"true": "C0", "zeroed": "C2:all=zero", **{f"{m} zeroed": f"C2:{m}=zero" for m in MODALITIES}}
+_ARM = {
+    **dict.fromkeys(("error", "low", "high"), fields.number),
+    "n": fields.count,
+    "relative": optional(fields.number),
+}
+_POLICY = {
+    **dict.fromkeys(("checkpoint", "left_out"), optional(fields.text)),
+    "arms": optional(fields.each(fields.record(_ARM))),
+}
+#: What the report shows of a diagnosis.
+_CONTENT = fields.record(
+    {
+        "remark": fields.text,
+        "dataset": fields.text,
+        "held_out": fields.flag,
+        "policies": fields.each(fields.record(_POLICY)),
+    }
+)
 
 
 def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -25,7 +45,7 @@ def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> d
         The file's content. A policy that it measured with another checkpoint than the run's is left out, and that is said.
 
     Raises:
-        ResultsError: the file cannot be read, or has another format.
+        ResultsError: the file is damaged, or has another format.
     """
     path = folder / DIAGNOSIS
     if not path.is_file():
@@ -34,13 +54,19 @@ def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> d
     content = read_json(path, remedy)
     if content.get("schema") != SCHEMA or "policies" not in content:
         raise ResultsError(f"{path} is not of the format version {SCHEMA}. {remedy}")
+    if wrong := _CONTENT(content):
+        raise ResultsError(
+            f"{path} is not what multismolvla-eval --diagnose writes: {wrong.strip(' .')}. {remedy}"
+        )
     measured = {}
     for name, entry in content["policies"].items():
         if name not in policies:
             continue
-        if "arms" in entry and entry["checkpoint"] != policies[name]["checkpoint"]:
-            entry = {"left_out": f"it was measured with the checkpoint {entry['checkpoint']}, not the run's"}
-        measured[name] = entry
+        if "arms" in entry and entry.get("checkpoint") != policies[name]["checkpoint"]:
+            entry = {
+                "left_out": f"it was measured with the checkpoint {entry.get('checkpoint')}, not the run's"
+            }
+        measured[name] = {k: v for k, v in entry.items() if v is not None}
     return {**content, "policies": measured}
 
 

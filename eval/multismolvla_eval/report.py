@@ -80,12 +80,13 @@ def write_report(results: Path, output: Path | None = None, title: str = TITLE) 
     Raises:
         ResultsError: the folder holds no results, or damaged or foreign ones.
     """
+    from multismolvla_eval.offline import read_diagnosis
     from multismolvla_eval.page import report_page
     from multismolvla_eval.summary import summarise
     from multismolvla_eval.tables import cells_csv, markdown, rounded, terminal_table
 
     manifest, episodes = read_episodes(results)
-    summary = summarise(episodes, manifest, _diagnosis(results, manifest))
+    summary = summarise(episodes, manifest, read_diagnosis(results, manifest["policies"]))
     folder = output or results
     folder.mkdir(parents=True, exist_ok=True)
     columns = {**episodes.to_columns(), **_met_column(episodes)}
@@ -108,29 +109,6 @@ def read_episodes(results: Path) -> tuple[dict[str, Any], Episodes]:
     manifest = read_manifest(results)
     rows = iterate_rows(results, manifest["fingerprint"], manifest)
     return manifest, collect(rows, manifest["policies"])
-
-
-def _diagnosis(results: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """The sensor diagnosis of the folder, with all that the report shows of it.
-
-    Raises:
-        ResultsError: the file is damaged or foreign.
-    """
-    from multismolvla_eval.offline import read_diagnosis
-    from multismolvla_eval.results import ResultsError
-
-    try:
-        found = read_diagnosis(results, manifest["policies"])
-        if found is not None:
-            _ = [found[k] for k in ("remark", "dataset", "held_out")]
-            arms = [arm for entry in found["policies"].values() for arm in entry.get("arms", {}).values()]
-            _ = [float(arm[k]) for arm in arms for k in ("error", "low", "high", "n")]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(
-            f"{results / 'diagnosis.json'} is not what multismolvla-eval --diagnose writes ({type(error).__name__}: {error}). "
-            "Delete it, or run with --diagnose again."
-        ) from error
-    return found
 
 
 def _met_column(episodes: Episodes) -> dict[str, list[int]]:

@@ -66,3 +66,35 @@ def test_sound_json_is_read_as_it_is():
     assert parse_json(b'{"a": [1, 2.5, -1e-3, null, true, "\\u00e9"]}') == {
         "a": [1, 2.5, -1e-3, None, True, "é"]
     }
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ('"error": NaN', "is not valid JSON (NaN is no finite number)"),
+        ('"error": "nan"', "policies.ours.arms.true.error is 'nan', expected a number"),
+        ('"n": 1.5', "policies.ours.arms.true.n is 1.5"),
+        ('"relative": "x"', "policies.ours.arms.true.relative is 'x'"),
+    ],
+)
+def test_a_damaged_diagnosis_is_refused_by_name(tmp_path, capsys, arm, message):
+    run = synthetic_run(tmp_path, texts=["C2:rgb=zero"])
+    arms = f'{{"true": {{"error": 1, "low": 0.5, "high": 2, "n": 3, {arm}}}}}'
+    (run / "diagnosis.json").write_text(
+        f'{{"schema": 1, "remark": "r", "dataset": "d", "held_out": true, "policies": {{"ours": {{"arms": {arms}}}}}}}'
+    )
+    assert main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run / 'diagnosis.json'} is not " in said
+    assert message in said
+    assert "Delete it, and run with --diagnose again" in said
+
+
+def test_a_diagnosis_may_say_that_it_has_nothing(tmp_path):
+    run = synthetic_run(tmp_path, texts=["C2:rgb=zero"])
+    ours = '{"arms": null, "left_out": null}'
+    (run / "diagnosis.json").write_text(
+        f'{{"schema": 1, "remark": "r", "dataset": "d", "held_out": true, "policies": {{"ours": {ours}}}}}'
+    )
+    assert main([str(run)]) == 0
+    assert "left out: None" not in (run / "report.html").read_text()
