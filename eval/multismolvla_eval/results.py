@@ -131,7 +131,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ResultsError(f"{folder} holds no {MANIFEST}: not an output folder of multismolvla-eval.")
-    manifest = read_json(path, "Delete it and run the evaluation again.")
+    manifest = read_json(
+        path,
+        "Restore it: the results beside it cannot be read without it. To begin anew, choose another --output.",
+    )
     if manifest.get("schema") != SCHEMA or "fingerprint" not in manifest:
         found = manifest.get("schema")
         raise ResultsError(
@@ -199,7 +202,8 @@ def iterate_rows(folder: Path, run: str, manifest: Mapping[str, Any] | None = No
     Args:
         folder: output folder.
         run: fingerprint that every row must carry.
-        manifest: of the run; rows of another suite or version of it, task, condition or episode are foreign.
+        manifest: of the run; rows of another policy, checkpoint, suite or version of it, task, condition or episode are
+            foreign.
 
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
@@ -211,6 +215,7 @@ def iterate_rows(folder: Path, run: str, manifest: Mapping[str, Any] | None = No
             place = f"{path.name}:{number}"
             _check_row(row, place, run)
             if manifest is not None and known is not None:
+                _check_policy(row, place, manifest["policies"])
                 _check_world(row, place, known)
                 _check_planned(row, place, manifest)
             key = episode_key(row)
@@ -242,10 +247,24 @@ def _read_shard(path: Path) -> Iterator[tuple[int, Row]]:
 def _check_row(row: Any, place: str, run: str) -> None:
     if wrong := _ROW(row):
         raise ResultsError(f"{place}{wrong}. {_REPEAT}")
+    if row["success"] == bool(cause_of(row)):
+        raise ResultsError(
+            f"{place} contradicts itself: success is {row['success']} and the cause of a failure {row.get('cause')!r}. {_REPEAT}"
+        )
     if row["run"] != run:
         raise ResultsError(
             f"{place} belongs to the run {row['run']!r}, this folder's manifest to {run!r}: environment, seed or "
             "definitions differ, so the figures are not comparable. Move the file to its own folder."
+        )
+
+
+def _check_policy(row: Row, place: str, policies: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row of another policy must neither be averaged in nor count as done."""
+    policy = policies.get(row["policy"])
+    if policy is None or policy["checkpoint"] != row["checkpoint"]:
+        raise ResultsError(
+            f"{place} is of the policy {row['policy']!r} with checkpoint {row['checkpoint']}, which the manifest does not know: "
+            "the file belongs to another run. Move it to its own folder."
         )
 
 

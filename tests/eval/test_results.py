@@ -69,6 +69,15 @@ def test_half_written_last_line_is_cut_and_nothing_else_is_lost(tmp_path, cut):
             json.dumps({k: v for k, v in row(1).items() if k != "seed"}).encode() + b"\n",
             r"jsonl:2.seed is None",
         ),
+        (
+            json.dumps(row(1, cause="time_out")).encode() + b"\n",
+            r"jsonl:2 contradicts itself: success is True.*'time_out'",
+        ),
+        (json.dumps(row(1, success=False)).encode() + b"\n", r"jsonl:2 contradicts itself: success is False"),
+        (
+            json.dumps(row(1, steps=-5)).encode() + b"\n",
+            r"jsonl:2.steps is -5, expected a whole number from 0.*delete the line",
+        ),
         (json.dumps(row(0)).encode() + b"\n", "repeats the episode"),
     ],
 )
@@ -84,6 +93,8 @@ def test_doubtful_rows_are_named_and_refused(tmp_path, line, message):
     ("changes", "message"),
     [
         ({"task_id": 7}, r"episodes-0of1.jsonl:2 has the task_id 7, .* plans one of \[0, 2\]"),
+        ({"policy": "stranger"}, r"episodes-0of1.jsonl:2 is of the policy 'stranger'"),
+        ({"checkpoint": "other"}, r"jsonl:2 is of the policy 'ours' with checkpoint other"),
         ({"condition": "C2:rgb=zero"}, "has the condition 'C2:rgb=zero'"),
         ({"episode": 3}, r"has the episode 3, .* plans 0 to 2 \(C0\)"),
         ({"episode": -1}, "episode is -1"),
@@ -95,7 +106,7 @@ def test_doubtful_rows_are_named_and_refused(tmp_path, line, message):
 def test_rows_that_the_run_never_planned_are_refused(tmp_path, changes, message):
     manifest = {
         "suites": {"toy": {"world": "w", "tasks": {"0": "a", "2": "b"}}}, "conditions": ["C0", "C1:rgb"],
-        "clean_episodes": 3, "clean_seeds": 2, "episodes": 1,
+        "clean_episodes": 3, "clean_seeds": 2, "episodes": 1, "policies": {"ours": {"checkpoint": "c"}},
     }  # fmt: skip
     planned = [row(2, seed=1, world="w"), row(0, task_id=2, condition="C1:rgb", world="w")]
     write(tmp_path, planned[0])
@@ -118,7 +129,7 @@ def test_manifest_errors(tmp_path):
     with pytest.raises(ResultsError, match="holds no run.json"):
         read_manifest(tmp_path)
     (tmp_path / "run.json").write_text("{half")
-    with pytest.raises(ResultsError, match="not valid JSON"):
+    with pytest.raises(ResultsError, match=r"not valid JSON.*Restore it.*another --output"):
         read_manifest(tmp_path)
     write_json(tmp_path / "run.json", [1])
     with pytest.raises(ResultsError, match="holds a list, expected an object"):
