@@ -78,11 +78,13 @@ UNANNOUNCED_SETS: tuple[str, ...] = (
     ),
     *(f"C2:all.{c}={t}" for c in CAMERAS for t in ("zero", "freeze")),
 )
-#: All of ImageNet-C, and all own types of the other modalities.
+#: Own types of RGB that the protocol asks of every modality and ImageNet-C lacks.
+_OWN_RGB_TYPES = ("builtin_occlusion", "builtin_dead_pixels", "builtin_fade")
+#: All of ImageNet-C, and all own types of the protocol.
 SOFT_MATRIX: tuple[str, ...] = tuple(
     f"C3:{m}={t}@{s}"
     for m in MODALITIES
-    for t in (IMAGENET_C_TYPES if m == "rgb" else SOFT_TYPES[m])
+    for t in ((*IMAGENET_C_TYPES, *_OWN_RGB_TYPES) if m == "rgb" else SOFT_TYPES[m])
     for s in SEVERITIES
 )
 #: What LIBERO-Plus calls sensor noise, like there on the third-person camera alone.

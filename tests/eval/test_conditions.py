@@ -57,7 +57,8 @@ def test_quick_is_cheap_and_covers_every_group():
 def test_full_holds_the_whole_protocol():
     full = set(LEVELS["full"].conditions)
     assert {c[:2] for c in full} == {"C0", "C1", "C2", "C3", "C4", "C5"}
-    assert {f"C3:rgb={t}@{s}" for t in IMAGENET_C_TYPES for s in SEVERITIES} <= full
+    of_every_modality = ("builtin_occlusion", "builtin_dead_pixels", "builtin_fade")
+    assert {f"C3:rgb={t}@{s}" for t in (*IMAGENET_C_TYPES, *of_every_modality) for s in SEVERITIES} <= full
     assert {
         f"C3:{m}={t}@{s}" for m in ("depth", "seg", "thermal") for t in SOFT_TYPES[m] for s in SEVERITIES
     } <= full
