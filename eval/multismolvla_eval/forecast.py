@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from multismolvla_eval.plan import Episode
     from multismolvla_eval.results import Row
 
-#: Seconds per environment step, rendering included, before anything has been measured. LIBERO's scenes at 256 pixels
-#: with all streams, rendered in software; the mini suite at 64 pixels. A GPU that renders is several times faster.
+#: Seconds of simulation per environment step before anything has been measured, every step rendered in software with all
+#: streams: LIBERO's scenes at 256 pixels (0.14 to 0.3 s on two cores; 0.07 s for a policy that looks every 8th step, see
+#: benchmarks/README.md), the mini suite at 64. A GPU that renders is several times faster.
 NOMINAL_STEP_S = {"multismolvla_mini": 0.04}
 NOMINAL_LIBERO_STEP_S = 0.25
 #: LeRobot's step limits (lerobot 0.6.1) and cameras; its module of them imports the simulator.
@@ -94,7 +95,10 @@ def _libero_tasks() -> dict[str, list[str]]:
 
 
 def seconds_per_episode(suites: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, tuple[float, bool]]:
-    """Per suite the mean time of an episode, and whether it was measured; otherwise every episode takes all its steps."""
+    """Per suite the mean time of an episode, and whether it was measured.
+
+    Otherwise it is the simulation of all steps up to the limit, without policy, resets and the expert's search.
+    """
     times: dict[str, list[float]] = {name: [] for name in suites}
     for row in rows:
         if row["suite"] in times and "seconds" in row:
@@ -161,9 +165,15 @@ def describe_run(
         f"{name} {s:.1f} s {'measured' if m else 'assumed'}" for name, (s, m) in seconds.items()
     )
     time = hours(Counter(e.suite for e in todo), seconds, workers)
+    left_out = (
+        ""
+        if all(measured for _, measured in seconds.values())
+        else " Assumed is the simulation of all steps up to the limit, every step rendered on the CPU; policies, resets and the "
+        "expert's search come on top."
+    )
     lines.append(
         f"{len(policies)} policies x {tasks} tasks x {len(conditions)} conditions: {len(plan)} episodes, {len(todo)} of this "
-        f"shard missing, about {time:.2f} h with {workers} workers (per episode: {basis})."
+        f"shard missing, about {time:.2f} h with {workers} workers (per episode: {basis}).{left_out}"
     )
     return lines
 

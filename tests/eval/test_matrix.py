@@ -91,7 +91,7 @@ def test_the_levels_of_the_protocol_are_there_as_files(name):
     numbers = {s: per_task * (level.tasks or len(suite["tasks"])) for s, suite in suites.items()}
     told = hours(numbers, seconds_per_episode(suites, []), workers=1)
     told = f"{told:.1f}" if told < 10 else f"{told:,.0f}"
-    expected = f"# {sum(numbers.values()):,} episodes, at most {told} h of one worker"
+    expected = f"# {sum(numbers.values()):,} episodes, about {told} h of simulation"
     assert expected in text, f"the header must say {expected!r}"
     assert yaml.safe_load(text)["output"] == f"outputs/eval/{name}"
 
@@ -245,6 +245,7 @@ def test_a_dry_run_of_libero_starts_nothing(tmp_path):
     total = 40 * (5 * 3 * 10 + 2 * 10 * (cells - 1))
     assert f"5 policies x 40 tasks x {cells} conditions: {total} episodes" in text
     assert "libero_10" in text
+    assert "policies, resets and the expert's search come on top" in text
     assert "warning: there is no policy under outputs/libero_b/train/base" in text
     assert not (tmp_path / "run").exists()
 
