@@ -71,6 +71,7 @@ def reader_notes(
         + recorded_state_notes(manifest, cells)
         + origin_notes(manifest)
         + _provenance_notes(manifest)
+        + _start_notes(checks["starts"])
         + _fault_notes(checks["faults"])
     )
 
@@ -168,6 +169,16 @@ def _provenance_notes(manifest: dict[str, Any]) -> list[str]:
     return [
         f"The calls of this run differ in {' and '.join(kinds)} (listed under “Made with”): part of a difference between "
         "cells may come from there."
+    ]
+
+
+def _start_notes(starts: dict[str, int]) -> list[str]:
+    differing = starts["episodes"] - starts["equal"]
+    if not differing:
+        return []
+    return [
+        f"{differing} of {starts['episodes']} (task, episode) pairs do not start from the same simulator state in all arms: do "
+        "not trust paired differences before you have found out why."
     ]
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from report_readers import summary_of
-from synthetic import manifest_of, synthetic_run
+from synthetic import RUN, manifest_of, synthetic_run, write_rows
 
 from multismolvla.corruption import parse_condition
 from multismolvla.files import write_json
@@ -151,6 +151,20 @@ def test_origins_of_policy_and_environment_stand_together(tmp_path):
         assert expected in text
         assert "ours computes image2.depth from RGB: this is no sensor redundancy." in text
         assert "ours takes image2.depth for computed from RGB" in text
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+def test_arms_that_do_not_start_alike_are_named_wherever_figures_are_read(tmp_path, capsys, moved):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    rows = read_rows(folder, RUN)
+    for row in [r for r in rows if (r["policy"], r["condition"], r["task_id"]) == ("ours", "C0", 0)][:moved]:
+        row["start"] = "somewhere else"
+    write_rows(folder, rows)
+    assert main([str(folder)]) == 0
+    note = f"{moved} of 20 (task, episode) pairs do not start from the same simulator state in all arms"
+    written = [(folder / name).read_text() for name in ("report.html", "report.md", "results.json")]
+    for text in (capsys.readouterr().out, *written):
+        assert (note in text) == bool(moved)
 
 
 def test_starts_that_the_recorder_records_from_are_named(tmp_path):
