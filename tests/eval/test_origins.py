@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from synthetic import synthetic_run
+
+from multismolvla.files import write_json
 from multismolvla_eval.checks import faulted_streams
+from multismolvla_eval.compare import compare
 from multismolvla_eval.origins import origin_conflicts, origin_notes
+from multismolvla_eval.report import write_report
+from multismolvla_eval.results import read_json
+from multismolvla_eval.sides import load_side
 
 SENSORS = {"rgb": "sensor", "depth": "sensor", "thermal": "sensor"}
 
@@ -42,3 +49,17 @@ def test_faults_of_rgb_concern_what_the_environment_computes_from_it():
     assert set(faulted_streams("C3:depth=holes@3", manifest)) == {"depth"}
     manifest["env"]["origins"] = SENSORS
     assert set(faulted_streams("C3:rgb.image=fog@3", manifest)) == {"rgb"}
+
+
+def test_a_comparison_knows_what_is_computed_from_rgb(tmp_path):
+    """The announced loss of RGB takes the thermal picture with it, of which this policy is not told."""
+    folder = synthetic_run(tmp_path / "run", texts=["C1:-rgb"])
+    manifest = read_json(folder / "run.json", "")
+    manifest["env"]["origins"] = {"rgb": "sensor", "thermal": "derived"}
+    manifest["policies"]["ours"] |= {"reads": ["observation.images.image_thermal"], "reads_masks": False}
+    write_json(folder / "run.json", manifest)
+    write_report(folder)
+    for path in (folder, folder / "results.json"):
+        cells = compare(load_side(path), load_side(path))["cells"]
+        (cell,) = [c for c in cells if c["policies"][0] == "ours" and c["condition"] != "C0"]
+        assert cell["told"] == [False, False]
