@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
     are made (not started), which takes the seconds that LeRobot takes to import.
 
     Raises:
-        ValueError: unknown suite, type or task id.
+        ValueError: unknown suite, type, option or task id.
     """
     options = arguments.options
     plain = set(arguments.suites()) <= LIBERO_MAX_STEPS.keys() and arguments.type in _LIBERO_TYPES
@@ -55,6 +56,7 @@ def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
         }
         return {"suites": suites, "cameras": list(next(iter(sources.values())).cameras)}
     table = _libero_tasks()
+    _refuse_unknown_options(arguments)
     split = options.get("init_split", "eval") if arguments.type == "multismolvla_libero" else "all"
     suites = {}
     for name in arguments.suites():
@@ -72,6 +74,46 @@ def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
             "faultable": arguments.type == "multismolvla_libero",
         }
     return {"suites": suites, "cameras": _CAMERAS}
+
+
+def _refuse_unknown_options(arguments: EnvironmentArguments) -> None:
+    """Options of LIBERO's types that the run itself would refuse; one that is mistyped would change the forecast, too.
+
+    Raises:
+        ValueError: the environment's configuration has no such field, or no such set of initial states.
+    """
+    lerobot = _package("lerobot") / "envs" / "configs.py"
+    known = _fields(lerobot, "EnvConfig")
+    if arguments.type == "multismolvla_libero":
+        ours = _package("lerobot_env_multismolvla") / "configuration_multismolvla_libero.py"
+        known |= _fields(ours, "MultiSmolVLALiberoConfig")
+    else:
+        known |= _fields(lerobot, "LiberoEnv")
+    unknown = sorted(arguments.options.keys() - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known)
+        raise ValueError(
+            f"--env.options do not fit the environment type {arguments.type!r}: there is no {unknown[0]!r}. "
+            + (f"Did you mean {near[0]!r}?" if near else f"Known: {sorted(known)}.")
+        )
+    split = arguments.options.get("init_split", "eval")
+    if split not in sorted(_LIBERO_STATES):
+        raise ValueError(f"--env.init_split is {split!r}; expected one of {sorted(_LIBERO_STATES)}.")
+
+
+def _package(name: str) -> Path:
+    """Folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"The package {name} is not installed. Install this project again.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _fields(file: Path, name: str) -> set[str]:
+    """Names of the fields that a dataclass declares in its source."""
+    classes = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef) and n.name == name]
+    statements = [s for c in classes for s in c.body if isinstance(s, ast.AnnAssign)]
+    return {s.target.id for s in statements if isinstance(s.target, ast.Name)}
 
 
 def _libero_tasks() -> dict[str, list[str]]:

@@ -265,6 +265,46 @@ def test_a_dry_run_warns_of_too_few_initial_states_and_unknown_tasks(tmp_path, c
     assert "names task 10; the suite 'libero_object' has tasks 0 to 9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("type_", "options", "message"),
+    [
+        ("multismolvla_libero", "{init_splt: all}", "no 'init_splt'. Did you mean 'init_split'?"),
+        (
+            "multismolvla_libero",
+            "{init_split: foo}",
+            "--env.init_split is 'foo'; expected one of ['all', 'eval', 'train']",
+        ),
+        ("libero", "{init_split: all}", "there is no 'init_split'"),
+        ("libero", "{hard_reset: false, fps: 20}", None),
+        ("multismolvla_libero", "{init_split: all, libero_assets: x, fps: 20}", None),
+    ],
+)
+def test_a_dry_run_refuses_the_options_that_the_run_refuses(type_, options, message, tmp_path, capsys):
+    given = [
+        "--policies=[a=builtin:zero]", f"--env.type={type_}", "--env.task=libero_object", f"--env.options={options}",
+        "--dry-run", "--conditions=[]", f"--output={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert main(given) == (2 if message else 0)
+    assert (message or "") in capsys.readouterr().err
+
+
+def test_the_fields_read_from_the_source_are_those_of_the_configuration():
+    from dataclasses import fields
+
+    from lerobot.envs.configs import LiberoEnv
+
+    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+    from lerobot_env_multismolvla.initial_states import SPLITS
+    from multismolvla_eval.forecast import _LIBERO_STATES, _refuse_unknown_options
+
+    for type_, config in (("multismolvla_libero", MultiSmolVLALiberoConfig), ("libero", LiberoEnv)):
+        options = {f.name: None for f in fields(config)} | (
+            {} if type_ == "libero" else {"init_split": "all"}
+        )
+        _refuse_unknown_options(EnvironmentArguments(type_, "libero_object", None, options))
+    assert set(SPLITS) == set(_LIBERO_STATES)
+
+
 @pytest.fixture
 def libero_assets(monkeypatch):
     from lerobot_env_multismolvla.libero_setup import find_libero_assets
