@@ -113,11 +113,10 @@ def diagnose_first(config: EvalConfig) -> None:
         RuntimeError: it failed; its message is on the terminal.
         ResultsError: the diagnosis that is there cannot be read.
     """
-    from multismolvla_eval.results import read_json
+    from multismolvla_eval.offline import stored_diagnosis
 
-    path = config.output / DIAGNOSIS
-    if path.is_file():
-        old = read_json(path, "Delete it to measure again.")
+    old = stored_diagnosis(config.output)
+    if old is not None:
         asked = {
             "dataset": str(config.diagnose),
             "episodes": config.diagnose_episodes,

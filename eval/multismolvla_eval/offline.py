@@ -34,15 +34,8 @@ _CONTENT = fields.record(
 )
 
 
-def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The diagnosis, if the folder has one.
-
-    Args:
-        folder: of the run.
-        policies: the manifest's entries, by name.
-
-    Returns:
-        The file's content. A policy that it measured with another checkpoint than the run's is left out, and that is said.
+def stored_diagnosis(folder: Path) -> dict[str, Any] | None:
+    """The content of the diagnosis in a run's folder, if there is one.
 
     Raises:
         ResultsError: the file is damaged, or has another format.
@@ -58,6 +51,25 @@ def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> d
         raise ResultsError(
             f"{path} is not what multismolvla-eval --diagnose writes: {wrong.strip(' .')}. {remedy}"
         )
+    return content
+
+
+def read_diagnosis(folder: Path, policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The diagnosis of a run's policies, if its folder has one.
+
+    Args:
+        folder: of the run.
+        policies: the manifest's entries, by name.
+
+    Returns:
+        The file's content. A policy that it measured with another checkpoint than the run's is left out, and that is said.
+
+    Raises:
+        ResultsError: as :func:`stored_diagnosis`.
+    """
+    content = stored_diagnosis(folder)
+    if content is None:
+        return None
     measured = {}
     for name, entry in content["policies"].items():
         if name not in policies:

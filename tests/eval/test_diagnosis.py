@@ -139,16 +139,11 @@ def test_the_runner_diagnoses_once_and_stops_where_that_fails(tmp_path, monkeypa
 
     def run(command, check):
         commands.append(command)
-        (tmp_path / "diagnosis.json").write_text(
-            json.dumps(
-                {
-                    "dataset": "data",
-                    "episodes": [1],
-                    "rename_map": {},
-                    "policies": {"p": {"path": "builtin:zero"}},
-                }
-            )
-        )
+        content = {
+            "schema": diagnosis.SCHEMA, "remark": "", "held_out": True, "dataset": "data", "episodes": [1], "rename_map": {},
+            "policies": {"p": {"path": "builtin:zero"}},
+        }  # fmt: skip
+        (tmp_path / "diagnosis.json").write_text(json.dumps(content))
         return SimpleNamespace(returncode=len(commands) - 1)
 
     monkeypatch.setattr(diagnosis.subprocess, "run", run)
@@ -161,6 +156,7 @@ def test_the_runner_diagnoses_once_and_stops_where_that_fails(tmp_path, monkeypa
     config.diagnose_episodes = [2]
     with pytest.raises(RuntimeError, match="Leave --diagnose out"):
         diagnose_first(config)
-    (tmp_path / "diagnosis.json").write_text("{half")
-    with pytest.raises(ResultsError, match=r"diagnosis.json is not valid JSON.*Delete it"):
-        diagnose_first(config)
+    for text, message in (("{half", "is not valid JSON"), ("{}", "is not of the format version 1")):
+        (tmp_path / "diagnosis.json").write_text(text)
+        with pytest.raises(ResultsError, match=rf"diagnosis.json {message}.*Delete it"):
+            diagnose_first(config)
