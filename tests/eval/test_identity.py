@@ -73,6 +73,7 @@ def test_the_command_of_a_cell_names_built_in_policies_as_they_were_asked_for(tm
     manifest = manifest_of(("toy",), [], (*built_in, "vanilla"))
     for name, policy in built_in.items():
         facts = {**policy.describe(), "checkpoint": policy.checkpoint}
+        assert facts["path"] == {"expert": EXPERT, "still": "builtin:zero"}[name]
         manifest["policies"][name] = {k: v for k, v in facts.items() if not (older and k == "path")}
     summary = summary_of(
         tmp_path,
