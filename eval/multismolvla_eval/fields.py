@@ -6,7 +6,6 @@ A *kind* says of a value from a JSON file what is wrong with it, as ``.gate.rgb 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,7 +114,7 @@ def parse_json(data: bytes) -> Any:
     """A JSON text's value.
 
     Raises:
-        ValueError: it is none. ``NaN`` and numbers beyond a float's range are none either: no figure comes from them.
+        ValueError: it is none; ``NaN`` and ``Infinity``, which Python reads and writes by default, are no JSON.
     """
     try:
         return _DECODER.decode(data.decode())
@@ -123,11 +122,8 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_DECODER = json.JSONDecoder(parse_constant=_refuse)

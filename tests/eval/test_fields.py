@@ -17,9 +17,9 @@ from multismolvla_eval.results import ResultsError, read_json
         ("gate", '{"rgb": -3}', ".gate.rgb is -3"),
         ("gate", '{"rgb": "x"}', ".gate.rgb is 'x'"),
         ("gate", "[1]", ".gate is [1], expected an object"),
-        ("gate", '{"rgb": NaN}', "NaN is no finite number"),
-        ("seconds", '{"total": Infinity}', "Infinity is no finite number"),
-        ("seconds", '{"total": 1e400}', "1e400 is no finite number"),
+        ("gate", '{"rgb": NaN}', "NaN is no number"),
+        ("seconds", '{"total": Infinity}', "Infinity is no number"),
+        ("seconds", '{"total": 1e400}', ".seconds.total is inf, expected a number"),
         ("seconds", '{"total": 1e39}', ".seconds.total is 1e+39"),
         ("gripper", '{"closed": "x"}', ".gripper.closed is 'x', expected a number"),
         ("fault_steps", '"x"', ".fault_steps is 'x', expected a whole number"),
@@ -54,7 +54,7 @@ def test_a_damaged_field_is_refused_by_name_before_anything_is_written(
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [-Infinity]}', '{"a": 1e999}', "[" * 200_000, "\xff"])
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [-Infinity]}', "[" * 200_000, "\xff"])
 def test_files_without_a_figure_in_them_are_no_json(tmp_path, text):
     path = tmp_path / "diagnosis.json"
     path.write_text(text, encoding="latin-1")
@@ -71,7 +71,7 @@ def test_sound_json_is_read_as_it_is():
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ('"error": NaN', "is not valid JSON (NaN is no finite number)"),
+        ('"error": NaN', "is not valid JSON (NaN is no number)"),
         ('"error": "nan"', "policies.ours.arms.true.error is 'nan', expected a number"),
         ('"n": 1.5', "policies.ours.arms.true.n is 1.5"),
         ('"relative": "x"', "policies.ours.arms.true.relative is 'x'"),
