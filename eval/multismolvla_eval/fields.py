@@ -1,4 +1,4 @@
-"""What a file must hold, as tables of fields: a damaged value is named before mapping is computed from it.
+"""What a file must hold, as tables of fields: a damaged value is named before anything is computed from it.
 
 A *kind* says of a value from a JSON file what is wrong with it, as ``.gate.rgb is 7, expected …``; "" means nothing.
 """
