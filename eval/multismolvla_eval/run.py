@@ -95,8 +95,9 @@ def _settle(config: EvalConfig) -> _Level:
         parse_condition(text)
     for checkpoint in dict.fromkeys(checkpoint_path(path) for path in config.policy_paths().values()):
         try:
-            if checkpoint is not None:
-                resolve_checkpoint(checkpoint)
+            found = None if checkpoint is None else resolve_checkpoint(checkpoint)
+            if config.dry_run and found is not None and not os.path.isdir(found):
+                _say(f"{checkpoint} is no folder here and is taken for a hub id.")
         except FileNotFoundError:
             if not config.dry_run:  # which is asked before training, too
                 raise

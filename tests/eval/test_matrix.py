@@ -288,6 +288,18 @@ def test_a_dry_run_refuses_the_options_that_the_run_refuses(type_, options, mess
     assert (message or "") in capsys.readouterr().err
 
 
+def test_a_dry_run_says_what_it_takes_for_a_hub_id(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--policies=[a=outputs/missing]", "--env.task=libero_object", "--dry-run", "--conditions=[]"]
+    assert main(given) == 0
+    assert "outputs/missing is no folder here and is taken for a hub id" in capsys.readouterr().out
+    (tmp_path / "outputs").mkdir()
+    assert main(given) == 0
+    assert "warning: there is no policy under outputs/missing yet" in capsys.readouterr().out
+    assert main([g for g in given if g != "--dry-run"]) == 2
+    assert "There is no 'outputs/missing', but a folder 'outputs'" in capsys.readouterr().err
+
+
 def test_the_fields_read_from_the_source_are_those_of_the_configuration():
     from dataclasses import fields
 
