@@ -23,8 +23,6 @@ from multismolvla.corruption import (
     Fault,
     camera_loss,
     cross_modal,
-    imagenet_c_available,
-    needs_imagecorruptions,
     parse_condition,
     subset_condition,
     temporal,
@@ -246,6 +244,8 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
             an environment with one.
         ModuleNotFoundError: a condition needs the optional package with ImageNet-C's definitions.
     """
+    from multismolvla.corruption import imagenet_c_available, needs_imagecorruptions  # imports torch
+
     conditions = list(dict.fromkeys((CLEAN, *(parse_condition(t) for t in texts))))
     for condition in conditions:
         if len(cameras) < 2 and any(f.type == "swapped" for f in condition.faults):

@@ -80,16 +80,14 @@ def draw(config: SheetConfig) -> list[Path]:
         FileNotFoundError: a LIBERO suite without LIBERO's assets.
     """
     from lerobot_env_multismolvla.labels import label_set
-    from multismolvla.corruption import imagenet_c
+    from multismolvla.corruption.names import COMMON_TYPES
     from multismolvla.modalities import MODALITIES
 
     frames = _episode(config)
     config.output.mkdir(parents=True, exist_ok=True)
     labels = len(label_set(config.task))
     sheets = {m: modality_rows(frames[STEP], m, config.thumbnail, labels) for m in MODALITIES}
-    common = len(
-        imagenet_c.COMMON_TYPES
-    )  # one picture of all RGB types would be too long, and too large for a README
+    common = len(COMMON_TYPES)  # one picture of all RGB types would be too long, and too large for a README
     sheets["rgb"], sheets["rgb_more"] = sheets["rgb"][:common], sheets["rgb"][common:]
     sheets["time"] = time_rows([f["image", "rgb"] for f in frames], config.thumbnail * 3 // 4)
     paths = []

@@ -8,7 +8,12 @@ no longer agree with one another (:func:`apply_cross`). :class:`Condition` bundl
 
 Nothing in here keeps state or touches a global generator. The evaluation's environment wrapper is a thin adapter around
 these functions; training (policies, ``training_faults``) calls them with its own types (`TRAINING_TYPES`).
+
+Conditions and names need no torch; the functions that do are imported when they are first asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from multismolvla.corruption.conditions import (
     CLEAN,
@@ -24,21 +29,39 @@ from multismolvla.corruption.conditions import (
 from multismolvla.corruption.cross_modal import TYPES as CROSS_MODAL_TYPES
 from multismolvla.corruption.cross_modal import apply_cross
 from multismolvla.corruption.derived import with_derived
-from multismolvla.corruption.hard import apply_hard
-from multismolvla.corruption.imagenet_c import TYPES as IMAGENET_C_TYPES
-from multismolvla.corruption.imagenet_c import available as imagenet_c_available
-from multismolvla.corruption.imagenet_c import needs_package as needs_imagecorruptions
-from multismolvla.corruption.seeds import episode_seed, frame_generator
-from multismolvla.corruption.soft import (
+from multismolvla.corruption.names import (
     CORRUPTION_VERSION,
+    IMAGENET_C_TYPES,
     SEVERITIES,
     SOFT_TYPES,
     STATIC_TYPES,
     TRAINING_TYPES,
-    apply_soft,
     seen_in_training,
 )
+from multismolvla.corruption.seeds import episode_seed, frame_generator
 from multismolvla.corruption.temporal import shown_step
+
+if TYPE_CHECKING:
+    from multismolvla.corruption.hard import apply_hard
+    from multismolvla.corruption.imagenet_c import available as imagenet_c_available
+    from multismolvla.corruption.imagenet_c import needs_package as needs_imagecorruptions
+    from multismolvla.corruption.soft import apply_soft
+
+#: Functions of the modules that import torch: name here -> module, name there.
+_WITH_TORCH = {
+    "apply_hard": ("hard", "apply_hard"),
+    "apply_soft": ("soft", "apply_soft"),
+    "imagenet_c_available": ("imagenet_c", "available"),
+    "needs_imagecorruptions": ("imagenet_c", "needs_package"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _WITH_TORCH[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
 
 __all__ = [
     "CLEAN",

@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Generator, Tensor
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 TYPES: dict[str, tuple[str, ...]] = {
     "rgb": ("rotated", "swapped"),
@@ -72,6 +73,8 @@ def apply_cross(
         return image.flip(-1, -2), None if valid is None else valid.flip(-1, -2)
     if type == "scale":
         return image * float(parameter or 1.0), valid
+    import torch
+
     width = image.shape[-1]
     pixels = min(width - 1, max(1, round(float(parameter or 0.0) * width / REFERENCE_WIDTH)))
     right = bool(torch.rand((), generator=generator) < 0.5)
@@ -87,5 +90,5 @@ def _shifted(picture: Tensor, pixels: int, right: bool, border: str) -> Tensor:
     moved = picture.roll(pixels if right else -pixels, -1)
     uncovered = slice(0, pixels) if right else slice(picture.shape[-1] - pixels, None)
     column = picture[..., :1] if right else picture[..., -1:]
-    moved[..., uncovered] = column if border == "edge" else torch.zeros_like(column)
+    moved[..., uncovered] = column if border == "edge" else 0
     return moved

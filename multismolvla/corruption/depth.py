@@ -8,17 +8,6 @@ from torch import Generator, Tensor
 
 from multismolvla.corruption.generic import dead_mask, occlusion_mask, smooth_field
 
-TYPES: tuple[str, ...] = (
-    "noise",
-    "holes",
-    "quantisation",
-    "flying_pixels",
-    "scale_drift",
-    "occlusion",
-    "dead_pixels",
-)
-STATIC: tuple[str, ...] = ("scale_drift", "occlusion", "dead_pixels")
-
 NOISE_PER_M2 = (0.002, 0.005, 0.01, 0.02, 0.04)
 HOLE_AREA = (0.05, 0.10, 0.20, 0.35, 0.50)
 BITS = (8, 6, 5, 4, 3)
@@ -39,7 +28,7 @@ def corrupt(
     Args:
         image: float32 (1, H, W) in metres.
         valid: bool (1, H, W), True = a usable measurement.
-        type: one of ``TYPES``.
+        type: one of ``SOFT_TYPES["depth"]``.
         severity: 1..5.
         generator: CPU generator.
 

@@ -24,31 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-Array = NDArray[Any]
+from multismolvla.corruption.names import IMAGENET_C_TYPES
 
-#: The benchmark's fifteen.
-COMMON_TYPES: tuple[str, ...] = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-#: The four that the benchmark holds out.
-HELD_OUT_TYPES: tuple[str, ...] = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-TYPES: tuple[str, ...] = (*COMMON_TYPES, *HELD_OUT_TYPES)
-#: One realisation per episode: what sits on the lens, in front of it, or is the lens.
-STATIC: tuple[str, ...] = ("frost", "fog", "spatter", "glass_blur", "elastic_transform")
+Array = NDArray[Any]
 
 IMPULSE_AMOUNT = (0.03, 0.06, 0.09, 0.17, 0.27)
 BLUR_SIGMA = (1.0, 2.0, 3.0, 4.0, 6.0)
@@ -67,7 +45,7 @@ def available() -> bool:
 
 def needs_package(type: str) -> bool:
     """Whether a type comes from the optional package."""
-    return type in TYPES and type not in _OWN
+    return type in IMAGENET_C_TYPES and type not in _OWN
 
 
 def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Tensor:
@@ -75,7 +53,7 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
 
     Args:
         image: float32 (3, H, W) in [0, 1], at least 32 pixels a side.
-        type: one of ``TYPES``.
+        type: one of ``IMAGENET_C_TYPES``.
         severity: 1..5.
         generator: CPU generator.
 

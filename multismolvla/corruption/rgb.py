@@ -13,18 +13,7 @@ from torch import Generator, Tensor
 
 from multismolvla.corruption import imagenet_c
 from multismolvla.corruption.generic import FADE_ALPHA, dead_mask, gaussian_blur, occlusion_mask
-
-BUILTIN_TYPES: tuple[str, ...] = (
-    "builtin_noise",
-    "builtin_blur",
-    "builtin_brightness",
-    "builtin_occlusion",
-    "builtin_fade",
-    "builtin_dead_pixels",
-)
-TYPES: tuple[str, ...] = (*imagenet_c.TYPES, *BUILTIN_TYPES)
-#: One realisation per episode: weather sits on the lens, a block stays where it is.
-STATIC: tuple[str, ...] = (*imagenet_c.STATIC, "builtin_occlusion", "builtin_dead_pixels")
+from multismolvla.corruption.names import IMAGENET_C_TYPES
 
 NOISE_SIGMA = (0.06, 0.10, 0.15, 0.22, 0.32)
 BLUR_SIGMA = (0.6, 1.0, 1.6, 2.4, 3.5)
@@ -36,14 +25,14 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
 
     Args:
         image: float32 (3, H, W) in [0, 1].
-        type: one of ``TYPES``.
+        type: one of ``SOFT_TYPES["rgb"]``.
         severity: 1..5.
         generator: CPU generator.
 
     Returns:
         float32 (3, H, W) in [0, 1].
     """
-    if type in imagenet_c.TYPES:
+    if type in IMAGENET_C_TYPES:
         return imagenet_c.corrupt(image, type, severity, generator)
     height, width = image.shape[-2:]
     if type == "builtin_noise":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
-import torch
+from multismolvla.corruption.names import STATIC_TYPES
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _hash(*parts: object) -> int:
@@ -54,7 +58,7 @@ def frame_generator(seed: int, step: int, type: str) -> torch.Generator:
         step: number of the frame in the episode, from 0.
         type: fault type; decides between static and dynamic.
     """
-    from multismolvla.corruption.soft import STATIC_TYPES
+    import torch
 
     generator = torch.Generator()
     generator.manual_seed(seed if type in STATIC_TYPES else _hash(seed, step))

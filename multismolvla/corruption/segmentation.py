@@ -8,10 +8,6 @@ from torch import Generator, Tensor
 
 from multismolvla.corruption.generic import dead_mask, occlusion_mask
 
-TYPES: tuple[str, ...] = ("boundary", "label_swap", "instance_removed", "occlusion", "dead_pixels")
-#: All faults of a segmenter are kept for the episode: it errs about this object, not about this frame.
-STATIC: tuple[str, ...] = TYPES
-
 BOUNDARY_PX = (1, 2, 3, 5, 8)
 PROBABILITY = (0.05, 0.10, 0.20, 0.35, 0.50)
 #: Class id that a pixel gets when its object is removed.
@@ -26,7 +22,7 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator, label
     Args:
         image: int64 (C, H, W). Channel 0 holds class ids, channel 1 (if there) instance ids, both in [0, 255]; further
             channels are left alone. Without instance ids, a class counts as one instance.
-        type: one of ``TYPES``.
+        type: one of ``SOFT_TYPES["seg"]``.
         severity: 1..5. Pixel widths are those of the picture as given, whatever its size.
         generator: CPU generator.
         labels: size of the label set: class ids are smaller. Only ``label_swap`` asks for it.

@@ -6,41 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from multismolvla.corruption import depth, rgb, segmentation, thermal
+from multismolvla.corruption.names import SEVERITIES, SOFT_TYPES
 from multismolvla.modalities import MODALITIES
-
-#: Raised whenever a definition or a parameter changes: figures of different versions are not comparable.
-CORRUPTION_VERSION = "3"
-SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
-
-SOFT_TYPES: dict[str, tuple[str, ...]] = {
-    "rgb": rgb.TYPES,
-    "depth": depth.TYPES,
-    "seg": segmentation.TYPES,
-    "thermal": thermal.TYPES,
-}
-#: Types with one realisation per episode; the others draw anew for every frame. A name means the same everywhere.
-STATIC_TYPES: frozenset[str] = frozenset((*rgb.STATIC, *depth.STATIC, *segmentation.STATIC, *thermal.STATIC))
-#: Types that training may use. Everything else is for evaluation only, for ever.
-TRAINING_TYPES: dict[str, tuple[str, ...]] = {
-    "rgb": ("builtin_noise", "builtin_blur", "builtin_brightness", "builtin_occlusion", "builtin_fade"),
-    "depth": ("holes", "occlusion"),
-    "seg": ("label_swap", "occlusion"),
-    "thermal": ("occlusion", "fade"),
-}
-#: Of ImageNet-C, what training meets under another definition: it may not count as unseen.
-SEEN_KINDS: dict[str, str] = {
-    "gaussian_noise": "builtin_noise",
-    "gaussian_blur": "builtin_blur",
-    "brightness": "builtin_brightness",
-}
-
-
-def seen_in_training(modality: str, type: str) -> bool:
-    """Whether training may have met this type of fault of this modality, if only under another definition.
-
-    Dropout counts as seen; constant and frozen pictures, temporal and cross-modal faults never are.
-    """
-    return type == "drop" or SEEN_KINDS.get(type, type) in TRAINING_TYPES[modality]
 
 
 def apply_soft(

@@ -8,16 +8,6 @@ from torch import Generator, Tensor
 
 from multismolvla.corruption.generic import FADE_ALPHA, dead_mask, occlusion_mask
 
-TYPES: tuple[str, ...] = (
-    "fixed_pattern",
-    "low_contrast",
-    "low_resolution",
-    "occlusion",
-    "fade",
-    "dead_pixels",
-)
-STATIC: tuple[str, ...] = ("fixed_pattern", "low_contrast", "occlusion", "dead_pixels")
-
 PATTERN_SIGMA = (0.02, 0.04, 0.08, 0.12, 0.18)
 GAIN = (0.8, 0.65, 0.5, 0.35, 0.2)
 FACTOR = (2, 3, 4, 6, 8)
@@ -28,7 +18,7 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
 
     Args:
         image: float32 (C, H, W) in [0, 1]; the channels are copies of one another and get the same fault.
-        type: one of ``TYPES``.
+        type: one of ``SOFT_TYPES["thermal"]``.
         severity: 1..5.
         generator: CPU generator.
 

@@ -108,7 +108,7 @@ def test_resolve():
 
 
 def test_types_of_our_own_need_no_package(monkeypatch):
-    monkeypatch.setattr(module, "imagenet_c_available", lambda: False)
+    monkeypatch.setattr(imagenet_c, "available", lambda: False)
     assert len(resolve([f"C3:rgb={t}@1" for t in ("fog", "glass_blur", "builtin_noise")], ("image",))) == 4
     assert not imagenet_c.needs_package("fog")
     with pytest.raises(ModuleNotFoundError, match="pip install imagecorruptions"):

@@ -6,6 +6,8 @@ import html
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import draccus
 import pytest
@@ -16,6 +18,13 @@ from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.report import main
 from multismolvla_eval.results import ResultsError, read_rows
 from multismolvla_eval.tables import rounded
+
+
+def test_a_report_needs_no_torch(tmp_path):
+    """Importing it takes as long as a small report."""
+    folder = synthetic_run(tmp_path / "run")
+    program = "import sys; from multismolvla_eval.report import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True)
 
 
 def test_report_from_synthetic_rows(tmp_path, capsys):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from multismolvla.corruption import IMAGENET_C_TYPES, imagenet_c, needs_imagecorruptions
-from multismolvla.corruption.soft import SEVERITIES, STATIC_TYPES, apply_soft
+from multismolvla.corruption.names import COMMON_TYPES, SEVERITIES, STATIC_TYPES
+from multismolvla.corruption.soft import apply_soft
 
 OWN = ("impulse_noise", "gaussian_blur", "glass_blur", "fog")
 needs_package = pytest.mark.skipif(not imagenet_c.available(), reason="imagecorruptions is not installed")
@@ -31,7 +32,7 @@ def corrupted(image: torch.Tensor, type_: str, severity: int, seed: int = 3) -> 
 
 
 def test_all_nineteen_are_there_and_only_four_are_ours():
-    assert len(imagenet_c.COMMON_TYPES) == 15
+    assert len(COMMON_TYPES) == 15
     assert len(set(IMAGENET_C_TYPES)) == 19
     assert {t for t in IMAGENET_C_TYPES if not needs_imagecorruptions(t)} == set(OWN)
     assert not needs_imagecorruptions("builtin_noise")
