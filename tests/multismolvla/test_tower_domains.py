@@ -146,7 +146,7 @@ def test_only_global_tokens_left_leave_a_masked_grid() -> None:
     presence = there()
     presence[1, 0, 0] = False
     mixed = made([view()], presence)
-    _, alive, beside = bridge(mixed.tokens, mixed.present, mixed.globals)
+    _, alive, beside, _ = bridge(mixed.tokens, mixed.present, mixed.globals)
     assert alive.tolist() == [True, False]
     assert torch.allclose(beside["global"][1], extra["global"][1], atol=1e-6)
 
