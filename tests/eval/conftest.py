@@ -9,6 +9,27 @@ import pytest
 
 # Worker processes inherit the path, so they can import the toy environment too.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))  # its tiny presets
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A tiny SmolVLA and a tiny MultiSmolVLA with random weights, saved with their processors."""
+    from tiny_policies import save_ours
+
+    return save_ours(tmp_path_factory.mktemp("policies"))
+
+
+@pytest.fixture(scope="module")
+def source(request):
+    """The mini suite's first task, with episodes of as many steps as the test module's ``STEPS``."""
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.sources import load_source
+
+    options = {"episode_length": request.module.STEPS}
+    found = load_source(EnvironmentArguments(task_ids=[0], options=options))
+    yield found
+    found.make(0).close()
 
 
 @pytest.fixture

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -39,16 +35,6 @@ def checkpoints(tmp_path_factory):
             "smolvla": save_smolvla(root / "smolvla", vlm),
             **{kind: save_pi(kind, root / kind, vlm, monkeypatch) for kind in ("pi0", "pi05")},
         }
-
-
-@pytest.fixture(scope="module")
-def source():
-    from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.sources import load_source
-
-    found = load_source(EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS}))
-    yield found
-    found.make(0).close()
 
 
 def episode_of(source, policy, condition="C0"):

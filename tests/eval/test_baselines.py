@@ -91,16 +91,6 @@ def checkpoints(tmp_path_factory):
     return paths
 
 
-@pytest.fixture(scope="module")
-def source():
-    from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.sources import load_source
-
-    found = load_source(EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS}))
-    yield found
-    found.make(0).close()
-
-
 def episode_of(source, policy, condition="C0", seed=0, steps=None):
     from multismolvla_eval.plan import Episode
     from multismolvla_eval.rollout import run_episode

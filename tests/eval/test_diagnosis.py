@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
-
 from multismolvla_eval import diagnosis
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.diagnosis import DiagnosisConfig, arms_for, diagnose, diagnose_first, streams_of

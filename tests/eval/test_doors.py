@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
-
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A tiny SmolVLA and a tiny MultiSmolVLA with random weights, saved with their processors."""
-    from tiny_policies import save_ours
-
-    return save_ours(tmp_path_factory.mktemp("policies"))
-
-
-@pytest.fixture(scope="module")
-def source():
-    from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.sources import load_source
-
-    arguments = EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS})
-    found = load_source(arguments)
-    yield found
-    found.make(0).close()
 
 
 def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):

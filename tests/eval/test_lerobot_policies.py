@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from multiprocessing import Pipe
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 STEPS = 6
 N_ACTION_STEPS = 2  # of the tiny policies, out of chunks of four
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A tiny SmolVLA and a tiny MultiSmolVLA with random weights, saved with their processors."""
-    from tiny_policies import save_ours
-
-    return save_ours(tmp_path_factory.mktemp("policies"))
-
-
-@pytest.fixture(scope="module")
-def source():
-    from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.sources import load_source
-
-    arguments = EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS})
-    found = load_source(arguments)
-    yield found
-    found.make(0).close()
 
 
 class ActionSpy:

@@ -9,17 +9,18 @@ import time
 from multismolvla_eval.worker import SERVER_GONE, begin
 
 
-def server_main(arguments, parent):
-    """Answers each question with itself; dies of the episodes named in the option ``deadly``."""
-    from multiprocessing.connection import wait
+def questions(parent, receive):
+    """Yields (simulator, question) until the parent is gone; a server's other messages are dealt with here.
 
-    begin(arguments)
-    if arguments.env.options.get("broken"):
-        raise ValueError("the toy server is broken on purpose")
+    Args:
+        parent: brings the connections of new simulators, and asks whether the server is alive.
+        receive: ``receive(connections)``, those that have something to say.
+    """
+    from multismolvla_eval.server import ALIVE
+
     simulators = []
-    parent.send("ready")
     while True:
-        for connection in wait([parent, *simulators]):
+        for connection in receive([parent, *simulators]):
             try:
                 message = connection.recv()
             except (EOFError, ConnectionResetError):
@@ -27,12 +28,26 @@ def server_main(arguments, parent):
                     return
                 simulators.remove(connection)
                 continue
-            if connection is parent:
-                simulators.append(message)
-            elif list(message) in arguments.env.options.get("deadly", []):
-                os.abort()
+            if connection is not parent:
+                yield connection, message
+            elif message == ALIVE:
+                parent.send(ALIVE)
             else:
-                connection.send(message)
+                simulators.append(message)
+
+
+def server_main(arguments, parent):
+    """Answers each question with itself; dies of the episodes named in the option ``deadly``."""
+    from multiprocessing.connection import wait
+
+    begin(arguments)
+    if arguments.env.options.get("broken"):
+        raise ValueError("the toy server is broken on purpose")
+    parent.send("ready")
+    for simulator, question in questions(parent, wait):
+        if list(question) in arguments.env.options.get("deadly", []):
+            os.abort()
+        simulator.send(question)
 
 
 def worker_main(arguments, pipe, server=None):

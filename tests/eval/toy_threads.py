@@ -8,7 +8,8 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from multismolvla_eval.server import ALIVE
+from toy_processes import questions
+
 from multismolvla_eval.worker import SERVER_GONE
 
 CRASH, KILLED = -6, -9
@@ -116,27 +117,14 @@ def server_main(process, arguments, parent):
 
     With ``late_server`` it never gets ready.
     """
-    options, simulators = arguments.env.options, []
+    options = arguments.env.options
     if options.get("late_server"):
         process.hang()
     parent.send("ready")
-    while True:
-        for connection in process.receive([parent, *simulators]):
-            try:
-                message = connection.recv()
-            except (EOFError, ConnectionResetError):
-                if connection is parent:
-                    return
-                simulators.remove(connection)
-                continue
-            if message == ALIVE:
-                parent.send(ALIVE)
-            elif connection is parent:
-                simulators.append(message)
-            elif message in options.get("deadly", ()):
-                raise SystemExit(CRASH)
-            elif message in options.get("mute", ()):
-                process.hang()
-            else:
-                with suppress(BrokenPipeError):  # the simulator went away meanwhile
-                    connection.send(message)
+    for simulator, question in questions(parent, process.receive):
+        if question in options.get("deadly", ()):
+            raise SystemExit(CRASH)
+        if question in options.get("mute", ()):
+            process.hang()
+        with suppress(BrokenPipeError):  # the simulator went away meanwhile
+            simulator.send(question)
