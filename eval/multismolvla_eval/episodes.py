@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from multismolvla_eval import fields
-from multismolvla_eval.results import KEY, ResultsError, Row, cause_of
+from multismolvla_eval.results import KEY, ResultsError, Row, cause_of, check_policy
 
 #: Numbers that describe an episode, and where a row has them; NaN where it has not.
 MEASURES: dict[str, tuple[str, ...]] = {
@@ -170,12 +170,7 @@ def collect(rows: Iterable[Row], policies: Mapping[str, Mapping[str, Any]]) -> E
     gates: dict[int, dict[str, float]] = {}
     last = ""
     for number, row in enumerate(rows):
-        policy = policies.get(row["policy"])
-        if policy is None or policy["checkpoint"] != row["checkpoint"]:
-            raise ResultsError(
-                f"A row is of policy {row['policy']!r} with checkpoint {row['checkpoint']}, which the manifest does not "
-                "know: the file belongs to another run. Move it to its own folder."
-            )
+        check_policy(row, f"row {number + 1}", policies)  # rows may come from elsewhere than iterate_rows()
         for key in _NAMES:
             name = cause_of(row) if key == "cause" else row[key]
             codes[key].append(vocabularies[key].setdefault(name, len(vocabularies[key])))

@@ -215,7 +215,7 @@ def iterate_rows(folder: Path, run: str, manifest: Mapping[str, Any] | None = No
             place = f"{path.name}:{number}"
             _check_row(row, place, run)
             if manifest is not None and known is not None:
-                _check_policy(row, place, manifest["policies"])
+                check_policy(row, place, manifest["policies"])
                 _check_world(row, place, known)
                 _check_planned(row, place, manifest)
             key = episode_key(row)
@@ -258,8 +258,17 @@ def _check_row(row: Any, place: str, run: str) -> None:
         )
 
 
-def _check_policy(row: Row, place: str, policies: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row of another policy must neither be averaged in nor count as done."""
+def check_policy(row: Row, place: str, policies: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row of another policy must neither be averaged in nor count as done.
+
+    Args:
+        row: of an episode.
+        place: of the row, for the message.
+        policies: the manifest's entries, by name.
+
+    Raises:
+        ResultsError: the manifest does not know the policy, or with another checkpoint.
+    """
     policy = policies.get(row["policy"])
     if policy is None or policy["checkpoint"] != row["checkpoint"]:
         raise ResultsError(
