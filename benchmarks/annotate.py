@@ -60,7 +60,7 @@ class AnnotateBenchmark:
 
 def run(cfg: AnnotateBenchmark) -> dict[str, Any]:
     """Measure every case on every dataset, each in a process of its own, and print and write the results."""
-    from multismolvla_data.tiny_estimators import write_tiny_networks
+    from tiny_estimators import write_tiny_networks
 
     machine = Machine()
     results: dict[str, dict[str, Any]] = {}
@@ -132,9 +132,9 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     """Annotate in this process: frames per second while annotating, whole time, memory, bytes of ids."""
     import pyarrow.parquet as pq
 
-    from multismolvla_data import annotate as command
-    from multismolvla_data.annotate_config import AnnotateConfig
-    from multismolvla_data.annotate_job import Job
+    from multismolvla_data.annotate import command
+    from multismolvla_data.annotate.config import AnnotateConfig
+    from multismolvla_data.annotate.job import Job
 
     cfg = AnnotateConfig(**options | {"output": Path(options["output"])})
     job = Job.open(cfg)

@@ -137,9 +137,9 @@ def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
 def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
     """Random tokenizers and ImageBind in the official layout."""
     import torch
+    from tiny_imagebind import write_tiny_imagebind
 
     from multismolvla import weights
-    from multismolvla.thermal.tiny import write_tiny_imagebind
     from multismolvla.tokenizers.official import VQConfig, VQTokenizer
 
     dim, depth, heads = scale.encoder

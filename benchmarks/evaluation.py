@@ -186,7 +186,7 @@ def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: 
 
     wall, memory = _watch(
         [
-            sys.executable, "-m", "multismolvla_eval.run", f"--policies=[vanilla={policy}]", "--conditions=[]",
+            sys.executable, "-m", "multismolvla_eval.evaluate", f"--policies=[vanilla={policy}]", "--conditions=[]",
             f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]", f"--env.options={json.dumps(_environment(cfg))}",
             f"--clean_episodes={cfg.episodes}", "--clean_seeds=1", f"--workers={cfg.processes}",
             f"--batch_size={batch_size}",

@@ -61,7 +61,7 @@ def sizes(preset: str, stage: str) -> Sizes:
 def _mini(stage: str, smallest: bool) -> Sizes:
     import yaml
 
-    from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+    from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
 
     preset = yaml.safe_load((REPO / "configs" / "mini.yaml").read_text())
     stages = {name: values.get("args", {}) for name, values in preset["stages"].items()}
@@ -139,7 +139,7 @@ class PolicyFactory:
     """
 
     def __init__(self, preset: Sizes, options: Options, scratch: Path):
-        from lerobot_policy_multismolvla.tiny_vlm import TinyVLMConfig, build_tiny_vlm
+        from lerobot_policy_multismolvla.mini.tiny_vlm import TinyVLMConfig, build_tiny_vlm
 
         self.preset, self.options, self.scratch = preset, options, scratch
         vlm = build_tiny_vlm(scratch / "vlm", TinyVLMConfig(**preset.vlm))

@@ -29,7 +29,7 @@ FINGERPRINT = "feedc0ffee00"
 _MEASURED = """
 import sys, time
 begin = time.perf_counter()
-from multismolvla_eval.report import main
+from multismolvla_eval.report.command import main
 code = main([sys.argv[1], "--output=" + sys.argv[2]])
 seconds, own = time.perf_counter() - begin, time.process_time()
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
@@ -93,7 +93,7 @@ def synthetic_folder(folder: Path, number: int, level: str) -> int:
     Returns:
         The number of rows.
     """
-    from multismolvla_eval.conditions import level_conditions
+    from multismolvla_eval.protocol.levels import level_conditions
 
     conditions = level_conditions(level).conditions
     arms = [(s, t, c) for s in SUITES for t in range(10) for c in conditions]
@@ -123,7 +123,7 @@ def _streams() -> list[str]:
 
 @cache
 def _faulted(condition: str) -> dict[str, set[str]]:
-    from multismolvla_eval.checks import faulted_streams
+    from multismolvla_eval.protocol.reach import faulted_streams
 
     return faulted_streams(condition, {"cameras": CAMERAS})
 
@@ -156,7 +156,7 @@ def _row(
 
 
 def _manifest(conditions: tuple[str, ...], level: str, per_arm: int) -> dict[str, Any]:
-    from multismolvla_eval.results import SCHEMA
+    from multismolvla_eval.records.store import SCHEMA
 
     machine = {
         "processor": "made up",

@@ -140,7 +140,7 @@ def _upstream(cfg: SimulatorBenchmark) -> Any:
     """LeRobot's own environment of the same task, reset to the same initial state."""
     from lerobot.envs.libero import LiberoEnv
 
-    from lerobot_env_multismolvla.libero_setup import asset_root, find_libero_assets
+    from lerobot_env_multismolvla.libero.setup import asset_root, find_libero_assets
     from lerobot_env_multismolvla.multimodal_env import get_suite
 
     folder = find_libero_assets(cfg.libero_assets)

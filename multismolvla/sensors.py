@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import rotate_half_turns
-from .modalities import Modality, ViewMap, padding_mask_key, valid_key, validate_view_map
+from multismolvla.geometry import rotate_half_turns
+from multismolvla.modalities import Modality, ViewMap, padding_mask_key, valid_key, validate_view_map
 
 # A float depth picture whose median is beyond this many metres was delivered in millimetres: robot arms do not look further.
 _IMPLAUSIBLE_METRES = 100.0

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .fourm import FourMEncoder
-from .geometry import resize_continuous, resize_depth, resize_ids, to_square
-from .modalities import MODALITIES, Modality
-from .tokenizers import ImageTokenizer, StreamTokenizer, Tokens
-from .tokenizers.recipe import split_domains
+from multismolvla.fourm import FourMEncoder
+from multismolvla.geometry import resize_continuous, resize_depth, resize_ids, to_square
+from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.tokenizers import ImageTokenizer, StreamTokenizer, Tokens
+from multismolvla.tokenizers.recipe import split_domains
 
 #: Id of a token that is not there.
 ABSENT = -1

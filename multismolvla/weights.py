@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multismolvla.sources import licence_of
+from multismolvla.pretrained import licence_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

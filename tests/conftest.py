@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+FIXTURES = REPO / "tests" / "fixtures"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -38,8 +38,17 @@ def missing_gl() -> str:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder with the reference implementations' recorded outputs; tests that need it skip where it is absent."""
-    folder = Path(os.environ.get("MULTISMOLVLA_GOLDEN", REPO.parent / "shared" / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no golden vectors at {folder} (set MULTISMOLVLA_GOLDEN)")
-    return folder
+    """Folder with the reference implementations' recorded outputs; its README says how they were made."""
+    return FIXTURES / "golden"
+
+
+@pytest.fixture(scope="session")
+def libero_assets() -> Path:
+    """Folder with LIBERO's assets, in their usual places or beside the checkout; tests that need them skip without."""
+    from multismolvla.system.libero_assets import find_libero_assets
+
+    beside = REPO.parent / "shared" / "libero" / "assets"
+    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
+    if assets is None:
+        pytest.skip("no LIBERO assets (multismolvla-doctor --fetch-assets, or MULTISMOLVLA_LIBERO_ASSETS)")
+    return assets

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from multismolvla.fourm import MODALITY_INFO, FourMConfig
-from multismolvla.sources import SOURCES
+from multismolvla.pretrained import SOURCES
 from multismolvla_run import dry_run, estimate, hub, pipeline, presets
 
 REPO = Path(__file__).resolve().parents[1]
@@ -128,7 +128,7 @@ def test_a_missing_dataset_is_told_with_the_commands_that_make_it(
 def test_what_making_the_dataset_downloads_is_told_until_the_dataset_is_there(
     cache, tmp_path, capsys
 ) -> None:
-    from multismolvla_data.annotate_config import AnnotateConfig
+    from multismolvla_data.annotate.config import AnnotateConfig
 
     words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}")
     before = answer("so101", capsys, *words)
@@ -238,8 +238,8 @@ def test_commands_that_make_datasets_are_right(name) -> None:
     """Options that the programs have, and ids that the policy accepts."""
     import draccus
 
-    from multismolvla_data.annotate_config import AnnotateConfig
-    from multismolvla_data.replay import ReplayConfig
+    from multismolvla_data.annotate.config import AnnotateConfig
+    from multismolvla_data.replay.config import ReplayConfig
 
     preset = presets.load_preset(name, CONFIGS)
     commands = [shlex.split(line.replace("{dataset}", "there")) for line in preset.make_dataset]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from multismolvla.sources import SOURCES
+from multismolvla.pretrained import SOURCES
 from multismolvla_run import doctor
 
 REPO = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multismolvla.command import AGAIN, entry_point, parse_options, show_progress
 from multismolvla.modalities import Modality, Origin, ViewMap, default_view_map, token_key
+from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
 
 if TYPE_CHECKING:
     import numpy as np

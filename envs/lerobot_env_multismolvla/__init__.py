@@ -4,7 +4,10 @@ LeRobot imports this package to discover the environment, so it must import in a
 simulator: ``multimodal_env``, ``mini.suite`` and ``rendering`` are imported when an environment is created.
 """
 
-from .configuration_multismolvla_libero import MultiSmolVLALiberoConfig
-from .processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep, canonical_quaternion
+from lerobot_env_multismolvla.configuration_multismolvla_libero import MultiSmolVLALiberoConfig
+from lerobot_env_multismolvla.processor_multismolvla_libero import (
+    MultiSmolVLALiberoProcessorStep,
+    canonical_quaternion,
+)
 
 __all__ = ["MultiSmolVLALiberoConfig", "MultiSmolVLALiberoProcessorStep", "canonical_quaternion"]

@@ -13,11 +13,10 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from lerobot_env_multismolvla import mini
+from lerobot_env_multismolvla.processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 from multismolvla.corruption import parse_condition
 from multismolvla.modalities import MODALITIES, Modality
-
-from . import mini
-from .processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 
 #: LeRobot's camera names of LIBERO -> ours, third-person first.
 CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
@@ -144,13 +143,13 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             ValueError: unknown suite or task id.
             FileNotFoundError: a LIBERO suite without LIBERO's assets.
         """
-        from .libero_setup import ensure_libero_config
+        from lerobot_env_multismolvla.libero.setup import ensure_libero_config
 
         ensure_libero_config()
         from lerobot.envs.libero import _get_suite, _select_task_ids  # lerobot 0.6.1
         from lerobot.envs.utils import _LazyAsyncVectorEnv  # lerobot 0.6.1
 
-        from .mini import suite as _  # noqa: F401 - registers the mini suite with LIBERO
+        from lerobot_env_multismolvla.mini import suite as _  # noqa: F401 - registers the mini suite with LIBERO
 
         envs: dict[str, dict[int, gym.vector.VectorEnv]] = {}
         for name in self.suites:
@@ -210,11 +209,11 @@ def _make_env(
     suite_name: str, task_id: int, kwargs: dict[str, Any], condition: Any, fault_seed: int
 ) -> gym.Env:
     """Make one environment; runs in the worker process."""
-    from .multimodal_env import MultiModalLiberoEnv, get_suite
+    from lerobot_env_multismolvla.multimodal_env import MultiModalLiberoEnv, get_suite
 
     env: gym.Env = MultiModalLiberoEnv(get_suite(suite_name), task_id, suite_name, **kwargs)
     if condition is not None:
-        from .faults import FaultWrapper
+        from lerobot_env_multismolvla.faults import FaultWrapper
 
         env = FaultWrapper(env, condition, fault_seed)
     return env

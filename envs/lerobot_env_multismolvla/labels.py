@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lerobot_env_multismolvla.mini import CATEGORY_LABELS, SUITE_NAME
 from multismolvla.modalities import MINI_LABELS
 from multismolvla.tokenizers.coco import COCO_PANOPTIC
 from multismolvla.tokenizers.label_maps import LIBERO_90_LABELS, LIBERO_LABELS
 from multismolvla.tokenizers.labels import LabelTable
-
-from .mini import CATEGORY_LABELS, SUITE_NAME
 
 #: Relative temperature by class in [0, 1]: 0 = fridge, 1 = freshly heated. Classes not named stand at room level.
 TEMPERATURES: dict[str, float] = {

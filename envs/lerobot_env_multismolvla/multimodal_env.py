@@ -16,26 +16,31 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from multismolvla.libero_assets import AssetIdentity, identify
+from lerobot_env_multismolvla.libero.initial_states import (
+    EVALUATION_STATES,
+    read_states,
+    split_of,
+    split_ranges,
+    split_states,
+)
+from lerobot_env_multismolvla.libero.initial_states import SPLITS as INIT_SPLITS
+from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config, require_libero_assets
 from multismolvla.modalities import MODALITIES, Origin
-
-from .initial_states import EVALUATION_STATES, read_states, split_of, split_ranges, split_states
-from .initial_states import SPLITS as INIT_SPLITS
-from .libero_setup import asset_root, ensure_libero_config, require_libero_assets
+from multismolvla.system.libero_assets import AssetIdentity, identify
 
 ensure_libero_config()
 
 from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
 from libero.libero import get_libero_path  # noqa: E402
 
-from . import mini  # noqa: E402
-from .labels import SEG_LABELS, label_set  # noqa: E402
-from .libero_simulator import Simulator  # noqa: E402
-from .mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
-from .mini.initial_states import STATES_PER_SPLIT, SimulatorStates  # noqa: E402
-from .rendering import QUALITIES  # noqa: E402
-from .streams import PIXEL_SUFFIXES, StreamCameras, observation_space  # noqa: E402
-from .thermal import ThermalCamera  # noqa: E402
+from lerobot_env_multismolvla import mini  # noqa: E402
+from lerobot_env_multismolvla.labels import SEG_LABELS, label_set  # noqa: E402
+from lerobot_env_multismolvla.libero.simulator import Simulator  # noqa: E402
+from lerobot_env_multismolvla.mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
+from lerobot_env_multismolvla.mini.initial_states import STATES_PER_SPLIT, SimulatorStates  # noqa: E402
+from lerobot_env_multismolvla.rendering import QUALITIES  # noqa: E402
+from lerobot_env_multismolvla.streams import PIXEL_SUFFIXES, StreamCameras, observation_space  # noqa: E402
+from lerobot_env_multismolvla.thermal import ThermalCamera  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

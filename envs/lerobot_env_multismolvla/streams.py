@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
+from lerobot_env_multismolvla.labels import GeomTables, geom_tables
+from lerobot_env_multismolvla.rendering import SceneRenderer
+from lerobot_env_multismolvla.thermal import ThermalCamera
 from multismolvla.modalities import MODALITIES, Modality
-
-from .labels import GeomTables, geom_tables
-from .rendering import SceneRenderer
-from .thermal import ThermalCamera
 
 #: What each stream under ``pixels`` adds to its camera's name. Depth is not uint8 and has a key beside ``pixels``.
 PIXEL_SUFFIXES: dict[str, str] = {Modality.RGB: "", Modality.SEG: "_seg", Modality.THERMAL: "_thermal"}

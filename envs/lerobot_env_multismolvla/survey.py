@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from lerobot_env_multismolvla.configuration_multismolvla_libero import MultiSmolVLALiberoConfig
+from lerobot_env_multismolvla.labels import object_categories
 from multismolvla.modalities import MODALITIES
-
-from .configuration_multismolvla_libero import MultiSmolVLALiberoConfig
-from .labels import object_categories
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 _TITLE, _GAP = 18, 3  # pixels of a caption, and between pictures

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 
 #: Policies that need no checkpoint: standing still and chance bound the results from below, the scripted expert, which
 #: reads the simulator's state, bounds them from above.
@@ -179,8 +185,6 @@ class EvalConfig:
         if not self.env.suites():
             raise ValueError(f"--env.task={self.env.task!r} names no suite, e.g. libero_object.")
         if self.view is not None:
-            from multismolvla_eval.view import check_target
-
             check_target(self.view)
         for option, seconds in (
             ("episode_timeout", self.episode_timeout),
@@ -188,3 +192,31 @@ class EvalConfig:
         ):
             if seconds <= 0:
                 raise ValueError(f"--{option}={seconds} must be positive (seconds).")
+
+
+#: Value of ``--view`` that opens a viewer on this machine.
+VIEWER = "viewer"
+
+
+def check_target(target: str) -> None:
+    """Say before anything is loaded whether ``--view`` can work.
+
+    Raises:
+        ValueError: neither ``viewer``, nor a file name with ``.rrd``, nor a viewer's address; or no display here.
+        ModuleNotFoundError: rerun is not installed.
+    """
+    if importlib.util.find_spec("rerun") is None:
+        raise ModuleNotFoundError(
+            "--view needs rerun. Install it with: pip install 'lerobot_policy_multismolvla[view]'"
+        )
+    if target == VIEWER:
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise ValueError(
+                "--view opens a window, but there is no display here (DISPLAY and WAYLAND_DISPLAY are not set). Save a "
+                "recording with --view=FILE.rrd, or name a viewer elsewhere: --view=rerun+http://HOST:9876/proxy."
+            )
+    elif not target.endswith(".rrd") and not target.startswith(("rerun+http://", "rerun+https://")):
+        raise ValueError(
+            f"--view={target}: expected nothing (opens a viewer), a file name ending in .rrd, or the address of a viewer, "
+            "e.g. rerun+http://HOST:9876/proxy."
+        )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from multismolvla_eval.config import EnvironmentArguments
 
 if TYPE_CHECKING:
-    from multismolvla_eval.conditions import Condition
-    from multismolvla_eval.plan import Episode
-    from multismolvla_eval.results import Row
+    from multismolvla_eval.protocol.levels import Condition
+    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.records.store import Row
 
 #: Seconds of simulation per environment step before anything has been measured, every step rendered in software with all
 #: streams: LIBERO's scenes at 256 pixels (0.14 to 0.3 s on two cores; 0.07 s for a policy that looks every 8th step, see
@@ -48,7 +48,7 @@ def outline(arguments: EnvironmentArguments) -> dict[str, Any]:
     options = arguments.options
     plain = set(arguments.suites()) <= LIBERO_MAX_STEPS.keys() and arguments.type in _LIBERO_TYPES
     if not plain or "camera_name" in options:
-        from multismolvla_eval.sources import load_sources
+        from multismolvla_eval.environments import load_sources
 
         sources = load_sources(arguments)
         suites = {
@@ -180,7 +180,7 @@ def describe_run(
         workers: simulator processes of this shard.
         detailed: one line per condition and suite, for ``--dry-run``.
     """
-    from multismolvla_eval.conditions import describe
+    from multismolvla_eval.protocol.levels import describe
 
     suites = facts["suites"]
     seconds = seconds_per_episode(suites, rows)

@@ -281,7 +281,7 @@ def _thermal(
     grids: Sequence[FourMModality], flat: Sequence[FourMModality], options: OfficialOptions
 ) -> tuple[Callable[[], None], Callable[[torch.device], StreamTokenizer]]:
     """Check and constructor of a thermal route."""
-    from multismolvla.thermal import routes
+    from multismolvla.tokenizers import thermal_routes as routes
 
     served = {
         "vision": {routes.DENSE_DOMAIN, routes.GLOBAL_DOMAIN},

@@ -19,7 +19,7 @@ from multismolvla.tokenizers.labels import UNKNOWN
 
 #: ``patch``: the weight-free tokenizers of the mini preset. ``official``: 4M's own VQ tokenizers.
 TOKENIZER_FAMILIES = ("patch", "official")
-#: From a thermal picture to tokens, see `multismolvla.thermal.routes`.
+#: From a thermal picture to tokens, see `multismolvla.tokenizers.thermal_routes`.
 THERMAL_ROUTES = ("vision", "bridge", "soft")
 #: Which 1280-wide rows of ImageBind the tokenizers get: raw, or after the head's LayerNorm (not documented upstream).
 IMAGEBIND_ROWS = ("trunk", "norm")

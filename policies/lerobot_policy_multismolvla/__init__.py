@@ -5,8 +5,10 @@ simulator nor any weights.
 """
 
 import lerobot_env_multismolvla  # noqa: F401  registers --env.type=multismolvla_libero
-
-from .configuration_multismolvla import MultiSmolVLAConfig
-from .processor_multismolvla import SensorStep, make_multismolvla_pre_post_processors
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.processor_multismolvla import (
+    SensorStep,
+    make_multismolvla_pre_post_processors,
+)
 
 __all__ = ["MultiSmolVLAConfig", "SensorStep", "make_multismolvla_pre_post_processors"]

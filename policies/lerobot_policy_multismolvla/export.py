@@ -18,16 +18,15 @@ from typing import Any
 from lerobot.configs.policies import PreTrainedConfig
 from peft import PeftConfig, PeftModel
 
+from lerobot_policy_multismolvla.checkpoints import tensors_hash
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.model_card import encoder_card, policy_card
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
-from multismolvla.sources import PROVENANCE, is_hub_id, licence_of, needed_by
+from multismolvla.pretrained import PROVENANCE, is_hub_id, licence_of, needed_by
 from multismolvla.tokenizers.recipe import split_domains
-
-from .checkpoints import tensors_hash
-from .configuration_multismolvla import MultiSmolVLAConfig
-from .model_card import encoder_card, policy_card
-from .modeling_multismolvla import MultiSmolVLAPolicy
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from multismolvla.sources import licence_of, needed_by
+from multismolvla.pretrained import licence_of, needed_by
 
 #: Settings of the training run that a reader of the card wants first.
 _TRAINING = ("steps", "batch_size", "seed", "dataset", "peft")

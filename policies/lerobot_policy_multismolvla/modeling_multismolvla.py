@@ -19,20 +19,24 @@ from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
+from lerobot_policy_multismolvla import training_faults
+from lerobot_policy_multismolvla.adoption import AdoptedVLM
+from lerobot_policy_multismolvla.checkpoints import (
+    check_restored_keys,
+    is_frozen_key,
+    load_base_checkpoint,
+    read_weights,
+)
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.flow import draw_noise_and_time, many_flows
+from lerobot_policy_multismolvla.observation import SensorWatch, available_sensors, streams_of
+from lerobot_policy_multismolvla.teacher import Teacher
+from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
+from lerobot_policy_multismolvla.vision import build_bridge, build_tower
 from multismolvla.connector import ZeroGate
 from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
 from multismolvla.tower import DoorInputs, tokenize_view
-
-from . import training_faults
-from .adoption import AdoptedVLM
-from .checkpoints import check_restored_keys, is_frozen_key, load_base_checkpoint, read_weights
-from .configuration_multismolvla import MultiSmolVLAConfig
-from .flow import draw_noise_and_time, many_flows
-from .observation import SensorWatch, available_sensors, streams_of
-from .teacher import Teacher
-from .trainable import freeze_for_stage, optimizer_groups, peft_targets
-from .vision import build_bridge, build_tower
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ import torch
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla.modalities import MODALITIES, Modality, padding_mask_key, token_key, valid_key
 from multismolvla.tower import ids_name
-
-from .configuration_multismolvla import MultiSmolVLAConfig
 
 logger = logging.getLogger(__name__)
 

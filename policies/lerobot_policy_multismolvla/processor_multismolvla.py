@@ -20,10 +20,9 @@ from lerobot.processor import (
 )
 from torch import Tensor
 
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla.modalities import ViewMap
 from multismolvla.sensors import SensorReader
-
-from .configuration_multismolvla import MultiSmolVLAConfig
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")

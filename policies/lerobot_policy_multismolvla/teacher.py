@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import load_teacher
+from lerobot_policy_multismolvla.checkpoints import load_teacher
 
 
 class Teacher:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoints import FROZEN_PREFIX, TRAINED_PREFIX
-from .configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.checkpoints import FROZEN_PREFIX, TRAINED_PREFIX
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 
 
 def freeze_for_stage(policy: nn.Module, cfg: MultiSmolVLAConfig) -> None:

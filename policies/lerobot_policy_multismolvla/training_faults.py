@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.observation import kill_derived
 from multismolvla.corruption import TRAINING_TYPES, apply_soft
 from multismolvla.corruption.tokens import TOKEN_TYPES, corrupt_tokens
 from multismolvla.dropout import curriculum_share, dropout_probability, sample_presence, step_generator
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
 from multismolvla.tower import DoorInputs
-
-from .configuration_multismolvla import MultiSmolVLAConfig
-from .observation import kill_derived
 
 #: (view, modality, picture or pictures of some samples) -> ids int64 (b, N)
 Tokenize = Callable[[str, str, dict[str, Tensor]], Tensor]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lerobot_policy_multismolvla.checkpoints import tensors_hash
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla import weights
 from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
 from multismolvla.fourm import FourMEncoder
@@ -15,9 +17,6 @@ from multismolvla.fourm.soft import SOFT_PREFIX, add_soft_modality, soft_modalit
 from multismolvla.tokenizers import make_tokenizers
 from multismolvla.tokenizers.recipe import split_domains
 from multismolvla.tower import MultimodalTower
-
-from .checkpoints import tensors_hash
-from .configuration_multismolvla import MultiSmolVLAConfig
 
 logger = logging.getLogger(__name__)
 

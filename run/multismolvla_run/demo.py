@@ -18,10 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multismolvla.files import write_json
-
-from .presets import load_preset, result_folder
-from .process import BusyError, die_with_parent, folder_lock, show_command, stop, terminate_as_interrupt
+from multismolvla.system.files import write_json
+from multismolvla_run.presets import load_preset, result_folder
+from multismolvla_run.process import (
+    BusyError,
+    die_with_parent,
+    folder_lock,
+    show_command,
+    stop,
+    terminate_as_interrupt,
+)
 
 # Shown in the report: what a reader must know before comparing the two rows.
 _BUDGET_NOTE = json.dumps(

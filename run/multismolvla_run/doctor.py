@@ -19,13 +19,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multismolvla.command import CommandError, entry_point
-from multismolvla.libero_assets import find_libero_assets, identify, missing_files, own_folder
-from multismolvla.sources import SOURCES
-from multismolvla.versions import installed
-
-from .hub import cache_folder, is_cached
-from .threads import ThreadTrial, available_cores, best_thread_env, describe, fastest, measure_all
+from multismolvla.pretrained import SOURCES
+from multismolvla.system.command import CommandError, entry_point
+from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
+from multismolvla.system.versions import installed
+from multismolvla_run.hub import cache_folder, is_cached
+from multismolvla_run.threads import (
+    ThreadTrial,
+    available_cores,
+    best_thread_env,
+    describe,
+    fastest,
+    measure_all,
+)
 
 __all__ = ["APT_PACKAGES", "Check", "best_thread_env", "main", "render_works", "run_checks"]
 
@@ -321,7 +327,7 @@ def format_table(checks: list[Check]) -> str:
     interrupted="\nInterrupted. What was fetched is kept; the same command continues.",
 )
 def _fetch(folder: Path) -> int:
-    from .fetch_assets import fetch_assets
+    from multismolvla_run.fetch_assets import fetch_assets
 
     sys.stdout.write("\n".join(fetch_assets(folder)) + "\n")
     return 0

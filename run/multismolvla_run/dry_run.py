@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-from multismolvla.sources import SOURCES, is_hub_id, licence_of, needed_by
-
-from .estimate import ASSUMPTIONS, GPUS, Estimate, estimate
-from .hub import cache_folder, is_cached
-from .presets import Preset, Stage, dataset_id
-from .process import show_command
-from .stages import Action, Run, Step
+from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_by
+from multismolvla_run.estimate import ASSUMPTIONS, GPUS, Estimate, estimate
+from multismolvla_run.hub import cache_folder, is_cached
+from multismolvla_run.presets import Preset, Stage, dataset_id
+from multismolvla_run.process import show_command
+from multismolvla_run.stages import Action, Run, Step
 
 
 def describe(run: Run, steps: Sequence[Step]) -> str:

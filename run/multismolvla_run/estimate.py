@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multismolvla.sources import TOWER
+from multismolvla.pretrained import TOWER
 
 GB = 1e9
 

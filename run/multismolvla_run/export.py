@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multismolvla.command import entry_point, parse_options
+from multismolvla.system.command import entry_point, parse_options
 
 
 @dataclass

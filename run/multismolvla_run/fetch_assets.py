@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from multismolvla.command import CommandError
-from multismolvla.libero_assets import (
+from multismolvla.system.command import CommandError
+from multismolvla.system.libero_assets import (
     ASSETS_VARIABLE,
     HUB_DATASET,
     identify,

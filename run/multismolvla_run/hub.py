@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from multismolvla.sources import SOURCES
+from multismolvla.pretrained import SOURCES
 
 
 def cache_folder() -> Path:

@@ -17,11 +17,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multismolvla.command import entry_point
-
-from .dry_run import describe, how_to_make
-from .presets import Preset, PresetError, available_presets, dataset_id, final_checkpoint, load_preset
-from .process import (
+from multismolvla.system.command import entry_point
+from multismolvla_run.dry_run import describe, how_to_make
+from multismolvla_run.presets import (
+    Preset,
+    PresetError,
+    available_presets,
+    dataset_id,
+    final_checkpoint,
+    load_preset,
+)
+from multismolvla_run.process import (
     BusyError,
     ChildFailedError,
     Progress,
@@ -30,8 +36,8 @@ from .process import (
     show_command,
     terminate_as_interrupt,
 )
-from .stages import Action, Run, StageError, Step, is_finished, plan, read_state, write_state
-from .threads import best_thread_env
+from multismolvla_run.stages import Action, Run, StageError, Step, is_finished, plan, read_state, write_state
+from multismolvla_run.threads import best_thread_env
 
 
 def execute(run: Run, step: Step, env: Mapping[str, str]) -> float:

@@ -14,9 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from multismolvla.files import write_json
-
-from .presets import (
+from multismolvla.system.files import write_json
+from multismolvla_run.presets import (
     LEROBOT_TRAIN,
     Preset,
     Stage,

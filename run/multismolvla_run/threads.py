@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from multismolvla.files import write_json
+from multismolvla.system.files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Options of the annotation that name tiny local networks instead of the published ones."""
-    from multismolvla_data.tiny_estimators import write_tiny_networks
+    from tiny_estimators import write_tiny_networks
 
     return {
         **write_tiny_networks(tmp_path_factory.mktemp("networks")),

@@ -1,7 +1,6 @@
 """One environment per task for the whole run: creating one costs a second, a soft reset 20 ms."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -72,21 +71,7 @@ def process() -> Callable:
     from lerobot.envs.utils import preprocess_observation
 
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from multismolvla_data.episode import batch_of_one
+    from multismolvla_data.record.episode import batch_of_one
 
     pipeline = MultiSmolVLALiberoConfig().get_env_processors()[0]
     return lambda raw: pipeline.process_observation(preprocess_observation(batch_of_one(raw)))
-
-
-@pytest.fixture(scope="session")
-def libero_assets() -> Path:
-    """Folder with LIBERO's assets; tests that need it skip where there is none, and say how to get them."""
-    from multismolvla.libero_assets import find_libero_assets
-
-    beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"  # CI's checkout has them there
-    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
-    if assets is None:
-        pytest.skip(
-            "LIBERO's assets are not here (multismolvla-doctor --fetch-assets, or MULTISMOLVLA_LIBERO_ASSETS)"
-        )
-    return assets

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_env_multismolvla.initial_states import (
+from lerobot_env_multismolvla.libero.initial_states import (
     EVALUATION_STATES,
     read_states,
     split_of,
     split_ranges,
     split_states,
 )
-from lerobot_env_multismolvla.libero_setup import libero_package_folder
+from lerobot_env_multismolvla.libero.setup import libero_package_folder
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
@@ -111,8 +111,8 @@ def test_an_environment_that_draws_its_states_tells_no_split():
 
 
 def test_the_recorder_and_the_evaluation_mean_the_same_states():
-    from multismolvla_data.libero_recording import EVALUATION_STATES as KEPT_FROM_RECORDING
-    from multismolvla_data.libero_recording import RECORDING_STATES
+    from multismolvla_data.record.config import EVALUATION_STATES as KEPT_FROM_RECORDING
+    from multismolvla_data.record.config import RECORDING_STATES
 
     assert list(KEPT_FROM_RECORDING) == list(range(EVALUATION_STATES))
     assert f"{EVALUATION_STATES}-49" == RECORDING_STATES

@@ -1,6 +1,5 @@
 """LIBERO's scripted expert: its geometry, and that what a search finds happens again bit for bit."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,23 +123,12 @@ def test_table_counts_and_bounds():
     assert "failed initial states: [0]" in text
 
 
-def libero_assets() -> str:
-    """LIBERO's assets, here or where CI's checkout has them, or skip."""
-    from lerobot_env_multismolvla.libero_setup import find_libero_assets
-
-    beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"
-    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
-    if assets is None:
-        pytest.skip("LIBERO's assets are not here (set MULTISMOLVLA_LIBERO_ASSETS)")
-    return str(assets)
-
-
 @pytest.fixture(scope="module")
-def basket_env():
+def basket_env(libero_assets):
     """libero_object's first task, physics only."""
     from lerobot_env_multismolvla.libero_expert.simulation import physics_env
 
-    env = physics_env("libero_object", 0, libero_assets=libero_assets())
+    env = physics_env("libero_object", 0, libero_assets=str(libero_assets))
     env.reset(seed=0, options={"init_state_id": 27})
     yield env
     env.close()
@@ -194,12 +182,12 @@ def test_expert_solves_a_held_out_state_step_by_step_as_the_search_did(basket_en
         (9, ["SlideIn", "SwingShut"]),
     ],  # a region of the table; the microwave
 )
-def test_goals_become_skills(task_id, kinds):
+def test_goals_become_skills(libero_assets, task_id, kinds):
     from lerobot_env_multismolvla.libero_expert.simulation import physics_env
     from lerobot_env_multismolvla.libero_expert.tasks import skills_for
     from lerobot_env_multismolvla.libero_expert.world import World
 
-    env = physics_env("libero_10", task_id, libero_assets=libero_assets())
+    env = physics_env("libero_10", task_id, libero_assets=str(libero_assets))
     env.reset(seed=0, options={"init_state_id": 0})
     assert [type(skill).__name__ for skill in skills_for(World(env.simulation))] == kinds
     env.close()

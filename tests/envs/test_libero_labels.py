@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lerobot_env_multismolvla.labels import label_set, label_table
-from lerobot_env_multismolvla.libero_setup import libero_package_folder
+from lerobot_env_multismolvla.libero.setup import libero_package_folder
 from lerobot_env_multismolvla.mini import SUITE_NAME
 from multismolvla.modalities import MINI_LABELS
 from multismolvla.tokenizers.label_maps import LIBERO, LIBERO_LABELS

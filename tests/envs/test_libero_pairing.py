@@ -52,7 +52,7 @@ def test_first_and_third_reset_of_one_seed_are_equal(kitchen):
 
 
 def test_the_hash_of_a_start_tells_fixtures_that_stand_elsewhere(kitchen):
-    from multismolvla_eval.sources import state_hash
+    from multismolvla_eval.environments import state_hash
 
     first = start(kitchen, seed=7, state=3)
     proof = state_hash(kitchen)

@@ -28,7 +28,7 @@ def make(suite, assets, **options):
 @pytest.fixture(scope="module", params=TASKS)
 def views(request, libero_assets, process):
     """``(ours, theirs, env facts)``: processed batches of our environment and of LeRobot's own, of one state."""
-    from lerobot_env_multismolvla.libero_setup import asset_root, ensure_libero_config
+    from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config
 
     ensure_libero_config()  # before the first import of LIBERO, which would ask a question on the terminal
     from lerobot.envs.configs import LiberoEnv as LiberoConfig
@@ -36,7 +36,7 @@ def views(request, libero_assets, process):
     from lerobot.envs.utils import preprocess_observation
 
     from lerobot_env_multismolvla.multimodal_env import get_suite
-    from multismolvla_data.episode import batch_of_one
+    from multismolvla_data.record.episode import batch_of_one
 
     suite = request.param
     # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts, by NumPy's

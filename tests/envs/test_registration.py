@@ -62,7 +62,7 @@ def test_unknown_suite_and_task_are_named():
 
 
 def test_libero_suite_without_assets_says_what_to_do(tmp_path, monkeypatch):
-    from lerobot_env_multismolvla.libero_setup import find_libero_assets
+    from lerobot_env_multismolvla.libero.setup import find_libero_assets
 
     monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="scenes"):
@@ -70,7 +70,7 @@ def test_libero_suite_without_assets_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_configuration_is_written_once_and_respected(tmp_path, monkeypatch):
-    from lerobot_env_multismolvla.libero_setup import ensure_libero_config
+    from lerobot_env_multismolvla.libero.setup import ensure_libero_config
 
     monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

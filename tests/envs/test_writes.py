@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multismolvla.libero_assets import find_libero_assets
+from multismolvla.system.libero_assets import find_libero_assets
 
 EPISODE = """
 import sys

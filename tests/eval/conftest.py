@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-# Worker processes inherit the path, so they can import the toy environment too.
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))  # its tiny presets
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +17,7 @@ def checkpoints(tmp_path_factory):
 def source(request):
     """The mini suite's first task, with episodes of as many steps as the test module's ``STEPS``."""
     from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.sources import load_source
+    from multismolvla_eval.environments import load_source
 
     options = {"episode_length": request.module.STEPS}
     found = load_source(EnvironmentArguments(task_ids=[0], options=options))

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multismolvla.files import write_json
-from multismolvla_eval.conditions import LEVELS, resolve
+from multismolvla.system.files import write_json
 from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.evaluate import evaluate, main, parse
 from multismolvla_eval.forecast import hours, outline, seconds_per_episode
-from multismolvla_eval.plan import CLIP_CANDIDATES, Counts, episodes
-from multismolvla_eval.results import KEY, ResultsError, episode_key, read_run, run_lock
-from multismolvla_eval.run import evaluate, main, parse
-from multismolvla_eval.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
+from multismolvla_eval.protocol.levels import LEVELS, resolve
+from multismolvla_eval.protocol.schedule import CLIP_CANDIDATES, KEY, Counts, episodes
+from multismolvla_eval.records.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
+from multismolvla_eval.records.store import ResultsError, episode_key, read_run, run_lock
 
-HERE = Path(__file__).parent
-CONFIGS = HERE.parents[1] / "configs" / "eval"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CONFIGS = FIXTURES.parents[1] / "configs" / "eval"
 #: A process of its own finds the toy environment, and whatever this one was told to find.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{FIXTURES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 MATRIX = """
@@ -160,7 +160,7 @@ def test_processes_of_a_launcher_share_a_run_and_agree_with_one_process(tmp_path
     """Two real processes as ``accelerate launch`` starts them, on one folder at the same time."""
     path = tmp_path / "matrix.yaml"
     path.write_text(MATRIX)
-    command = [sys.executable, "-m", "multismolvla_eval.run", f"--config_path={path}"]
+    command = [sys.executable, "-m", "multismolvla_eval.evaluate", f"--config_path={path}"]
     numbers = [
         {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for i in range(2)
     ]
@@ -233,7 +233,7 @@ def test_where_a_process_finds_its_part():
 def test_a_dry_run_of_libero_starts_nothing(tmp_path):
     """Cells, episodes and hours from tables: no simulator, no LeRobot, no policy."""
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.run",
+        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.evaluate",
          f"--config_path={CONFIGS / 'standard.yaml'}", f"--output={tmp_path / 'run'}", "--shard=1/2", "--dry-run"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
@@ -306,7 +306,7 @@ def test_the_fields_read_from_the_source_are_those_of_the_configuration():
     from lerobot.envs.configs import LiberoEnv
 
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from lerobot_env_multismolvla.initial_states import SPLITS
+    from lerobot_env_multismolvla.libero.initial_states import SPLITS
     from multismolvla_eval.forecast import _LIBERO_STATES, _refuse_unknown_options
 
     for type_, config in (("multismolvla_libero", MultiSmolVLALiberoConfig), ("libero", LiberoEnv)):
@@ -318,22 +318,16 @@ def test_the_fields_read_from_the_source_are_those_of_the_configuration():
 
 
 @pytest.fixture
-def libero_assets(monkeypatch):
-    from lerobot_env_multismolvla.libero_setup import find_libero_assets
-
-    beside = HERE.parents[2] / "shared" / "libero" / "assets"  # CI's checkout has them there
-    assets = find_libero_assets(str(beside) if beside.is_dir() else None)
-    if assets is None:
-        pytest.skip("LIBERO's assets are not here (set MULTISMOLVLA_LIBERO_ASSETS)")
-    monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(assets))
-    return assets
+def assets_in_use(libero_assets, monkeypatch):
+    monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(libero_assets))
+    return libero_assets
 
 
 @pytest.mark.sim
 def test_files_that_a_task_lacks_are_named_before_the_run(libero_assets, tmp_path):
     """Of a copy of the assets without a model and without a texture that another model names."""
-    from lerobot_env_multismolvla.libero_setup import ensure_libero_config, libero_package_folder
-    from multismolvla_eval.libero_files import refuse_missing_files
+    from lerobot_env_multismolvla.libero.files import refuse_missing_files
+    from lerobot_env_multismolvla.libero.setup import ensure_libero_config, libero_package_folder
 
     ensure_libero_config()
     for file in (f for f in libero_assets.rglob("*") if f.is_file()):
@@ -355,7 +349,7 @@ def test_files_that_a_task_lacks_are_named_before_the_run(libero_assets, tmp_pat
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_one_task_of_each_suite(libero_assets, make_config):
+def test_one_task_of_each_suite(assets_in_use, make_config):
     options = {"episode_length": 4, "observation_height": 128, "observation_width": 128, "num_steps_wait": 1,
                "hard_reset": False}  # fmt: skip
     config = make_config(

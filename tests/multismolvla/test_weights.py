@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multismolvla import weights
-from multismolvla.sources import SOURCES
+from multismolvla.pretrained import SOURCES
 
 WANTED = {"a.weight": torch.empty(2, 3, device="meta"), "b": torch.empty(4, device="meta")}
 

@@ -14,9 +14,9 @@ from tiny_dataset import write_dataset
 from tiny_policy import SIDE, TINY, actions, all_features, canonical_batch, common_options, rgb_features
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
-from lerobot_policy_multismolvla.tiny_vlm import build_tiny_vlm
 from multismolvla.fourm import FourMEncoder
 
 

@@ -7,8 +7,8 @@ import torch
 from tiny_policy import SIDE, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla import training_faults
+from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
 from multismolvla.corruption.tokens import SWAPPED_FRACTION, TOKEN_TYPES, corrupt_tokens
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
 from multismolvla.tower import tokenize_view

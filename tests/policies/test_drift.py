@@ -19,7 +19,7 @@ from safetensors import safe_open
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.modeling_multismolvla import AdoptedVLM, MultiSmolVLAPolicy
 
-RECORDED = Path(__file__).with_name("recorded") / "smolvla_0.6.1_keys.txt"
+RECORDED = Path(__file__).parents[1] / "fixtures" / "recorded" / "smolvla_0.6.1_keys.txt"
 
 #: ours or reused -> parameters after self, "=" marks a default, "**" the catch-all
 SIGNATURES: dict[Any, dict[str, str]] = {

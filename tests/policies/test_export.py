@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lora
 import pytest
-import test_peft as lora
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from safetensors.torch import load_file
@@ -18,8 +18,8 @@ from tiny_policy import chunk
 from lerobot_policy_multismolvla import export as work
 from lerobot_policy_multismolvla.checkpoints import tensors_hash
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
 from multismolvla.fourm import FourMConfig, FourMEncoder
 from multismolvla_run.export import main
 

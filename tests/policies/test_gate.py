@@ -16,12 +16,20 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 from tiny_dataset import EPISODES, FRAMES
 from tiny_policy import SIDE
 
-from lerobot_policy_multismolvla import gate
-from lerobot_policy_multismolvla.gate import Arm, GateConfig, action_errors, failures, partners, spread, table
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
+from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 from multismolvla_data.tokens import TokensConfig, cache_tokens
+from multismolvla_eval.offline import action_error as gate
+from multismolvla_eval.offline.action_error import (
+    Arm,
+    GateConfig,
+    action_errors,
+    failures,
+    partners,
+    spread,
+    table,
+)
 
 RGB, DEPTH = "observation.images.image", "observation.images.image_depth"
 DECLARED = {f"{m} {how}" for m in ("rgb", "depth", "seg", "thermal") for how in ("shuffled", "masked")}

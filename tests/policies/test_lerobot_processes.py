@@ -21,7 +21,7 @@ from processes import command, common, environment, finish, logged, start
 from safetensors.torch import load_file
 from tiny_dataset import REPO_ID
 
-from lerobot_policy_multismolvla.pretrain import MINI_DOMAINS
+from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from multismolvla.dropout import dropout_probability, sample_presence, step_generator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

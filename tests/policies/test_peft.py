@@ -8,19 +8,13 @@ import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_policy as lerobot_make_policy
+from lora import saved, stage_two, trained
 from tiny_policy import actions, all_features, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla.modalities import MODALITIES, default_view_map
 
 VIEWS = default_view_map()
-OVERRIDES = {
-    "method_type": "LORA",
-    "r": 4,
-    "target_modules": None,
-    "full_training_modules": None,
-    "init_type": None,
-}
 
 
 @pytest.fixture(params=[True, False], ids=["expert_only", "everything"])
@@ -30,33 +24,6 @@ def stage_one(request, make_policy, tmp_path) -> Path:
         stage="connector", train_expert_only=request.param, freeze_vision_encoder=request.param
     ).save_pretrained(tmp_path / "one")
     return tmp_path / "one"
-
-
-def stage_two(path: Path):
-    """What lerobot-train --policy.path=... --policy.stage=robust --peft.method_type=LORA builds."""
-    config = PreTrainedConfig.from_pretrained(path, cli_overrides=["--stage=robust", "--curriculum_steps=10"])
-    config.pretrained_path = path
-    policy = MultiSmolVLAPolicy.from_pretrained(path, config=config)
-    torch.manual_seed(3)
-    return policy.wrap_with_peft(peft_cli_overrides=dict(OVERRIDES))
-
-
-def trained(wrapped, batch, steps: int = 3):
-    optimizer = torch.optim.AdamW(wrapped.get_optim_params(), 1e-2)
-    wrapped.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        wrapped.forward(dict(batch), **flow_inputs())[0].backward()
-        optimizer.step()
-        wrapped.update()
-    return wrapped.eval()
-
-
-def saved(wrapped, folder: Path) -> Path:
-    """As LeRobot's save_checkpoint does it: adapters, and the policy's configuration beside them."""
-    wrapped.save_pretrained(folder)
-    wrapped.config.save_pretrained(folder)
-    return folder
 
 
 class Metadata:

@@ -13,9 +13,9 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from tiny_dataset import EPISODES, FRAMES
 from tiny_policy import SIDE
 
-from lerobot_policy_multismolvla import pretrain as stage
-from lerobot_policy_multismolvla.grounding import Grounding, centroids, named_labels
-from lerobot_policy_multismolvla.pretrain import (
+from lerobot_policy_multismolvla.mini import pretrain as stage
+from lerobot_policy_multismolvla.mini.grounding import Grounding, centroids, named_labels
+from lerobot_policy_multismolvla.mini.pretrain import (
     DONE,
     MINI_DOMAINS,
     PretrainConfig,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from multismolvla import libero_assets
-from multismolvla.libero_assets import FOLDERS, own_folder
+from multismolvla.system import libero_assets
+from multismolvla.system.libero_assets import FOLDERS, own_folder
 from multismolvla_run import doctor
 
 NAMES = [

@@ -2,7 +2,7 @@
 
 import sys
 
-from .measure import main
+from lerobot_env_multismolvla.libero_expert.measure import main
 
 if __name__ == "__main__":
     sys.exit(main())

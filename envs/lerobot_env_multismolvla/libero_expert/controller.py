@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import turn_between
-from .world import World
+from lerobot_env_multismolvla.libero_expert.geometry import turn_between
+from lerobot_env_multismolvla.libero_expert.world import World
 
 OPEN, CLOSE = -1.0, 1.0
 

@@ -7,10 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .controller import CLOSE, CLOSE_STEPS, OPEN, OPEN_STEPS, PATIENCE, Command, Motion, hold, move, towards
-from .geometry import DOWN, FINGERTIP, hand_rotation, tilted
-from .skills import CLEARANCE, Grasp, PickAndPlace, carry_over, let_go, lower_and_release, take
-from .world import World
+from lerobot_env_multismolvla.libero_expert.controller import (
+    CLOSE,
+    CLOSE_STEPS,
+    OPEN,
+    OPEN_STEPS,
+    PATIENCE,
+    Command,
+    Motion,
+    hold,
+    move,
+    towards,
+)
+from lerobot_env_multismolvla.libero_expert.geometry import DOWN, FINGERTIP, hand_rotation, tilted
+from lerobot_env_multismolvla.libero_expert.skills import (
+    CLEARANCE,
+    Grasp,
+    PickAndPlace,
+    carry_over,
+    let_go,
+    lower_and_release,
+    take,
+)
+from lerobot_env_multismolvla.libero_expert.world import World
 
 
 def facing(direction: np.ndarray, lean: float) -> np.ndarray:

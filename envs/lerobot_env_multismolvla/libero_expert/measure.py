@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from multismolvla.command import entry_point, parse_options
-
-from ..configuration_multismolvla_libero import LIBERO_SETTLE_STEPS
+from lerobot_env_multismolvla.configuration_multismolvla_libero import LIBERO_SETTLE_STEPS
+from multismolvla.system.command import entry_point, parse_options
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
@@ -78,8 +77,8 @@ def state_numbers(text: str) -> list[int]:
 
 def run_task(config: MeasureConfig, task_id: int, states: list[int]) -> Iterable[dict[str, Any]]:
     """Measure some states of one task; yields a row per state."""
-    from .search import LiberoExpert
-    from .simulation import episode_seed, physics_env
+    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert
+    from lerobot_env_multismolvla.libero_expert.simulation import episode_seed, physics_env
 
     env = physics_env(config.suite, task_id, settle_steps=config.settle_steps)
     expert = LiberoExpert()

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .controller import CLOSE, CLOSE_STEPS, OPEN, OPEN_STEPS, Command, Motion, hold, move, towards
-from .geometry import DOWN, hand_rotation
-from .skills import Relocation
-from .world import World
+from lerobot_env_multismolvla.libero_expert.controller import (
+    CLOSE,
+    CLOSE_STEPS,
+    OPEN,
+    OPEN_STEPS,
+    Command,
+    Motion,
+    hold,
+    move,
+    towards,
+)
+from lerobot_env_multismolvla.libero_expert.geometry import DOWN, hand_rotation
+from lerobot_env_multismolvla.libero_expert.skills import Relocation
+from lerobot_env_multismolvla.libero_expert.world import World
 
 #: Grip site inside the handle's outer edge, metres: the tips reach further and stop at the mug's wall.
 _HANDLE_INSET = 0.003

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..mini.expert import ActionNoise, Phase
-from .controller import Command
-from .search import Disturbance, DisturbanceMaker, undisturbed
+from lerobot_env_multismolvla.libero_expert.controller import Command
+from lerobot_env_multismolvla.libero_expert.search import Disturbance, DisturbanceMaker, undisturbed
+from lerobot_env_multismolvla.mini.expert import ActionNoise, Phase
 
 
 def noisy(entropy: Sequence[int], scale: float) -> DisturbanceMaker:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .controller import OPEN, Command, Motion, settle
-from .skills import Skill
-from .tasks import skills_for
-from .world import World
+from lerobot_env_multismolvla.libero_expert.controller import OPEN, Command, Motion, settle
+from lerobot_env_multismolvla.libero_expert.skills import Skill
+from lerobot_env_multismolvla.libero_expert.tasks import skills_for
+from lerobot_env_multismolvla.libero_expert.world import World
 
 logger = logging.getLogger(__name__)
 

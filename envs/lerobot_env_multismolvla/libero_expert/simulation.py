@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_multismolvla_libero import LIBERO_SETTLE_STEPS, MultiSmolVLALiberoConfig
-from ..multimodal_env import MultiModalLiberoEnv, get_suite
+from lerobot_env_multismolvla.configuration_multismolvla_libero import (
+    LIBERO_SETTLE_STEPS,
+    MultiSmolVLALiberoConfig,
+)
+from lerobot_env_multismolvla.multimodal_env import MultiModalLiberoEnv, get_suite
 
 
 class PhysicsOnlyEnv(MultiModalLiberoEnv):

@@ -12,9 +12,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .controller import CLOSE, CLOSE_STEPS, OPEN, OPEN_STEPS, Command, Motion, hold, move
-from .geometry import FINGERTIP, grasp_height, hand_overlap, hand_rotation, narrowest_strip, tilted
-from .world import World
+from lerobot_env_multismolvla.libero_expert.controller import (
+    CLOSE,
+    CLOSE_STEPS,
+    OPEN,
+    OPEN_STEPS,
+    Command,
+    Motion,
+    hold,
+    move,
+)
+from lerobot_env_multismolvla.libero_expert.geometry import (
+    FINGERTIP,
+    grasp_height,
+    hand_overlap,
+    hand_rotation,
+    narrowest_strip,
+    tilted,
+)
+from lerobot_env_multismolvla.libero_expert.world import World
 
 #: Free space kept under what is carried, metres.
 CLEARANCE = 0.025

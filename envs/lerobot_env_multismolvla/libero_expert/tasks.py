@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from .fixtures import CloseDrawer, LayOnSlope, OpenDrawer, Push, SlipUnderBars, StandInCompartment, TurnOn
-from .microwave import SlideIn, SwingShut
-from .skills import MoveAside, PickAndPlace, Skill
-from .world import World
+from lerobot_env_multismolvla.libero_expert.fixtures import (
+    CloseDrawer,
+    LayOnSlope,
+    OpenDrawer,
+    Push,
+    SlipUnderBars,
+    StandInCompartment,
+    TurnOn,
+)
+from lerobot_env_multismolvla.libero_expert.microwave import SlideIn, SwingShut
+from lerobot_env_multismolvla.libero_expert.skills import MoveAside, PickAndPlace, Skill
+from lerobot_env_multismolvla.libero_expert.world import World
 
 #: Two pots side by side on the stove, metres from its middle.
 _SIDE_BY_SIDE = ((0.0, -0.055), (0.0, 0.055))

@@ -14,7 +14,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from .geometry import shape_corners
+from lerobot_env_multismolvla.libero_expert.geometry import shape_corners
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _SHAPES = {

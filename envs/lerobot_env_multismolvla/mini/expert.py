@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import TASK_OBJECTS
+from lerobot_env_multismolvla.mini import TASK_OBJECTS
 
 #: Height of the grip site above the floor when grasping, metres. The palm begins 30 mm above the site and the finger
 #: tips end 10 mm below it, so the can is taken near its top and the cube just above the floor.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import TASK_OBJECTS
+from lerobot_env_multismolvla.mini import TASK_OBJECTS
 
 SPLITS = ("train", "eval")
 _SPLIT_SEEDS = {"train": 20_250_001, "eval": 77_310_042}

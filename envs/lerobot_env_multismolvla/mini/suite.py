@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..libero_setup import ensure_libero_config
+from lerobot_env_multismolvla.libero.setup import ensure_libero_config
 
 ensure_libero_config()
 
@@ -21,8 +21,8 @@ from libero.libero.envs.bddl_base_domain import TASK_MAPPING, register_problem  
 from libero.libero.envs.regions import REGION_SAMPLERS, TableRegionSampler  # noqa: E402
 from robosuite.models.objects import MujocoXMLObject  # noqa: E402
 
-from . import ASSETS, SUITE_NAME, TASKS  # noqa: E402
-from .initial_states import HOME_QPOS  # noqa: E402
+from lerobot_env_multismolvla.mini import ASSETS, SUITE_NAME, TASKS  # noqa: E402
+from lerobot_env_multismolvla.mini.initial_states import HOME_QPOS  # noqa: E402
 
 # hf-libero 0.1.4: its class decorator returns None, so the class is only to be had from the registry.
 _FloorProblem: Any = TASK_MAPPING["libero_floor_manipulation"]

@@ -1,0 +1,1 @@
+"""``multismolvla-annotate``: the modalities that a data set lacks, estimated from RGB."""

@@ -1,0 +1,1 @@
+"""``multismolvla-record``: scripted demonstrations with all modalities."""

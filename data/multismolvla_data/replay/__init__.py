@@ -1,0 +1,1 @@
+"""``multismolvla-replay``: LIBERO's published demonstrations, rendered anew with all modalities."""

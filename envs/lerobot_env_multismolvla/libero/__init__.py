@@ -1,0 +1,1 @@
+"""LIBERO: set-up, files, simulator and initial states."""

@@ -1,0 +1,1 @@
+"""From rows to figures: table, statistics, summary, comparison of two runs."""

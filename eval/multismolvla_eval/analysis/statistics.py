@@ -1,0 +1,216 @@
+"""Statistics of success rates: intervals, tests, power, and summaries of robustness.
+
+Numbers in, numbers out: nothing here knows files, policies or environments. Rates are fractions in [0, 1]; what a caller
+prints as points is its own business. Intervals and tests are those of scipy and statsmodels; the bootstrap over tasks and
+then starts, which neither has, stands in :mod:`multismolvla_eval.analysis.bootstrap`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+from scipy import special
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+CONFIDENCE = 0.95
+#: The share of pairs in which exactly one arm succeeds that the power statement assumes (protocol, section 3).
+ASSUMED_DISCORDANT = 0.15
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate with its 95 % Wilson interval.
+
+    Attributes:
+        successes: k.
+        n: episodes.
+        rate: k / n.
+        low: lower bound.
+        high: upper bound.
+        starts: different starts (initial states of tasks) among the episodes; n where none is repeated.
+        effective: number of independent episodes that tell as much, which the interval is for; n where no start is
+            repeated.
+    """
+
+    successes: int
+    n: int
+    rate: float
+    low: float
+    high: float
+    starts: int
+    effective: float
+
+
+@dataclass(frozen=True)
+class UnpairedDifference:
+    """Difference of two arms on different episodes.
+
+    Attributes:
+        difference: rate of the second arm minus rate of the first.
+        low: lower bound of Newcombe's interval.
+        high: upper bound.
+        detectable: the difference that so many episodes can show with 80 % power around the rate of both arms together.
+    """
+
+    difference: float
+    low: float
+    high: float
+    detectable: float
+
+
+@lru_cache(maxsize=65536)
+def wilson(successes: int, n: int) -> Rate:
+    """Success rate with Wilson's score interval, of episodes with different starts.
+
+    Raises:
+        ValueError: n is 0 or successes lie outside [0, n]; no rate is reported without episodes.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"A rate needs 0 <= successes <= n and n >= 1, got {successes} of {n}.")
+    return Rate(successes, n, successes / n, *_score_interval(successes / n, n), n, float(n))
+
+
+def _score_interval(rate: float, n: float) -> tuple[float, float]:
+    low, high = proportion_confint(rate * n, n, alpha=1 - CONFIDENCE, method="wilson")
+    return 0.0 if rate == 0 else float(low), 1.0 if rate == 1 else float(
+        high
+    )  # there, statsmodels' miss by a rounding
+
+
+def clustered_rate(success: np.ndarray, starts: np.ndarray) -> Rate:
+    """Success rate of episodes of which several may have the same start, as in the repeated clean condition.
+
+    Repetitions of a start (other policy noise, same initial state) are no independent episodes: if the start decides, they
+    tell nothing new; if chance decides, they tell as much as others. How much they tell is estimated from the data as the
+    design effect (Kish 1965): the variance of the rate as the spread between starts shows it, over the variance that
+    independent episodes would have. The interval is Wilson's for n / design effect episodes, which is at least the number
+    of starts and at most n. Where all or none succeed there is no spread to see, and the number of starts counts.
+
+    Args:
+        success: bool (n,).
+        starts: number of the episode's start, int (n,).
+
+    Raises:
+        ValueError: no episodes.
+    """
+    n, successes = len(success), int(success.sum())
+    _, place, count = np.unique(starts, return_inverse=True, return_counts=True)
+    clusters = len(count)
+    if clusters == n:
+        return wilson(successes, n)
+    rate, effective = successes / n, float(clusters)
+    if clusters > 1 and 0 < successes < n:
+        residuals = np.bincount(place, success) - rate * count
+        variance = clusters / (clusters - 1) * float(residuals @ residuals) / n**2
+        worth = rate * (1 - rate) / variance if variance else math.inf
+        effective = float(min(n, max(clusters, worth)))
+    return Rate(successes, n, rate, *_score_interval(rate, effective), clusters, effective)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value of the discordant pairs; 1 without any."""
+    return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def detectable_difference(
+    n: int, discordant: float = ASSUMED_DISCORDANT, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """Smallest true difference that ``n`` pairs show with the given power (normal approximation).
+
+    Args:
+        n: number of pairs.
+        discordant: expected share of pairs in which exactly one arm succeeds.
+        power: probability to find the difference.
+        alpha: two-sided level.
+    """
+    return _quantiles(power, alpha) * math.sqrt(discordant / n)
+
+
+def detectable_unpaired(
+    n: float, rate: float = 0.8, power: float = 0.8, alpha: float = 0.05, other: float | None = None
+) -> float:
+    """The same for two independent arms of ``n`` (and ``other``) episodes around ``rate``: what pairing saves."""
+    variance = rate * (1 - rate) * (1 / n + 1 / (other or n))
+    return _quantiles(power, alpha) * math.sqrt(variance)
+
+
+@lru_cache
+def _quantiles(power: float, alpha: float) -> float:
+    return float(special.ndtri(1 - alpha / 2) + special.ndtri(power))
+
+
+def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
+    """Compare two arms that ran different episodes (Newcombe 1998, method 10, from the two Wilson intervals)."""
+    low, high = confint_proportions_2indep(
+        second.rate * second.effective, second.effective, first.rate * first.effective, first.effective,
+        compare="diff", method="newcomb", alpha=1 - CONFIDENCE,
+    )  # fmt: skip
+    # Two successes and two failures more (Agresti and Coull 1998): that all succeeded does not make a chance of 100 %.
+    successes = first.rate * first.effective + second.rate * second.effective
+    pooled = (successes + 2) / (first.effective + second.effective + 4)
+    detectable = detectable_unpaired(first.effective, pooled, other=second.effective)
+    return UnpairedDifference(second.rate - first.rate, float(low), float(high), detectable)
+
+
+def relative_robustness(perturbed: float, clean: float) -> float | None:
+    """SR perturbed / SR clean; ``None`` when nothing succeeds on clean input. Flatters weak policies: show both."""
+    return float(perturbed / clean) if clean > 0 else None
+
+
+#: Trapezoid weights of the severities 0 to 5, divided by the five steps: their product with six rates is the mean rate,
+#: and that over the clean rate is the severity area: 1 = nothing lost.
+AREA_WEIGHTS = np.array([0.5, 1, 1, 1, 1, 0.5]) / 5
+
+
+def marginal_weights(subsets: Sequence[Collection[str]]) -> dict[str, np.ndarray] | None:
+    """What each modality is worth, as weights of the success rates over the subsets that are left.
+
+    Args:
+        subsets: of modalities, one per rate.
+
+    Returns:
+        Per modality float (subsets,): mean rate over the subsets with it minus mean rate over those without it. ``None``
+        when a subset of the modalities that occur is missing: a partial table has no fair mean.
+    """
+    modalities = list(dict.fromkeys(m for subset in subsets for m in subset))
+    expected = {frozenset(s) for r in range(1, len(modalities) + 1) for s in combinations(modalities, r)}
+    if not subsets or expected != {frozenset(s) for s in subsets}:
+        return None
+    found = {}
+    for modality in modalities:
+        with_it = np.array([modality in s for s in subsets])
+        if not with_it.all():
+            found[modality] = with_it / with_it.sum() - ~with_it / (~with_it).sum()
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given.
+
+    statsmodels collects garbage at every call. What is in memory already is hidden from that meanwhile: with a family per
+    policy, suite and group of conditions it took ten times as long as all the rest of a report.
+    """
+    if not len(p_values):
+        return []
+    gc.freeze()
+    try:
+        return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    finally:
+        gc.unfreeze()
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Probability that a value of the first kind exceeds one of the second (ties count half); ``None`` without either."""
+    from scipy import stats
+
+    if not len(positive) or not len(negative):
+        return None
+    statistic = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
+    return float(statistic / (len(positive) * len(negative)))

@@ -1,0 +1,1 @@
+"""Any LeRobot policy, or a baseline without weights, behind one interface."""

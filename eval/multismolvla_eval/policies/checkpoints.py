@@ -1,0 +1,106 @@
+"""Checkpoints: which folder or hub id a path means, and what it holds. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from multismolvla_eval.policies.identity import builtin_identity
+
+
+def checkpoint_path(path: str) -> str | None:
+    """The checkpoint in a policy's path as it stands in ``--policies``; ``None`` for a built-in policy."""
+    return None if path.startswith("builtin:") else path.removeprefix("blind:")
+
+
+def resolve_checkpoint(path: str) -> str:
+    """The folder with ``config.json`` that a path means.
+
+    Accepts the folder itself, LeRobot's checkpoint folder around it, and a training run's output folder (its last
+    checkpoint). Any other ``user/name`` is taken for a hub id, unless its first part is a folder here.
+
+    Raises:
+        FileNotFoundError: the folder exists and holds no policy, or the path looks like a file path and does not exist.
+    """
+    folder = Path(path).expanduser()
+    candidates = (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model")
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(
+            f"No policy under {path!r}: none of {[str(c / 'config.json') for c in candidates]} exists. Train first, or "
+            "give the folder that holds config.json, or a hub id like user/name."
+        )
+    if folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no {path!r}, but a folder {str(folder.parent)!r}: that is taken for a path and not for a hub id. Train "
+            f"first, or correct the path; if a hub id is meant, run where there is no folder {str(folder.parent)!r}."
+        )
+    return path
+
+
+def checkpoint_hash(folder: str) -> str:
+    """Hash of a local checkpoint's weights and JSON files; hub id and commit of a hub checkpoint.
+
+    An adapter's hash includes the checkpoint that it stands on: other weights below it make another policy.
+
+    Raises:
+        FileNotFoundError: a hub checkpoint has not been downloaded, so nobody knows which commit it would be.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        snapshot = _hub_snapshot(folder)
+        adapter = snapshot / "adapter_config.json"
+        below = f"+{_adapter_base(adapter)}" if adapter.is_file() else ""
+        return f"hub:{folder}@{snapshot.name[:12]}{below}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.iterdir() if p.suffix in (".json", ".safetensors")):
+        digest.update(path.name.encode())
+        with open(path, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    adapter = root / "adapter_config.json"
+    if adapter.is_file():
+        digest.update(_adapter_base(adapter).encode())
+    return digest.hexdigest()[:16]
+
+
+def policy_hash(path: str) -> str:
+    """What identifies the policy behind a path as it stands in ``--policies``.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or it has not been downloaded.
+    """
+    checkpoint = checkpoint_path(path)
+    if checkpoint is None:
+        return builtin_identity(path)
+    prefix = "blind:" if path.startswith("blind:") else ""
+    return prefix + checkpoint_hash(resolve_checkpoint(checkpoint))
+
+
+def _adapter_base(path: Path) -> str:
+    """Hash of the local checkpoint that an adapter names, or the hub's name and commit of it."""
+    adapter = json.loads(path.read_text())
+    base = str(adapter.get("base_model_name_or_path") or "")
+    folder = Path(base).expanduser()
+    if not base or folder.resolve() == path.parent.resolve():
+        return ""  # there is no other checkpoint below it
+    if folder.is_dir():
+        return checkpoint_hash(str(folder))
+    return f"hub:{base}@{_hub_snapshot(base, adapter.get('revision')).name[:12]}"
+
+
+def _hub_snapshot(name: str, revision: str | None = None) -> Path:
+    """Folder of a downloaded hub checkpoint; it is called after the commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # of what an adapter stands on, LeRobot reads the weights only
+    for file in ("config.json", "model.safetensors"):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    raise FileNotFoundError(
+        f"The hub checkpoint {name!r} ({revision or 'main'}) is not in the hub's cache on this machine: what it holds is not "
+        f"known. Download it: hf download {name}."
+    )

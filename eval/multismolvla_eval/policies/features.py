@@ -1,0 +1,249 @@
+"""What a checkpoint reads, and whether it fits the environment: said by name before an episode is wasted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from safetensors import SafetensorError, safe_open
+
+from multismolvla.modalities import MODALITIES, Modality, default_view_map, padding_mask_key
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+#: Modality -> picture key -> key of its cached ids, or ``None``.
+Streams = dict[str, dict[str, str | None]]
+
+#: LeRobot's own place-holders for cameras that are declared absent.
+_EMPTY_CAMERA = "empty_camera"
+#: Options of policies that bring pictures to a size of their own.
+_RESIZING = ("resize_imgs_with_padding", "image_resolution", "resize_shape", "crop_shape", "image_size")
+#: A policy's own, or an adapter's; processors have files of other names.
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_OTHER_MODALITIES = ("_depth", "_seg", "_thermal")
+
+
+def check_features(
+    path: str, config: Any, features: Mapping[str, PolicyFeature], rename_map: Mapping[str, str]
+) -> None:
+    """Compare what a policy reads and gives with what the environment gives and takes.
+
+    LeRobot compares the names of pictures only, and nothing once there is a rename map; a policy with another action
+    space would then run and fail for a reason that looks like lack of robustness.
+
+    Args:
+        path: of the policy, for messages.
+        config: the policy's configuration as stored, before LeRobot overwrites its outputs.
+        features: the environment's, by the environment's own names.
+        rename_map: environment's name -> policy's name.
+
+    Raises:
+        ValueError: a name that does not exist on either side, pictures of another size for a policy that does not resize
+            them, or another number of actions or states; the message holds the remedy.
+    """
+    unknown = [k for k in rename_map if k not in features]
+    if unknown:
+        raise ValueError(
+            f"--rename_map renames {unknown[0]!r}, which the environment does not give. It gives {sorted(features)}."
+        )
+    given = {rename_map.get(k, k): f for k, f in features.items()}
+    reads = {k: f for k, f in (config.input_features or {}).items() if _EMPTY_CAMERA not in k}
+    _check_pictures(path, config, reads, given, rename_map)
+    _check_resolution(path, config, reads, given)
+    hidden = [k for k, f in reads.items() if f.type is FeatureType.ENV and k not in given]
+    if hidden:
+        raise ValueError(
+            f"The policy {path!r} reads {hidden[0]!r}, the state of the world, which the environment does not give. Only "
+            "policies that go by pictures and the robot's own state can be evaluated."
+        )
+    _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
+    gives = (config.output_features or {}).get(ACTION)
+    _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
+
+
+def check_weights(path: str, folder: str) -> None:
+    """See that a local checkpoint has weights that can be read: LeRobot's pi0 and pi05 would go on with random ones.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is damaged.
+    """
+    root = Path(folder)
+    files = [root / name for name in _WEIGHTS if (root / name).is_file()]
+    if root.is_dir() and not files:
+        raise FileNotFoundError(
+            f"The policy {path!r} has no weights: {root} holds config.json but none of {list(_WEIGHTS)}. Copy or train it again."
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}). Copy or train the policy {path!r} again."
+            ) from error
+
+
+def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
+    """Compare the segmentation ids that a policy knows with those that the environment draws.
+
+    An official tokenizer maps ids by its label table, where any small number means something: pictures of another label
+    set would become plausible nonsense and look like lack of robustness. Only the number of labels can be compared.
+
+    Args:
+        path: of the policy, for messages.
+        config: the policy's configuration; policies without ``num_labels`` read no ids.
+        labels: names of the environment's classes by id; empty when it does not say.
+
+    Raises:
+        ValueError: the numbers do not fit; the message holds the remedies.
+    """
+    known = getattr(config, "num_labels", None)
+    reads = [k for k in (config.input_features or {}) if k.endswith("_seg")]
+    if known is None or not labels or not reads:
+        return
+    exact = config.tokenizers == "official" and config.seg_unknown == "error"
+    if len(labels) == known or (len(labels) < known and not exact):
+        return
+    raise ValueError(
+        f"The policy {path!r} knows {known} segmentation labels (seg_labels={config.seg_labels!r}), but the environment draws "
+        f"{len(labels)}: {', '.join(labels[:4])}, ... Its ids would mean something else. Evaluate it in the suites it was trained "
+        "for; a policy of COCO ids (coco_panoptic, 134) gets them with --env.options='{seg_labels: coco}'."
+    )
+
+
+def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str, str]) -> dict[str, Any]:
+    """What a policy reads, for the manifest.
+
+    Args:
+        config: of the policy, loaded.
+        cameras: of the environment.
+        rename_map: environment's name -> policy's name.
+
+    Returns:
+        ``reads``: keys by the environment's names, of the pictures only those that it looks at, which may be fewer than it
+        declares. ``modalities`` and ``views`` (cameras) of these pictures. ``origins`` per modality, where the policy's
+        configuration has a say in them.
+    """
+    from lerobot_policy_multismolvla.origins import origin_table
+
+    pictures = {k for keys in streams_of(config).values() for k in keys}
+    others = {k for k in config.input_features or {} if k not in config.image_features}
+    original = {new: old for old, new in rename_map.items()}
+    reads = {original.get(k, k) for k in pictures | others}
+    views = default_view_map(tuple(cameras))
+    given = {c: {m for m, k in streams.items() if k in reads} for c, streams in views.items()}
+    facts: dict[str, Any] = {
+        "reads": sorted(reads),
+        "modalities": [str(m) for m in MODALITIES if any(m in found for found in given.values())],
+        "views": [c for c, found in given.items() if found],
+    }
+    if hasattr(config, "origins"):
+        origins = origin_table(config.origins, config.views)
+        facts["origins"] = {k: o for k, o in origins.items() if k.split(".")[-1] in facts["modalities"]}
+    return facts
+
+
+def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:
+    """The rename map with the pictures' padding masks: an announced loss must stay announced under another name."""
+    masks = {
+        padding_mask_key(old): padding_mask_key(new)
+        for old, new in rename_map.items()
+        if old.startswith(f"{OBS_IMAGES}.")
+    }
+    return {**masks, **rename_map}
+
+
+def _check_pictures(
+    path: str,
+    config: Any,
+    reads: Mapping[str, PolicyFeature],
+    given: Mapping[str, PolicyFeature],
+    rename_map: Mapping[str, str],
+) -> None:
+    wanted = [k for k, f in reads.items() if f.type is FeatureType.VISUAL]
+    missing = [k for k in wanted if k not in given]
+    if not missing:
+        return
+    # Policies with `empty_cameras` go on with the pictures there are; others would stop in their first step.
+    if hasattr(config, "empty_cameras") and len(missing) < len(wanted):
+        logger.warning("%s reads %s, which the environment does not give: absent for it.", path, missing)
+        return
+    free = [
+        k
+        for k, f in given.items()
+        if f.type is FeatureType.VISUAL and k not in wanted and not k.endswith(_OTHER_MODALITIES)
+    ]
+    original = {new: old for old, new in rename_map.items()}
+    remedy = {**rename_map, **{original.get(k, k): m for k, m in zip(free, missing, strict=False)}}
+    raise ValueError(
+        f"The policy {path!r} reads the pictures {missing}, which the environment does not give; it gives "
+        f"{[k for k, f in given.items() if f.type is FeatureType.VISUAL]}. If its cameras are only named otherwise, say "
+        f"which is which, e.g. --rename_map='{json.dumps(remedy)}'; for one policy of several: "
+        f"--rename_map='{{name: {{...}}}}'."
+    )
+
+
+def _check_resolution(
+    path: str, config: Any, reads: Mapping[str, PolicyFeature], given: Mapping[str, PolicyFeature]
+) -> None:
+    """A policy that takes pictures as they come would run at another scale than it was trained at, and nobody would know."""
+    if any(getattr(config, option, None) for option in _RESIZING):
+        return
+    for key, feature in reads.items():
+        if feature.type is not FeatureType.VISUAL or key not in given:
+            continue
+        (height, width), now = feature.shape[-2:], tuple(given[key].shape[-2:])
+        if (height, width) != now:
+            raise ValueError(
+                f"The policy {path!r} was trained with pictures {key} of {height}x{width} pixels and does not resize them; the "
+                f"environment gives {now[0]}x{now[1]}. Say --env.options='{{observation_height: {height}, "
+                f"observation_width: {width}}}'; policies of different sizes need runs of their own."
+            )
+
+
+def _check_size(
+    path: str,
+    what: str,
+    policy: PolicyFeature | None,
+    env: PolicyFeature | None,
+    config: Any,
+    padded: str | None,
+) -> None:
+    if policy is None or env is None or tuple(policy.shape) == tuple(env.shape):
+        return
+    if padded is not None and tuple(policy.shape) == (getattr(config, padded, None),):
+        return  # declared at the width to which it pads
+    raise ValueError(
+        f"The policy {path!r} was trained with {policy.shape[0]} {what}, the environment has {env.shape[0]}. It belongs to "
+        "another robot or control mode; no option changes that. Evaluate a checkpoint that was trained for this one."
+    )
+
+
+def streams_of(config: Any) -> Streams:
+    """The streams a policy looks at: modality -> picture key -> key of its cached ids, if it has any.
+
+    Policies other than ours tell modalities by the keys' endings.
+    """
+    found: Streams = {}
+    if not hasattr(config, "stream_keys"):
+        for key in config.image_features:
+            modality = next((m for m in MODALITIES if key.endswith(f"_{m}")), "rgb")
+            found.setdefault(str(modality), {})[key] = None
+        return found
+    ids = {place: key for key, place in config.token_keys().items()}
+    read = {*(config.tower_modalities if config.uses_fourm else ()), *(
+        () if config.vision_tower == "fourm" else (Modality.RGB.value,)
+    )}  # fmt: skip
+    for key, (view, modality) in config.stream_keys().items():
+        if modality in read:
+            found.setdefault(modality, {})[key] = ids.get((view, modality))
+    return found

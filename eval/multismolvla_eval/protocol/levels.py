@@ -1,0 +1,293 @@
+"""The matrix of conditions and the reporting levels.
+
+What a condition *is* and how its text reads lives in :mod:`multismolvla.corruption.conditions`, where the environment's
+fault wrapper can use it too; which conditions make up a level is a decision of the protocol and lives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from multismolvla.corruption import (
+    CLEAN,
+    CROSS_MODAL_TYPES,
+    IMAGENET_C_TYPES,
+    SEVERITIES,
+    SOFT_TYPES,
+    Condition,
+    Fault,
+    camera_loss,
+    cross_modal,
+    parse_condition,
+    subset_condition,
+    temporal,
+)
+from multismolvla.corruption.conditions import ALL
+from multismolvla.modalities import MODALITIES
+
+CAMERAS: tuple[str, ...] = ("image", "image2")
+CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera"}
+
+
+@dataclass(frozen=True)
+class Level:
+    """A set of conditions with the episodes per task.
+
+    Attributes:
+        name: as on the command line.
+        conditions: condition texts; the first is always C0.
+        clean_episodes: episodes per task of C0.
+        episodes: episodes per task of every other condition.
+        quotable: whether the protocol allows its figures to be quoted.
+        tasks: only the first so many tasks; all if ``None``.
+        clean_seeds: runs of C0, each with a run seed of its own.
+    """
+
+    name: str
+    conditions: tuple[str, ...]
+    clean_episodes: int
+    episodes: int
+    quotable: bool
+    tasks: int | None = None
+    clean_seeds: int = 1
+
+
+#: All 15 non-empty subsets of the modalities, the complete one first.
+ALL_SUBSETS: tuple[str, ...] = tuple(
+    subset_condition(kept).id for r in range(len(MODALITIES), 0, -1) for kept in combinations(MODALITIES, r)
+)
+CAMERA_LOSSES: tuple[str, ...] = tuple(camera_loss(c).id for c in CAMERAS)
+#: One modality at a time, in both cameras.
+UNANNOUNCED: tuple[str, ...] = tuple(
+    f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
+)
+#: The losses of C1 without the announcement: several modalities, and one camera with all of its own. "All zero" is what
+#: a blind policy sees: whoever still succeeds there does not need its sensors.
+UNANNOUNCED_SETS: tuple[str, ...] = (
+    *(
+        parse_condition("C2:" + "+".join(f"{m}=zero" for m in lost)).id
+        for r in range(2, len(MODALITIES) + 1)
+        for lost in combinations(MODALITIES, r)
+    ),
+    *(f"C2:all.{c}={t}" for c in CAMERAS for t in ("zero", "freeze")),
+)
+#: Own types of RGB that the protocol asks of every modality and ImageNet-C lacks.
+_OWN_RGB_TYPES = ("builtin_occlusion", "builtin_dead_pixels", "builtin_fade")
+#: All of ImageNet-C, and all own types of the protocol.
+SOFT_MATRIX: tuple[str, ...] = tuple(
+    f"C3:{m}={t}@{s}"
+    for m in MODALITIES
+    for t in ((*IMAGENET_C_TYPES, *_OWN_RGB_TYPES) if m == "rgb" else SOFT_TYPES[m])
+    for s in SEVERITIES
+)
+#: What LIBERO-Plus calls sensor noise, like there on the third-person camera alone.
+THIRD_PERSON: tuple[str, ...] = tuple(
+    f"C3:rgb.{CAMERAS[0]}={t}@{s}"
+    for t in ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")
+    for s in SEVERITIES
+)
+
+
+def _numbered(type_: str, numbers: Mapping[str, Sequence[float]]) -> list[str]:
+    return [f"{type_}@{n:g}" for n in numbers.get(type_, ())] or [type_]
+
+
+TEMPORAL: tuple[str, ...] = tuple(
+    f"C4:{m}={text}"
+    for t in temporal.TYPES
+    for text in _numbered(t, temporal.PARAMETERS)
+    for m in (ALL, *MODALITIES)
+)
+CROSS_MODAL: tuple[str, ...] = (
+    "C5:all=swapped",
+    *(
+        f"C5:{m}={text}"
+        for m in MODALITIES
+        for t in CROSS_MODAL_TYPES[m]
+        for text in _numbered(t, cross_modal.PARAMETERS)
+    ),
+)
+#: Three types per modality, for the standard level: one noise, one loss of information, one loss of area.
+CORE_SOFT_TYPES: dict[str, tuple[str, ...]] = {
+    "rgb": ("gaussian_noise", "motion_blur", "contrast"),
+    "depth": ("noise", "holes", "scale_drift"),
+    "seg": ("boundary", "label_swap", "instance_removed"),
+    "thermal": ("fixed_pattern", "low_contrast", "low_resolution"),
+}
+CORE_TEMPORAL: tuple[str, ...] = (
+    *(
+        f"C4:all={t}"
+        for t in ("frozen", "delay@2", "delay@5", "delay@10", "frame_drop@0.3", "burst", "burst_silent")
+    ),
+    *(f"C4:{m}=burst_silent" for m in MODALITIES),
+)
+CORE_CROSS_MODAL: tuple[str, ...] = (
+    "C5:all=swapped",
+    *(f"C5:depth=shift@{n:g}" for n in cross_modal.PARAMETERS["shift"]),
+    *(f"C5:{m}=rotated" for m in MODALITIES),
+    *(f"C5:depth=scale@{n:g}" for n in cross_modal.PARAMETERS["scale"]),
+)
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        Level("smoke", ("C0", "C1:depth+seg+thermal", "C2:rgb=zero"), 1, 1, False, tasks=1),
+        Level(
+            "quick",
+            (
+                "C0",
+                "C1:depth+seg+thermal",
+                "C1:camera=image2",
+                "C2:rgb=zero",
+                "C3:rgb=gaussian_noise@3",
+                "C3:depth=holes@3",
+            ),
+            5,
+            5,
+            False,
+        ),
+        Level(
+            "standard",
+            (
+                "C0",
+                *(f"C1:{s}" for s in ("rgb+depth+seg", "depth+seg+thermal", "rgb", "depth", "seg", "thermal")),
+                *CAMERA_LOSSES,
+                *UNANNOUNCED,
+                "C2:all=zero",
+                *(f"C3:{m}={t}@{s}" for m, types in CORE_SOFT_TYPES.items() for t in types for s in SEVERITIES),
+                *CORE_TEMPORAL,
+                *CORE_CROSS_MODAL,
+            ),
+            10,
+            10,
+            True,
+            clean_seeds=3,
+        ),
+        Level(
+            "full",
+            (
+                "C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX, *THIRD_PERSON,
+                *TEMPORAL, *CROSS_MODAL,
+            ),
+            50,
+            50,
+            True,
+            clean_seeds=3,
+        ),
+    )
+}  # fmt: skip
+
+
+def level_conditions(name: str) -> Level:
+    """Look up a level.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    if name not in LEVELS:
+        raise ValueError(f"Unknown level {name!r}. Known levels: {list(LEVELS)} (--level=quick).")
+    return LEVELS[name]
+
+
+def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ...]:
+    """Parse conditions and check them against the machine and the environment.
+
+    Args:
+        texts: condition texts; duplicates are dropped, C0 is added in front if missing, because nothing can be said
+            about robustness without the clean arm.
+        cameras: names of the environment's cameras.
+
+    Raises:
+        ValueError: a text cannot be read, names a camera that the environment does not have, or exchanges the cameras of
+            an environment with one.
+        ModuleNotFoundError: a condition needs the optional package with ImageNet-C's definitions.
+    """
+    from multismolvla.corruption import imagenet_c_available, needs_imagecorruptions  # imports torch
+
+    conditions = list(dict.fromkeys((CLEAN, *(parse_condition(t) for t in texts))))
+    for condition in conditions:
+        if len(cameras) < 2 and any(f.type == "swapped" for f in condition.faults):
+            raise ValueError(
+                f"Condition {condition.id!r} exchanges cameras; this environment has {list(cameras)}."
+            )
+        for fault in condition.faults:
+            unknown = [c for c in fault.cameras or () if c not in cameras]
+            if unknown:
+                raise ValueError(
+                    f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has {list(cameras)}."
+                )
+            if fault.modality == "rgb" and needs_imagecorruptions(fault.type) and not imagenet_c_available():
+                raise ModuleNotFoundError(
+                    f"Condition {condition.id!r} needs the package imagecorruptions: `pip install imagecorruptions`, or "
+                    "choose a builtin_* type, e.g. C3:rgb=builtin_noise@3."
+                )
+    return tuple(conditions)
+
+
+def refuse_unfaultable(conditions: Sequence[Condition], suites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the environment can be seen through faults; otherwise every faulted episode would crash.
+
+    Args:
+        conditions: of the run.
+        suites: description per suite; one without ``faultable`` applies faults in a way of its own.
+
+    Raises:
+        ValueError: there is a condition with a fault and an environment that the fault wrapper cannot work on.
+    """
+    faulted = next((c for c in conditions if c.faults), None)
+    name = next((n for n, s in suites.items() if not s.get("faultable", True)), None)
+    if faulted is not None and name is not None:
+        raise ValueError(
+            f"Condition {faulted.id!r} cannot be applied to the suite {name!r}: its environment has no `cameras` or no "
+            "`presence` in its observations. Use --env.type=multismolvla_libero, or --conditions='[C0]'."
+        )
+
+
+def describe(condition: Condition) -> str:
+    """One line for a reader who does not know the grammar."""
+    if condition.group == "C0":
+        return "clean: all sensors, no change"
+    if condition.group == "C1":
+        cameras = {f.cameras for f in condition.faults}
+        if cameras and None not in cameras:
+            names = sorted({c for f in condition.faults for c in f.cameras or ()})
+            return "announced loss of the " + " and ".join(CAMERA_NAMES.get(c, f"camera {c}") for c in names)
+        kept = [m for m in MODALITIES if m not in condition.lost_modalities]
+        return f"only {' + '.join(kept)} left, announced" if condition.faults else "all modalities, masks on"
+    if condition.id.partition(":")[2].startswith(ALL):
+        return _describe_fault(condition.faults[0], "every modality")
+    return "; ".join(_describe_fault(f, f.modality) for f in condition.faults)
+
+
+#: Faults in time and cross-modal ones in words; ``{n}`` is their number.
+_WORDS = {
+    "frozen": "frozen from a random step in the first half of the episode on, not announced",
+    "delay": "{n} steps late, not announced",
+    "frame_drop": "loses each frame with probability {n} (the last one stays), not announced",
+    "burst": "gone for 20 % of the step limit from a random step on, announced",
+    "burst_silent": "black for 20 % of the step limit from a random step on, not announced",
+    "shift": "shifted sideways by {n} px (at a width of 224) against RGB, not announced",
+    "rotated": "turned by 180 degrees, not announced",
+    "swapped": "exchanged between the cameras, not announced",
+    "scale": "multiplied by {n}, not announced",
+    "zero": "black, not announced",
+    "grey": "mid-grey, not announced",
+    "freeze": "frozen, not announced",
+}
+
+
+def _describe_fault(fault: Fault, what: str) -> str:
+    where = f" of the {CAMERA_NAMES.get(fault.cameras[0], fault.cameras[0])}" if fault.cameras else ""
+    if fault.kind == "soft":
+        return f"{what}{where}: {fault.type.replace('_', ' ')}, severity {fault.severity}"
+    number = "" if fault.parameter is None else f"{fault.parameter:g}"
+    text = f"{what}{where} {_WORDS[fault.type].format(n=number)}"
+    if (what, fault.type) == ("depth", "zero"):
+        text += (
+            " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it acts like "
+            "an announced loss)"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Results on disk: rows, manifest, and the append-only store."""

@@ -1,0 +1,1 @@
+"""From figures to files: tables, plots, Markdown and one HTML page."""

@@ -1,0 +1,126 @@
+"""``multismolvla-report``: tables, JSON, CSV, Markdown and one self-contained HTML page from an evaluation's folder.
+
+Everything is computed from the episode files and the manifest; a report can be made at any time while a run goes on.
+``multismolvla-report a b`` compares two runs, each a folder or its ``results.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multismolvla.system.command import AGAIN, entry_point, parse_options
+from multismolvla_eval.analysis.loaded_run import read_episodes
+from multismolvla_eval.report.files import json_text, write_text
+
+if TYPE_CHECKING:
+    from multismolvla_eval.analysis.table import Episodes
+
+logger = logging.getLogger(__name__)
+
+TITLE = "Robustness under failing sensors"
+
+
+@dataclass
+class ReportConfig:
+    """Report of an evaluation, or comparison of two."""
+
+    # Output folder of multismolvla-eval (also as a plain first argument).
+    results: Path = Path("outputs/eval")
+    # Another one, or its results.json, to compare with (also as a plain second argument).
+    against: Path | None = None
+    # Where the report goes. When left out: into the results' folder; of a comparison outputs/comparison.
+    output: Path | None = None
+    # Title of the page.
+    title: str | None = None
+
+
+@entry_point("error", failure=2, interrupted=AGAIN)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line entry.
+
+    Returns:
+        0, or 2 when the results cannot be used.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for place, option in zip(range(len(given)), ("results", "against"), strict=False):
+        if given[place].startswith("-"):
+            break
+        given[place] = f"--{option}={given[place]}"
+    config = parse_options(ReportConfig, given)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with _nothing_collected():
+        if config.against is None:
+            folder, text = write_report(config.results, config.output, config.title or TITLE)
+            files = ["report.html", "report.md", "results.json", "results.csv"]
+        else:
+            from multismolvla_eval.report.comparison import write_comparison
+
+            output = config.output or Path("outputs/comparison")
+            folder, text = write_comparison(config.results, config.against, output, config.title)
+            files = ["comparison.html", "comparison.json"]
+    sys.stdout.write(f"{text}\n\nWritten: {', '.join(str(folder / n) for n in files)}\n")
+    return 0
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Without Python's search for reference cycles: a short-lived process that makes few spends a tenth of its time on it."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def write_report(results: Path, output: Path | None = None, title: str = TITLE) -> tuple[Path, str]:
+    """Write ``report.html``, ``report.md``, ``results.json`` and ``results.csv``.
+
+    Args:
+        results: folder of an evaluation.
+        output: target folder; ``results`` itself when ``None``.
+        title: of the page.
+
+    Returns:
+        The target folder and the table for the terminal.
+
+    Raises:
+        ResultsError: the folder holds no results, or damaged or foreign ones.
+    """
+    from multismolvla_eval.analysis.summary import summarise
+    from multismolvla_eval.offline.stored import read_diagnosis
+    from multismolvla_eval.report.page import report_page
+    from multismolvla_eval.report.tables import cells_csv, markdown, rounded, terminal_table
+
+    manifest, episodes = read_episodes(results)
+    summary = summarise(episodes, manifest, read_diagnosis(results, manifest["policies"]))
+    folder = output or results
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {**episodes.to_columns(), **_met_column(episodes)}
+    write_text(folder / "results.json", json_text({**rounded(summary), "episodes": columns}))
+    write_text(folder / "results.csv", cells_csv(summary))
+    write_text(folder / "report.md", markdown(summary, title))
+    write_text(folder / "report.html", report_page(summary, results, title))
+    return folder, terminal_table(summary)
+
+
+def _met_column(episodes: Episodes) -> dict[str, list[int]]:
+    """Whether each episode met its fault, for a comparison from ``results.json``: 1, 0, -1 = unknown; none if no row tells."""
+    import numpy as np
+
+    from multismolvla_eval.analysis.cells import faults_met
+
+    met = faults_met(episodes)
+    return {} if np.isnan(met).all() else {"met": np.nan_to_num(met, nan=-1).astype(int).tolist()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One episode and the processes that run many of them."""

@@ -1,0 +1,1 @@
+"""Entry points of commands, atomic writes, versions, child processes."""

@@ -1,0 +1,1 @@
+"""What only the mini preset needs: tiny foundation models, trained from the recorded frames."""

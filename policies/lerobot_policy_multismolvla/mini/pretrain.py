@@ -1,0 +1,372 @@
+"""Stage 0 of the mini preset: make tiny "foundation models" out of the recorded frames, in a minute or two.
+
+With official weights this stage does not exist. Offline there are none, and a tower trained from scratch through the action
+loss alone learns to localise slowly (0 of 20 successes in ten minutes). So both towers get what stands in for their web-scale
+pre-training, on the same frames and for the same number of steps, so that the comparison stays fair:
+
+* the tiny **4M encoder** learns 4M's own task in small: random subsets of modalities and of tokens are visible, the whole
+  scene (labels, depth, temperature, colour) is predicted for every cell;
+* the tiny **SigLIP** learns to predict the same targets from RGB.
+
+Writes, each in the format of its official counterpart: ``vlm/`` (SmolVLM folder), ``fourm/`` (4M-21 folder) and
+``smolvla_init/`` (a SmolVLA checkpoint whose language model and expert are untrained).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from lerobot_policy_multismolvla.mini.cells import CellHeads, cell_targets, class_weight
+from multismolvla import fourm
+from multismolvla.modalities import MODALITIES
+from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
+
+logger = logging.getLogger(__name__)
+
+DONE = "pretrain.json"
+#: modality -> encoder domain of the mini preset
+MINI_DOMAINS: dict[str, str] = dict(zip(MODALITIES, fourm.MINI_DOMAINS, strict=True))
+
+
+@dataclass
+class PretrainConfig:
+    """Options of ``python -m lerobot_policy_multismolvla.mini.pretrain``."""
+
+    dataset: Path = Path("outputs/demo/dataset")  # LeRobotDataset with the mini suite's frames
+    output: Path = Path("outputs/demo/pretrained")
+    steps: int = 500
+    batch_size: int = 24  # frames; each has two views
+    lr: float = 1e-3
+    max_frames: int = 4000  # frames held in memory (72 KB each)
+    seed: int = 0
+    dim: int = 96  # width of the tiny 4M encoder
+    depth: int = 3
+    heads: int = 4
+    text_width: int = 96
+    text_layers: int = 4
+    vision_width: int = 96
+    vision_layers: int = 3
+    chunk_size: int = 16
+    n_action_steps: int = 8
+    log_every: int = 50
+    image_size: int = 64
+    patch_size: int = 8
+    num_labels: int = 8
+    cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
+
+
+@dataclass
+class Frames:
+    """Canonical pictures of R = frames x views in memory."""
+
+    rgb: Tensor  # uint8 (R, 3, S, S)
+    depth: Tensor  # float32 (R, 1, S, S) metres, 0 = invalid
+    seg: Tensor  # uint8 (R, 1, S, S)
+    thermal: Tensor  # uint8 (R, 1, S, S)
+    state: Tensor  # float32 (R / V, 8), raw
+    task: list[str]  # instruction per frame
+
+    def __len__(self) -> int:
+        """Number of frames, each with V consecutive rows in the pictures."""
+        return len(self.task)
+
+    def rows(self, frames: Tensor) -> Tensor:
+        """Picture rows of the given frames, views adjacent."""
+        views = len(self.rgb) // len(self)
+        return (frames[:, None] * views + torch.arange(views)).flatten()
+
+
+def load_frames(cfg: PretrainConfig) -> Frames:
+    """Decode up to ``max_frames`` frames, spread evenly over the dataset.
+
+    Raises:
+        ValueError: the dataset lacks a modality or has another picture size.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from tqdm import tqdm
+
+    data = LeRobotDataset(cfg.dataset.name, root=cfg.dataset, depth_output_unit="m", return_uint8=True)
+    keys = [f"observation.images.{cam}{s}" for cam in cfg.cameras for s in ("", "_depth", "_seg", "_thermal")]
+    lacking = [k for k in keys if k not in data.features]
+    if lacking:
+        raise ValueError(
+            f"{cfg.dataset} lacks {lacking}. The mini preset pre-trains on all four modalities: record with "
+            "multismolvla-record."
+        )
+    count = min(cfg.max_frames, len(data))
+    rows = torch.linspace(0, len(data) - 1, count).long().tolist()
+    parts: dict[str, list[Tensor]] = {"": [], "_depth": [], "_seg": [], "_thermal": []}
+    states, tasks = [], []
+    for row in tqdm(rows, desc="decode frames", unit="frame"):
+        item = data[row]
+        states.append(item["observation.state"].float())
+        tasks.append(item["task"])
+        for cam in cfg.cameras:
+            for suffix, store in parts.items():
+                picture = item[f"observation.images.{cam}{suffix}"]
+                if picture.shape[-2:] != (cfg.image_size, cfg.image_size):
+                    raise ValueError(
+                        f"{cfg.dataset}: pictures are {tuple(picture.shape)}, expected side {cfg.image_size} (--image_size)."
+                    )
+                store.append(picture if suffix == "" else picture[:1])
+    as_u8 = {k: torch.stack(v) for k, v in parts.items()}
+    pictures = (_u8(as_u8[""]), as_u8["_depth"].float(), _u8(as_u8["_seg"]), _u8(as_u8["_thermal"]))
+    return Frames(*pictures, torch.stack(states), tasks)
+
+
+def _u8(x: Tensor) -> Tensor:
+
+    return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
+
+
+def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
+    """Run the stage; see the module's docstring. Returns the log of the last steps."""
+    from tqdm import trange
+
+    generator = torch.Generator().manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)
+    frames = load_frames(cfg)
+    tower, policy = _build(cfg, generator)
+    grid = cfg.image_size // cfg.patch_size
+    heads = {
+        "fourm": CellHeads(cfg.dim, cfg.num_labels, generator),
+        "siglip": CellHeads(cfg.vision_width, cfg.num_labels, generator),
+    }
+    fusion = _fusion(cfg, grid)
+    language = LanguageHalf(cfg, policy, frames)
+    trained = [
+        tower.encoder,
+        fusion,
+        heads["fourm"].net,
+        heads["siglip"].net,
+        policy.model.vlm_with_expert.vlm.model,
+    ]
+    trained += [policy.model.state_proj, language.grounding]
+    parameters = [p for m in trained for p in m.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)  # upstream freezes the last layer, which the action loss cannot reach
+    optimizer = torch.optim.AdamW(parameters, cfg.lr, weight_decay=0.01)
+    warmup = max(1, min(50, cfg.steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / cfg.steps)) + 0.02)
+    )
+    weight = class_weight(frames.seg, cfg.num_labels)
+    history: list[dict[str, float]] = []
+    bar = trange(cfg.steps, desc="pretrain towers", unit="step")
+    for step in bar:
+        chosen = torch.randint(len(frames), (cfg.batch_size,), generator=generator)
+        rows = frames.rows(chosen)
+        rgb, depth = frames.rgb[rows].float() / 255, frames.depth[rows]
+        seg, thermal = frames.seg[rows].long(), frames.thermal[rows].float() / 255
+        target = cell_targets(rgb, depth, seg, thermal, grid)
+        views = [{"rgb": rgb, "depth": depth, "depth_valid": depth > 0.011, "seg": seg, "thermal": thermal}]
+        fourm = fused_features(tower, fusion, views, generator)
+        loss_f, log_f = heads["fourm"].loss(fourm, target, weight)
+        siglip, loss_g, where_error = language.loss(chosen, rgb, seg)
+        loss_s, log_s = heads["siglip"].loss(siglip, target, weight)
+        log_s["where_error"] = where_error
+        optimizer.zero_grad()
+        (loss_f + loss_s + loss_g).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % cfg.log_every == 0 or step == cfg.steps - 1:
+            row = {"step": step, "fourm": loss_f.item(), "siglip": loss_s.item()}
+            row |= {f"fourm_{k}": v for k, v in log_f.items()} | {f"siglip_{k}": v for k, v in log_s.items()}
+            history.append(row)
+            bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k != "step"})
+    _write(cfg, tower, policy, history)
+    return {"history": history}
+
+
+class LanguageHalf:
+    """Instruction, state and pictures of a batch -> grounding loss through SigLIP, connector and language model."""
+
+    def __init__(self, cfg: PretrainConfig, policy: Any, frames: Frames):
+        from transformers import AutoTokenizer
+
+        from lerobot_policy_multismolvla.mini.grounding import Grounding, named_labels
+
+        self.model = policy.model
+        self.views = len(cfg.cameras)
+        self.grounding = Grounding(cfg.text_width, self.views)
+        tokenizer = AutoTokenizer.from_pretrained(cfg.output / "vlm")
+        texts = sorted(set(frames.task))
+        encoded = tokenizer(
+            [t + "\n" for t in texts], padding=True, padding_side="right", return_tensors="pt"
+        )
+        self.task = torch.tensor([texts.index(t) for t in frames.task])
+        self.tokens, self.mask = encoded["input_ids"], encoded["attention_mask"].bool()
+        self.wanted = torch.tensor([named_labels(t) for t in texts])
+        std, mean = torch.std_mean(frames.state, dim=0)
+        state = (frames.state - mean) / std.clamp_min(1e-6)
+        self.state = F.pad(state, (0, policy.config.max_state_dim - state.shape[1]))
+
+    def loss(self, chosen: Tensor, rgb: Tensor, seg: Tensor) -> tuple[Tensor, Tensor, float]:
+        """SigLIP's features (R, N, D) on the way, the grounding loss, and the mean position error in sides of the picture."""
+        from lerobot_policy_multismolvla.mini.grounding import centroids, prefix_state
+
+        seen: list[Tensor] = []
+        vision = self.model.vlm_with_expert.get_vlm_model().vision_model
+        handle = vision.register_forward_hook(lambda _m, _i, out: seen.append(out.last_hidden_state))
+        task = self.task[chosen]
+        images = [2 * rgb[v :: self.views] - 1 for v in range(self.views)]
+        try:
+            hidden = prefix_state(self.model, images, self.tokens[task], self.mask[task], self.state[chosen])
+        finally:
+            handle.remove()
+        where, visible = centroids(seg[:, 0].unflatten(0, (-1, self.views)), self.wanted[task])
+        loss, error = self.grounding(hidden, where, visible)
+        return torch.stack(seen, 1).flatten(0, 1), loss, error
+
+
+def fused_features(
+    tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]], generator: torch.Generator
+) -> Tensor:
+    """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
+    from multismolvla.dropout import sample_presence
+
+    rows = len(views[0]["rgb"])
+    available = torch.ones(rows, 1, len(MODALITIES), dtype=torch.bool)
+    presence = sample_presence(available, 0.5, generator, complete_share=0.25)
+    door = tower.door(views, presence)
+    # a quarter of the samples keeps every token; the others lose a random share of each modality's tokens
+    share = 0.5 * torch.rand(rows, 1, 1, generator=generator)
+    share[: rows // 4] = 0
+    for domain, there in door.present.items():
+        door.present[domain] = there & (torch.rand(there.shape, generator=generator) >= share)
+    out = tower.encode(door)
+    fused, _, _ = fusion(out.tokens, out.present)
+    return fused.flatten(1, 2)
+
+
+def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
+    from multismolvla.connector import GatedFusion
+
+    return GatedFusion(cfg.dim, MODALITIES, grid)
+
+
+def mini_fourm_config(cfg: PretrainConfig) -> fourm.FourMConfig:
+    """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains.
+
+    Raises:
+        ValueError: pictures or patches of another size than the domains'.
+    """
+    sizes = fourm.MINI_DOMAINS[MINI_DOMAINS["rgb"]]
+    if (cfg.patch_size, cfg.image_size) != (sizes["patch_size"], sizes["patch_size"] * sizes["grid"][0]):
+        raise ValueError(
+            f"--image_size={cfg.image_size} --patch_size={cfg.patch_size}: the mini preset's domains {sorted(fourm.MINI_DOMAINS)} "
+            "are for pictures of 64 pixels in patches of 8."
+        )
+    return fourm.FourMConfig(
+        dim=cfg.dim, encoder_depth=cfg.depth, num_heads=cfg.heads, image_size=cfg.image_size,
+        patch_size=cfg.patch_size, domains_in=tuple(fourm.MINI_DOMAINS), custom_domains=dict(fourm.MINI_DOMAINS),
+    )  # fmt: skip
+
+
+def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
+    """The tiny 4M tower and an upstream SmolVLA policy around the tiny VLM folder."""
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    from lerobot_policy_multismolvla.mini.tiny_vlm import TinyVLMConfig, build_tiny_vlm
+    from multismolvla.fourm import FourMEncoder
+    from multismolvla.tokenizers import (
+        PatchDepthTokenizer,
+        QuadrantSegTokenizer,
+        ThermalGridTokenizer,
+        structured_token_embedding,
+    )
+    from multismolvla.tower import MultimodalTower
+
+    grid = cfg.image_size // cfg.patch_size
+    encoder = FourMEncoder(mini_fourm_config(cfg), list(MINI_DOMAINS.values()))
+    encoder.init_weights(generator)
+    tokenizers = {
+        "depth": PatchDepthTokenizer(grid=grid),
+        "seg": QuadrantSegTokenizer(grid=grid, num_labels=cfg.num_labels),
+        "thermal": ThermalGridTokenizer(grid=4),
+    }
+    with torch.no_grad():
+        for modality, tokenizer in tokenizers.items():
+            table = structured_token_embedding(tokenizer, cfg.dim, generator)
+            rows = encoder.get_parameter(f"encoder_embeddings.{MINI_DOMAINS[modality]}.token_emb.weight")
+            rows[: len(table)].copy_(table)
+    tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, cfg.image_size)
+    build_tiny_vlm(
+        cfg.output / "vlm",
+        TinyVLMConfig(
+            text_width=cfg.text_width, text_layers=cfg.text_layers, text_mlp=8 * cfg.text_width // 3,
+            vision_width=cfg.vision_width, vision_layers=cfg.vision_layers,
+            image_size=cfg.image_size, patch_size=cfg.patch_size,
+        ),
+    )  # fmt: skip
+    return tower, SmolVLAPolicy(_smolvla_config(cfg))
+
+
+def _smolvla_config(cfg: PretrainConfig) -> Any:
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    side = cfg.image_size
+    cams = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for c in cfg.cameras
+    }
+    return SmolVLAConfig(
+        vlm_model_name=str(cfg.output / "vlm"),
+        load_vlm_weights=False,
+        chunk_size=cfg.chunk_size,
+        n_action_steps=cfg.n_action_steps,
+        resize_imgs_with_padding=(side, side),
+        num_vlm_layers=cfg.text_layers,
+        freeze_vision_encoder=False,
+        train_expert_only=False,
+        input_features=cams | {"observation.state": PolicyFeature(FeatureType.STATE, (8,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+        push_to_hub=False,
+        device="cpu",
+    )
+
+
+def _write(cfg: PretrainConfig, tower: Any, policy: Any, history: list[dict[str, float]]) -> None:
+    """Write the three folders; the marker file comes last, so that a killed run is seen as unfinished."""
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+    for name in ("fourm", "smolvla_init"):
+        shutil.rmtree(cfg.output / name, ignore_errors=True)
+    tower.encoder.save_pretrained(cfg.output / "fourm")
+    stats = LeRobotDatasetMetadata(cfg.dataset.name, root=cfg.dataset).stats
+    policy.save_pretrained(cfg.output / "smolvla_init")
+    for pipeline in make_smolvla_pre_post_processors(policy.config, stats):
+        pipeline.save_pretrained(cfg.output / "smolvla_init")
+    report = {
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(cfg).items()},
+        "history": history,
+    }
+    (cfg.output / DONE).write_text(json.dumps(report, indent=1))
+
+
+@entry_point("error", interrupted=AGAIN)
+def main() -> int:
+    """Command line entry; the exit code is 0, or 1 after an error named on stderr."""
+    show_progress("lerobot_policy_multismolvla")
+    cfg = parse_options(PretrainConfig)
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    (cfg.output / DONE).unlink(missing_ok=True)
+    pretrain(cfg)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

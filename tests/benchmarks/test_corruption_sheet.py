@@ -1,0 +1,83 @@
+"""The pictures of all corruptions: complete, labelled, and made of what an evaluation would show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from corruption_sheet import SEED, SHOWN, STEPS, SheetConfig, draw, modality_rows, time_rows
+from PIL import Image
+
+from docs import corruption_sheet
+from multismolvla.corruption import IMAGENET_C_TYPES, SOFT_TYPES, imagenet_c_available
+from multismolvla.modalities import MODALITIES
+
+SIZE, THUMBNAIL = 48, 24
+needs_package = pytest.mark.skipif(not imagenet_c_available(), reason="imagecorruptions is not installed")
+
+
+def frame(step: int = 0) -> dict:
+    """A picture per camera and modality with the environment's dtypes."""
+    rng = np.random.default_rng(step)
+    ids = np.repeat(np.repeat(rng.integers(0, 6, (6, 6)), 8, 0), 8, 1).astype(np.uint8)
+    grey = np.repeat(rng.integers(0, 255, (SIZE, SIZE, 1)), 3, 2).astype(np.uint8)
+    pictures = {
+        "rgb": rng.integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8),
+        "depth": rng.uniform(0.4, 1.5, (SIZE, SIZE, 1)).astype(np.float32),
+        "seg": np.stack([ids, ids, ids * 0], -1),
+        "thermal": grey,
+    }
+    return {(camera, m): picture for camera in ("image", "image2") for m, picture in pictures.items()}
+
+
+@needs_package
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_type_at_every_severity_has_its_thumbnail(modality):
+    rows = modality_rows(frame(), modality, THUMBNAIL, labels=6)
+    labels = [r.label.split("\n")[0].replace(" ", "_") for r in rows]
+    assert labels[: len(SOFT_TYPES[modality])] == list(SOFT_TYPES[modality])
+    for row in rows[: len(SOFT_TYPES[modality])]:
+        assert [w.split()[-1] for w in row.words] == ["clean", "1", "2", "3", "4", "5"]
+    for row in rows:
+        assert len(row.pictures) == len(row.words)
+        assert all(p.shape == (THUMBNAIL, THUMBNAIL, 3) and p.dtype == np.uint8 for p in row.pictures)
+    words = [w for row in rows for w in row.words]
+    assert {"zero", "rotated", "swapped"} <= set(words)
+    assert ("shift 16" in words) == (modality != "rgb")
+    assert ("scale 1.2" in words) == (modality == "depth")
+    seen = [r.label for r in rows if "seen in training" in r.label]
+    assert seen
+    assert not any("fog" in label or label == "noise" for label in seen)
+
+
+def test_faults_in_time_show_the_frames_that_they_name():
+    frames = [frame(step)["image", "rgb"] for step in range(STEPS)]
+    rows = time_rows(frames, SIZE)
+    assert [r.label for r in rows][:2] == ["clean", "frozen"]
+    assert len(rows) == 10
+    for row in rows[1:]:
+        for picture, word in zip(row.pictures, row.words, strict=True):
+            if word in ("absent", "black"):
+                assert not picture.any()
+            else:
+                assert (picture == frames[int(word.removeprefix("of "))]).all()
+    assert [r.words.count("absent") for r in rows if r.label == "burst"][0] > 0
+    assert len(rows[0].pictures) == len(SHOWN)
+    assert SEED >= 0
+
+
+@needs_package
+def test_sheets_are_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(corruption_sheet, "_episode", lambda config: [frame(step) for step in range(STEPS)])
+    paths = draw(SheetConfig(output=tmp_path / "docs", size=SIZE, thumbnail=THUMBNAIL))
+    assert {p.name for p in paths} == {
+        f"corruptions_{n}.png" for n in ("rgb", "rgb_more", "depth", "seg", "thermal", "time")
+    }
+    assert sorted(p.name for p in (tmp_path / "docs").iterdir()) == sorted(p.name for p in paths)
+    widths = {p.name: Image.open(p).size for p in paths}
+    assert all(w > 150 and h > 100 for w, h in widths.values())
+    assert len(IMAGENET_C_TYPES) == 19
+
+
+def test_sizes_without_meaning_are_refused(capsys):
+    assert corruption_sheet.main(["--thumbnail=300"]) == 1
+    assert "thumbnail=300" in capsys.readouterr().err

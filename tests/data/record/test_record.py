@@ -1,0 +1,181 @@
+"""The recorder: what it writes is what the environment shows, and killing it loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lerobot_env_multismolvla import mini
+from multismolvla_data.formats.dataset_writer import features
+from multismolvla_data.formats.workspace import METADATA_FILE, RecordingError, open_workspace
+from multismolvla_data.record.command import RecordConfig, record
+from multismolvla_data.record.episode import _store
+
+pytestmark = pytest.mark.sim
+
+OPTIONS = {"episodes": 2, "size": 32, "workers": 1, "task_ids": [0]}
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory) -> tuple[Path, float]:
+    """A recording killed with -9 after its first episode and then continued; time stamp of that episode's file."""
+    output = tmp_path_factory.mktemp("recording") / "mini"
+    command = [
+        sys.executable,
+        "-m",
+        "multismolvla_data.record.command",
+        f"--output={output}",
+        "--episodes=2",
+        "--size=32",
+    ]
+    command += ["--workers=1", "--task_ids=[0]"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    episodes = output.parent / ".mini.recording" / "episodes"
+    deadline = time.monotonic() + 180
+    while not list(episodes.glob("task*.npz")):
+        assert process.poll() is None, "the recorder ended before its first episode"
+        assert time.monotonic() < deadline, "no episode within 180 s"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists(), "half a data set must not appear under the output's name"
+    first = next(iter(sorted(episodes.glob("task*.npz"))))
+    stamp = first.stat().st_mtime
+    (episodes / ".task0_state00001.npz.1.npz").write_bytes(b"half an episode")
+    kept = []
+    import multismolvla_data.record.command as module
+
+    original = module.load_episode
+    module.load_episode = lambda source: kept.append(source.stat().st_mtime) or original(source)
+    try:
+        record(RecordConfig(output=output, **OPTIONS))
+    finally:
+        module.load_episode = original
+    assert kept[0] == stamp, "the finished episode was recorded again"
+    return output, stamp
+
+
+def test_resumed_recording_is_whole(killed_and_resumed):
+    output, _ = killed_and_resumed
+    metadata = json.loads((output / METADATA_FILE).read_text())
+    assert len(metadata["episode_lengths"]) == 2
+    assert metadata["init_states"]["0"] == [0, 1]
+    assert metadata["failed_init_states"]["0"] == []
+    assert metadata["origin"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
+    assert (output / "preview.png").stat().st_size > 1000
+    assert not (output.parent / ".mini.recording").exists()
+    assert record(RecordConfig(output=output, **OPTIONS)) == output  # nothing to do
+
+
+def test_frames_equal_what_the_environment_shows(killed_and_resumed):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+    from lerobot_env_multismolvla.mini.expert import ActionNoise, MiniExpert, snapshot
+    from multismolvla_data.record.episode import dataset_frame
+
+    output, _ = killed_and_resumed
+    dataset = LeRobotDataset("multismolvla/mini", root=output, depth_output_unit="m")
+    lengths = json.loads((output / METADATA_FILE).read_text())["episode_lengths"]
+    assert len(dataset) == sum(lengths)
+    config = MultiSmolVLALiberoConfig(observation_height=32, observation_width=32, init_split="train")
+    env, processor = config.env_maker("multismolvla_mini", 0)(), config.get_env_processors()[0]
+    # The second episode: an environment that has run before must show the same as the worker's.
+    raw, _ = env.reset(seed=0, options={"init_state_id": 1})
+    expert, noise = MiniExpert(0), ActionNoise(np.random.default_rng([0, 0, 1]), 1.0)
+    for step in range(lengths[1]):
+        clean = expert.action(snapshot(env.simulation, 0))
+        if step % 10 == 0:
+            item, frame = dataset[lengths[0] + step], dataset_frame(raw, processor)
+            for key, picture in frame.items():
+                if key == "observation.state":
+                    assert np.array_equal(item[key].numpy(), picture)
+                    continue
+                assert item[key].shape == (picture.shape[2], 32, 32)
+                stored = item[key].permute(1, 2, 0).numpy()
+                scale = 1.0 if key.endswith("_depth") else 255.0
+                assert np.abs(stored * scale - picture).max() < 1e-3, key
+            assert np.array_equal(item["action"].numpy(), clean)
+            assert item["task"] == "put the cube in the basket"
+        raw, _, done, _, _ = env.step(noise.disturb(clean, expert.phase))
+    assert done, "the recorded episode must end with success"
+    assert dataset.meta.features["observation.images.image_depth"]["info"]["depth_unit"] == "m"
+    assert dataset.meta.features["observation.images.image_seg"]["info"]["labels"][3] == "cube"
+    env.close()
+
+
+def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_path):
+    output, _ = killed_and_resumed
+    with pytest.raises(RecordingError, match="other settings"):
+        record(RecordConfig(output=output, **{**OPTIONS, "episodes": 3}))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "data.txt").write_text("precious")
+    with pytest.raises(RecordingError, match="foreign or half-written"):
+        record(RecordConfig(output=tmp_path / "foreign", **OPTIONS))
+    assert (tmp_path / "foreign" / "data.txt").read_text() == "precious"
+    workspace = tmp_path / ".begun.recording"
+    workspace.mkdir()
+    (workspace / "recording.json").write_text(json.dumps({"episodes": 7}))
+    with pytest.raises(RecordingError, match="unfinished recording with other settings"):
+        record(RecordConfig(output=tmp_path / "begun", **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"episodes": 0}, "--episodes=0"),
+        ({"task": "libero_90"}, "scripted expert"),
+        ({"task_ids": [5]}, "--task_ids"),
+        ({"size": 4}, "--size=4"),
+        ({"noise": -1.0}, "--noise"),
+        ({"init_split": "all"}, "--init_split"),
+        ({"render_quality": "best"}, "--render_quality"),
+    ],
+)
+def test_bad_options_are_named(options, match):
+    with pytest.raises(ValueError, match=match):
+        RecordConfig(**options)
+
+
+def test_failed_starts_are_told_and_kept(tmp_path, caplog):
+    # State 1 of task 0 failed in an earlier start of this recording, the others need no simulator either.
+    config = RecordConfig(output=tmp_path / "mini", **OPTIONS)
+    episodes = open_workspace(config) / "episodes"
+    for state in (0, 2):
+        _store([black_frame(config.size)] * 3, episodes / f"task0_state{state:05d}.npz")
+    (episodes / "task0_state00001.failed").touch()
+    with caplog.at_level("INFO", "multismolvla_data.record.command"):
+        record(config)
+    metadata = json.loads((config.output / METADATA_FILE).read_text())
+    assert metadata["init_states"] == {"0": [0, 2]}
+    assert metadata["failed_init_states"] == {"0": [1]}
+    assert "expert: 2 of 3 starts solved" in caplog.text
+
+
+def black_frame(size: int) -> dict[str, np.ndarray]:
+    """A frame of the data set in which nothing is to be seen."""
+    declared = features(size, ("background",))
+    return {
+        key: np.zeros(f["shape"], np.float32 if f["dtype"] != "image" or key.endswith("_depth") else np.uint8)
+        for key, f in declared.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("MINI_VERSION", -1), ("assets_hash", lambda: "other")])
+def test_data_of_another_suite_do_not_pass_for_this_one(tmp_path, monkeypatch, name, value):
+    config = RecordConfig(output=tmp_path / "mini")
+    (config.output / "meta").mkdir(parents=True)
+    (config.output / METADATA_FILE).write_text(json.dumps({"recording": config.fingerprint()}))
+    assert record(config) == config.output  # complete
+    monkeypatch.setattr(mini, name, value)
+    with pytest.raises(RecordingError, match="other settings"):
+        record(config)
+
+
+def test_help_answers_without_the_simulator(help_of):
+    assert "--episodes" in help_of("multismolvla_data.record.command", "torch", "mujoco", "lerobot")

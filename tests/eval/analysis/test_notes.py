@@ -1,0 +1,203 @@
+"""What a reader must know before quoting a figure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from report_readers import summary_of
+from synthetic import RUN, manifest_of, synthetic_run, write_rows
+
+from multismolvla.corruption import parse_condition
+from multismolvla.system.files import write_json
+from multismolvla_eval.analysis.assets import assets_facts
+from multismolvla_eval.analysis.summary import summarise
+from multismolvla_eval.analysis.table import collect
+from multismolvla_eval.config import EnvironmentArguments, EvalConfig
+from multismolvla_eval.protocol.levels import LEVELS
+from multismolvla_eval.protocol.schedule import Counts
+from multismolvla_eval.records.manifest import build_manifest
+from multismolvla_eval.records.store import read_rows
+from multismolvla_eval.report.command import main
+
+
+def test_notes_of_the_user_and_changes_of_commit_and_machine_are_shown(tmp_path, capsys):
+    call = {"versions": {"python": "3"}, "commit": "c0ffee", "time": "2020-01-01T00:00:00+00:00",
+            "hardware": {"processor": "abacus", "cores": 1, "memory_gb": 1, "system": "none", "renderer": "none"}}  # fmt: skip
+    later = {**call, "commit": "decade", "time": "2020-01-02T00:00:00+00:00"}
+    folder = synthetic_run(tmp_path / "run", provenance=[call, later], remarks=["ours saw 3 episodes"])
+    assert main([str(folder)]) == 0
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    for part in (capsys.readouterr().out, page, text):
+        assert "ours saw 3 episodes" in part
+        assert "The calls of this run differ in commit (" in part
+    for part in (page, text):
+        assert "c0ffee" in part
+        assert "decade" in part
+
+
+@pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
+def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
+    suite = {
+        "tasks": {"0": "a", "1": "b"},
+        "max_steps": 9,
+        "assets": "",
+        "world": "world of toy",
+        "init_states": states,
+    }
+    summary = summary_of(tmp_path / "run", suites={"toy": suite})
+    notes, clean = summary["notes"], summary["policies"][0]["clean"]
+    assert (clean["n"], clean["starts"]) == (20, 10 if warned else 20)
+    assert any("smallest cell has n = 10 starts" in n for n in notes)
+    assert (
+        any("Up to 10 episodes per task of toy share 5 different initial states" in n for n in notes)
+        == warned
+    )
+
+
+def test_the_smallest_cell_is_one_of_a_single_suite(tmp_path):
+    notes = summary_of(tmp_path / "run", suites=("toy", "game"), texts=["C2:rgb=zero"])["notes"]
+    (note,) = [n for n in notes if "smallest cell" in n]
+    assert "n = 10 starts (of one policy, condition and suite)" in note
+    assert "34 points on the same starts" in note
+    assert "50 points against other ones (around 80 % success)" in note
+
+
+def test_figures_over_all_suites_name_those_that_fail_the_gate(tmp_path, capsys):
+    folder = synthetic_run(
+        tmp_path / "run",
+        suites=("easy", "hard"),
+        texts=[f"C3:rgb=builtin_noise@{s}" for s in range(1, 6)],
+        rate=lambda e: 0.0 if (e.policy, e.suite) == ("ours", "hard") else 0.95,
+    )
+    assert main([str(folder)]) == 0
+    found = json.loads((folder / "results.json").read_text())["aggregates"]
+    assert (found["ours"]["gate_fails_in"], found["vanilla"]["gate_fails_in"]) == (["hard"], [])
+    page, text, terminal = (
+        (folder / "report.html").read_text(),
+        (folder / "report.md").read_text(),
+        capsys.readouterr().out,
+    )
+    for told in (text, terminal):
+        assert "ours (all suites, also hard, where it fails the gate): severity area" in told
+        assert "vanilla: severity area" in told
+    assert "ours in easy: severity area" in text
+    for told in (page, text, terminal):
+        assert "Its figures over all suites include hard." in told
+    assert page.count("ll suites, also hard, where it fails the gate") == 2, "on its card and in its row"
+
+
+def test_only_a_policy_with_a_marked_cell_is_said_to_be_not_told(tmp_path):
+    """Standing still reads no announcement either, but no picture that could be announced as lost."""
+    folder = synthetic_run(tmp_path / "run", names=("zero", "vanilla"), texts=["C1:-rgb", "C2:rgb=zero"])
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["policies"]["zero"] |= {"reads": [], "reads_masks": False}
+    manifest["policies"]["vanilla"]["reads_masks"] = False
+    episodes = collect(read_rows(folder, manifest["fingerprint"]), manifest["policies"])
+    for announced, named in ((["C1:depth+seg+thermal"], ["vanilla"]), ([], [])):
+        summary = summarise(episodes, {**manifest, "conditions": ["C0", *announced, "C2:rgb=zero"]})
+        assert [n.split()[0] for n in summary["notes"] if "are announced as absent" in n] == named
+
+
+@pytest.mark.parametrize(
+    ("lowered", "reason"),
+    [
+        ({}, None),
+        ({"episodes": 1}, "1 episodes per task of each fault (level standard: 10)"),
+        ({"clean_episodes": 5}, "5 clean episodes per task (level standard: 10)"),
+        ({"clean_seeds": 1}, "1 repetitions of the clean condition (level standard: 3)"),
+        ({"conditions": ["C0", "C2:rgb=zero"]}, "conditions of level standard are missing"),
+        ({"complete": False}, "not all tasks of toy"),
+    ],
+)
+def test_what_may_be_quoted_depends_on_what_ran_not_on_the_levels_name(tmp_path, lowered, reason):
+    """A run is called with ``--level=standard``, and perhaps with an option that lowers it."""
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], episodes=1, clean_episodes=1)
+    manifest = json.loads((folder / "run.json").read_text())
+    whole = {"clean_episodes": 10, "episodes": 10, "clean_seeds": 3}
+    asked = [parse_condition(c).id for c in LEVELS["standard"].conditions]
+    manifest.update({"level": "standard", "conditions": asked, **whole, **lowered})
+    manifest["suites"]["toy"]["complete"] = manifest.pop("complete", True)
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main([str(folder)]) == 0
+    for text in ((folder / "report.html").read_text(), (folder / "report.md").read_text()):
+        assert ("may not be quoted" in text) == (reason is not None)
+        assert (reason or "") in text
+
+
+def test_a_run_notes_whether_it_had_all_tasks(tmp_path):
+    facts = {"suites": {"toy": {"tasks": {"0": "a"}}}, "cameras": ["image"], "policies": {}}
+
+    def noted(ids, level="standard"):
+        env = EnvironmentArguments("toy", "toy", ids)
+        config = EvalConfig(["a=a"], env=env, level=level, output=tmp_path)
+        return build_manifest(config, facts, [], Counts(1, 1), [])
+
+    assert not noted([0])["suites"]["toy"]["complete"]
+    assert not noted(None, "smoke")["suites"]["toy"]["complete"], "its first task only"
+    write_json(tmp_path / "run.json", noted(None))
+    assert noted([0])["suites"]["toy"]["complete"], "an earlier call had them all"
+
+
+def test_origins_of_policy_and_environment_stand_together(tmp_path):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["env"]["origins"] = {"rgb": "sensor", "depth": "sensor", "seg": "sensor"}
+    manifest["policies"]["ours"]["origins"] = {"rgb": "sensor", "image2.depth": "derived"}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert main([str(folder)]) == 0
+    expected = "depth: sensor, seg: sensor, rgb: sensor, image2.depth: derived (environment: sensor)"
+    for text in ((folder / "report.html").read_text(), (folder / "report.md").read_text()):
+        assert expected in text
+        assert "ours computes image2.depth from RGB: this is no sensor redundancy." in text
+        assert "ours takes image2.depth for computed from RGB" in text
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+def test_arms_that_do_not_start_alike_are_named_wherever_figures_are_read(tmp_path, capsys, moved):
+    folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
+    rows = read_rows(folder, RUN)
+    for row in [r for r in rows if (r["policy"], r["condition"], r["task_id"]) == ("ours", "C0", 0)][:moved]:
+        row["start"] = "somewhere else"
+    write_rows(folder, rows)
+    assert main([str(folder)]) == 0
+    note = f"{moved} of 20 (task, episode) pairs do not start from the same simulator state in all arms"
+    written = [(folder / name).read_text() for name in ("report.html", "report.md", "results.json")]
+    for text in (capsys.readouterr().out, *written):
+        assert (note in text) == bool(moved)
+
+
+def test_starts_that_the_recorder_records_from_are_named(tmp_path):
+    suite = {
+        **manifest_of(("toy",), [])["suites"]["toy"],
+        "init_states": 10,
+        "init_state_splits": {"train": [0, 4], "eval": [5, 9]},
+    }
+    notes = summary_of(tmp_path / "run", suites={"toy": suite}, texts=["C2:rgb=zero"])["notes"]
+    assert any("of the split that multismolvla-record records from" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"assets": ""}, "the assets were not hashed"),
+        (
+            {"assets": "0123"},
+            "the assets 0123 are not known as LIBERO's published ones (nobody has looked at them)",
+        ),
+        (
+            {"assets": "0123", "assets_standins": None, "assets_differing": ["a"]},
+            "(1 files are missing or changed)",
+        ),
+        (
+            {"assets": "0123", "assets_standins": True},
+            "stand-ins (hash 0123): figures made with these assets are not comparable",
+        ),
+        ({"assets": "0123", "assets_standins": False}, None),
+    ],
+)
+def test_assets_are_named_by_hash(facts, words):
+    (fact,) = assets_facts({"libero_goal": facts})
+    assert (words in fact["note"]) if words else not fact["note"]
+    (own,) = assets_facts({"toy": facts})
+    assert not own["note"]

@@ -1,0 +1,269 @@
+"""Levels and the matrix."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import gymnasium as gym
+import pytest
+
+from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
+from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.environments import LeRobotSource, load_sources, require_libero_plus
+from multismolvla_eval.evaluate import evaluate
+from multismolvla_eval.forecast import outline
+from multismolvla_eval.protocol import levels as module
+from multismolvla_eval.protocol.levels import (
+    ALL_SUBSETS,
+    CORE_SOFT_TYPES,
+    LEVELS,
+    describe,
+    level_conditions,
+    refuse_unfaultable,
+    resolve,
+)
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=lambda level: level.name)
+def test_every_condition_of_a_level_parses_back_and_has_a_description(level):
+    assert level.conditions[0] == "C0"
+    for text in level.conditions:
+        condition = parse_condition(text)
+        assert parse_condition(condition.id) == condition
+        assert describe(condition)
+    assert len({parse_condition(t) for t in level.conditions}) == len(level.conditions)
+    assert level.quotable == (level.name in ("standard", "full"))
+
+
+def test_matrix_is_complete():
+    assert len(set(ALL_SUBSETS)) == 15
+    full = set(LEVELS["full"].conditions)
+    assert set(ALL_SUBSETS) <= full
+    assert {"C1:camera=image", "C1:camera=image2"} <= full
+    for modality, types in CORE_SOFT_TYPES.items():
+        assert len(types) >= 3
+        assert set(types) <= set(SOFT_TYPES[modality])
+        assert all(f"C3:{modality}={t}@{s}" in full for t in types for s in (1, 2, 3, 4, 5))
+
+
+def test_quick_is_cheap_and_covers_every_group():
+    quick = LEVELS["quick"]
+    assert len(quick.conditions) <= 8
+    assert {c[:2] for c in quick.conditions} == {"C0", "C1", "C2", "C3"}, "more needs the standard level"
+
+
+def test_full_holds_the_whole_protocol():
+    full = set(LEVELS["full"].conditions)
+    assert {c[:2] for c in full} == {"C0", "C1", "C2", "C3", "C4", "C5"}
+    of_every_modality = ("builtin_occlusion", "builtin_dead_pixels", "builtin_fade")
+    assert {f"C3:rgb={t}@{s}" for t in (*IMAGENET_C_TYPES, *of_every_modality) for s in SEVERITIES} <= full
+    assert {
+        f"C3:{m}={t}@{s}" for m in ("depth", "seg", "thermal") for t in SOFT_TYPES[m] for s in SEVERITIES
+    } <= full
+    # Each loss of C1 has its silent twin.
+    silent = [parse_condition(c) for c in full if c.startswith("C2")]
+    zeroed = {
+        tuple(f.modality for f in c.faults)
+        for c in silent
+        if all(f.type == "zero" and not f.cameras for f in c.faults)
+    }
+    assert len(zeroed) == 15
+    assert {"C2:all.image=zero", "C2:all.image2=freeze"} <= full
+    for target in ("all", "rgb", "depth", "seg", "thermal"):
+        types = ["frozen", "burst", "burst_silent"]
+        types += [f"delay@{k}" for k in (2, 5, 10)] + [f"frame_drop@{p}" for p in (0.1, 0.3, 0.5)]
+        assert {f"C4:{target}={t}" for t in types} <= full
+    cross = {f"C5:depth=shift@{n}" for n in (2, 4, 8, 16)} | {"C5:depth=scale@0.8", "C5:depth=scale@1.2"}
+    cross |= {"C5:all=swapped"} | {f"C5:{m}=rotated" for m in ("rgb", "depth", "seg", "thermal")}
+    assert cross <= full
+
+
+def test_levels_have_the_protocols_episodes():
+    smoke, quick, standard, full = (LEVELS[n] for n in ("smoke", "quick", "standard", "full"))
+    assert (smoke.tasks, smoke.clean_episodes, smoke.episodes) == (1, 1, 1)
+    assert (quick.clean_episodes, quick.episodes, len(quick.conditions)) == (5, 5, 6)
+    assert (standard.clean_episodes, standard.episodes, standard.clean_seeds) == (10, 10, 3)
+    assert (full.clean_episodes, full.episodes) == (50, 50)
+    assert set(standard.conditions) <= set(full.conditions)
+    assert set(quick.conditions) <= set(full.conditions)
+
+
+def test_an_all_zero_depth_picture_is_named_for_what_it_is():
+    assert "acts like an announced loss" in describe(parse_condition("C2:depth=zero"))
+    assert "announced loss" not in describe(parse_condition("C2:depth=grey"))
+    assert "announced loss" not in describe(parse_condition("C2:rgb=zero"))
+
+
+def test_resolve():
+    conditions = resolve(["C1:-rgb", "C1:depth+seg+thermal", "C2:rgb=zero"], ("image", "image2"))
+    assert [c.id for c in conditions] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero"]
+    with pytest.raises(ValueError, match=r"exchanges cameras.*\['image'\]"):
+        resolve(["C5:rgb=swapped"], ("image",))
+    with pytest.raises(ValueError, match=r"camera 'left'.*\['image'\]"):
+        resolve(["C1:camera=left"], ("image",))
+    with pytest.raises(ValueError, match="Known levels"):
+        level_conditions("huge")
+
+
+def test_types_of_our_own_need_no_package(monkeypatch):
+    monkeypatch.setattr(imagenet_c, "available", lambda: False)
+    assert len(resolve([f"C3:rgb={t}@1" for t in ("fog", "glass_blur", "builtin_noise")], ("image",))) == 4
+    assert not imagenet_c.needs_package("fog")
+    with pytest.raises(ModuleNotFoundError, match="pip install imagecorruptions"):
+        resolve(["C3:rgb=frost@1"], ("image",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("C4:all=burst", "every modality gone for 20 %.*, announced"),
+        (
+            "C4:rgb.image2=frame_drop@0.3",
+            "rgb of the wrist camera loses each frame with probability 0.3 .*not announced",
+        ),
+        ("C5:depth=shift@8", "depth shifted sideways by 8 px"),
+        ("C2:all.image=freeze", "every modality of the third-person camera frozen, not announced"),
+    ],
+)
+def test_descriptions_say_what_happens_and_whether_the_policy_is_told(text, words):
+    assert re.match(words, describe(parse_condition(text)))
+
+
+def test_libero_plus_is_an_environment_and_its_absence_is_named(monkeypatch, tmp_path):
+    package = tmp_path / "libero" / "libero" / "benchmark"
+    package.mkdir(parents=True)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "libero")])
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(ModuleNotFoundError, match="plain LIBERO"):
+        require_libero_plus()
+    (package / "task_classification.json").write_text("{}")
+    require_libero_plus()
+    plain = tmp_path / "plain"
+    (plain / "libero").mkdir(parents=True)
+    spec.submodule_search_locations.insert(0, str(plain))
+    with pytest.raises(ModuleNotFoundError, match=r"plain is plain LIBERO.*without hf-libero"):
+        require_libero_plus()  # what is imported is what counts
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="no package libero is installed"):
+        require_libero_plus()
+
+
+def test_libero_plus_is_asked_for_before_its_environments_are_made(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="needs LIBERO-Plus, but no package libero"):
+        outline(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_spatial", None, {}))
+
+
+def test_libero_is_told_its_configuration_before_it_is_imported(monkeypatch):
+    from lerobot.envs.configs import EnvConfig
+
+    calls = []
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero.setup.ensure_libero_config", lambda: calls.append("told")
+    )
+    monkeypatch.setattr(
+        EnvConfig.get_choice_class("libero"), "create_envs", lambda self, **_: calls.append("made") or {}
+    )
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero.setup.require_libero_assets", lambda suite: calls.append(suite)
+    )
+    monkeypatch.setattr(
+        "lerobot_env_multismolvla.libero.setup.set_asset_root", lambda folder: calls.append("root")
+    )
+    monkeypatch.setattr("multismolvla.system.libero_assets.missing_files", lambda folder: [])
+    assert load_sources(EnvironmentArguments("libero", "libero_spatial", None, {})) == {}
+    assert calls == ["told", "libero_spatial", "root", "made"]
+
+
+def test_lerobots_libero_reads_the_projects_assets_and_downloads_none(monkeypatch, tmp_path):
+    from lerobot.envs.configs import EnvConfig
+
+    from lerobot_env_multismolvla.libero.setup import ensure_libero_config
+
+    ensure_libero_config()
+    import libero.libero as libero_module
+
+    monkeypatch.setattr(libero_module, "_assets_path_cache", None)
+    monkeypatch.setattr(EnvConfig.get_choice_class("libero"), "create_envs", lambda self, **_: {})
+    arguments = EnvironmentArguments("libero", "libero_goal", None, {})
+    monkeypatch.setattr("lerobot_env_multismolvla.libero.setup.find_libero_assets", lambda explicit: None)
+    with pytest.raises(FileNotFoundError, match="'libero_goal' needs LIBERO's assets and none were found"):
+        load_sources(arguments)
+    monkeypatch.setattr("lerobot_env_multismolvla.libero.setup.find_libero_assets", lambda explicit: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks \d+ of the files that LIBERO's suites read"):
+        load_sources(arguments)
+    monkeypatch.setattr("multismolvla.system.libero_assets.missing_files", lambda folder: [])
+    assert load_sources(arguments) == {}
+    assert libero_module.get_assets_path() == str(tmp_path)
+
+
+def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them(make_config, monkeypatch):
+    conditions = resolve(["C2:rgb=zero"], ("image",))
+    with pytest.raises(
+        ValueError, match=r"'C2:rgb=zero' cannot be applied to the suite 'b'.*conditions='\[C0\]'"
+    ):
+        refuse_unfaultable(conditions, {"a": {}, "b": {"faultable": False}})
+    refuse_unfaultable(conditions[:1], {"b": {"faultable": False}})
+    monkeypatch.setattr("multismolvla_eval.forecast._libero_tasks", lambda: {"libero_spatial": ["a_task"]})
+    config = make_config(env=EnvironmentArguments("libero", "libero_spatial", None, {}), dry_run=True)
+    with pytest.raises(ValueError, match="cannot be applied to the suite 'libero_spatial'"):
+        evaluate(config)
+
+
+def test_a_source_says_whether_its_environment_has_what_faults_need():
+    def suite(presence, **attributes):
+        space = gym.spaces.Dict({k: gym.spaces.Box(0, 1, (8,)) for k in presence})
+        env = gym.Env()
+        env.observation_space, env.action_space = space, gym.spaces.Box(-1, 1, (7,))
+        for name, value in {"_max_episode_steps": 5, **attributes}.items():
+            setattr(env, name, value)
+        source = LeRobotSource(SimpleNamespace(type="made-up"), "s", {0: SimpleNamespace(envs=[env])})
+        return source.describe()["faultable"]
+
+    assert suite(["presence"], cameras=("image",))
+    assert not suite([], cameras=("image",))
+    assert not suite(["presence"])
+
+
+def test_lerobot_knows_the_environment_type_of_libero_plus_and_what_it_observes():
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.envs.utils import env_to_policy_features
+
+    config = EnvConfig.get_choice_class(module.LIBERO_PLUS_TYPE)(task="libero_goal", task_ids=[3])
+    assert config.is_libero_plus
+    assert config.gym_kwargs["task_ids"] == [3]
+    assert {"observation.images.image", "observation.images.image2"} <= env_to_policy_features(config).keys()
+    steps, after = config.get_env_processors()
+    assert [type(s).__name__ for s in steps.steps] == ["LiberoProcessorStep"]
+    assert list(after.steps) == []
+
+
+def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch, tmp_path):
+    """With a stand-in for its environments: neither package nor assets are here."""
+    from lerobot.envs.configs import EnvConfig
+
+    pictures = gym.spaces.Dict({c: gym.spaces.Box(0, 255, (8, 8, 3)) for c in ("image", "image2")})
+    env = gym.Env()
+    env.observation_space = gym.spaces.Dict({"pixels": pictures})
+    env.action_space = gym.spaces.Box(-1, 1, (7,))
+    env.task_description, env._max_episode_steps, env._init_states = "a new language", 300, [0]
+    monkeypatch.setattr("multismolvla_eval.environments.require_libero_plus", lambda: None)
+    configuration = tmp_path / "config.yaml"
+    configuration.write_text(f"assets: {tmp_path / 'assets'}\n")
+    monkeypatch.setattr("lerobot_env_multismolvla.libero.setup.ensure_libero_config", lambda: configuration)
+    monkeypatch.setattr(
+        EnvConfig.get_choice_class(module.LIBERO_PLUS_TYPE),
+        "create_envs",
+        lambda self, **_: {"libero_goal": {2590: SimpleNamespace(envs=[env])}},
+    )
+    arguments = EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_goal", [2590], {})
+    with pytest.raises(FileNotFoundError, match=r"assets \(named in .*config.yaml\) is no folder"):
+        load_sources(arguments)
+    (tmp_path / "assets").mkdir()
+    source = load_sources(arguments)["libero_goal"]
+    assert source.tasks == {2590: "a new language"}
+    assert source.cameras == ("image", "image2")
+    facts = source.describe()
+    assert (facts["type"], facts["max_steps"], facts["init_states"]) == ("libero_plus", 300, 1)
+    assert (facts["streams"], facts["faultable"], facts["init_state_splits"]) == (["rgb"], False, {})

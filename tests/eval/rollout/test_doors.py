@@ -1,0 +1,175 @@
+"""What enters the encoder: every fault reaches it while it is there, and touches nothing else."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+
+STEPS = 6
+
+
+def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.rollout.episode import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    clean = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert set(clean["encoder"]) == set(MODALITIES)
+    again = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert (again["encoder"], again["door"], again["start"]) == (
+        clean["encoder"],
+        clean["door"],
+        clean["start"],
+    )
+    for condition, hit in {
+        "C1:-rgb": {"rgb"},
+        "C1:depth": {"rgb", "seg", "thermal"},
+        "C1:camera=image2": set(MODALITIES),
+        "C2:seg=zero": {"seg"},
+        "C2:thermal=grey": {"thermal"},
+        "C3:rgb=builtin_noise@1": {"rgb"},
+        "C3:depth=holes@3": {"depth"},
+    }.items():
+        row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
+        changed = {m for m in MODALITIES if row["encoder"].get(m) != clean["encoder"][m]}
+        assert changed == hit, condition
+        assert row["start"] == clean["start"]
+        alive = {m for m in MODALITIES if m in row["encoder"]}
+        assert set(row["gate"] or ()) == (alive if len(alive) > 1 else set()), condition
+
+
+def test_a_gate_that_notices_a_fault_is_calibrated_and_one_that_does_not_is_not(checkpoints, source):
+    import torch
+
+    from multismolvla.connector import GatedFusion
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.rollout.episode import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+
+    def gate(condition):
+        return run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)["gate"]
+
+    assert gate("C0") == dict.fromkeys(gate("C0"), 0.5), "a new fusion is the plain mean"
+    fusion = next(m for m in policy.policy.modules() if isinstance(m, GatedFusion))
+    torch.nn.init.normal_(fusion.gate["rgb"].weight, generator=torch.Generator().manual_seed(0))
+    clean, black = gate("C0"), gate("C2:rgb=zero")
+    assert clean["rgb"] != black["rgb"]
+    assert all(0 < value < 1 for value in (*clean.values(), *black.values()))
+
+
+class Watched(gym.Wrapper):
+    """Remembers which observations its environment says to have changed."""
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        self.active = [info["fault_active"]]
+        return observation, info
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        self.active.append(info["fault_active"])
+        return (*rest, info)
+
+
+class DoorSpy:
+    """Looks at every step, remembers what the encoder and the policy were given, and always moves the same way."""
+
+    def __init__(self, policy) -> None:
+        self._policy, self.doors = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def act(self, batch):
+        from multismolvla_eval.rollout.episode import door_hashes
+
+        self._policy.act(batch)
+        self.doors.append((self._policy.at_the_door().hashes, door_hashes(batch)))
+        return torch.tensor([[0.8, 0.5, -0.8, 0.0, 0.0, 0.3, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("condition", "hit"),
+    [
+        ("C4:rgb=frozen", {"rgb"}),
+        ("C4:rgb=delay@2", {"rgb"}),
+        ("C4:thermal=frame_drop@0.5", {"thermal"}),
+        ("C4:rgb.image=burst_silent", {"rgb"}),
+        ("C4:all=burst", {"rgb", "depth", "seg", "thermal"}),
+        ("C5:depth=shift@16", {"depth"}),
+        ("C5:depth=scale@1.2", {"depth"}),
+        ("C5:thermal=rotated", {"thermal"}),
+        ("C5:rgb=swapped", {"rgb"}),
+    ],
+)
+def test_faults_in_time_and_between_sensors_reach_the_encoder_when_they_are_there(
+    checkpoints, source, monkeypatch, condition, hit
+):
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.rollout.episode import run_episode
+
+    wrapped = []
+    original = source.with_faults
+
+    def with_faults(env, condition, run_seed):
+        wrapped.append(Watched(original(env, condition, run_seed)) if condition.faults else env)
+        return wrapped[-1]
+
+    monkeypatch.setattr(source, "with_faults", with_faults)
+    policy = load_policy(str(checkpoints / "ours"), source)
+    clean, faulted = (DoorSpy(policy) for _ in range(2))
+    for text, spy in (("C0", clean), (condition, faulted)):
+        run_episode(Episode("ours", source.suite, 0, text, 0), source, spy, 0)
+    active = wrapped[-1].active[:STEPS]
+    in_time = condition.startswith("C4")
+    assert any(active)
+    assert all(active) != in_time, "a fault in time is not always there"
+    for step, now in enumerate(active):
+        (before, at_input), (after, at_input_after) = clean.doors[step], faulted.doors[step]
+        changed = {m for m in MODALITIES if before.get(m) != after.get(m)}
+        assert changed == (hit if now else set()), f"encoder, step {step}"
+        assert (at_input != at_input_after) == now, f"input, step {step}"
+
+
+def test_token_grids_for_the_picture(checkpoints, source, tmp_path):
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.rollout.episode import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    run_episode(
+        Episode("ours", source.suite, 0, "C0", 0), source, policy, 0, door_picture=tmp_path / "door.png"
+    )
+    grids = policy.at_the_door().tokens
+    assert {m for _, m in grids} >= {"depth", "seg"}
+    assert all(np.issubdtype(g.dtype, np.integer) and g.ndim == 2 for g in grids.values())
+    assert (tmp_path / "door.png").stat().st_size > 10_000
+
+
+def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpoints, source):
+    from multismolvla_eval.policies.load import load_policy
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+    policy.config.origins = {"depth": "derived", "image2": {"thermal": "derived"}}
+    facts = policy.describe()
+    assert facts["modalities"] == ["rgb", "depth", "seg", "thermal"]
+    assert facts["views"] == ["image", "image2"]
+    assert (facts["reads_masks"], facts["needs_a_picture"]) == (True, False)
+    assert facts["origins"] == {
+        "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor", "image2.thermal": "derived",
+    }  # fmt: skip
+    policy.config.vision_tower = "siglip"  # declares all sensors, looks at one
+    facts = policy.describe()
+    assert facts["modalities"] == ["rgb"]
+    assert facts["origins"] == {"rgb": "sensor"}
+    assert facts["reads"] == ["observation.images.image", "observation.images.image2", "observation.state"]

@@ -1,0 +1,430 @@
+"""The runner with a toy environment: pairing, resume, crashes, refusals, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from multismolvla.corruption import CLEAN
+from multismolvla.system.files import write_json
+from multismolvla_eval.analysis.summary import summarise
+from multismolvla_eval.analysis.table import collect
+from multismolvla_eval.evaluate import evaluate, main
+from multismolvla_eval.forecast import outline
+from multismolvla_eval.policies.baselines import BuiltinPolicy
+from multismolvla_eval.protocol.schedule import Counts, Episode
+from multismolvla_eval.records.manifest import build_manifest
+from multismolvla_eval.records.provenance import distinct_provenance
+from multismolvla_eval.records.store import ResultsError, read_manifest, read_rows, read_run
+from multismolvla_eval.rollout.episode import derived_seed, run_episode
+from multismolvla_eval.rollout.pool import WorkerError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+#: A process of its own finds the toy environment, and whatever this one was told to find.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{FIXTURES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def rows_of(folder: Path):
+    return read_rows(folder, read_manifest(folder)["fingerprint"])
+
+
+def summary_of(folder: Path):
+    manifest, rows = read_run(folder)
+    return summarise(collect(rows, manifest["policies"]), manifest)
+
+
+def toy_facts():
+    suite = {"tasks": {"0": "t"}, "type": "toy", "max_steps": 6, "assets": "x", "labels": []}
+    return {"suites": {"toy": suite}, "cameras": ["image"], "policies": {"ours": {"checkpoint": "a"}}}
+
+
+def toy_source(**options):
+    from toy_environment import ToySource
+
+    from multismolvla_eval.config import EnvironmentArguments
+
+    return ToySource(EnvironmentArguments("toy_environment:ToySource", "toy", None, options))
+
+
+def test_run_extend_and_rerun(make_config, capsys):
+    config = make_config(workers=2, clips=1)
+    evaluate(config, ["first"])
+    rows = rows_of(config.output)
+    assert len(rows) == 2 * 2 * (2 + 1 + 1)
+    assert all(r["success"] == (r["episode"] % 2 == 0) for r in rows)
+    assert {r["cause"] for r in rows} == {None, "time_out"}
+    assert all(100 < r["peak_memory_mb"] < 10_000 for r in rows), "a process that has imported torch"
+    by_key = {(r["policy"], r["task_id"], r["condition"], r["episode"]): r for r in rows}
+    for (policy, task, condition, episode), r in by_key.items():
+        twin = by_key["vanilla" if policy == "ours" else "ours", task, condition, episode]
+        assert r["noise_seed"] == twin["noise_seed"]
+        assert r["start"] == twin["start"] is not None
+        assert r["door"] == twin["door"]
+    clips = sorted(p.name for p in (config.output / "clips").iterdir())
+    assert len(clips) == 2 * 4, "of each policy and condition the first, and the second clean one"
+    assert (config.output / "modalities.png").stat().st_size > 1000
+
+    checks = summary_of(config.output)["checks"]
+    assert checks["starts"] == {"episodes": 4, "equal": 4}
+    assert all(f["reached"] == f["rest_equal"] == f["episodes"] == 2 for f in checks["faults"])
+    assert len(checks["faults"]) == 4
+
+    shard = config.output / "episodes-0of1.jsonl"
+    before = shard.read_bytes()
+    config.conditions = ["C1:-rgb", "C2:rgb=zero", "C2:rgb=grey"]
+    evaluate(config, ["second"])
+    assert shard.read_bytes().startswith(before), "finished episodes are kept as they are"
+    assert len(rows_of(config.output)) == len(rows) + 4
+    manifest = read_manifest(config.output)
+    assert manifest["commands"] == [["first"], ["second"]]
+    assert manifest["conditions"] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero", "C2:rgb=grey"]
+    assert "episodes" in capsys.readouterr().out
+
+
+def command(output: Path, **options: object) -> list[str]:
+    arguments = {
+        "policies": "[ours=builtin:random, vanilla=builtin:zero]",
+        "env.type": "toy_environment:ToySource",
+        "env.options": "{sleep: 0.06}",
+        "conditions": "[C1:-rgb]",
+        "clean_episodes": 2,
+        "episodes": 1,
+        "clips": 0,
+        "output": output,
+        **options,
+    }
+    return [sys.executable, "-m", "multismolvla_eval.evaluate", *(f"--{k}={v}" for k, v in arguments.items())]
+
+
+def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(output), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    shard = output / "episodes-0of1.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not shard.exists() or shard.read_bytes().count(b"\n") < 3):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    survived = shard.read_bytes()
+    assert 3 <= survived.count(b"\n") < 12
+    with open(shard, "ab") as handle:  # what a machine that loses power leaves behind
+        handle.write(b'{"run": "half a li')
+
+    result = subprocess.run(command(output), env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert "half-written line" in result.stderr
+    assert shard.read_bytes().startswith(survived)
+    counts = Counter((r["policy"], r["task_id"], r["condition"], r["episode"]) for r in rows_of(output))
+    assert len(counts) == 12
+    assert set(counts.values()) == {1}
+
+
+def test_no_simulator_outlives_a_run_that_is_killed(tmp_path):
+    """Its worker is in the middle of an episode, which would otherwise go on to its end."""
+    options = {"env.options": "{hang: [0, 0]}", "policies": "[a=builtin:zero]", "env.task_ids": "[0]"}
+    process = subprocess.Popen(
+        command(tmp_path / "run", **options),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)  # the episode begins
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert children
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(_runs(pid) for pid in children):
+        time.sleep(0.05)
+    left = [pid for pid in children if _runs(pid)]
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_control_c_leaves_a_resumable_state(tmp_path):
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(output, clean_episodes=60), env=ENVIRONMENT,  # so many that a busy machine cannot finish before the signal
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        # a shell that runs pytest in the background has it ignore Ctrl-C, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    shard = output / "episodes-0of1.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not shard.exists() or not shard.read_bytes()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "same command continues" in text
+    assert 1 <= len(rows_of(output)) < 244
+
+
+def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_config):
+    config = make_config(
+        options={"crash": [0, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
+        episode_timeout=8.0,  # on a busy machine a crash takes a while too
+    )  # fmt: skip
+    evaluate(config)
+    rows = rows_of(config.output)
+    causes = {(r["task_id"], r["episode"]): r["cause"] for r in rows}
+    assert len(causes) == len(rows) == 4
+    assert "exit code -6" in causes[0, 1]
+    assert causes[0, 0].startswith("stuck")
+    assert (causes[1, 0], causes[1, 1]) == (None, "time_out")
+    assert not any(r["success"] for r in rows if r["cause"])
+    assert {(r["fault_steps"], r["first_fault_step"]) for r in rows if "exit code" in (r["cause"] or "")} == {
+        (None, None)
+    }
+    summary = summary_of(config.output)
+    assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
+
+
+def test_a_crash_in_the_last_episode_is_recorded_in_this_call_or_the_next(make_config):
+    config = make_config(
+        options={"crash": [1, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=1, clips=1
+    )
+    evaluate(config)
+    shard = config.output / "episodes-0of1.jsonl"
+    whole = shard.read_bytes()
+    assert [(r["task_id"], r["episode"]) for r in rows_of(config.output)] == [(0, 0), (1, 0)], (
+        "the trial leaves no row"
+    )
+    assert "crash: exit code -6" in rows_of(config.output)[1]["cause"]
+
+    shard.write_bytes(whole[: whole.index(b"\n") + 1])  # killed before the crash was written
+    evaluate(config)
+    rows = rows_of(config.output)
+    assert [(r["task_id"], r["cause"]) for r in rows] == [(0, None), (1, "crash: exit code -6")]
+
+
+def test_a_broken_setup_records_nothing(make_config):
+    config = make_config(options={"broken": True})
+    with pytest.raises(WorkerError, match="the toy is broken on purpose"):
+        evaluate(config)
+    assert not list(config.output.glob("episodes-*.jsonl"))
+
+
+def test_foreign_results_are_refused(make_config):
+    """The manifest of another run is refused; no process is needed to see that."""
+    facts = toy_facts()
+    config = make_config(policies=["ours=builtin:zero"])
+    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+    config.output.mkdir()
+    write_json(config.output / "run.json", manifest)
+    assert build_manifest(config, facts, [CLEAN], Counts(1, 1), [])["fingerprint"] == manifest["fingerprint"]
+    config.seed = 1
+    with pytest.raises(ResultsError, match=r"another run.*\['seed'\] differ"):
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+    config.seed = 0
+    facts["policies"]["ours"]["checkpoint"] = "b"
+    with pytest.raises(ResultsError, match="'ours' has changed since this run began"):
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+    (config.output / "episodes-0of1.jsonl").touch()
+    (config.output / "run.json").unlink()
+    with pytest.raises(ResultsError, match="result files but no run.json"):
+        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+
+
+def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monkeypatch):
+    facts = toy_facts()
+    config = make_config(policies=["ours=builtin:zero"], note=["trained for 3 steps"])
+    config.output.mkdir()
+    for commit, clean, episodes, note in (("one", 10, 5, "a"), ("two", 2, 8, "b"), ("two", 1, 1, "a")):
+        monkeypatch.setattr("multismolvla_eval.records.manifest.source_commit", lambda commit=commit: commit)
+        config.note = [note]
+        write_json(
+            config.output / "run.json", build_manifest(config, facts, [CLEAN], Counts(clean, episodes), [])
+        )
+    manifest = read_manifest(config.output)
+    assert (manifest["clean_episodes"], manifest["episodes"]) == (10, 8)
+    assert [p["commit"] for p in manifest["provenance"]] == ["one", "two", "two"]
+    assert all(
+        p["versions"]["python"] and p["hardware"]["cores"] and p["time"] for p in manifest["provenance"]
+    )
+    assert [p["commit"] for p in distinct_provenance(manifest)] == ["one", "two"]
+    assert manifest["remarks"] == ["a", "b"]
+
+    old = {k: v for k, v in manifest.items() if k not in ("provenance", "remarks")}  # of an earlier version
+    write_json(config.output / "run.json", {**old, "commit": "zero"})
+    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
+    assert [p["commit"] for p in manifest["provenance"]] == ["zero", "two"]
+
+
+def test_dry_run_writes_no_results(make_config, capsys):
+    config = make_config(dry_run=True)
+    evaluate(config)
+    text = capsys.readouterr().out
+    assert f"{config.output} holds no run yet: a new one would begin there" in text
+    assert "C2:rgb=zero" in text
+    assert "16 episodes, 16 of this shard missing" in text
+    assert not (config.output / "run.json").exists()
+
+
+def test_dry_run_says_whether_the_run_would_be_continued_or_refused(make_config, capsys):
+    config = make_config(policies=["ours=builtin:zero"], dry_run=True)
+    facts = outline(config.env)
+    facts |= {"policies": {"ours": {"checkpoint": "builtin:zero"}}}
+    config.output.mkdir()
+    manifest = build_manifest(config, facts, [CLEAN], Counts(2, 1), [])
+    write_json(config.output / "run.json", manifest)
+    evaluate(config)
+    assert (
+        f"holds this run ({manifest['fingerprint']}) with 0 episodes: it would be continued"
+        in capsys.readouterr().out
+    )
+    for part, value, message in (
+        ("policies", {"ours": {"checkpoint": "other"}}, "Policy 'ours' has changed since this run began"),
+        (
+            "suites",
+            {"toy": {**manifest["suites"]["toy"], "assets": "other"}},
+            "suite 'toy' has changed .* assets 'other'",
+        ),
+        ("fingerprint", "other", "holds another run"),
+    ):
+        write_json(config.output / "run.json", {**manifest, part: value})
+        with pytest.raises(ResultsError, match=message):
+            evaluate(config)
+    (config.output / "episodes-0of1.jsonl").touch()
+    (config.output / "run.json").unlink()
+    with pytest.raises(ResultsError, match="result files but no run.json"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "No policies to evaluate"),
+        (["--policies=[ours]"], "expected name=path"),
+        (["--policies=[a=builtin:zero, a=builtin:zero]"], "uses the name 'a' twice"),
+        (["--policies=[a=builtin:nonsense]"], "Unknown built-in policy"),
+        (["--policies=[a=builtin:zero]", "--baseline=b"], "--baseline=b is none of"),
+        (["--policies=[a=builtin:zero]", "--shard=4/4"], "--shard=4/4"),
+        (["--policies=[a=builtin:zero]", "--workers=0"], "--workers=0"),
+        (["--policies=[a=builtin:zero]", "--level=huge"], "Known levels"),
+        (["--policies=[a=builtin:zero]", "--conditions=[C9]"], "Known: C0, C1"),
+        (["--policies=[a=./no/such/folder]"], "No policy under './no/such/folder'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(arguments, message, tmp_path, capsys):
+    assert main([*arguments, f"--output={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_action_is_that_episodes_failure():
+    class Broken(BuiltinPolicy):
+        def act(self, batch):
+            return torch.full((1, 7), torch.nan)
+
+    row = run_episode(Episode("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
+    assert (row["success"], row["cause"], row["steps"]) == (False, "nan_action", 0)
+    json.dumps(row, allow_nan=False)
+
+
+class Late(gym.Wrapper):
+    """A fault that is there in the second and fourth observation of six."""
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        return observation, {**info, "fault_active": False}
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        return (*rest, {**info, "fault_active": self.unwrapped.count in (1, 3)})
+
+
+@pytest.mark.parametrize(
+    ("condition", "start", "wrapper", "met"),
+    [
+        ("C4:rgb=burst", 1, Late, (2, 1)),
+        (
+            "C4:rgb=burst",
+            0,
+            Late,
+            (1, 1),
+        ),  # succeeds in the third step: nobody acts on the fourth observation
+        ("C2:rgb=zero", 1, Late, (5, 1)),  # not in time: it lasts, also where nothing is rendered
+        ("C4:rgb=burst", 1, lambda env: env, (None, None)),  # an environment that does not tell
+        ("C0", 1, Late, (0, None)),
+    ],
+)
+def test_a_row_says_whether_the_episode_met_its_fault(condition, start, wrapper, met):
+    source = toy_source()
+    source.with_faults = lambda env, condition, run_seed: wrapper(env) if condition.faults else env
+    policy = BuiltinPolicy("zero", 7)
+    policy.config = object()  # as of one that looks: for nobody's eyes nothing is rendered, and nothing told
+    row = run_episode(Episode("p", "toy", 0, condition, start), source, policy, 0)
+    assert (row["fault_steps"], row["first_fault_step"]) == met
+
+
+def test_policy_noise_is_paired_and_independent_of_faults():
+    class Spy(BuiltinPolicy):
+        def __init__(self):
+            super().__init__("random", 7)
+            self.seen = []
+
+        def act(self, batch):
+            action = super().act(batch)
+            self.seen.append(action)
+            return action
+
+    seen = []
+    for condition in ("C0", "C2:rgb=zero", "C0"):
+        torch.manual_seed(np.random.default_rng().integers(2**31))  # whatever ran before must not matter
+        spy = Spy()
+        run_episode(Episode("p", "toy", 1, condition, 3), toy_source(), spy, 5)
+        seen.append(torch.cat(spy.seen))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_seeds_depend_on_the_episode_and_not_on_policy_or_condition():
+    base = Episode("a", "toy", 0, "C0", 0)
+    assert derived_seed("env", 0, base) == derived_seed("env", 0, Episode("b", "toy", 0, "C2:rgb=zero", 0))
+    others = [
+        Episode("a", "toy", 1, "C0", 0),
+        Episode("a", "toy", 0, "C0", 1),
+        Episode("a", "toz", 0, "C0", 0),
+    ]
+    seeds = {derived_seed("env", 0, e) for e in (base, *others)}
+    seeds |= {derived_seed("env", 1, base), derived_seed("policy", 0, base)}
+    assert len(seeds) == 6
+
+
+def test_help_is_quick():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.evaluate", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0
+    assert "--policies" in result.stdout
+    assert "round differently" in " ".join(result.stdout.split()), "why --batch_size belongs to a run"
+    assert not {"torch", "lerobot", "scipy"} & {
+        line.split("|")[-1].strip() for line in result.stderr.splitlines()
+    }
