@@ -8,7 +8,7 @@ import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_policy as lerobot_make_policy
-from lora import saved, stage_two, trained
+from lora import OVERRIDES, saved, stage_two, trained
 from tiny_policy import actions, all_features, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
