@@ -169,7 +169,7 @@ def _manifest(conditions: tuple[str, ...], level: str, per_arm: int) -> dict[str
     return {
         "schema": SCHEMA, "fingerprint": FINGERPRINT, "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
         "comparable": {"schema": SCHEMA, "env": {"type": "multismolvla_libero", "options": {}}, "seed": 0, "corruption_version": "1"},
-        "level": level, "cameras": list(CAMERAS), "env": {"type": "multismolvla_libero", "fps": 20, "streams": [], "origins": {}},
+        "level": level, "cameras": list(CAMERAS), "env": {"type": "multismolvla_libero", "fps": 20, "streams": [], "provenance": {}},
         "suites": {
             s: {"tasks": {str(t): f"made-up task {t} of {s}" for t in range(10)}, "max_steps": 280, "init_states": 50,
                 "assets": "", "labels": [], "world": s}
@@ -177,7 +177,7 @@ def _manifest(conditions: tuple[str, ...], level: str, per_arm: int) -> dict[str
         },
         "policies": {
             n: {"checkpoint": f"made-up-{n}", "type": "synthetic", "parameters": 450_000_000, "path": f"outputs/{n}",
-                "reads": _streams(), "origins": dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor"), "n_action_steps": 10}
+                "reads": _streams(), "provenance": dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor"), "n_action_steps": 10}
             for n in POLICIES
         },
         "baseline": "smolvla", "conditions": list(conditions), "clean_episodes": per_arm, "clean_seeds": 1,

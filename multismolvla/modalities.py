@@ -1,4 +1,4 @@
-"""The one registry of modalities, views, units and origins.
+"""The one registry of modalities, views, units and provenance.
 
 Every other room of the house (dataset tools, environment, processors, tower, evaluation) takes names, order and
 units from here, because each silent failure of multimodal robot policies known to us was a disagreement about one of them.
@@ -20,7 +20,7 @@ class Modality(StrEnum):
     THERMAL = "thermal"
 
 
-class Origin(StrEnum):
+class Provenance(StrEnum):
     """Where the values of a modality come from.
 
     ``sensor``: an own measurement (a camera, or the simulator's independent rendering). ``derived``: computed from

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multismolvla.modalities import Modality, Origin, ViewMap, default_view_map, token_key
+from multismolvla.modalities import Modality, Provenance, ViewMap, default_view_map, token_key
 from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def cache_tokens(cfg: TokensConfig) -> Path:
         for (view, m), array in ids.items()
     }
     for view, m in ids:  # what was computed from RGB stays so; ids of sensors say nothing
-        if (data.features[streams[view, m]].get("info") or {}).get("origin") == Origin.DERIVED:
-            added[token_key(view, m)][1]["info"]["origin"] = Origin.DERIVED.value
+        if (data.features[streams[view, m]].get("info") or {}).get("provenance") == Provenance.DERIVED:
+            added[token_key(view, m)][1]["info"]["provenance"] = Provenance.DERIVED.value
     partial = cfg.output.with_name(cfg.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     drop = None if cfg.keep_pictures else sorted(streams.values())
@@ -171,7 +171,7 @@ def _check_same(cfg: TokensConfig) -> None:
         for m in cfg.domains:
             found = features.get(token_key(view, m))
             wanted = _feature(cfg, view, m, 1)["info"] if found else None
-            made = {k: v for k, v in (found or {}).get("info", {}).items() if k != "origin"}
+            made = {k: v for k, v in (found or {}).get("info", {}).items() if k != "provenance"}
             if found and made != wanted:
                 raise FileExistsError(
                     f"{cfg.output} holds ids made with {made}, expected {wanted}. "
@@ -180,7 +180,7 @@ def _check_same(cfg: TokensConfig) -> None:
 
 
 def _carry_metadata(source: Path, target: Path) -> None:
-    """Keep the recorder's own metadata (suite, label set, origins, initial states) with the derived dataset."""
+    """Keep the recorder's own metadata (suite, label set, provenance, initial states) with the derived dataset."""
     own = source / "meta" / "multismolvla.json"
     if own.is_file():
         shutil.copy2(own, target / "meta" / own.name)

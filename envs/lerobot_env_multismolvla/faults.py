@@ -23,7 +23,7 @@ from multismolvla.corruption import (
     with_derived,
 )
 from multismolvla.corruption.temporal import WINDOW_TYPES
-from multismolvla.modalities import MODALITIES, Modality, Origin
+from multismolvla.modalities import MODALITIES, Modality, Provenance
 
 #: Suffix of a modality's raw observation key after the camera's name.
 _SUFFIX = {"rgb": "", "depth": "_depth", "seg": "_seg", "thermal": "_thermal"}
@@ -73,8 +73,8 @@ class FaultWrapper(gym.Wrapper):
                     + (f"names camera {unknown[0]!r}" if unknown else "exchanges cameras")
                     + f"; this environment has {list(self._cameras)}."
                 )
-        origins: Mapping[str, str] = getattr(inner, "origins", {})
-        self._derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
+        provenance: Mapping[str, str] = getattr(inner, "provenance", {})
+        self._derived = {m for m, kind in provenance.items() if kind == Provenance.DERIVED}
         self._faults = with_derived(faults, self._derived, self._cameras)
         self._step_index = 0
         self._init_state = 0

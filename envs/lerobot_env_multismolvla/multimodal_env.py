@@ -25,7 +25,7 @@ from lerobot_env_multismolvla.libero.initial_states import (
 )
 from lerobot_env_multismolvla.libero.initial_states import SPLITS as INIT_SPLITS
 from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config, require_libero_assets
-from multismolvla.modalities import MODALITIES, Origin
+from multismolvla.modalities import MODALITIES, Provenance
 from multismolvla.system.libero_assets import AssetIdentity, identify
 
 ensure_libero_config()
@@ -155,9 +155,9 @@ class MultiModalLiberoEnv(LiberoEnv):
         return label_set(self.suite, self.seg_labels)
 
     @property
-    def origins(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """Where each modality comes from: all are independent renderings, none is computed from another."""
-        return {m: str(Origin.SENSOR) for m in self.streams}
+        return {m: str(Provenance.SENSOR) for m in self.streams}
 
     @property
     def assets(self) -> AssetIdentity:

@@ -45,7 +45,7 @@ class EnvironmentSource(Protocol):
     max_steps: int
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the manifest: step limit, modality origins, labels, hash of the assets, initial states."""
+        """Facts for the manifest: step limit, modality provenance, labels, hash of the assets, initial states."""
 
     def make(self, task_id: int) -> gym.Env:
         """A raw, unbatched environment. ``reset(seed=, options={"init_state_id": i})`` selects the start."""
@@ -109,7 +109,7 @@ class LeRobotSource:
             "faultable": self._faultable,
             "fps": int(getattr(self.config, "fps", 0)),
             "streams": list(_attribute(first, "streams", ("rgb",))),
-            "origins": dict(_attribute(first, "origins", {})),
+            "provenance": dict(_attribute(first, "provenance", {})),
             "labels": list(_attribute(first, "labels", ())),
             **_assets(first),
         }

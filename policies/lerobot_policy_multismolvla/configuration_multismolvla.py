@@ -14,7 +14,6 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-from lerobot_policy_multismolvla.origins import Origins, adopt_origins, check_origins, given_origin
 from multismolvla import dropout
 from multismolvla.corruption import SEVERITIES
 from multismolvla.fourm.soft import SOFT_PREFIX
@@ -22,13 +21,14 @@ from multismolvla.geometry import SQUARE_MODES
 from multismolvla.modalities import (
     MODALITIES,
     Modality,
-    Origin,
+    Provenance,
     ViewMap,
     default_view_map,
     padding_mask_key,
     token_key,
     validate_view_map,
 )
+from multismolvla.provenance import ProvenanceMap, adopt_provenance, check_provenance, given_provenance
 from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
 from multismolvla.tokenizers.recipe import (
     IMAGEBIND,
@@ -58,8 +58,8 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     Args (those that SmolVLA does not have; sizes are those of 4M-21 unless a preset says otherwise):
         views: ``{view: {modality: key}}``; declares *possible* sensors, a missing one is legal and masked.
-        origins: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which goes before it; a derived stream dies with
-            its view's RGB. Empty = as the dataset says, where it says nothing a sensor. See `.origins`.
+        provenance: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which goes before it; a derived stream dies with
+            its view's RGB. Empty = as the dataset says, where it says nothing a sensor. See `.provenance`.
         vision_tower: ``fourm`` (the product), ``siglip`` (vanilla SmolVLA), ``siglip+fourm`` (zero-initialised gate).
         base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken. Not to be
             confused with ``pretrained_path``, which LeRobot reserves for checkpoints of this very policy.
@@ -69,7 +69,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     # -- input ------------------------------------------------------------------------------------------------
     views: ViewMap = field(default_factory=default_view_map)
-    origins: Origins = field(default_factory=dict)
+    provenance: ProvenanceMap = field(default_factory=dict)
     depth_unit: str = "m"  # unit of *float* depth (integers are millimetres, LeRobot's rule); train with
     # --dataset.depth_output_unit=m, because LeRobot 0.6.1 delivers millimetres by default and simulators give metres
     depth_range_m: tuple[float, float] = (
@@ -171,7 +171,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
     def is_derived(self, view: str, modality: str) -> bool:
         """Whether a stream is computed from its view's RGB."""
-        return given_origin(self.origins, view, modality) == Origin.DERIVED
+        return given_provenance(self.provenance, view, modality) == Provenance.DERIVED
 
     @property
     def tower_modalities(self) -> tuple[str, ...]:
@@ -241,7 +241,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
         return found
 
     def set_dataset_feature_metadata(self, features: dict[str, dict[str, Any]]) -> None:
-        """Check cached ids against this configuration and adopt the streams' origins.
+        """Check cached ids against this configuration and adopt the streams' provenance.
 
         Called by LeRobot's policy factory before the features are typed.
 
@@ -250,7 +250,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
 
         Raises:
             ValueError: the ids were made with other tokenizers, weights, sizes or labels than this policy uses at run
-                time, corruption is to disturb pictures that the data do not hold, or origins contradict the dataset's.
+                time, corruption is to disturb pictures that the data do not hold, or provenance contradict the dataset's.
         """
         cached = {
             k: f for k, f in features.items() if k in self.token_keys() and self._reads_ids(k, features)
@@ -259,7 +259,7 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             self._check_recipe(key, feature.get("info") or {})
         self._cached_streams = frozenset(self.token_keys()[key] for key in cached)
         self._check_corruption_source(features)
-        self.origins = adopt_origins(self.origins, self.views, features)
+        self.provenance = adopt_provenance(self.provenance, self.views, features)
         if cached:
             logger.info(
                 "Training reads cached token ids of %s; no tokenizer is loaded for them.",
@@ -394,7 +394,7 @@ def _check_names(cfg: MultiSmolVLAConfig) -> None:
     _check_choice("depth_unit", cfg.depth_unit, DEPTH_UNITS)
     _check_choice("corruption_source", cfg.corruption_source, CORRUPTION_SOURCES)
     cfg.official_options()  # its own checks
-    check_origins(cfg.origins, cfg.views)
+    check_provenance(cfg.provenance, cfg.views)
     for view in cfg.half_turns:
         _check_choice("half_turns keys", view, tuple(cfg.views))
     for modality in cfg.domains:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def available_sensors(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor:
     """Which sensors each sample has, bool (B, V, M).
 
-    From key presence, the ``<key>_padding_mask`` flags, and origin: a derived modality dies with its view's RGB.
+    From key presence, the ``<key>_padding_mask`` flags, and provenance: a derived modality dies with its view's RGB.
     """
     state = batch[OBS_STATE]
     there = torch.zeros(len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device)

@@ -16,7 +16,7 @@ class ToyEnv(gym.Env):
     """
 
     suite, cameras = "toy", ("image", "image2")
-    origins = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
+    provenance = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
 
     def __init__(self, limit: int, task_id: int = 0) -> None:
         self._max_episode_steps, self.task_id, self.count = limit, task_id, 0

@@ -48,8 +48,8 @@ def test_no_combination_of_faults_lets_clean_rgb_through(rgb, toy_env):
         env = FaultWrapper(toy_env(STEPS), Condition(f"{rgb} {own}", "C9", faults), run_seed=1)
         observations = [env.reset()[0]] + [env.step(None)[0] for _ in range(STEPS)]
         for (step, seen), camera in product(enumerate(observations), CAMERAS):
-            origin = source_of(camera, own)
-            if not rgb.hits(origin, "rgb"):
+            provenance = source_of(camera, own)
+            if not rgb.hits(provenance, "rgb"):
                 continue  # its RGB is whole, so nothing can leak
             thermal = seen["pixels"][f"{camera}_thermal"]
             empty = (thermal == thermal.flat[0]).all()

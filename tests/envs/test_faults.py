@@ -211,8 +211,8 @@ def test_the_same_seed_gives_the_same_episode_bit_for_bit_whatever_ran_before(sh
 @pytest.fixture
 def derived_thermal(short_episode, monkeypatch):
     """As if the environment computed thermal from RGB."""
-    origins = {"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"}
-    monkeypatch.setattr(type(short_episode.unwrapped), "origins", origins)
+    provenance = {"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"}
+    monkeypatch.setattr(type(short_episode.unwrapped), "provenance", provenance)
     return short_episode
 
 

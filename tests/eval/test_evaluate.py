@@ -25,8 +25,8 @@ from multismolvla_eval.forecast import outline
 from multismolvla_eval.policies.baselines import BuiltinPolicy
 from multismolvla_eval.protocol.schedule import Counts, Episode
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.provenance import distinct_provenance
 from multismolvla_eval.records.store import ResultsError, read_manifest, read_rows, read_run
+from multismolvla_eval.records.system_info import distinct_calls
 from multismolvla_eval.rollout.episode import derived_seed, run_episode
 from multismolvla_eval.rollout.pool import WorkerError
 
@@ -266,7 +266,7 @@ def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monke
     assert all(
         p["versions"]["python"] and p["hardware"]["cores"] and p["time"] for p in manifest["provenance"]
     )
-    assert [p["commit"] for p in distinct_provenance(manifest)] == ["one", "two"]
+    assert [p["commit"] for p in distinct_calls(manifest)] == ["one", "two"]
     assert manifest["remarks"] == ["a", "b"]
 
     old = {k: v for k, v in manifest.items() if k not in ("provenance", "remarks")}  # of an earlier version

@@ -31,11 +31,14 @@ def picture(channels: int) -> PolicyFeature:
         ({"tokenizers": "bpe"}, "--policy.tokenizers='bpe'"),
         ({"square": "pad"}, "--policy.square='pad'.*'crop', 'stretch'"),
         ({"depth_unit": "cm"}, "--policy.depth_unit='cm'.*'m', 'mm'"),
-        ({"origins": {"lidar": "sensor"}}, "--policy.origins keys='lidar'"),
-        ({"origins": {"depth": "guess"}}, "--policy.origins.depth.='guess'.*'sensor', 'derived'"),
-        ({"origins": {"front": {"depth": "sensor"}}}, "--policy.origins keys='front'.*'image', 'image2'"),
-        ({"origins": {"image": {"depth": "guess"}}}, "--policy.origins.image..depth.='guess'"),
-        ({"origins": {"image": "derived"}}, "--policy.origins keys='image'"),
+        ({"provenance": {"lidar": "sensor"}}, "--policy.provenance keys='lidar'"),
+        ({"provenance": {"depth": "guess"}}, "--policy.provenance.depth.='guess'.*'sensor', 'derived'"),
+        (
+            {"provenance": {"front": {"depth": "sensor"}}},
+            "--policy.provenance keys='front'.*'image', 'image2'",
+        ),
+        ({"provenance": {"image": {"depth": "guess"}}}, "--policy.provenance.image..depth.='guess'"),
+        ({"provenance": {"image": "derived"}}, "--policy.provenance keys='image'"),
         ({"half_turns": {"front": 1}}, "--policy.half_turns keys='front'.*'image', 'image2'"),
         ({"domains": {"lidar": "tok"}}, "--policy.domains keys='lidar'"),
         ({"depth_range_m": (2.0, 1.0)}, "--policy.depth_range_m=.2.0, 1.0.*0 <= near < far"),
@@ -64,7 +67,7 @@ def test_defaults_that_protect_the_user():
 def test_config_json_gives_the_same_configuration_back(tmp_path):
     config = MultiSmolVLAConfig(
         device="cpu", views=default_view_map(("front",)), half_turns={"front": 1}, depth_range_m=(0.2, 3.0), stage="robust",
-        origins={"rgb": "sensor", "depth": "derived", "front": {"depth": "sensor"}}, curriculum_step=7, curriculum_stage="robust", encoder_hash="ab",
+        provenance={"rgb": "sensor", "depth": "derived", "front": {"depth": "sensor"}}, curriculum_step=7, curriculum_stage="robust", encoder_hash="ab",
         input_features=all_features(), dropout_p_max=0.4,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -85,7 +88,7 @@ def test_options_are_typed_as_the_errors_say(tmp_path):
         "--stage=robust",
         "--encoder_hash=null",
         '--half_turns={"front": 1}',
-        '--origins={"thermal": "derived", "front": {"depth": "derived"}}',
+        '--provenance={"thermal": "derived", "front": {"depth": "derived"}}',
     ]
     config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=overrides)
     # draccus merges a dictionary into the saved one, so a view can be added to a checkpoint but not taken away

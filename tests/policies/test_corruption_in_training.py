@@ -139,7 +139,7 @@ def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
     source, keep_pictures, make_policy, batch, monkeypatch
 ):
     derived = {
-        "origins": {"depth": "derived", "image": {"depth": "sensor"}}
+        "provenance": {"depth": "derived", "image": {"depth": "sensor"}}
     }  # a sensor in front, an estimate at the wrist
     policy = make_policy(**ALWAYS, corruption_source=source, **derived)
     batch = with_ids(policy, batch, keep_pictures)
@@ -172,7 +172,7 @@ def test_what_is_derived_is_disturbed_at_least_as_strongly_and_never_when_lost(m
     presence[:8, :, MODALITIES.index("depth")] = False
     options = ALWAYS | {"corruption_probability": 0.5}
     plain = training_faults.draw_corruption(make_config(**options), presence, rank=0)
-    cfg = make_config(**options, origins={"depth": "derived"})
+    cfg = make_config(**options, provenance={"depth": "derived"})
     drawn = training_faults.draw_corruption(cfg, presence, rank=0)
     rgb, depth = (MODALITIES.index(m) for m in ("rgb", "depth"))
     expected = plain.severity.clone()

@@ -164,7 +164,7 @@ def test_dropout_kills_what_is_derived_from_a_lost_modality(robust):
     policy = robust(
         dropout_mode="fixed",
         dropout_p_max=0.5,
-        origins={"rgb": "sensor", "depth": "derived", "seg": "sensor"},
+        provenance={"rgb": "sensor", "depth": "derived", "seg": "sensor"},
     ).train()
     for _ in range(5):
         policy.forward(canonical_batch(size=8), **flow_inputs(8))

@@ -85,7 +85,9 @@ def test_nothing_left_to_see_is_finite(make_policy, batch):
 
 
 def test_a_derived_modality_dies_with_its_rgb(make_policy, batch):
-    policy = make_policy(origins={"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"})
+    policy = make_policy(
+        provenance={"rgb": "sensor", "depth": "sensor", "seg": "sensor", "thermal": "derived"}
+    )
     gone = {padding_mask_key(s["rgb"]): torch.zeros(3, dtype=torch.bool) for s in VIEWS.values()}
     presence = policy.availability(dict(batch) | gone)
     assert presence[:, :, MODALITIES.index("depth")].all()
@@ -94,7 +96,7 @@ def test_a_derived_modality_dies_with_its_rgb(make_policy, batch):
 
 def test_a_stream_dies_with_its_own_views_rgb_alone(make_policy, batch):
     policy = make_policy(
-        origins={"depth": "derived", "image": {"depth": "sensor"}, "image2": {"seg": "derived"}}
+        provenance={"depth": "derived", "image": {"depth": "sensor"}, "image2": {"seg": "derived"}}
     )
     gone = {padding_mask_key(s["rgb"]): torch.zeros(3, dtype=torch.bool) for s in VIEWS.values()}
     presence = policy.availability(dict(batch) | gone)
@@ -271,9 +273,11 @@ def test_siglip_and_fourm_speak_at_one_norm(make_policy, batch):
 
 
 def test_derived_modalities_leave_something_to_see(make_policy, batch):
-    origins = {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
+    provenance = {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
     options = {"dropout_mode": "fixed", "dropout_complete": 0.0, "dropout_p_max": 0.5}
-    policy = make_policy(stage="robust", origins=origins, views={"image": VIEWS["image"]}, **options).train()
+    policy = make_policy(
+        stage="robust", provenance=provenance, views={"image": VIEWS["image"]}, **options
+    ).train()
     big = canonical_batch(size=64)
     for _ in range(5):
         presence = policy._drop(policy.availability(big))

@@ -131,7 +131,7 @@ def test_ids_of_derived_pictures_say_that_they_are_derived(tiny_dataset, hub, tm
     shutil.copytree(tiny_dataset, tmp_path / "source")
     path = tmp_path / "source/meta/info.json"
     info = json.loads(path.read_text())
-    info["features"][VIEWS["image2"]["depth"]]["info"]["origin"] = "derived"
+    info["features"][VIEWS["image2"]["depth"]]["info"]["provenance"] = "derived"
     path.write_text(json.dumps(info))
     cfg = TokensConfig(
         dataset=tmp_path / "source",
@@ -141,7 +141,7 @@ def test_ids_of_derived_pictures_say_that_they_are_derived(tiny_dataset, hub, tm
         batch_size=24,
     )
     made = json.loads((cache_tokens(cfg) / "meta/info.json").read_text())["features"]
-    said = {key: f["info"]["origin"] for key, f in made.items() if "origin" in (f.get("info") or {})}
+    said = {key: f["info"]["provenance"] for key, f in made.items() if "provenance" in (f.get("info") or {})}
     assert said == {token_key("image2", "depth"): "derived"}
     config = make_config()
     config.set_dataset_feature_metadata(made)

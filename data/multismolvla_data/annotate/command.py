@@ -224,7 +224,7 @@ def _draw(job: Job, annotator: Annotator, root: Path) -> None:
         nominal = (
             ", nominal scale" if "meaning" in info else ""
         )  # relative depth is drawn in metres that are none
-        labels[stream.view, stream.modality] = stream.origin + nominal
+        labels[stream.view, stream.modality] = stream.provenance + nominal
     ordered = {place: labels[place] for place in keys if place in labels}
     write_contact_sheet(
         frames,

@@ -49,7 +49,7 @@ def write_contact_sheet(
 
     Args:
         frames: what to show.
-        labels: (view, modality) -> origin, written below each picture.
+        labels: (view, modality) -> provenance, written below each picture.
         target: file to write.
         coco: segmentation ids are COCO panoptic + 1; the commonest classes are then named.
         depth_range_m: (near, far); depth at or below near, or beyond far, is drawn as not measured.

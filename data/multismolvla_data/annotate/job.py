@@ -255,7 +255,7 @@ class Job:
     def policy_options(self) -> dict[str, Any]:
         """Options of a policy that reads the new dataset, JSON types: ids made with others are refused.
 
-        Origins are not among them: a policy takes them from the dataset.
+        Provenance is not among them: a policy takes them from the dataset.
         """
         cfg = self.cfg
         options: dict[str, Any] = {"views": self.plan.views, "num_labels": cfg.label_count}

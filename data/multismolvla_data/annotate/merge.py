@@ -134,7 +134,9 @@ def _finish_info(plan: Plan, source: Source, target: Path, added: Mapping[str, d
     for stream in (s for s in plan.streams if s.key not in added and s.key in features):
         said = features[stream.key].get("info") or {}
         unit = {"depth_unit": source.depth_unit(stream.key)} if said.get("is_depth_map") else {}
-        features[stream.key]["info"] = unit | {"modality": stream.modality, "origin": stream.origin} | said
+        features[stream.key]["info"] = (
+            unit | {"modality": stream.modality, "provenance": stream.provenance} | said
+        )
     info["features"] = features
     if any(f["dtype"] == "video" for f in features.values()):
         info["video_path"] = old["video_path"]
@@ -234,15 +236,20 @@ def _write_metadata(
         key: round(sum(n * s[key] for n, s in zip(frames, shares, strict=True)) / sum(frames), 6)
         for key in shares[0]
     }
-    origins: dict[str, str] = dict(content.get("origin", {"rgb": "sensor"}))
+    provenance: dict[str, str] = dict(content.get("provenance", {"rgb": "sensor"}))
     for stream in plan.streams:  # one derived view makes the modality derived: never call it an own sensor
-        if stream.derive or stream.modality not in origins:
-            origins[stream.modality] = stream.origin
+        if stream.derive or stream.modality not in provenance:
+            provenance[stream.modality] = stream.provenance
     streams = {
-        s.key: {"view": s.view, "modality": s.modality, "origin": s.origin, "valid_share": valid.get(s.key)}
+        s.key: {
+            "view": s.view,
+            "modality": s.modality,
+            "provenance": s.provenance,
+            "valid_share": valid.get(s.key),
+        }
         for s in plan.streams
     }
-    content |= {"views": plan.views, "origin": origins}
+    content |= {"views": plan.views, "provenance": provenance}
     if list(episodes) != list(range(source.meta.total_episodes)):
         content["source_episodes"] = list(episodes)
     content["annotation"] = annotation | {"streams": streams}

@@ -24,7 +24,7 @@ def describe(job: Job) -> str:
     """The plan in words, for the terminal; asks no network.
 
     Returns:
-        Text of several lines: streams with origin, networks with size and licence, disk, time and the policy's options.
+        Text of several lines: streams with provenance, networks with size and licence, disk, time and the policy's options.
     """
     lines = [
         f"{job.source.root}: {len(job.episodes)} episodes, {sum(job.lengths)} frames -> {job.cfg.output}",
@@ -52,12 +52,12 @@ def policy_options(job: Job) -> list[str]:
 
 
 def _streams(job: Job) -> list[str]:
-    lines = [f"  {'stream':44} {'origin':8} {'pictures':18} ids per picture"]
+    lines = [f"  {'stream':44} {'provenance':8} {'pictures':18} ids per picture"]
     for stream in job.plan.streams:
         pictures = "added" if stream.derive and stream.store else "not kept" if stream.derive else "kept"
         pictures = "kept, rescaled" if not stream.derive and stream.store else pictures
         ids = str(job.id_lengths[stream.modality]) if stream.tokenize else "-"
-        lines.append(f"  {stream.key:44} {stream.origin:8} {pictures:18} {ids}")
+        lines.append(f"  {stream.key:44} {stream.provenance:8} {pictures:18} {ids}")
     return lines
 
 

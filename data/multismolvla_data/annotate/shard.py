@@ -231,7 +231,7 @@ def added_features(
         if stream.tokenize:
             recipe = cfg.recipe(stream.view, stream.modality, fingerprints.get(stream.modality))
             feature = id_feature(recipe, lengths[stream.modality])
-            feature["info"] |= {"origin": stream.origin}
+            feature["info"] |= {"provenance": stream.provenance}
             made[stream.token_key] = feature
     return made
 
@@ -248,7 +248,7 @@ def _picture_feature(
     stream: Stream, size: tuple[int, int, int], provenance: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
     depth = stream.modality == Modality.DEPTH
-    info: dict[str, Any] = {"modality": stream.modality, "origin": stream.origin}
+    info: dict[str, Any] = {"modality": stream.modality, "provenance": stream.provenance}
     if depth:
         info |= {"is_depth_map": True, "depth_unit": "mm"}
     elif stream.modality == Modality.SEG:

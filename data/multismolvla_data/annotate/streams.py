@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multismolvla.modalities import MODALITIES, Modality, Origin, ViewMap, token_key
+from multismolvla.modalities import MODALITIES, Modality, Provenance, ViewMap, token_key
 from multismolvla_data.annotate.config import DERIVABLE, NUM_OFFICIAL_LABELS, OFFICIAL_LABELS, AnnotateConfig
 from multismolvla_data.annotate.source import modality_of, shape_of
 
@@ -22,7 +22,7 @@ class Stream:
         view: its view.
         modality: depth, seg or thermal.
         key: its picture feature.
-        origin: see `multismolvla.modalities.Origin`.
+        provenance: see `multismolvla.modalities.Provenance`.
         derive: estimate it from the view's RGB; otherwise it is read from the source.
         store: write its pictures (derived, or sensor depth with a corrected scale).
         scale: factor on the metres that are read.
@@ -32,7 +32,7 @@ class Stream:
     view: str
     modality: str
     key: str
-    origin: str
+    provenance: str
     derive: bool
     store: bool
     scale: float = 1.0
@@ -119,11 +119,13 @@ def make_plan(cfg: AnnotateConfig, features: Mapping[str, dict[str, Any]]) -> Pl
                 scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
                 if rgb is not None and rgb in features:
                     _check_aspect(cfg, view, key, features[key], features[rgb])
-                origin = str(info.get("origin", Origin.SENSOR))
-                streams.append(Stream(view, modality, key, origin, False, scale != 1.0, scale, tokenize))
+                provenance = str(info.get("provenance", Provenance.SENSOR))
+                streams.append(Stream(view, modality, key, provenance, False, scale != 1.0, scale, tokenize))
             elif rgb in features:
-                origin = str(Origin.DERIVED)
-                streams.append(Stream(view, modality, key, origin, True, cfg.keep_pictures, 1.0, tokenize))
+                provenance = str(Provenance.DERIVED)
+                streams.append(
+                    Stream(view, modality, key, provenance, True, cfg.keep_pictures, 1.0, tokenize)
+                )
             else:
                 notes.append(f"{view}: no {modality}, the dataset has neither {key} nor this view's RGB.")
     strange = sorted(set(cfg.half_turns) - set(views))

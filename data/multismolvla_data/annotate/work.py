@@ -148,7 +148,9 @@ def finished(cfg: AnnotateConfig, fingerprint: Mapping[str, Any]) -> bool:
         if known == dict(fingerprint):
             shutil.rmtree(cfg.output.parent / f".{cfg.output.name}.annotating", ignore_errors=True)
             return True
-        what = first_difference(known, dict(fingerprint)) if known else "origin (it is no annotated dataset)"
+        what = (
+            first_difference(known, dict(fingerprint)) if known else "provenance (it is no annotated dataset)"
+        )
         raise AnnotationError(
             f"{cfg.output} is a dataset with another {what}. Choose another --output, or delete that folder."
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multismolvla.modalities import Modality, Origin, default_view_map
+from multismolvla.modalities import Modality, Provenance, default_view_map
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     for streams in default_view_map().values():
         for modality, key in streams.items():
             channels = 1 if modality == Modality.DEPTH else 3
-            info: dict[str, Any] = {"modality": str(modality), "origin": str(Origin.SENSOR)}
+            info: dict[str, Any] = {"modality": str(modality), "provenance": str(Provenance.SENSOR)}
             if modality == Modality.DEPTH:
                 info |= {"is_depth_map": True}
             if modality == Modality.SEG:
@@ -101,7 +101,7 @@ def stream_metadata(suite: str, render_quality: str) -> dict[str, Any]:
     return {
         "render_quality": render_quality,
         "views": views,
-        "origin": {m: str(Origin.SENSOR) for m in next(iter(views.values()))},
+        "provenance": {m: str(Provenance.SENSOR) for m in next(iter(views.values()))},
         "thermal": "simulated: temperature per body, rendered through segmentation, blurred, noisy",
         "labels": list(label_set(suite)),
         "depth_unit": "m",

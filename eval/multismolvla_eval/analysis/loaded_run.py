@@ -10,8 +10,8 @@ from multismolvla.corruption import parse_condition
 from multismolvla_eval.analysis.cells import Arms
 from multismolvla_eval.analysis.summary import gate_of, summarise
 from multismolvla_eval.analysis.table import Episodes, from_columns
-from multismolvla_eval.records import schema as fields
-from multismolvla_eval.records.schema import optional
+from multismolvla_eval.records import fields
+from multismolvla_eval.records.fields import optional
 from multismolvla_eval.records.store import MANIFEST, ResultsError, read_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _RUN = {
         fields.record({"world": optional(fields.text), "init_states": optional(fields.count)})
     ),
     "cameras": fields.listed(fields.text),
-    "env": fields.record({"origins": optional(fields.texts)}),
+    "env": fields.record({"provenance": optional(fields.texts)}),
     "baseline": fields.text,
     "commit": optional(fields.text),
     "versions": optional(fields.texts),

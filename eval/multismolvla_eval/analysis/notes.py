@@ -12,11 +12,11 @@ from multismolvla_eval.analysis.assets import assets_facts
 from multismolvla_eval.analysis.cells import Arms
 from multismolvla_eval.analysis.families import told
 from multismolvla_eval.analysis.initial_states import recorded_state_notes
-from multismolvla_eval.analysis.origins import origin_notes
+from multismolvla_eval.analysis.provenance import provenance_notes
 from multismolvla_eval.analysis.statistics import detectable_difference, detectable_unpaired
 from multismolvla_eval.analysis.table import Cells
 from multismolvla_eval.protocol.levels import LEVELS
-from multismolvla_eval.records.provenance import distinct_provenance
+from multismolvla_eval.records.system_info import distinct_calls
 
 #: Switches of the gripper command per episode below which it counts as frozen.
 FROZEN_GRIPPER = 0.1
@@ -69,7 +69,7 @@ def reader_notes(
         notes
         + _repeat_notes(manifest, cells)
         + recorded_state_notes(manifest, cells)
-        + origin_notes(manifest)
+        + provenance_notes(manifest)
         + _provenance_notes(manifest)
         + _start_notes(checks["starts"])
         + _fault_notes(checks["faults"])
@@ -131,7 +131,7 @@ def _policy_notes(policy: dict[str, Any], untold: bool) -> list[str]:
         )
     if policy["blind"]:
         notes.append(f"{name} is shown no pictures: what it still solves needs no sensors.")
-    derived = [m for m, origin in policy["origins"].items() if origin.startswith("derived")]
+    derived = [m for m, kind in policy["provenance"].items() if kind.startswith("derived")]
     if derived:
         notes.append(f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy.")
     switches = policy["gripper_switches"]
@@ -162,7 +162,7 @@ def _repeat_notes(manifest: dict[str, Any], cells: Cells) -> list[str]:
 
 
 def _provenance_notes(manifest: dict[str, Any]) -> list[str]:
-    calls = distinct_provenance(manifest)
+    calls = distinct_calls(manifest)
     kinds = [k for k in ("commit", "versions", "hardware") if any(c.get(k) != calls[0].get(k) for c in calls)]
     if not kinds:
         return []

@@ -21,12 +21,12 @@ from multismolvla_eval.analysis.commands import repeat_command, typed
 from multismolvla_eval.analysis.fairness import fairness_checks
 from multismolvla_eval.analysis.families import GROUPS, family, reads_condition, seen, told
 from multismolvla_eval.analysis.notes import reader_notes
-from multismolvla_eval.analysis.origins import origin_conflicts
+from multismolvla_eval.analysis.provenance import provenance_conflicts
 from multismolvla_eval.analysis.statistics import holm
 from multismolvla_eval.analysis.table import Cells, Episodes
 from multismolvla_eval.offline.stored import errors_by_condition
 from multismolvla_eval.protocol.levels import describe
-from multismolvla_eval.records.provenance import distinct_provenance
+from multismolvla_eval.records.system_info import distinct_calls
 
 #: A policy must reach this share of the baseline's clean success before its robustness is reported.
 GATE_SHARE = 0.5
@@ -110,7 +110,7 @@ def _policy(name: str, cells: Arms, suites: Sequence[str], manifest: dict[str, A
             )
         },
         "reads": facts.get("reads", []),
-        "origins": _origins(facts.get("origins") or {}, manifest["env"].get("origins") or {}),
+        "provenance": _provenance(facts.get("provenance") or {}, manifest["env"].get("provenance") or {}),
         **clean_and_gate(None),
         "suites": {s: clean_and_gate(s) for s in suites} if len(suites) > 1 else {},
         "policy_ms_per_step": round(1000 * float(np.nansum(seconds)) / steps, 2) if steps else None,
@@ -121,9 +121,9 @@ def _policy(name: str, cells: Arms, suites: Sequence[str], manifest: dict[str, A
     }
 
 
-def _origins(own: dict[str, str], environment: dict[str, str]) -> dict[str, str]:
+def _provenance(own: dict[str, str], environment: dict[str, str]) -> dict[str, str]:
     """Where each modality comes from, ``sensor`` or ``derived``; a policy may derive what the environment measures."""
-    conflicts = origin_conflicts(own, environment)
+    conflicts = provenance_conflicts(own, environment)
     said = {**{m: o for m, o in environment.items() if m not in own}, **own}
     return {s: f"{o} (environment: {conflicts[s][1]})" if s in conflicts else o for s, o in said.items()}
 
@@ -350,7 +350,7 @@ def _run_facts(manifest: dict[str, Any], cells: Cells) -> dict[str, Any]:
         "suites": manifest["suites"],
         "tasks": tasks,
         "assets": assets_facts(manifest["suites"]),
-        "made_with": distinct_provenance(manifest),
+        "made_with": distinct_calls(manifest),
         "remarks": manifest.get("remarks", []),
         "corruption_version": manifest["comparable"]["corruption_version"],
         "finished": len(cells.episodes),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from multismolvla_eval.protocol.schedule import KEY
-from multismolvla_eval.records import schema as fields
+from multismolvla_eval.records import fields
 from multismolvla_eval.records.store import ResultsError, Row, cause_of, check_policy
 
 #: Numbers that describe an episode, and where a row has them; NaN where it has not.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval.records import schema as fields
-from multismolvla_eval.records.schema import optional
+from multismolvla_eval.records import fields
+from multismolvla_eval.records.fields import optional
 from multismolvla_eval.records.store import ResultsError, read_json
 
 if TYPE_CHECKING:

@@ -130,10 +130,10 @@ def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str,
 
     Returns:
         ``reads``: keys by the environment's names, of the pictures only those that it looks at, which may be fewer than it
-        declares. ``modalities`` and ``views`` (cameras) of these pictures. ``origins`` per modality, where the policy's
+        declares. ``modalities`` and ``views`` (cameras) of these pictures. ``provenance`` per modality, where the policy's
         configuration has a say in them.
     """
-    from lerobot_policy_multismolvla.origins import origin_table
+    from multismolvla.provenance import provenance_table
 
     pictures = {k for keys in streams_of(config).values() for k in keys}
     others = {k for k in config.input_features or {} if k not in config.image_features}
@@ -146,9 +146,9 @@ def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str,
         "modalities": [str(m) for m in MODALITIES if any(m in found for found in given.values())],
         "views": [c for c, found in given.items() if found],
     }
-    if hasattr(config, "origins"):
-        origins = origin_table(config.origins, config.views)
-        facts["origins"] = {k: o for k, o in origins.items() if k.split(".")[-1] in facts["modalities"]}
+    if hasattr(config, "provenance"):
+        provenance = provenance_table(config.provenance, config.views)
+        facts["provenance"] = {k: o for k, o in provenance.items() if k.split(".")[-1] in facts["modalities"]}
     return facts
 
 

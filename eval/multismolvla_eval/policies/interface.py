@@ -31,7 +31,7 @@ class Policy(Protocol):
     def describe(self) -> dict[str, Any]:
         """Facts for the manifest.
 
-        ``reads``, ``modalities``, ``views``, ``origins``: see :func:`multismolvla_eval.policies.features.describe_input`.
+        ``reads``, ``modalities``, ``views``, ``provenance``: see :func:`multismolvla_eval.policies.features.describe_input`.
         ``reads_masks``: see :mod:`multismolvla_eval.policies.announcing`.
         """
 

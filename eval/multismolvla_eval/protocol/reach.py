@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multismolvla.corruption import Fault, parse_condition, with_derived
-from multismolvla.modalities import MODALITIES, Origin, default_view_map
+from multismolvla.modalities import MODALITIES, Provenance, default_view_map
 
 
 def reaching_faults(condition_id: str, manifest: Mapping[str, Any]) -> tuple[Fault, ...]:
     """The faults of a condition and what they do to the modalities that the environment computes from RGB."""
-    origins = manifest.get("env", {}).get("origins") or {}
-    derived = {m for m, origin in origins.items() if origin == Origin.DERIVED}
+    provenance = manifest.get("env", {}).get("provenance") or {}
+    derived = {m for m, kind in provenance.items() if kind == Provenance.DERIVED}
     return with_derived(parse_condition(condition_id).faults, derived, tuple(manifest["cameras"]))
 
 

@@ -12,7 +12,6 @@ from multismolvla.corruption import CORRUPTION_VERSION, Condition
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.protocol.levels import LEVELS
 from multismolvla_eval.protocol.schedule import Counts
-from multismolvla_eval.records.provenance import hardware, package_versions, source_commit
 from multismolvla_eval.records.store import (
     MANIFEST,
     SCHEMA,
@@ -21,6 +20,7 @@ from multismolvla_eval.records.store import (
     fingerprint,
     read_manifest,
 )
+from multismolvla_eval.records.system_info import hardware, package_versions, source_commit
 
 #: What two episodes of a suite must share to be compared. Everything else that a source says is for the reader.
 WORLD = (
@@ -34,7 +34,7 @@ WORLD = (
     "mini_version",
 )
 #: What all suites of a run have in common, said once.
-SHARED = ("type", "fps", "streams", "origins")
+SHARED = ("type", "fps", "streams", "provenance")
 
 
 def build_manifest(

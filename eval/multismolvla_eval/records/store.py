@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from multismolvla_eval.protocol.schedule import KEY
-from multismolvla_eval.records import schema as fields
-from multismolvla_eval.records.schema import optional
+from multismolvla_eval.records import fields
+from multismolvla_eval.records.fields import optional
 
 logger = logging.getLogger(__name__)
 

@@ -231,12 +231,12 @@ def _markdown_policies(summary: dict[str, Any]) -> list[str]:
             _number(p["n_action_steps"]),
             _number(p["policy_ms_per_step"], " ms"),
             _number(p["peak_memory_mb"], " MB"),
-            ", ".join(f"{m}: {o}" for m, o in p["origins"].items()) or "–",
+            ", ".join(f"{m}: {o}" for m, o in p["provenance"].items()) or "–",
         ]
         for p in summary["policies"]
     ]
     header = ["policy", "type", "checkpoint", "parameters", "executed actions", "time per step", "peak memory",
-              "modality origins"]  # fmt: skip
+              "modality provenance"]  # fmt: skip
     return ["", "## Policies", "", *_table(header, rows), "", COSTS]
 
 

@@ -130,15 +130,15 @@ class LiveView:
         import rerun.blueprint as rrb
 
         grid = rrb.Grid(
-            *[rrb.Spatial2DView(origin=p, name=p.removeprefix("observation.images.")) for p in pictures]
+            *[rrb.Spatial2DView(provenance=p, name=p.removeprefix("observation.images.")) for p in pictures]
         )
         curves = [
-            rrb.TimeSeriesView(origin=name, name=name.removeprefix("observation."))
+            rrb.TimeSeriesView(provenance=name, name=name.removeprefix("observation."))
             for name in ("action", "observation.state")
         ]
         words = [
-            rrb.TextDocumentView(origin="episode", name="episode"),
-            rrb.TextLogView(origin="log", name="log"),
+            rrb.TextDocumentView(provenance="episode", name="episode"),
+            rrb.TextLogView(provenance="log", name="log"),
         ]
         bottom = rrb.Horizontal(*curves, *words)
         self._stream.send_blueprint(rrb.Blueprint(rrb.Vertical(grid, bottom, row_shares=[3, 1])))

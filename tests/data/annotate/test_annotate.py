@@ -120,13 +120,18 @@ def test_what_a_view_lacks_is_there_in_the_units_of_its_modality(annotated):
 
 def test_each_stream_says_where_it_comes_from(annotated):
     features = features_of(annotated[1])
-    assert features[f"{FRONT}_depth"]["info"]["origin"] == "sensor"
-    assert features[f"{WRIST}_depth"]["info"]["origin"] == "derived"
+    assert features[f"{FRONT}_depth"]["info"]["provenance"] == "sensor"
+    assert features[f"{WRIST}_depth"]["info"]["provenance"] == "derived"
     assert features[f"{WRIST}_depth"]["info"]["estimator"]["fingerprint"]
     assert "not metres" in features[f"{WRIST}_depth"]["info"]["meaning"]
     metadata = json.loads((annotated[1] / "meta/multismolvla.json").read_text())
     # one derived view is enough: a modality of which a part dies with its RGB is not sensor redundancy
-    assert metadata["origin"] == {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
+    assert metadata["provenance"] == {
+        "rgb": "sensor",
+        "depth": "derived",
+        "seg": "derived",
+        "thermal": "derived",
+    }
     streams = metadata["annotation"]["streams"]
     assert streams[f"{FRONT}_depth"]["valid_share"] == pytest.approx(40 / 48, abs=1e-6)
     assert str(annotated[0].depth_model) not in json.dumps(metadata)  # no machine's paths
@@ -313,7 +318,7 @@ def test_a_camera_with_another_unit_is_stored_anew_in_millimetres(recorded, netw
     before, after = opened(recorded)[3][f"{FRONT}_depth"], opened(root)[3][f"{FRONT}_depth"]
     assert after[0, 20, 0] == pytest.approx(before[0, 20, 0].item() / 10, abs=5e-4)
     info = features_of(root)[f"{FRONT}_depth"]["info"]
-    assert (info["origin"], info["depth_unit"]) == ("sensor", "mm")
+    assert (info["provenance"], info["depth_unit"]) == ("sensor", "mm")
     assert not (root / "videos" / f"{FRONT}_depth").exists()
 
 

@@ -66,7 +66,7 @@ def test_resumed_recording_is_whole(killed_and_resumed):
     assert len(metadata["episode_lengths"]) == 2
     assert metadata["init_states"]["0"] == [0, 1]
     assert metadata["failed_init_states"]["0"] == []
-    assert metadata["origin"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
+    assert metadata["provenance"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
     assert (output / "preview.png").stat().st_size > 1000
     assert not (output.parent / ".mini.recording").exists()
     assert record(RecordConfig(output=output, **OPTIONS)) == output  # nothing to do

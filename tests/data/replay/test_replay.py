@@ -124,7 +124,7 @@ def test_what_failed_is_reported_and_not_written(continued, source):
     assert (report["demonstrations"], report["succeeded"], report["written"]) == (3, 2, 2)
     metadata = json.loads((output / METADATA_FILE).read_text())
     assert [d["demo"] for d in metadata["demonstrations"]] == ["demo_0", "demo_1"]
-    assert metadata["origin"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
+    assert metadata["provenance"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
     assert (output / "preview.png").stat().st_size > 1000
 
 

@@ -126,8 +126,8 @@ def test_a_policy_reads_the_faults_of_rgb_in_what_the_environment_computes_from_
     folder = reading(synthetic_run(tmp_path / "run", texts=SOFT), ours=["thermal"], vanilla=["rgb"])
     manifest = read_manifest(folder)
     episodes = collect(read_rows(folder, RUN), manifest["policies"])
-    for origin, types in (("sensor", set()), ("derived", {"rgb=builtin_noise"})):
-        manifest["env"]["origins"] = {"rgb": "sensor", "thermal": origin}
+    for provenance, types in (("sensor", set()), ("derived", {"rgb=builtin_noise"})):
+        manifest["env"]["provenance"] = {"rgb": "sensor", "thermal": provenance}
         summary = summarise(episodes, manifest)
         noise = next(c for c in summary["cells"] if c["condition"] == "C3:rgb=builtin_noise@3")
         assert noise["results"]["ours"]["reads_fault"] == bool(types)
@@ -331,7 +331,7 @@ def test_a_modality_computed_from_a_faulted_rgb_is_no_sound_one(tmp_path):
         tmp_path / "run",
         change,
         texts=["C4:rgb=delay@2", "C3:rgb=fog@1"],
-        env={"type": "toy", "origins": {"rgb": "sensor", "depth": "sensor", "thermal": "derived"}},
+        env={"type": "toy", "provenance": {"rgb": "sensor", "depth": "sensor", "thermal": "derived"}},
     )["aggregates"]["ours"]["calibration"]
     counts = {m: (c["corrupted"], c["sound"]) for m, c in calibration.items()}
     assert counts == {"rgb": (20, 20), "thermal": (10, 20)}

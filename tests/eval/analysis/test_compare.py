@@ -227,7 +227,7 @@ def test_what_only_one_run_has_is_named(tmp_path, capsys):
 def test_a_comparison_knows_which_pictures_the_environment_derives(tmp_path):
     thermal = {"reads": ["observation.images.image_thermal"], "reads_masks": False}
     policies = {n: {**p, **thermal} for n, p in manifest_of(("toy",), [])["policies"].items()}
-    env = {"type": "toy", "origins": {"rgb": "sensor", "thermal": "derived"}}
+    env = {"type": "toy", "provenance": {"rgb": "sensor", "thermal": "derived"}}
     a = synthetic_run(tmp_path / "a", texts=["C1:depth+seg+thermal"], policies=policies, env=env)
     assert main([str(a)]) == 0
     (own,) = [

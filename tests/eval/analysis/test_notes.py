@@ -139,11 +139,11 @@ def test_a_run_notes_whether_it_had_all_tasks(tmp_path):
     assert noted([0])["suites"]["toy"]["complete"], "an earlier call had them all"
 
 
-def test_origins_of_policy_and_environment_stand_together(tmp_path):
+def test_provenance_of_policy_and_environment_stand_together(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
     manifest = json.loads((folder / "run.json").read_text())
-    manifest["env"]["origins"] = {"rgb": "sensor", "depth": "sensor", "seg": "sensor"}
-    manifest["policies"]["ours"]["origins"] = {"rgb": "sensor", "image2.depth": "derived"}
+    manifest["env"]["provenance"] = {"rgb": "sensor", "depth": "sensor", "seg": "sensor"}
+    manifest["policies"]["ours"]["provenance"] = {"rgb": "sensor", "image2.depth": "derived"}
     (folder / "run.json").write_text(json.dumps(manifest))
     assert main([str(folder)]) == 0
     expected = "depth: sensor, seg: sensor, rgb: sensor, image2.depth: derived (environment: sensor)"

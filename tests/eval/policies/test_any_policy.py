@@ -60,7 +60,7 @@ def test_a_policy_runs_repeats_itself_and_reacts_to_a_fault(checkpoints, source,
     facts = policy.describe()
     assert facts["type"] == kind
     assert (facts["modalities"], facts["views"]) == (["rgb"], ["image", "image2"])
-    assert "origins" not in facts
+    assert "provenance" not in facts
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -160,16 +160,16 @@ def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpo
     from multismolvla_eval.policies.load import load_policy
 
     policy = load_policy(str(checkpoints / "ours"), source)
-    policy.config.origins = {"depth": "derived", "image2": {"thermal": "derived"}}
+    policy.config.provenance = {"depth": "derived", "image2": {"thermal": "derived"}}
     facts = policy.describe()
     assert facts["modalities"] == ["rgb", "depth", "seg", "thermal"]
     assert facts["views"] == ["image", "image2"]
     assert (facts["reads_masks"], facts["needs_a_picture"]) == (True, False)
-    assert facts["origins"] == {
+    assert facts["provenance"] == {
         "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor", "image2.thermal": "derived",
     }  # fmt: skip
     policy.config.vision_tower = "siglip"  # declares all sensors, looks at one
     facts = policy.describe()
     assert facts["modalities"] == ["rgb"]
-    assert facts["origins"] == {"rgb": "sensor"}
+    assert facts["provenance"] == {"rgb": "sensor"}
     assert facts["reads"] == ["observation.images.image", "observation.images.image2", "observation.state"]

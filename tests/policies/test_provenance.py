@@ -1,4 +1,4 @@
-"""Origins: the dataset's word is adopted, told and kept, a contradiction is refused, and views may differ."""
+"""ProvenanceMap: the dataset's word is adopted, told and kept, a contradiction is refused, and views may differ."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 from lerobot.configs.policies import PreTrainedConfig
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.origins import adopt_origins, origin_table
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
+from multismolvla.provenance import adopt_provenance, provenance_table
 
 VIEWS = default_view_map()
 SENSORS = dict.fromkeys(MODALITIES, "sensor")
 
 
-def said(**origins: str) -> dict[str, dict]:
+def said(**provenance: str) -> dict[str, dict]:
     """Features of a dataset; ``image_depth="derived"`` speaks of one picture, ``tokens_image_depth`` of its ids."""
     features = {}
-    for name, origin in origins.items():
+    for name, kind in provenance.items():
         ids = name.startswith("tokens_")
         view, modality = name.removeprefix("tokens_").split("_")
-        features[token_key(view, modality) if ids else VIEWS[view][modality]] = {"info": {"origin": origin}}
+        features[token_key(view, modality) if ids else VIEWS[view][modality]] = {"info": {"provenance": kind}}
     return features
 
 
@@ -46,28 +46,28 @@ def test_what_the_dataset_derived_is_derived_for_the_policy_and_stays_so(kind, c
     features = annotated(kind)
     adopted = {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
     with caplog.at_level(logging.INFO):
-        origins = adopt_origins({}, VIEWS, features)
-    assert origins == adopted
+        provenance = adopt_provenance({}, VIEWS, features)
+    assert provenance == adopted
     (line,) = [r.message for r in caplog.records]
-    assert line == "Origins as the dataset says: rgb sensor, depth derived, seg derived, thermal derived."
+    assert line == "Provenance as the dataset says: rgb sensor, depth derived, seg derived, thermal derived."
     if kind:
         return  # ids alone would also need a recipe
     cfg = adopt(config(), features)
     cfg.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["origins"] == adopted
+    assert json.loads((tmp_path / "config.json").read_text())["provenance"] == adopted
     again = PreTrainedConfig.from_pretrained(tmp_path)
     assert again.is_derived("image2", "seg")
-    assert adopt(again, features).origins == adopted  # the next stage, on the same data
+    assert adopt(again, features).provenance == adopted  # the next stage, on the same data
 
 
 def test_a_dataset_that_says_nothing_or_sensor_leaves_what_old_checkpoints_say(tmp_path):
-    assert adopt(config(), {}).origins == SENSORS
-    assert adopt(config(), said(image_rgb="sensor", image_depth="sensor")).origins == SENSORS
-    old = config(origins=dict(SENSORS))
+    assert adopt(config(), {}).provenance == SENSORS
+    assert adopt(config(), said(image_rgb="sensor", image_depth="sensor")).provenance == SENSORS
+    old = config(provenance=dict(SENSORS))
     old.save_pretrained(tmp_path)
-    assert adopt(PreTrainedConfig.from_pretrained(tmp_path), said(image_depth="sensor")).origins == SENSORS
-    given = adopt(config(origins={"depth": "derived"}), {})
-    assert given.origins == SENSORS | {"depth": "derived"}
+    assert adopt(PreTrainedConfig.from_pretrained(tmp_path), said(image_depth="sensor")).provenance == SENSORS
+    given = adopt(config(provenance={"depth": "derived"}), {})
+    assert given.provenance == SENSORS | {"depth": "derived"}
 
 
 def test_views_may_differ_and_nothing_more_than_the_difference_is_written(tmp_path):
@@ -76,11 +76,14 @@ def test_views_may_differ_and_nothing_more_than_the_difference_is_written(tmp_pa
         said(image_depth="sensor", image2_depth="derived", image_seg="derived", image2_seg="derived"),
     )
     expected = {"rgb": "sensor", "seg": "derived", "thermal": "sensor"}
-    assert cfg.origins == expected | {"image": {"depth": "sensor"}, "image2": {"depth": "derived"}}
+    assert cfg.provenance == expected | {"image": {"depth": "sensor"}, "image2": {"depth": "derived"}}
     assert (cfg.is_derived("image", "depth"), cfg.is_derived("image2", "depth")) == (False, True)
-    assert origin_table(cfg.origins, VIEWS) == expected | {"image.depth": "sensor", "image2.depth": "derived"}
+    assert provenance_table(cfg.provenance, VIEWS) == expected | {
+        "image.depth": "sensor",
+        "image2.depth": "derived",
+    }
     cfg.save_pretrained(tmp_path)
-    assert PreTrainedConfig.from_pretrained(tmp_path).origins == cfg.origins
+    assert PreTrainedConfig.from_pretrained(tmp_path).provenance == cfg.provenance
 
 
 @pytest.mark.parametrize(
@@ -96,20 +99,21 @@ def test_views_may_differ_and_nothing_more_than_the_difference_is_written(tmp_pa
 )  # fmt: skip
 def test_a_contradiction_names_both_sides_and_the_remedy(given, features, message):
     with pytest.raises(ValueError, match=message) as caught:
-        adopt(config(origins=dict(given)), features)
-    remedy = json.loads(str(caught.value).rsplit("--policy.origins='", 1)[1].removesuffix("'."))
-    assert adopt(config(origins=given | remedy), features)
+        adopt(config(provenance=dict(given)), features)
+    remedy = json.loads(str(caught.value).rsplit("--policy.provenance='", 1)[1].removesuffix("'."))
+    assert adopt(config(provenance=given | remedy), features)
 
 
 def test_pictures_and_ids_that_disagree_count_as_derived():
     for picture, ids in (("sensor", "derived"), ("derived", "sensor")):
         features = said(image_depth=picture, tokens_image_depth=ids)
-        assert adopt_origins({}, VIEWS, features)["image"] == {"depth": "derived"}
+        assert adopt_provenance({}, VIEWS, features)["image"] == {"depth": "derived"}
 
 
 def test_an_unknown_origin_in_the_dataset_is_named():
     with pytest.raises(
-        ValueError, match="image_depth: the dataset's info.origin is 'guess'.*'sensor', 'derived'.*info.json"
+        ValueError,
+        match="image_depth: the dataset's info.provenance is 'guess'.*'sensor', 'derived'.*info.json",
     ):
         adopt(config(), said(image_depth="guess"))
 

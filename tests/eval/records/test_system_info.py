@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from multismolvla_eval.records import provenance
+from multismolvla_eval.records import system_info
 
 
 def test_the_commit_is_read_without_writing_to_the_repository(tmp_path, monkeypatch):
@@ -20,12 +20,12 @@ def test_the_commit_is_read_without_writing_to_the_repository(tmp_path, monkeypa
     file.write_text("x = 1")
     git("add", "module.py")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(provenance, "__file__", str(file))
+    monkeypatch.setattr(system_info, "__file__", str(file))
     os.utime(file, (1, 1))  # the index remembers another time, which git status would correct
     before = index.read_bytes()
-    commit = provenance.source_commit()
+    commit = system_info.source_commit()
     assert commit is not None
     assert not commit.endswith("+changes")
     assert index.read_bytes() == before
     file.write_text("x = 2")
-    assert provenance.source_commit() == f"{commit}+changes"
+    assert system_info.source_commit() == f"{commit}+changes"

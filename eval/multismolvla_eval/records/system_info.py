@@ -10,7 +10,7 @@ from typing import Any
 
 from multismolvla.system.versions import package_versions
 
-__all__ = ["distinct_provenance", "hardware", "package_versions", "source_commit"]
+__all__ = ["distinct_calls", "hardware", "package_versions", "source_commit"]
 
 
 def source_commit() -> str | None:
@@ -29,7 +29,7 @@ def source_commit() -> str | None:
         return None
 
 
-def distinct_provenance(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def distinct_calls(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What a run's calls were made with, each combination once: ``time`` (of the first such call) and what it ran on.
 
     Runs of earlier versions of this package know their last call only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from synthetic import synthetic_run
 
-from multismolvla_eval.records.schema import parse_json
+from multismolvla_eval.records.fields import parse_json
 from multismolvla_eval.records.store import ResultsError, read_json
 from multismolvla_eval.report.command import main
 

@@ -5,34 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from multismolvla.modalities import Origin
+from multismolvla.modalities import Provenance
 
 
-def origin_conflicts(policy: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Streams whose origin a policy and the environment name differently.
+def provenance_conflicts(
+    policy: Mapping[str, str], environment: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Streams whose provenance a policy and the environment name differently.
 
     Args:
         policy: of the policy, by modality or ``view.modality``, as its training data or options said.
         environment: by modality.
 
     Returns:
-        Stream -> origin for the policy, origin in the environment; nothing where one of them says nothing.
+        Stream -> provenance for the policy, provenance in the environment; nothing where one of them says nothing.
     """
     told = {stream: environment.get(stream.rpartition(".")[2]) for stream in policy}
     return {s: (policy[s], told_) for s, told_ in told.items() if told_ is not None and told_ != policy[s]}
 
 
-def origin_notes(manifest: Mapping[str, Any]) -> list[str]:
+def provenance_notes(manifest: Mapping[str, Any]) -> list[str]:
     """A sentence per policy and kind of contradiction, for readers of a report.
 
     Args:
         manifest: of the run.
     """
     notes = []
-    environment = manifest.get("env", {}).get("origins") or {}
+    environment = manifest.get("env", {}).get("provenance") or {}
     for name, facts in manifest["policies"].items():
-        conflicts = origin_conflicts(facts.get("origins") or {}, environment)
-        trained_derived = [s for s, (own, _) in conflicts.items() if own == Origin.DERIVED]
+        conflicts = provenance_conflicts(facts.get("provenance") or {}, environment)
+        trained_derived = [s for s, (own, _) in conflicts.items() if own == Provenance.DERIVED]
         trained_sensor = [s for s in conflicts if s not in trained_derived]
         if trained_derived:
             notes.append(
