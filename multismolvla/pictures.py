@@ -134,12 +134,12 @@ def resize(picture: NDArray[Any], size: int) -> NDArray[Any]:
     return np.asarray(image)
 
 
-def draw_encoder_door(
+def draw_encoder_inputs(
     path: Path,
     batch: Mapping[str, Any],
     cameras: Sequence[str],
     tokens: Mapping[tuple[str, str], NDArray[Any]] | None = None,
-    title: str = "What stands at the encoder's door",
+    title: str = "What the encoder is given",
 ) -> None:
     """Draw every stream as it enters the tower: one row per camera, and one more for the token ids if given.
 

@@ -1,6 +1,6 @@
 """The multimodal tower: canonical pictures of all views -> encoder tokens per modality, in one batched encoder call.
 
-This is the encoder's door: geometry to the encoder's size, tokenizers, presence. It knows nothing of language models.
+Geometry to the encoder's size, tokenizers, presence, encoder. It knows nothing of language models.
 An absent modality, and a patch without a valid depth pixel, is a token that is not there; nothing is replaced by black.
 """
 
@@ -25,17 +25,17 @@ ABSENT = -1
 
 
 @dataclass
-class DoorInputs:
+class EncoderInputs:
     """What enters the encoder, views folded into the batch axis (R = B * V, view fastest).
 
     Attributes:
-        inputs: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without a grid, or
+        values: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without a grid, or
             rows float (R, h, w, width).
         present: per encoder domain: bool (R, h, w) or (R, N), True = this token is there.
         domains: modality -> its encoder domains, in the order of their cached ids.
     """
 
-    inputs: dict[str, Tensor]
+    values: dict[str, Tensor]
     present: dict[str, Tensor]
     domains: dict[str, tuple[str, ...]]
 
@@ -45,7 +45,7 @@ class DoorInputs:
         Content of absent tokens does not count, presence does: two equal fingerprints mean that a fault did not get here.
         """
         prints = {}
-        for domain, content in sorted(self.inputs.items()):
+        for domain, content in sorted(self.values.items()):
             there = self.present[domain].cpu()
             seen = content.detach().cpu()
             if seen.shape[: there.ndim] == there.shape:  # ids or rows: one entry per token
@@ -128,10 +128,10 @@ class MultimodalTower(nn.Module):
                     f"The tokenizer of {modality} makes {list(served)}, but the policy's domains are {list(names)}."
                 )
 
-    # -- the door ----------------------------------------------------------------------------------------------------
+    # -- encoder inputs ----------------------------------------------------------------------------------------------
 
-    def door(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> DoorInputs:
-        """Bring canonical pictures to the encoder's door.
+    def encoder_inputs(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> EncoderInputs:
+        """Make encoder inputs of canonical pictures.
 
         Args:
             views: per view, modality -> canonical picture (see ``modalities.SPECS``); depth comes with its validity
@@ -142,7 +142,7 @@ class MultimodalTower(nn.Module):
         Returns:
             Folded inputs. A modality that no view has is left out; so is, with ``drop_absent``, one that no sample has.
         """
-        inputs: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
         for modality, domains in self.domains.items():
             m = MODALITIES.index(modality)
@@ -158,12 +158,12 @@ class MultimodalTower(nn.Module):
                 if len(having) < len(views):
                     content, cells = (_spread(x, having, len(views)) for x in (content, cells))
                 cells = cells & presence[:, :, m].unflatten(1, (-1, *[1] * (cells.ndim - 2)))
-                inputs[domain] = content.flatten(0, 1)
+                values[domain] = content.flatten(0, 1)
                 present[domain] = cells.flatten(0, 1)
-        return DoorInputs(inputs, present, dict(self.domains))
+        return EncoderInputs(values, present, dict(self.domains))
 
     def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> list[Tokens]:
-        """One modality of one view: content and presence for each of its domains, in their shapes at the door."""
+        """One modality of one view: content and presence for each of its domains, as the encoder takes them."""
         domains = self.domains[modality]
         if modality == Modality.RGB:
             pixels = resize_continuous(to_square(streams[modality], self.square), self.image_size)
@@ -173,7 +173,7 @@ class MultimodalTower(nn.Module):
             made = self._split_ids(modality, streams[ids_name(modality)])
         else:
             made = tokens_of_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
-        return [self._at_the_door(domain, tokens) for domain, tokens in zip(domains, made, strict=True)]
+        return [self._on_grid(domain, tokens) for domain, tokens in zip(domains, made, strict=True)]
 
     def _split_ids(self, modality: str, ids: Tensor) -> list[Tokens]:
         """Cached ids (B, N) -> tokens per domain."""
@@ -193,7 +193,7 @@ class MultimodalTower(nn.Module):
             )
         return [Tokens(part.clamp_min(0), part != ABSENT) for part in ids.split(lengths, dim=-1)]
 
-    def _at_the_door(self, domain: str, tokens: Tokens) -> Tokens:
+    def _on_grid(self, domain: str, tokens: Tokens) -> Tokens:
         """Bring (B, N[, width]) to the domain's grid; a gridless domain is there as a whole or not at all."""
         values, present = tokens.values, tokens.present
         if self.is_global(domain):
@@ -205,31 +205,31 @@ class MultimodalTower(nn.Module):
     # -- the encoder -------------------------------------------------------------------------------------------------
 
     def forward(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> TowerOutput:
-        """Encode all views at once; arguments as :meth:`door`."""
-        return self.encode(self.door(views, presence))
+        """Encode all views at once; arguments as :meth:`encoder_inputs`."""
+        return self.encode(self.encoder_inputs(views, presence))
 
-    def encode(self, door: DoorInputs) -> TowerOutput:
-        """Run the encoder on what stands at the door."""
-        flat = {d: p.flatten(1) for d, p in door.present.items()}
-        encoded = self.encoder(door.inputs, flat, drop_absent=self.drop_absent)
+    def encode(self, inputs: EncoderInputs) -> TowerOutput:
+        """Run the encoder."""
+        flat = {d: p.flatten(1) for d, p in inputs.present.items()}
+        encoded = self.encoder(inputs.values, flat, drop_absent=self.drop_absent)
         out = TowerOutput({}, {})
-        for modality, domains in door.domains.items():
+        for modality, domains in inputs.domains.items():
             for domain in domains:
                 if domain not in encoded:
                     continue
                 if self.is_global(domain):
                     out.globals[domain] = encoded[domain]
-                    out.globals_present[domain] = door.present[domain].any(1)
+                    out.globals_present[domain] = inputs.present[domain].any(1)
                 else:
                     out.tokens[modality] = encoded[domain].unflatten(1, self._shape(domain))
-                    out.present[modality] = door.present[domain]
+                    out.present[modality] = inputs.present[domain]
         return out
 
-    def wants_gradient(self, door: DoorInputs) -> bool:
-        """Whether something behind this door learns: the map of soft rows. Then the encoder must keep its activations."""
+    def wants_gradient(self, inputs: EncoderInputs) -> bool:
+        """Whether the map of soft rows learns from these inputs: then the encoder must keep its activations."""
         return any(
             self.is_soft(d) and any(p.requires_grad for p in self.encoder.encoder_embeddings[d].parameters())
-            for d in door.inputs
+            for d in inputs.values
         )
 
     # -- facts about domains -----------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def tokens_of_view(
 
     Args:
         modality: depth, seg or thermal.
-        streams: the view's canonical pictures, see :meth:`MultimodalTower.door`.
+        streams: the view's canonical pictures, see :meth:`MultimodalTower.encoder_inputs`.
         tokenizer: of that modality.
         image_size: side in pixels at which the picture is tokenized.
         square: see :func:`multismolvla.geometry.to_square`.

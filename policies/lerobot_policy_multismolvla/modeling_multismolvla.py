@@ -34,9 +34,10 @@ from lerobot_policy_multismolvla.teacher import Teacher
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.vision import build_bridge, build_tower
 from multismolvla.connector import ZeroGate
+from multismolvla.inspection import LastLook
 from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.objectives.alignment import alignment_loss, consistency_loss
-from multismolvla.tower import DoorInputs, tokenize_view
+from multismolvla.tower import tokenize_view
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.config: MultiSmolVLAConfig = config
         self._teacher: Teacher | None = None
         self._sensors = SensorWatch()
-        self.door: DoorInputs | None = None  # what last stood at the encoder's door, for hashes and pictures
-        self.trust: dict[str, Tensor] = {}  # the fusion's last, in each modality, (B * V), for calibration
+        self._last_look: LastLook | None = None
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
@@ -144,6 +144,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._sensors.look(self.config, there)
         return there
 
+    def last_look(self) -> LastLook | None:
+        """What the last forward pass saw; ``None`` before the first one, and with ``vision_tower=siglip``."""
+        return self._last_look
+
     def _drop(self, available: Tensor) -> Tensor:
         """Apply the dropout curriculum; the identity in evaluation and in stage 1."""
         cfg = self.config
@@ -167,21 +171,22 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         tower = self.model.tower
         if drawn is not None:
             batch = training_faults.corrupt_pictures(self.config, batch, drawn, self._tokenize)
-        door = tower.door([streams_of(self.config, batch, view) for view in self.config.views], presence)
+        inputs = tower.encoder_inputs(
+            [streams_of(self.config, batch, view) for view in self.config.views], presence
+        )
         if drawn is not None:
-            door = training_faults.corrupt_door(self.config, door, drawn, tower.vocabularies)
-        self.door = door
+            inputs = training_faults.corrupt_inputs(self.config, inputs, drawn, tower.vocabularies)
+        weights: dict[str, Tensor] = {}
         num_views = len(self.config.views)
         extra, extra_alive = [], []  # global tokens, masked apart from the grid tokens of their view
-        if not door.inputs:
+        if not inputs.values:
             shape = (len(presence), num_views, self.model.bridge_tokens, self.model.text_width)
             tokens = torch.zeros(shape, device=presence.device)
             alive = torch.zeros(shape[:2], dtype=torch.bool, device=presence.device)
-            self.trust = {}
         else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(door)):
-                encoded = tower.encode(door)
-            tokens, alive, global_tokens, self.trust = self.model.bridge(
+            with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
+                encoded = tower.encode(inputs)
+            tokens, alive, global_tokens, weights = self.model.bridge(
                 encoded.tokens, encoded.present, encoded.globals
             )
             tokens = tokens.unflatten(0, (-1, num_views))  # (B, V, N, D)
@@ -189,6 +194,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             for domain, rows in global_tokens.items():
                 extra += rows.unflatten(0, (-1, num_views)).unbind(1)
                 extra_alive += encoded.globals_present[domain].unflatten(0, (-1, num_views)).unbind(1)
+        self._last_look = LastLook(inputs, weights)
         if self.config.vision_tower == "siglip+fourm":
             tokens, alive = self._beside_siglip(batch, tokens, alive, presence)
         return [*tokens.unbind(1), *extra], [*alive.unbind(1), *extra_alive]

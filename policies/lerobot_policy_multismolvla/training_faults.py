@@ -18,7 +18,7 @@ from multismolvla.corruption import TRAINING_TYPES, apply_soft
 from multismolvla.corruption.tokens import TOKEN_TYPES, corrupt_tokens
 from multismolvla.dropout import curriculum_share, dropout_probability, sample_presence, step_generator
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
-from multismolvla.tower import DoorInputs
+from multismolvla.tower import EncoderInputs
 
 #: (view, modality, picture or pictures of some samples) -> ids int64 (b, N)
 Tokenize = Callable[[str, str, dict[str, Tensor]], Tensor]
@@ -182,39 +182,39 @@ def _corrupt_one(
         valid[b] = seen.to(valid)
 
 
-def corrupt_door(
-    cfg: MultiSmolVLAConfig, door: DoorInputs, drawn: Corruption, vocabularies: dict[str, int | None]
-) -> DoorInputs:
+def corrupt_inputs(
+    cfg: MultiSmolVLAConfig, inputs: EncoderInputs, drawn: Corruption, vocabularies: dict[str, int | None]
+) -> EncoderInputs:
     """Disturb the tokens of depth, segmentation and thermal where ``corruption_source`` is ``ids``.
 
     The same fault strikes all domains of a stream.
 
     Args:
         cfg: the configuration.
-        door: views folded into the batch axis; not changed.
+        inputs: views folded into the batch axis; not changed.
         drawn: what to disturb.
         vocabularies: encoder domain -> number of ids, ``None`` = rows of numbers.
     """
     if cfg.corruption_source != "ids":
-        return door
-    inputs, present = dict(door.inputs), dict(door.present)
+        return inputs
+    values, present = dict(inputs.values), dict(inputs.present)
     views = len(cfg.views)
-    for modality, domains in door.domains.items():
+    for modality, domains in inputs.domains.items():
         m = MODALITIES.index(modality)
         for domain in domains:
-            if modality == Modality.RGB or domain not in inputs:
+            if modality == Modality.RGB or domain not in values:
                 continue
-            inputs[domain], present[domain] = inputs[domain].clone(), present[domain].clone()
+            values[domain], present[domain] = values[domain].clone(), present[domain].clone()
             for b, v in drawn.severity[:, :, m].nonzero().tolist():
                 generator = drawn.generator(b, v, m)
                 type_ = TOKEN_TYPES[int(torch.randint(len(TOKEN_TYPES), (), generator=generator))]
                 row, severity = b * views + v, int(drawn.severity[b, v, m])
-                inputs[domain][row], present[domain][row] = corrupt_tokens(
-                    inputs[domain][row],
+                values[domain][row], present[domain][row] = corrupt_tokens(
+                    values[domain][row],
                     present[domain][row],
                     vocabularies[domain],
                     type_,
                     severity,
                     generator,
                 )
-    return DoorInputs(inputs, present, door.domains)
+    return EncoderInputs(values, present, inputs.domains)

@@ -11,9 +11,10 @@ from torch import Tensor
 from lerobot_policy_multismolvla.checkpoints import tensors_hash
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla import weights
-from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
+from multismolvla.connector import GridConnector, VisualBridge
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX, add_soft_modality, soft_modality
+from multismolvla.fusion import GatedFusion
 from multismolvla.tokenizers import make_tokenizers
 from multismolvla.tokenizers.recipe import split_domains
 from multismolvla.tower import MultimodalTower

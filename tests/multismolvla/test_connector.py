@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from multismolvla.connector import GatedFusion, GridConnector, VisualBridge, resample_grid
+from multismolvla.connector import GridConnector, VisualBridge
+from multismolvla.fusion import GatedFusion, resample_grid
 from multismolvla.modalities import MODALITIES
 
 DIM = 8
@@ -144,7 +145,7 @@ def test_presence_is_per_cell():
     assert not torch.allclose(fused[:, 0], both[:, 0], atol=1e-3)
 
 
-def test_trust_compares_a_modality_with_its_company():
+def test_the_weight_of_a_modality_compares_it_with_the_others():
     fusion = a_fusion()
     with torch.no_grad():
         for m in MODALITIES:
@@ -156,15 +157,15 @@ def test_trust_compares_a_modality_with_its_company():
     for lost in (None, "depth", "seg"):  # however many others there are
         if lost:
             present[lost][:] = False
-        trusted = fusion(tokens, present)[2]
-        assert torch.allclose(trusted["rgb"], torch.full((2,), 0.75))
-        assert bool(trusted["depth"].isnan().all()) == (lost is not None)
-    assert torch.allclose(trusted["thermal"], torch.full((2,), 0.25))
-    present["rgb"][:, :, 1:] = False  # where it has no company, nothing can be compared
+        weights = fusion(tokens, present)[2]
+        assert torch.allclose(weights["rgb"], torch.full((2,), 0.75))
+        assert bool(weights["depth"].isnan().all()) == (lost is not None)
+    assert torch.allclose(weights["thermal"], torch.full((2,), 0.25))
+    present["rgb"][:, :, 1:] = False  # where it is alone, nothing can be compared
     assert torch.allclose(fusion(tokens, present)[2]["thermal"], torch.full((2,), 0.25))
     present["rgb"][:] = False
     assert fusion(tokens, present)[2]["thermal"].isnan().all()
-    assert not trusted["rgb"].requires_grad
+    assert not weights["rgb"].requires_grad
 
 
 def test_it_starts_as_the_plain_mean_of_the_normed_tokens():

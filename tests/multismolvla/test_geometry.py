@@ -64,9 +64,12 @@ def a_scene(
 
 
 def changed_cells(tower: MultimodalTower, scene: dict, empty: dict) -> dict[str, set[tuple[int, int]]]:
-    """Per modality, the cells at the encoder's door in which the object shows most."""
+    """Per modality, the cells at which the encoder looks in which the object shows most."""
     presence = torch.ones(1, 1, len(MODALITIES), dtype=torch.bool)
-    with_, without = tower.door([scene], presence).inputs, tower.door([empty], presence).inputs
+    with_, without = (
+        tower.encoder_inputs([scene], presence).values,
+        tower.encoder_inputs([empty], presence).values,
+    )
     cells = {}
     for modality, domain in DOMAINS.items():
         difference = (with_[domain].float() - without[domain].float()).abs()
@@ -101,7 +104,10 @@ def test_an_object_outside_the_centre_square_is_cut_from_every_modality_alike():
     tower = a_tower("crop")
     scene, empty = a_scene(32, 96, slice(8, 24), slice(2, 18)), a_scene(32, 96)
     presence = torch.ones(1, 1, len(MODALITIES), dtype=torch.bool)
-    assert tower.door([scene], presence).fingerprint() == tower.door([empty], presence).fingerprint()
+    assert (
+        tower.encoder_inputs([scene], presence).fingerprint()
+        == tower.encoder_inputs([empty], presence).fingerprint()
+    )
 
 
 # -- squares and turns ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The tower: folding of views, presence, and what a fault does to what stands at the encoder's door."""
+"""The tower: folding of views, presence, and what a fault does to what enters the encoder."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def test_an_absent_modality_is_not_a_black_picture(tower):
 
 
 @pytest.mark.parametrize("views", [[{}, {}], None])
-def test_nothing_present_leaves_nothing_at_the_door(tower, views):
+def test_nothing_present_leaves_nothing_in_the_encoder(tower, views):
     presence = all_there() if views else torch.zeros_like(all_there())
-    door = tower.door(views or [a_view(1), a_view(2)], presence)
-    assert door.inputs == {}
-    assert door.present == {}
-    assert door.fingerprint() == {}
+    inputs = tower.encoder_inputs(views or [a_view(1), a_view(2)], presence)
+    assert inputs.values == {}
+    assert inputs.present == {}
+    assert inputs.fingerprint() == {}
 
 
 @torch.no_grad()
@@ -128,30 +128,30 @@ def test_cells_without_a_valid_depth_pixel_are_absent(tower):
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_fault_in_one_modality_changes_its_fingerprint_and_no_other(tower, modality):
     view, presence = a_view(1), all_there(views=1)
-    before = tower.door([view], presence).fingerprint()
+    before = tower.encoder_inputs([view], presence).fingerprint()
     assert set(before) == set(DOMAINS.values())
     faulty = dict(view)
     faulty[modality] = view[modality].clone()
     faulty[modality][1, :, 8:24, 8:24] = view[modality][1].amin() if modality != "depth" else 3.5
-    after = tower.door([faulty], presence).fingerprint()
+    after = tower.encoder_inputs([faulty], presence).fingerprint()
     assert {d for d in before if before[d] != after[d]} == {DOMAINS[modality]}
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_lost_sensor_changes_its_fingerprint_and_its_content_does_not_count(tower, modality):
     view, presence = a_view(1), all_there(views=1)
-    before = tower.door([view], presence).fingerprint()
+    before = tower.encoder_inputs([view], presence).fingerprint()
     presence[1, 0, MODALITIES.index(modality)] = False
-    lost = tower.door([view], presence).fingerprint()
+    lost = tower.encoder_inputs([view], presence).fingerprint()
     assert {d for d in before if before[d] != lost[d]} == {DOMAINS[modality]}
     zeroed = view | {modality: view[modality].clone()}
     zeroed[modality][1] = 0
-    assert tower.door([zeroed], presence).fingerprint() == lost
+    assert tower.encoder_inputs([zeroed], presence).fingerprint() == lost
 
 
 def test_the_same_frames_have_the_same_fingerprint(tower):
-    one, two = (tower.door([a_view(1), a_view(2)], all_there()).fingerprint() for _ in range(2))
-    swapped = tower.door([a_view(2), a_view(1)], all_there()).fingerprint()
+    one, two = (tower.encoder_inputs([a_view(1), a_view(2)], all_there()).fingerprint() for _ in range(2))
+    swapped = tower.encoder_inputs([a_view(2), a_view(1)], all_there()).fingerprint()
     assert one == two
     assert all(one[d] != swapped[d] for d in one)
 

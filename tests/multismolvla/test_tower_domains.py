@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multismolvla.connector import GatedFusion, GridConnector, VisualBridge
+from multismolvla.connector import GridConnector, VisualBridge
 from multismolvla.fourm import FourMConfig, FourMEncoder
 from multismolvla.fourm.soft import add_soft_modality, soft_modality
+from multismolvla.fusion import GatedFusion
 from multismolvla.modalities import MODALITIES
 from multismolvla.tokenizers import Tokens
 from multismolvla.tower import ABSENT, MultimodalTower, ids_name, tokenize_view
@@ -98,10 +99,10 @@ def test_losing_the_modality_loses_all_its_domains() -> None:
 @torch.no_grad()
 def test_each_domain_has_a_fingerprint() -> None:
     made = tower()
-    before = made.door([view()], there()).fingerprint()
+    before = made.encoder_inputs([view()], there()).fingerprint()
     assert set(before) == {"rgb@32", "dense@32", "global"}
     hotter = view() | {"thermal": view()["thermal"] * 0.5}
-    after = made.door([hotter], there()).fingerprint()
+    after = made.encoder_inputs([hotter], there()).fingerprint()
     assert {d for d in before if before[d] != after[d]} == {"dense@32", "global"}
 
 
@@ -112,9 +113,12 @@ def test_cached_ids_are_the_domains_ids_one_after_the_other() -> None:
     ids = tokenize_view("thermal", live, made.tokenizers["thermal"], SIDE, "crop")
     assert ids.shape == (2, 16 + 3)
     cached = {"rgb": live["rgb"], ids_name("thermal"): ids.to(torch.int16).long()}
-    assert made.door([cached], there()).fingerprint() == made.door([live], there()).fingerprint()
+    assert (
+        made.encoder_inputs([cached], there()).fingerprint()
+        == made.encoder_inputs([live], there()).fingerprint()
+    )
     with pytest.raises(ValueError, match=r"18 per picture, but the encoder's 'dense@32.global' takes 19"):
-        made.door([cached | {ids_name("thermal"): ids[:, 1:]}], there())
+        made.encoder_inputs([cached | {ids_name("thermal"): ids[:, 1:]}], there())
 
 
 @torch.no_grad()
@@ -123,9 +127,9 @@ def test_global_tokens_are_there_as_a_whole_or_not_at_all() -> None:
     ids = tokenize_view("thermal", view(), made.tokenizers["thermal"], SIDE, "crop")
     ids[0, -1] = ABSENT  # a third of the first sample's global tokens
     ids[1, 0] = ABSENT  # one cell of the second's grid
-    door = made.door([{ids_name("thermal"): ids}], there())
-    assert door.present["global"].tolist() == [[False] * 3, [True] * 3]
-    assert door.present["dense@32"].flatten(1).sum(1).tolist() == [16, 15]
+    inputs = made.encoder_inputs([{ids_name("thermal"): ids}], there())
+    assert inputs.present["global"].tolist() == [[False] * 3, [True] * 3]
+    assert inputs.present["dense@32"].flatten(1).sum(1).tolist() == [16, 15]
 
 
 @torch.no_grad()
@@ -184,11 +188,11 @@ def test_several_gridless_domains_have_masks_of_their_own() -> None:
 
 def test_soft_rows_reach_the_encoder_and_only_their_map_learns() -> None:
     made = tower("soft_thermal@32")
-    door = made.door([view()], there())
-    assert door.inputs["soft_thermal@32"].shape == (2, 4, 4, WIDTH)
-    assert made.wants_gradient(door)
-    assert not tower().wants_gradient(tower().door([view()], there()))
-    out = made.encode(door)
+    inputs = made.encoder_inputs([view()], there())
+    assert inputs.values["soft_thermal@32"].shape == (2, 4, 4, WIDTH)
+    assert made.wants_gradient(inputs)
+    assert not tower().wants_gradient(tower().encoder_inputs([view()], there()))
+    out = made.encode(inputs)
     (out.tokens["rgb"].square().sum() + out.tokens["thermal"].square().sum()).backward()
     learned = {n for n, p in made.named_parameters() if p.grad is not None and p.grad.any()}
     prefix = "encoder.encoder_embeddings.soft_thermal@32."
@@ -220,7 +224,7 @@ def test_rows_cannot_be_cached_and_wrong_ones_are_named() -> None:
     with pytest.raises(ValueError, match="cannot be cached as ids"):
         tokenize_view("thermal", view(), made.tokenizers["thermal"], SIDE, "crop")
     with pytest.raises(ValueError, match="rows of numbers, which cannot be cached"):
-        made.door([{ids_name("thermal"): torch.zeros(2, 16).long()}], there())
+        made.encoder_inputs([{ids_name("thermal"): torch.zeros(2, 16).long()}], there())
     with pytest.raises(ValueError, match=r"got float32 \(2, 16, 4\); expected floating \(B, 16, 5\)"):
         made.encoder({"soft_thermal@32": torch.zeros(2, 16, 4)})
     with pytest.raises(ValueError, match="must be named 'soft_'"):

@@ -24,7 +24,7 @@ def door_of(policy: MultiSmolVLAPolicy, batch: dict[str, torch.Tensor]) -> dict[
     size = len(batch["action"])
     loss, _ = policy.train().forward(dict(batch), **flow_inputs(size))
     assert loss.isfinite()
-    return policy.door.fingerprint()
+    return policy.last_look().inputs.fingerprint()
 
 
 def with_ids(policy: MultiSmolVLAPolicy, batch: dict[str, torch.Tensor], keep_pictures: bool) -> dict:
@@ -45,7 +45,7 @@ def with_ids(policy: MultiSmolVLAPolicy, batch: dict[str, torch.Tensor], keep_pi
 
 
 @pytest.mark.parametrize("source", ["live", "ids"])
-def test_every_modality_is_disturbed_at_the_door(source, make_policy, batch):
+def test_every_modality_is_disturbed_in_the_encoder(source, make_policy, batch):
     clean = door_of(make_policy(stage="robust", dropout_mode="none"), batch)
     faulty = door_of(make_policy(**ALWAYS, corruption_source=source), batch)
     assert {d for d in clean if clean[d] != faulty[d]} == set(MINI_DOMAINS.values())
@@ -74,7 +74,11 @@ def test_zero_is_the_identity(source, make_policy, batch):
     plain = make_policy(stage="robust", dropout_mode="none").train()
     losses = [p.forward(dict(batch), **flow_inputs())[0] for p in (plain, never, rising, last)]
     assert all(torch.equal(loss, losses[0]) for loss in losses)
-    assert never.door.fingerprint() == last.door.fingerprint() == plain.door.fingerprint()
+    assert (
+        never.last_look().inputs.fingerprint()
+        == last.last_look().inputs.fingerprint()
+        == plain.last_look().inputs.fingerprint()
+    )
 
 
 @pytest.mark.parametrize("stage", ["connector", "robust"])
@@ -115,10 +119,10 @@ def test_a_resumed_run_draws_the_same_and_dropout_draws_as_without(make_policy, 
     assert door_of(MultiSmolVLAPolicy.from_pretrained(tmp_path), batch) == first
     policy.update()
     assert door_of(policy, batch) != first
-    presence = {d: m.clone() for d, m in policy.door.present.items() if d.startswith("rgb")}
+    presence = {d: m.clone() for d, m in policy.last_look().inputs.present.items() if d.startswith("rgb")}
     without = make_policy(**options | {"corruption_probability": 0.0, "curriculum_step": 5})
     door_of(without, batch)
-    assert torch.equal(without.door.present["rgb@64"], presence["rgb@64"])
+    assert torch.equal(without.last_look().inputs.present["rgb@64"], presence["rgb@64"])
 
 
 def test_each_sample_view_and_modality_is_drawn_alone(make_config):
@@ -156,8 +160,12 @@ def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
     door_of(policy, batch)
     differs = {
         domain: [
-            not torch.equal(policy.door.inputs[domain][row], clean.door.inputs[domain][row])
-            or not torch.equal(policy.door.present[domain][row], clean.door.present[domain][row])
+            not torch.equal(
+                policy.last_look().inputs.values[domain][row], clean.last_look().inputs.values[domain][row]
+            )
+            or not torch.equal(
+                policy.last_look().inputs.present[domain][row], clean.last_look().inputs.present[domain][row]
+            )
             for row in range(6)
         ]
         for domain in MINI_DOMAINS.values()

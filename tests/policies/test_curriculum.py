@@ -14,9 +14,14 @@ from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 
 
 def keep_of(policy, batch) -> tuple[torch.Tensor, dict]:
-    """What stood at the encoder's door in one training forward, and the log."""
+    """What entered the encoder in one training forward, and the log."""
     _, logs = policy.forward(dict(batch), **flow_inputs(len(batch["observation.state"])))
-    present = torch.stack([policy.door.present[d].flatten(1).any(1) for d in sorted(policy.door.present)])
+    present = torch.stack(
+        [
+            policy.last_look().inputs.present[d].flatten(1).any(1)
+            for d in sorted(policy.last_look().inputs.present)
+        ]
+    )
     return present, logs
 
 
@@ -168,8 +173,8 @@ def test_dropout_kills_what_is_derived_from_a_lost_modality(robust):
     ).train()
     for _ in range(5):
         policy.forward(canonical_batch(size=8), **flow_inputs(8))
-        door = policy.door.present
-        rgb, depth = (door[d].flatten(1).any(1) for d in ("rgb@64", "tok_depth@64"))
+        present = policy.last_look().inputs.present
+        rgb, depth = (present[d].flatten(1).any(1) for d in ("rgb@64", "tok_depth@64"))
         assert not (depth & ~rgb).any()
         policy.update()
 
@@ -179,7 +184,7 @@ def test_dropout_respects_sensors_that_are_not_there(robust):
     batch = {k: v for k, v in canonical_batch(size=8).items() if "thermal" not in k}
     for _ in range(5):
         policy.forward(dict(batch), **flow_inputs(8))
-        assert "tok_thermal@64" not in policy.door.present
-        alive = torch.stack([m.flatten(1).any(1) for m in policy.door.present.values()]).any(0)
+        assert "tok_thermal@64" not in policy.last_look().inputs.present
+        alive = torch.stack([m.flatten(1).any(1) for m in policy.last_look().inputs.present.values()]).any(0)
         assert alive.unflatten(0, (8, 2)).any(1).all()  # something is left of each sample
         policy.update()

@@ -123,12 +123,12 @@ def test_cached_and_live_ids_give_the_same_door_loss_and_actions(tiny_dataset, c
     assert not any("images" in k and k != VIEWS["image"]["rgb"] for k in ids)
     policy = reader(make_config, files, cached)
     actions = chunk(policy, ids)
-    door = policy.door.fingerprint()
-    assert set(door) == {*PICTURES.values(), *THERMAL["vision"].split("+")}
+    seen = policy.last_look().inputs.fingerprint()
+    assert set(seen) == {*PICTURES.values(), *THERMAL["vision"].split("+")}
     loss = policy.train().forward(dict(ids), **flow_inputs(2))[0]
     assert not any(t.loaded for t in policy.model.tower.tokenizers.values())
     assert torch.equal(policy.forward(dict(live), **flow_inputs(2))[0], loss)
-    assert policy.door.fingerprint() == door
+    assert policy.last_look().inputs.fingerprint() == seen
     assert all(t.loaded for t in policy.model.tower.tokenizers.values())
     assert torch.equal(chunk(policy.eval(), live), actions)
 
@@ -137,10 +137,10 @@ def test_autocast_flips_no_id(tiny_dataset, files, make_config, cached):
     policy = reader(make_config, files, cached)
     live = frames(tiny_dataset)
     chunk(policy, live)
-    plain = policy.door.fingerprint()
+    plain = policy.last_look().inputs.fingerprint()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         chunk(policy, live)
-    assert policy.door.fingerprint() == plain
+    assert policy.last_look().inputs.fingerprint() == plain
 
 
 def test_training_from_ids_needs_no_tokenizer_and_says_so(cached, files, make_config, tmp_path, caplog):
@@ -197,7 +197,9 @@ def test_dropout_takes_all_domains_of_a_stream(cached, files, make_config):
     lost = 0
     for _ in range(3):
         policy.forward(dict(ids), **flow_inputs(8))
-        dense, global_ = (policy.door.present[d].flatten(1).any(1) for d in THERMAL["vision"].split("+"))
+        dense, global_ = (
+            policy.last_look().inputs.present[d].flatten(1).any(1) for d in THERMAL["vision"].split("+")
+        )
         assert torch.equal(dense, global_)
         lost += (~dense).sum().item()
         policy.update()
@@ -239,7 +241,7 @@ def test_other_routes_have_no_trained_map_and_keep_no_activations(make, one_view
     policy = make("vision", stage="connector").train()
     assert not any("soft" in n for n, _ in policy.named_parameters())
     policy.prepare_images(dict(one_view))
-    assert not policy.model.tower.wants_gradient(policy.door)
+    assert not policy.model.tower.wants_gradient(policy.last_look().inputs)
 
 
 def test_ids_beside_the_pictures_of_soft_rows_are_left_alone(make, make_config, files, cached, one_view):

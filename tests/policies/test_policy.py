@@ -189,16 +189,16 @@ def test_consistency_vanishes_without_dropout_and_not_with_it(make_policy, batch
     assert faulty["consistency"] > 0.0
 
 
-def test_the_door_tells_a_fault_from_none(make_policy, batch):
+def test_the_encoder_inputs_tell_a_fault_from_none(make_policy, batch):
     policy = make_policy()
     chunk(policy, batch)
-    clean = policy.door.fingerprint()
+    clean = policy.last_look().inputs.fingerprint()
     chunk(policy, batch)
-    assert policy.door.fingerprint() == clean
+    assert policy.last_look().inputs.fingerprint() == clean
     noisy = dict(batch)
     noisy[VIEWS["image"]["rgb"]] = (batch[VIEWS["image"]["rgb"]] + 0.1).clamp(0, 1)
     chunk(policy, noisy)
-    changed = {k for k, v in policy.door.fingerprint().items() if v != clean[k]}
+    changed = {k for k, v in policy.last_look().inputs.fingerprint().items() if v != clean[k]}
     assert changed == {policy.config.domains["rgb"]}
 
 

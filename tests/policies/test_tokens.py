@@ -48,9 +48,9 @@ def test_cached_and_live_ids_give_the_same_door_loss_and_actions(tiny_dataset, c
     assert not any("depth" in k and "images" in k for k in tokens)
     policy = make_policy()
     assert torch.equal(chunk(policy, live), chunk(policy, tokens))
-    first = policy.door.fingerprint()
+    first = policy.last_look().inputs.fingerprint()
     chunk(policy, live)
-    assert policy.door.fingerprint() == first
+    assert policy.last_look().inputs.fingerprint() == first
     losses = [policy.forward(dict(b), **flow_inputs())[0] for b in (live, tokens)]
     assert torch.equal(*losses)
 

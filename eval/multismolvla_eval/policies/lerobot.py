@@ -14,6 +14,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from multismolvla.inspection import LastLook, find_last_look
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import announce, announcement
 from multismolvla_eval.policies.checkpoints import checkpoint_hash, checkpoint_path, resolve_checkpoint
@@ -152,22 +153,27 @@ class LeRobotPolicy(ProcessedPolicy):
             if isinstance(module, MultimodalTower):
                 module.drop_absent = False
 
+    def _last_look(self) -> LastLook | None:
+        shows = find_last_look(self.policy)
+        return None if shows is None else shows.last_look()
+
     def at_the_door(self, row: int = 0) -> EncoderDoor | None:
         """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies.
 
         Args:
             row: which one of the batch.
         """
-        whole = getattr(self.policy, "door", None)
-        if whole is None:
+        look = self._last_look()
+        if look is None:
             return None
+        whole = look.inputs
         views = tuple(self.config.views)
         rows = slice(row * len(views), (row + 1) * len(views))
         present = {d: x[rows] for d, x in whole.present.items()}
         seen = [d for d, x in present.items() if not self._masks_absent or x.any()]
         door = replace(
             whole,
-            inputs={d: whole.inputs[d][rows] for d in seen},
+            values={d: whole.values[d][rows] for d in seen},
             present={d: present[d] for d in seen},
         )
         prints = door.fingerprint()
@@ -178,7 +184,7 @@ class LeRobotPolicy(ProcessedPolicy):
         }
         tokens = {}
         for modality, domain in [(m, d) for m, domains in door.domains.items() for d in domains]:
-            ids = door.inputs.get(domain)
+            ids = door.values.get(domain)
             if ids is None or ids.ndim != 3:  # pixels, rows of numbers, or tokens without a grid
                 continue
             shown = torch.where(door.present[domain], ids, -1).cpu().numpy()
@@ -187,15 +193,17 @@ class LeRobotPolicy(ProcessedPolicy):
         return EncoderDoor(hashes, tokens)
 
     def trust(self, row: int = 0) -> dict[str, float]:
-        """The fusion's weights, see `multismolvla.connector.trust`, mean over the views where a modality has company.
+        """The fusion's weights, see `multismolvla.fusion.modality_weight`, mean over the views that have other modalities.
 
         Args:
             row: which one of the batch.
         """
-        views = len(getattr(self.config, "views", ()))
+        look = self._last_look()
+        if look is None:
+            return {}
+        views = len(self.config.views)
         means = {
-            m: x[row * views : (row + 1) * views].nanmean().item()
-            for m, x in getattr(self.policy, "trust", {}).items()
+            m: x[row * views : (row + 1) * views].nanmean().item() for m, x in look.modality_weights.items()
         }
         return {m: value for m, value in means.items() if not math.isnan(value)}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from multismolvla.corruption import Condition, parse_condition
-from multismolvla.pictures import draw_encoder_door
+from multismolvla.pictures import draw_encoder_inputs
 from multismolvla_eval.environments import Batch, EnvironmentSource, add_batch_axis, choose_start, state_hash
 from multismolvla_eval.policies.interface import Policy
 from multismolvla_eval.protocol.schedule import Episode
@@ -315,7 +315,9 @@ class _Loop:
         door = self._policy.at_the_door()
         self.encoder = door.hashes if door else None
         if self._door_picture is not None:
-            draw_encoder_door(self._door_picture, batch, self._source.cameras, door.tokens if door else None)
+            draw_encoder_inputs(
+                self._door_picture, batch, self._source.cameras, door.tokens if door else None
+            )
 
 
 def _gripper(commands: list[float]) -> dict[str, Any]:

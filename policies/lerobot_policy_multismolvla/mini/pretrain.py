@@ -240,19 +240,19 @@ def fused_features(
     rows = len(views[0]["rgb"])
     available = torch.ones(rows, 1, len(MODALITIES), dtype=torch.bool)
     presence = sample_presence(available, 0.5, generator, complete_share=0.25)
-    door = tower.door(views, presence)
+    inputs = tower.encoder_inputs(views, presence)
     # a quarter of the samples keeps every token; the others lose a random share of each modality's tokens
     share = 0.5 * torch.rand(rows, 1, 1, generator=generator)
     share[: rows // 4] = 0
-    for domain, there in door.present.items():
-        door.present[domain] = there & (torch.rand(there.shape, generator=generator) >= share)
-    out = tower.encode(door)
+    for domain, there in inputs.present.items():
+        inputs.present[domain] = there & (torch.rand(there.shape, generator=generator) >= share)
+    out = tower.encode(inputs)
     fused, _, _ = fusion(out.tokens, out.present)
     return fused.flatten(1, 2)
 
 
 def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
-    from multismolvla.connector import GatedFusion
+    from multismolvla.fusion import GatedFusion
 
     return GatedFusion(cfg.dim, MODALITIES, grid)
 

@@ -47,7 +47,7 @@ def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, s
 def test_a_gate_that_notices_a_fault_is_calibrated_and_one_that_does_not_is_not(checkpoints, source):
     import torch
 
-    from multismolvla.connector import GatedFusion
+    from multismolvla.fusion import GatedFusion
     from multismolvla_eval.policies.load import load_policy
     from multismolvla_eval.protocol.schedule import Episode
     from multismolvla_eval.rollout.episode import run_episode

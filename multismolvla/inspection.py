@@ -1,0 +1,37 @@
+"""How a policy shows what it saw: the inputs of its encoder and how much each modality counted, for hashes and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from multismolvla.tower import EncoderInputs
+
+
+@dataclass(frozen=True)
+class LastLook:
+    """What a policy saw in its last forward pass, R = B * V with view fastest.
+
+    Attributes:
+        inputs: what entered the encoder.
+        modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where nothing was
+            fused.
+    """
+
+    inputs: EncoderInputs
+    modality_weights: dict[str, Tensor]
+
+
+@runtime_checkable
+class ShowsLastLook(Protocol):
+    """A policy that can show its last look."""
+
+    def last_look(self) -> LastLook | None:
+        """The last look; ``None`` before the first one."""
+
+
+def find_last_look(policy: nn.Module) -> ShowsLastLook | None:
+    """The policy itself, or the one inside PEFT's wrapper, if it shows its last look; ``None`` for any other policy."""
+    return next((module for module in policy.modules() if isinstance(module, ShowsLastLook)), None)
