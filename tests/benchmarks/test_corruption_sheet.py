@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from corruption_sheet import SEED, SHOWN, STEPS, SheetConfig, draw, modality_rows, time_rows
+from corruption_sheet import SHOWN, STEPS, SheetConfig, draw, modality_rows, time_rows
 from PIL import Image
 
 from docs import corruption_sheet
@@ -31,17 +31,16 @@ def frame(step: int = 0) -> dict:
 
 @needs_package
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_every_type_at_every_severity_has_its_thumbnail(modality):
-    rows = modality_rows(frame(), modality, THUMBNAIL, labels=6)
+def test_every_type_at_every_severity_has_its_picture(modality):
+    rows = modality_rows(frame(), modality, labels=6)
     labels = [r.label.split("\n")[0].replace(" ", "_") for r in rows]
     assert labels[: len(SOFT_TYPES[modality])] == list(SOFT_TYPES[modality])
     for row in rows[: len(SOFT_TYPES[modality])]:
-        assert [w.split()[-1] for w in row.words] == ["clean", "1", "2", "3", "4", "5"]
-    for row in rows:
-        assert len(row.pictures) == len(row.words)
-        assert all(p.shape == (THUMBNAIL, THUMBNAIL, 3) and p.dtype == np.uint8 for p in row.pictures)
-    words = [w for row in rows for w in row.words]
-    assert {"zero", "rotated", "swapped"} <= set(words)
+        assert [t.label.split()[-1] for t in row.tiles] == ["clean", "1", "2", "3", "4", "5"]
+    tiles = [tile for row in rows for tile in row.tiles]
+    assert all(t.picture.shape == (SIZE, SIZE, 3) and t.picture.dtype == np.uint8 for t in tiles)
+    words = {t.label for t in tiles}
+    assert {"zero", "rotated", "swapped"} <= words
     assert ("shift 16" in words) == (modality != "rgb")
     assert ("scale 1.2" in words) == (modality == "depth")
     seen = [r.label for r in rows if "seen in training" in r.label]
@@ -51,18 +50,17 @@ def test_every_type_at_every_severity_has_its_thumbnail(modality):
 
 def test_faults_in_time_show_the_frames_that_they_name():
     frames = [frame(step)["image", "rgb"] for step in range(STEPS)]
-    rows = time_rows(frames, SIZE)
+    rows = time_rows(frames)
     assert [r.label for r in rows][:2] == ["clean", "frozen"]
     assert len(rows) == 10
-    for row in rows[1:]:
-        for picture, word in zip(row.pictures, row.words, strict=True):
-            if word in ("absent", "black"):
-                assert not picture.any()
-            else:
-                assert (picture == frames[int(word.removeprefix("of "))]).all()
-    assert [r.words.count("absent") for r in rows if r.label == "burst"][0] > 0
-    assert len(rows[0].pictures) == len(SHOWN)
-    assert SEED >= 0
+    for tile in (tile for row in rows[1:] for tile in row.tiles):
+        if tile.label == "black":
+            assert not tile.picture.any()
+        elif tile.picture is not None:
+            assert (tile.picture == frames[int(tile.label.removeprefix("of "))]).all()
+    absent = {r.label: sum(t.picture is None for t in r.tiles) for r in rows}
+    assert [label for label, count in absent.items() if count] == ["burst"]
+    assert len(rows[0].tiles) == len(SHOWN)
 
 
 @needs_package
