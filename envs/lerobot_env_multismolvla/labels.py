@@ -14,8 +14,7 @@ import torch
 
 from lerobot_env_multismolvla.mini import CATEGORY_LABELS, SUITE_NAME
 from multismolvla.modalities import MINI_LABELS
-from multismolvla.tokenizers.coco import COCO_PANOPTIC
-from multismolvla.tokenizers.label_maps import LIBERO_90_LABELS, LIBERO_LABELS
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC, LIBERO, LIBERO_90
 from multismolvla.tokenizers.labels import LabelTable
 
 #: Relative temperature by class in [0, 1]: 0 = fridge, 1 = freshly heated. Classes not named stand at room level.
@@ -63,7 +62,7 @@ def label_set(suite: str, seg_labels: str = "suite") -> tuple[str, ...]:
         return ("none", *COCO_PANOPTIC)
     if suite == SUITE_NAME:
         return MINI_LABELS
-    return LIBERO_90_LABELS if suite == "libero_90" else LIBERO_LABELS
+    return (LIBERO_90 if suite == "libero_90" else LIBERO).ids
 
 
 def label_table(suite: str) -> str:

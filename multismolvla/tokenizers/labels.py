@@ -1,23 +1,30 @@
 """From the class ids of a data set, a simulator or a detector to those of 4M's segmentation tokenizer.
 
-Target ids: 0 = none, c + 1 for class c of `COCO_PANOPTIC`. The official tokenizer accepts any number below 134 and would
-turn instance ids or another label set into plausible nonsense, so ids are mapped by an explicit table or refused.
+Target ids: 0 = none, c + 1 for class c of `COCO_PANOPTIC`. The official tokenizer accepts any number below
+    134 and
+would turn instance ids or another label set into plausible nonsense, so ids are mapped by an explicit table
+or refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from multismolvla.modalities import MINI_LABELS
-from multismolvla.tokenizers.coco import COCO_CATEGORY_IDS, COCO_PANOPTIC, COCO_THINGS
-from multismolvla.tokenizers.label_maps import ADE20K, LIBERO, LIBERO_90_LABELS, LIBERO_LABELS, MINI
+from multismolvla.tokenizers.label_sets import (
+    ADE20K,
+    COCO_CATEGORIES,
+    COCO_PANOPTIC,
+    COCO_THINGS,
+    LIBERO,
+    LIBERO_90,
+    MINI,
+)
 
 #: Names that `LabelTable.from_name` knows, with what their ids are.
 LABEL_TABLES: dict[str, str] = {
@@ -27,7 +34,7 @@ LABEL_TABLES: dict[str, str] = {
     "coco_instance": "category ids of COCO's instance annotations: 1...90 with gaps, 0 = background",
     "ade20k": "0...149, 255 = void: detectors trained on ADE20K's 150 classes",
     "libero": "the LIBERO environment's segmentation pictures in the four suites",
-    "libero_90": "the LIBERO environment's segmentation pictures in libero_90: those of `libero` and five more",
+    "libero_90": "the LIBERO environment's segmentation pictures in libero_90: `libero` and five more",
     "mini": "the mini suite's segmentation pictures",
 }
 
@@ -47,9 +54,8 @@ def coco_id(name: str | None) -> int:
     if name is None:
         return 0
     if name not in COCO_PANOPTIC:
-        raise ValueError(
-            f"{name!r} is no COCO panoptic class.{_hint(name, COCO_PANOPTIC)} Known classes: {list(COCO_PANOPTIC)}."
-        )
+        hint = _hint(name, COCO_PANOPTIC)
+        raise ValueError(f"{name!r} is no COCO panoptic class.{hint} Known classes: {list(COCO_PANOPTIC)}.")
     return COCO_PANOPTIC.index(name) + 1
 
 
@@ -68,15 +74,15 @@ class LabelTable:
         source: what the table is called in error messages.
 
     Raises:
-        ValueError: no labels, a value that is no COCO panoptic class, a key that is neither a name nor an id, or (unless
-            ``unknown="void"``) a name in ``labels`` that the table lacks.
+        ValueError: no labels, a value that is no COCO panoptic class, a key that is neither a name nor an id,
+            or (unless ``unknown="void"``) a name in ``labels`` that the table lacks.
     """
 
     def __init__(
         self,
         mapping: Mapping[str | int, str | None] | Mapping[str, str | None] | Mapping[int, str | None],
         *,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] = (),
         unknown: str = "error",
         source: str = "label table",
     ) -> None:
@@ -100,57 +106,49 @@ class LabelTable:
                 raise ValueError(
                     f"{source}: the key {key!r} is neither a name nor an id in [0, {_LARGEST_ID}]."
                 )
-        for i, name in enumerate(labels or ()):
+        for i, name in enumerate(labels):
             self._ids[i] = self.map_name(name)
         self._lookup = torch.full((max(self._ids, default=-1) + 1,), -1)
         for i, target in self._ids.items():
             self._lookup[i] = target
 
     @classmethod
-    def from_name(
-        cls, name: str, *, labels: Sequence[str] | None = None, unknown: str = "error"
-    ) -> LabelTable:
-        """One of `LABEL_TABLES`.
-
-        Args:
-            name: its name.
-            labels: names by id where the pictures number the table's names in another way than `LABEL_TABLES` says.
-            unknown: see the class.
+    def from_name(cls, name: str, *, unknown: str = "error") -> LabelTable:
+        """One of `LABEL_TABLES`; ``unknown`` as for the class.
 
         Raises:
-            ValueError: unknown table, or see the class.
+            ValueError: there is no such table.
         """
-        void: dict[int, str | None] = {_VOID: None}
-        tables: dict[str, tuple[Mapping[Any, str | None], Sequence[str] | None]] = {
-            "coco_panoptic": ({0: None} | {i + 1: n for i, n in enumerate(COCO_PANOPTIC)}, None),
-            "coco_contiguous": (dict(enumerate(COCO_PANOPTIC)) | void, None),
-            "coco_category": ({0: None} | dict(zip(COCO_CATEGORY_IDS, COCO_PANOPTIC, strict=True)), None),
-            "coco_instance": ({0: None} | dict(zip(COCO_CATEGORY_IDS, COCO_THINGS, strict=False)), None),
-            "ade20k": (ADE20K | void, tuple(ADE20K)),
-            "libero": (LIBERO, LIBERO_LABELS),
-            "libero_90": (LIBERO, LIBERO_90_LABELS),
-            "mini": (MINI, MINI_LABELS),
+        source = f"label table {name!r}"
+        sets = {"ade20k": ADE20K, "libero": LIBERO, "libero_90": LIBERO_90, "mini": MINI}
+        mapping: dict[str | int, str | None] = {}
+        if name in sets:
+            mapping.update(sets[name].classes.items())
+            if name == "ade20k":
+                mapping[_VOID] = None
+            return cls(mapping, labels=sets[name].ids, unknown=unknown, source=source)
+        coco = {
+            "coco_panoptic": (enumerate(COCO_PANOPTIC, 1), 0),
+            "coco_contiguous": (enumerate(COCO_PANOPTIC), _VOID),
+            "coco_category": (((i, c) for c, i in COCO_CATEGORIES.items()), 0),
+            "coco_instance": (((i, c) for c, i in COCO_THINGS.items()), 0),
         }
-        if name not in tables:
+        if name not in coco:
             raise ValueError(
-                f"There is no label table {name!r}.{_hint(name, tables)} Known: {LABEL_TABLES}. Or give a YAML or JSON "
-                "file {name or id: COCO class or null}."
+                f"There is no label table {name!r}.{_hint(name, LABEL_TABLES)} Known: {LABEL_TABLES}. "
+                "Or give a YAML or JSON file {name or id: COCO class or null}."
             )
-        mapping, own = tables[name]
-        names = {n: n for n in COCO_PANOPTIC} if name.startswith("coco") else {}
-        return cls(
-            {**names, **mapping}, labels=labels or own, unknown=unknown, source=f"label table {name!r}"
-        )
+        by_id, none = coco[name]
+        mapping = {c: c for c in COCO_PANOPTIC}
+        mapping |= {none: None, **dict(by_id)}
+        return cls(mapping, unknown=unknown, source=source)
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, *, labels: Sequence[str] | None = None, unknown: str = "error"
-    ) -> LabelTable:
+    def from_file(cls, path: str | Path, *, unknown: str = "error") -> LabelTable:
         """Read ``{name or id: COCO class or null}`` from a ``.json``, ``.yaml`` or ``.yml`` file.
 
         Args:
             path: the file. Keys of digits are ids.
-            labels: see the class.
             unknown: see the class.
 
         Raises:
@@ -166,16 +164,14 @@ class LabelTable:
                 f"{path} holds a {type(content).__name__}; expected {{name or id: COCO class or null}}."
             )
         mapping = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in content.items()}
-        return cls(mapping, labels=labels, unknown=unknown, source=str(path))
+        return cls(mapping, unknown=unknown, source=str(path))
 
     @classmethod
-    def load(
-        cls, name_or_path: str | Path, *, labels: Sequence[str] | None = None, unknown: str = "error"
-    ) -> LabelTable:
+    def load(cls, name_or_path: str | Path, *, unknown: str = "error") -> LabelTable:
         """`from_file` for what ends like a table file, `from_name` for everything else."""
         if str(name_or_path).endswith((".json", ".yaml", ".yml")):
-            return cls.from_file(name_or_path, labels=labels, unknown=unknown)
-        return cls.from_name(str(name_or_path), labels=labels, unknown=unknown)
+            return cls.from_file(name_or_path, unknown=unknown)
+        return cls.from_name(str(name_or_path), unknown=unknown)
 
     @property
     def num_source_ids(self) -> int:
@@ -193,8 +189,8 @@ class LabelTable:
         if self.unknown == "void":
             return 0
         raise ValueError(
-            f"{self.source}: unknown label {name!r}.{_hint(name, self._names)} Known: {sorted(self._names)}. Add it with a "
-            "COCO panoptic class or null, or choose unknown='void'."
+            f"{self.source}: unknown label {name!r}.{_hint(name, self._names)} Known: {sorted(self._names)}. "
+            "Add it with a COCO panoptic class or null, or choose unknown='void'."
         )
 
     def map_ids(self, ids: Tensor) -> Tensor:
@@ -207,7 +203,8 @@ class LabelTable:
             int64 of the same shape in [0, 133].
 
         Raises:
-            ValueError: not integer, an id that the table lacks (unless ``unknown="void"``), or a table of names only.
+            ValueError: not integer, an id that the table lacks (unless ``unknown="void"``), or a table of
+                names only.
         """
         if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
             raise ValueError(f"{self.source}: ids are {ids.dtype}; expected an integer tensor of class ids.")
@@ -222,9 +219,9 @@ class LabelTable:
         if self.unknown == "error" and bool((mapped < 0).any()):
             unknown = wide[mapped < 0].unique().tolist()
             raise ValueError(
-                f"{self.source}: unknown label ids {unknown[:8]} in {int((mapped < 0).sum())} pixels. Known ids: "
-                f"{_ranges(sorted(self._ids))}. Are these instance ids, or ids of another label set? Name the right table, "
-                "or choose unknown='void'."
+                f"{self.source}: unknown label ids {unknown[:8]} in {int((mapped < 0).sum())} pixels. Known "
+                f"ids: {_ranges(sorted(self._ids))}. Are these instance ids, or ids of another label set? "
+                "Name the right table, or choose unknown='void'."
             )
         return mapped.clamp_min(0)
 
@@ -244,7 +241,7 @@ def _read(path: Path) -> object:
         raise ValueError(f"{path} is no YAML file: {error}.") from error
 
 
-def _hint(name: object, known: Mapping[str, Any] | Sequence[str]) -> str:
+def _hint(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), list(known), 3, 0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 

@@ -9,7 +9,7 @@ from lerobot_env_multismolvla.labels import label_set, label_table
 from lerobot_env_multismolvla.libero.setup import libero_package_folder
 from lerobot_env_multismolvla.mini import SUITE_NAME
 from multismolvla.modalities import MINI_LABELS
-from multismolvla.tokenizers.label_maps import LIBERO, LIBERO_LABELS
+from multismolvla.tokenizers.label_sets import LIBERO
 from multismolvla.tokenizers.labels import LabelTable, coco_id
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -34,11 +34,14 @@ def test_every_category_of_the_task_files_has_a_class(suite):
 
 
 def test_ids_of_the_four_suites_are_final():
-    assert [
-        LIBERO_LABELS.index(n) for n in ("akita_black_bowl", "flat_stove", "plate", "wooden_cabinet")
-    ] == [5, 16, 23, 32]
-    assert label_set("libero_90")[: len(LIBERO_LABELS)] == LIBERO_LABELS == label_set("libero_10")
-    assert len(LIBERO_LABELS) == 33
+    assert [LIBERO.ids.index(n) for n in ("akita_black_bowl", "flat_stove", "plate", "wooden_cabinet")] == [
+        5,
+        16,
+        23,
+        32,
+    ]
+    assert label_set("libero_90")[: len(LIBERO.ids)] == LIBERO.ids == label_set("libero_10")
+    assert len(LIBERO.ids) == 33
     assert len(set(label_set("libero_90"))) == 38
 
 
@@ -50,7 +53,7 @@ def test_a_policys_label_table_means_what_the_simulator_draws(suite):
     assert table.num_source_ids == len(names)
     assert table.map_ids(torch.arange(len(names))).tolist() == [table.map_name(name) for name in names]
     if suite != SUITE_NAME:
-        assert [table.map_name(name) for name in names] == [coco_id(LIBERO[name]) for name in names]
+        assert [table.map_name(name) for name in names] == [coco_id(LIBERO.classes[name]) for name in names]
     else:
         assert names == MINI_LABELS
 

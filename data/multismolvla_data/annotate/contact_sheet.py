@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multismolvla.modalities import MODALITIES, Modality
 from multismolvla.system.files import whole_file
-from multismolvla.tokenizers.coco import COCO_PANOPTIC
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla_data.record.contact_sheet import colorize
 
 if TYPE_CHECKING:

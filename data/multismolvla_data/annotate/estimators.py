@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from multismolvla import weights
-from multismolvla.tokenizers.coco import COCO_PANOPTIC
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import file_fingerprint
 from multismolvla_data.annotate.config import RELATIVE_RANGE_M
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.modalities import Modality
-from multismolvla.tokenizers.coco import COCO_PANOPTIC
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import id_feature
 from multismolvla_data.annotate.annotator import Annotator, encode
 from multismolvla_data.annotate.config import AnnotateConfig

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_estimators import write_tiny_depth_estimator, write_tiny_segmenter
 
-from multismolvla.tokenizers.coco import COCO_PANOPTIC
 from multismolvla.tokenizers.depth import prepare_depth
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla_data.annotate import estimators
 from multismolvla_data.annotate.estimators import (
     DepthEstimator,

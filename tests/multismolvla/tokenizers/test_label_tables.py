@@ -15,11 +15,18 @@ from hypothesis import strategies as st
 
 from multismolvla.geometry import resize_ids
 from multismolvla.modalities import MINI_LABELS
-from multismolvla.tokenizers.coco import COCO_CATEGORY_IDS, COCO_PANOPTIC, COCO_THINGS
-from multismolvla.tokenizers.label_maps import ADE20K, LIBERO, LIBERO_90_LABELS, LIBERO_LABELS, MINI
+from multismolvla.tokenizers import label_sets
+from multismolvla.tokenizers.label_sets import (
+    ADE20K,
+    COCO_CATEGORIES,
+    COCO_PANOPTIC,
+    COCO_THINGS,
+    LIBERO,
+    LIBERO_90,
+    MINI,
+    read_label_set,
+)
 from multismolvla.tokenizers.labels import LABEL_TABLES, LabelTable, coco_id
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def test_coco_order() -> None:
@@ -38,9 +45,9 @@ def test_coco_order() -> None:
 
 
 def test_coco_category_ids() -> None:
-    assert len(COCO_CATEGORY_IDS) == len(set(COCO_CATEGORY_IDS)) == 133
-    assert list(COCO_CATEGORY_IDS) == sorted(COCO_CATEGORY_IDS)
-    ids = dict(zip(COCO_PANOPTIC, COCO_CATEGORY_IDS, strict=True))
+    ids = COCO_CATEGORIES
+    assert len(set(ids.values())) == 133
+    assert list(ids.values()) == sorted(ids.values())
     known = {
         "person": 1,
         "stop sign": 13,
@@ -89,15 +96,15 @@ def test_every_table_stays_inside_the_label_set(table: str) -> None:
 
 
 def test_mask2former_order_of_transformers() -> None:
-    """The published checkpoint's own id2label is not at hand; its order is detectron2's, pinned by corner names."""
+    """The published id2label is not at hand; its order is detectron2's, pinned by corner names."""
     table = LabelTable.from_name("coco_contiguous")
     assert table.map_ids(torch.arange(133)).tolist() == list(range(1, 134))
     assert [table.map_name(n) for n in ("person", "toothbrush", "banner")] == [1, 80, 81]
 
 
 def test_mini_and_ade20k_are_complete() -> None:
-    assert tuple(MINI) == MINI_LABELS
-    assert len(ADE20K) == 150
+    assert MINI.ids == tuple(MINI.classes) == MINI_LABELS
+    assert len(ADE20K.ids) == len(ADE20K.classes) == 150
     at = {
         0: "wall",
         10: "cabinet",
@@ -108,7 +115,7 @@ def test_mini_and_ade20k_are_complete() -> None:
         124: "microwave",
         149: "flag",
     }
-    assert {i: tuple(ADE20K)[i] for i in at} == at
+    assert {i: ADE20K.ids[i] for i in at} == at
 
 
 def test_every_libero_category_is_decided() -> None:
@@ -125,22 +132,47 @@ def test_every_libero_category_is_decided() -> None:
             ):
                 registered.add("_".join(re.sub(r"([A-Z0-9])", r" \1", node.name).split()).lower())
     assert {"akita_black_bowl", "chefmate_8_frypan", "target_zone", "yellow_book"} <= registered
-    assert registered <= set(LIBERO), sorted(registered - set(LIBERO))
+    assert registered <= set(LIBERO.classes), sorted(registered - set(LIBERO.classes))
     named = set()
     for path in (root / "bddl_files").rglob("*.bddl"):
         for section in re.findall(r"\(:(?:fixtures|objects)(.*?)\)", path.read_text(), re.DOTALL):
             named |= set(re.findall(r"-\s+(\w+)", section))
     assert {"kitchen_table", "floor", "moka_pot"} <= named
-    assert named <= set(LIBERO), sorted(named - set(LIBERO))
+    assert named <= set(LIBERO.classes), sorted(named - set(LIBERO.classes))
 
 
-def test_every_libero_id_is_decided() -> None:
-    assert set(LIBERO_90_LABELS) <= set(LIBERO)
-    assert LIBERO_90_LABELS[: len(LIBERO_LABELS)] == LIBERO_LABELS
+def test_libero_90_continues_the_four_suites() -> None:
+    assert LIBERO_90.ids[: len(LIBERO.ids)] == LIBERO.ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"classes": {"mug": "cups"}}, r"mine\.json: 'cups' is no COCO panoptic class"),
+        ({"classes": {"mug": "cup"}, "ids": ["mugs"]}, r"mine\.json: ids \['mugs'\]"),
+        ({"classes": {"mug": "cup"}, "ids": ["mug", "mug"]}, r"ids \['mug', 'mug'\]"),
+    ],
+)
+def test_a_bad_label_set_is_named(tmp_path: Path, content: dict, message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_label_set(path)
+
+
+def test_every_label_set_says_where_it_comes_from() -> None:
+    files = list(Path(label_sets.__file__).with_name("label_sets").glob("*.json"))
+    assert len(files) == 4
+    for file in files:
+        content = json.loads(file.read_text())
+        assert content["source"]
+        assert content["licence"]
+        assert set(content.get("reasons", {})) <= set(content.get("classes", {}))
 
 
 def test_other_order_of_known_names() -> None:
-    table = LabelTable.from_name("libero", labels=("floor", "plate", "robot"))
+    labels = ("floor", "plate", "robot")
+    table = LabelTable(LIBERO.classes, labels=labels, source="label table 'libero'")
     expected = [coco_id("floor-other-merged"), coco_id("bowl"), 0]
     assert table.map_ids(torch.tensor([0, 1, 2])).tolist() == expected
     with pytest.raises(
@@ -202,11 +234,12 @@ def test_unknown_as_none_is_an_explicit_choice() -> None:
 def test_table_from_a_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mine{suffix}"
     if suffix == ".json":
-        path.write_text(json.dumps({"red mug": "cup", "12": "bottle", "table": None}))
+        path.write_text(json.dumps({"red mug": "cup", "12": "bottle", "0": None}))
     else:
-        path.write_text("red mug: cup\n12: bottle  # the can\ntable: null\n")
-    table = LabelTable.load(path, labels=("table", "red mug"))
-    assert table.map_ids(torch.tensor([0, 1, 12])).tolist() == [0, 42, 40]
+        path.write_text("red mug: cup\n12: bottle  # the can\n0: null\n")
+    table = LabelTable.load(path)
+    assert table.map_ids(torch.tensor([0, 12])).tolist() == [0, 40]
+    assert table.map_name("red mug") == 42
     assert LabelTable.load("mini").map_ids(torch.tensor([0])).tolist() == [0]
 
 
