@@ -1,8 +1,8 @@
-"""Finding, reading and writing checkpoints in the official layouts; used for every frozen network of the package.
+"""Finding, reading and writing checkpoints in the official layouts, for every frozen network of the package.
 
-Reading is lazy (a tenth of 4M-21, a seventh of ImageBind is needed) and strict: names and shapes of *all* needed tensors
-are checked before the first one is read, because the reference loaders' non-strict defaults turn a wrong prefix into
-silently random weights.
+Reading is lazy (a tenth of 4M-21, a seventh of ImageBind is needed) and strict: names and shapes of *all*
+needed tensors are checked before the first one is read, because the reference loaders' non-strict defaults
+turn a wrong prefix into silently random weights.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ def locate(
         Paths in the order of ``files``.
 
     Raises:
-        FileNotFoundError: it is in none of them; the message names repository, licence, how to accept it and where to
-            put the files by hand.
+        FileNotFoundError: it is in none of them; the message names repository, licence, how to accept it and
+            where to put the files by hand.
     """
     folder = Path(repo_or_dir)
     if folder.is_dir():
         for name in files:
             if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} has no {name}. Expected the official layout: {' + '.join(files)}."
-                )
+                expected = " + ".join(files)
+                raise FileNotFoundError(f"{folder} has no {name}. Expected the official layout: {expected}.")
         return [folder / name for name in files]
     repo = str(repo_or_dir)
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
@@ -76,16 +75,32 @@ def locate(
             path = hf_hub_download(repo, name, revision=revision, local_files_only=local_files_only)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             at = f" at revision {revision!r}" if revision else ""
-            every = " ".join(files)
             raise FileNotFoundError(
-                f"Cannot get {name} of {repo!r}{at} (no folder here has that name): {type(error).__name__}: {_first_line(error)}\n"
-                f"Licence of {repo}: {licence_of(repo)}. If the page https://huggingface.co/{repo} asks for it, accept it there and "
-                f"log in with `hf auth login`.\nWith network access: `hf download {repo} {every}`, then unset HF_HUB_OFFLINE or "
-                f"keep it set and use the cache. By hand: put {' and '.join(files)} of that page into one folder and give that "
-                "folder instead of the hub id."
+                f"Cannot get {name} of {repo!r}{at} (no folder here has that name): {type(error).__name__}: "
+                f"{_first_line(error)}\nLicence of {repo}: {licence_of(repo)}. If the page "
+                f"https://huggingface.co/{repo} asks for it, accept it there and log in with `hf auth "
+                f"login`.\nWith network access: `hf download {repo} {' '.join(files)}`, then unset "
+                f"HF_HUB_OFFLINE or keep it set and use the cache. By hand: put {' and '.join(files)} of "
+                "that page into one folder and give that folder instead of the hub id."
             ) from error
         paths.append(Path(path))
     return paths
+
+
+def find_weights(source: str | Path, *, local_files_only: bool = False) -> Path:
+    """The weight file of a hub id or of a folder in the official layout, or the file itself.
+
+    Raises:
+        FileNotFoundError: there is none, see `locate`.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.suffix == ".safetensors" or is_pickled(path):
+        raise FileNotFoundError(
+            f"There is no file {path}. Give one that exists, a folder with {WEIGHTS_FILE}, or a hub id."
+        )
+    return locate(source, (WEIGHTS_FILE,), local_files_only=local_files_only)[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,17 +118,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_pickled(path: Path) -> bool:
+    """Whether a file is named like what ``torch.save`` writes."""
+    return path.suffix in _PICKLE_SUFFIXES
+
+
 def stored_keys(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a safetensors file, from its header alone.
+    """Names and shapes of all tensors of a file, without reading them.
 
     Raises:
-        ValueError: truncated or no safetensors file.
+        ValueError: damaged, or a pickle that holds more than tensors and plain containers.
     """
+    if is_pickled(path):
+        return {key: tuple(v.shape) for key, v in _unpickle(path).items() if isinstance(v, Tensor)}
     try:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error) from error
+
+
+def read_weights(
+    path: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Tensor]:
+    """`read_pickled` for a file named like a pickle, `read_tensors` for every other; see there."""
+    read = read_pickled if is_pickled(path) else read_tensors
+    return read(path, expected, prefix=prefix, dtype=dtype, device=device)
 
 
 def read_tensors(
@@ -139,27 +174,30 @@ def read_tensors(
         {key: tensor} with the keys of ``expected``.
 
     Raises:
-        ValueError: no or truncated safetensors file, a key missing, a shape or dtype different, or a value not finite
-            or refused by ``check``. The first bad key is named.
+        ValueError: no or truncated safetensors file, a key missing, a shape or dtype different, or a value
+            not finite or refused by ``check``. The first bad key is named.
     """
     try:
         with safe_open(path, framework="pt") as file:
             stored = set(file.keys())
             for key, tensor in expected.items():
-                _check_name(path, stored, prefix + key)
-                header = file.get_slice(prefix + key)
-                _check_shape(path, prefix + key, tuple(header.get_shape()), tuple(tensor.shape))
+                name = prefix + key
+                _check_name(path, stored, name)
+                header = file.get_slice(name)
+                _check_shape(path, name, tuple(header.get_shape()), tuple(tensor.shape))
                 if header.get_dtype() not in _FLOATS:
-                    raise ValueError(
-                        f"{path}: the tensor {prefix + key!r} is {header.get_dtype()}; expected one of {sorted(_FLOATS)}."
-                    )
+                    raise ValueError(f"{path}: the tensor {name!r} is {header.get_dtype()}; expected floats.")
         state = {}
         for key in expected:
-            # The file is mapped into memory and its pages count as this process's until it is closed. Opened anew for
-            # each tensor, no more than one tensor is ever there twice, whatever dtype is asked for.
+            # The file is mapped into memory and its pages count as this process's until it is closed. Opened
+            # anew for each tensor, no more than one tensor is ever there twice, whatever dtype is asked for.
             with safe_open(path, framework="pt") as file:
                 value = file.get_tensor(prefix + key).to(dtype=dtype, device=device, copy=True)
-            state[key] = _check_values(path, prefix + key, value, check)
+            _check_finite(path, prefix + key, value)
+            wrong = check(prefix + key, value) if check else None
+            if wrong:
+                raise ValueError(f"{path}: {prefix + key!r} {wrong}")
+            state[key] = value
     except SafetensorError as error:
         raise _damaged(path, error) from error
     return state
@@ -173,10 +211,10 @@ def read_pickled(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """Read exactly the expected tensors of a plain state dict saved by ``torch.save``, without running code from it.
+    """Read exactly the expected tensors of a state dict by ``torch.save``, without running code from it.
 
-    Arguments and result as for `read_tensors`. The file is memory-mapped, so that tensors that are not wanted cost
-    nothing, and opened anew now and then, so that those that are wanted are hardly there twice.
+    Arguments and result as for `read_tensors`. The file is memory-mapped, so that tensors that are not wanted
+    cost nothing, and opened anew now and then, so that those that are wanted are hardly there twice.
 
     Raises:
         ValueError: as `read_tensors`; also a pickle that holds more than tensors and plain containers.
@@ -184,12 +222,13 @@ def read_pickled(
     stored = _unpickle(path)
     names = set(stored)
     for key, tensor in expected.items():
-        _check_name(path, names, prefix + key)
-        value = stored[prefix + key]
+        name = prefix + key
+        _check_name(path, names, name)
+        value = stored[name]
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{path}: the tensor {prefix + key!r} is {found}; expected floats.")
-        _check_shape(path, prefix + key, tuple(value.shape), tuple(tensor.shape))
+            raise ValueError(f"{path}: the tensor {name!r} is {found}; expected floats.")
+        _check_shape(path, name, tuple(value.shape), tuple(tensor.shape))
     state: dict[str, Tensor] = {}
     mapped = 0
     for key in expected:
@@ -198,7 +237,8 @@ def read_pickled(
             stored, mapped = _unpickle(path), 0
         value = stored[prefix + key]
         mapped += value.nbytes
-        state[key] = _check_values(path, prefix + key, value.to(dtype=dtype, device=device, copy=True), None)
+        state[key] = value.to(dtype=dtype, device=device, copy=True)
+        _check_finite(path, prefix + key, state[key])
     return state
 
 
@@ -208,26 +248,13 @@ def _unpickle(path: Path) -> dict[str, Any]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as plain weights: {_first_line(error)} Expected a state dict "
-            "saved by torch.save; other pickles can run code and are not opened."
+            f"{path} ({path.stat().st_size} bytes) cannot be read as plain weights: {_first_line(error)} "
+            "Expected a state dict saved by torch.save; other pickles can run code and are not opened."
         ) from error
     found = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected a state dict.")
     return found
-
-
-def read_weights(
-    path: Path,
-    expected: Mapping[str, Tensor],
-    *,
-    prefix: str = "",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, Tensor]:
-    """`read_pickled` for a file named like a pickle, `read_tensors` for every other; see there."""
-    read = read_pickled if path.suffix in _PICKLE_SUFFIXES else read_tensors
-    return read(path, expected, prefix=prefix, dtype=dtype, device=device)
 
 
 def write(directory: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -263,23 +290,18 @@ def _check_name(path: Path, stored: set[str], key: str) -> None:
 def _check_shape(path: Path, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if found != expected:
         raise ValueError(
-            f"{path}: the tensor {key!r} has shape {found}; the config asks for {expected}. "
-            f"Do {CONFIG_FILE} and {path.name} belong together?"
+            f"{path}: the tensor {key!r} has shape {found}; the config asks for {expected}. Do {CONFIG_FILE} "
+            f"and {path.name} belong together?"
         )
 
 
-def _check_values(
-    path: Path, key: str, tensor: Tensor, check: Callable[[str, Tensor], str | None] | None
-) -> Tensor:
-    # Extremes instead of isfinite(tensor): NaN and infinity survive in them, and no copy is made of a large table.
+def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
+    # Extremes instead of isfinite(tensor): NaN and infinity survive in them, and no copy is made of a large
+    # table.
     if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
         raise ValueError(
             f"{path}: the tensor {key!r} holds NaN or infinite values. The file is damaged; fetch it again."
         )
-    wrong = check(key, tensor) if check else None
-    if wrong:
-        raise ValueError(f"{path}: {key!r} {wrong}")
-    return tensor
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
@@ -287,8 +309,9 @@ def _damaged(path: Path, error: Exception) -> ValueError:
         start = file.read(4)
     if start.startswith(_PICKLE_STARTS):
         return ValueError(
-            f"{path} looks like a pickle saved by torch.save, but safetensors is expected here. Pickles can run code and are not "
-            "opened under this name. Take the repository's model.safetensors, or convert the file where you trust it."
+            f"{path} looks like a pickle saved by torch.save, but safetensors is expected here. Pickles can "
+            "run code and are not opened under this name. Take the repository's model.safetensors, or "
+            "convert the file where you trust it."
         )
     return ValueError(
         f"{path} ({path.stat().st_size} bytes) is truncated or no safetensors file: {error}. Fetch it again."

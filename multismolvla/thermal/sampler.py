@@ -1,8 +1,8 @@
 """From noise to a thermal latent: integrate the denoiser's velocity from t = 0 (noise) to t = 1 (data).
 
-Within one picture only the noisy latent and the time change. So the RGB latent's part of the network runs once per picture,
-and for a fixed-step method, whose times are known beforehand, time and label embeddings with all that hangs on them (a third
-of the parameters) come from a table that is made once for all pictures.
+Within one picture only the noisy latent and the time change. So the RGB latent's part of the network runs
+once per picture. And for a fixed-step method, whose times are known beforehand, time and label embeddings
+with all that hangs on them (a third of the parameters) come from a table that is made once for all pictures.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,11 @@ _MAX_TABLES = 4
 
 
 class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method: stage i is at ``nodes[i]`` of the step, after ``rows[i]`` of the former stages."""
+    """An explicit Runge-Kutta method.
+
+    Stage i is evaluated at ``nodes[i]`` of the step, from ``rows[i]`` of the slopes before; the step ends
+    after ``weights`` of all slopes.
+    """
 
     nodes: tuple[float, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -86,22 +91,16 @@ def integrate(
 
 
 def noise_for(
-    frame_keys: Sequence[tuple[int | str, int]],
-    mode: str,
-    shape: Sequence[int],
-    *,
-    seed: int = 0,
-    purpose: str = "start",
+    frame_keys: Sequence[tuple[int | str, int]], mode: str, shape: Sequence[int], *, seed: int = 0
 ) -> Tensor:
     """Normal noise that belongs to frames, not to the batch in which they happen to be.
 
     Args:
         frame_keys: (episode, frame) of each sample.
-        mode: ``frame``: every frame its own noise. ``episode``: one noise for all frames of an episode, so that
-            successive pictures do not flicker. ``fixed``: one for everything.
+        mode: ``frame``: every frame its own noise. ``episode``: one noise for all frames of an episode, so
+            that successive pictures do not flicker. ``fixed``: one for everything.
         shape: of one sample, without the batch axis.
         seed: another number gives another draw of everything.
-        purpose: keeps the draws for different uses apart.
 
     Returns:
         float32 (len(frame_keys), *shape) on the CPU.
@@ -115,7 +114,7 @@ def noise_for(
     for episode, frame in frame_keys:
         key = {"frame": (episode, frame), "episode": (episode,), "fixed": ()}[mode]
         # Python's own hash() changes with every process; JSON tells 1 from "1".
-        text = json.dumps(["thermalgen", seed, purpose, mode, *key])
+        text = json.dumps(["thermalgen", seed, "start", mode, *key])
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         samples.append(torch.randn(*shape, generator=torch.Generator().manual_seed(digest)))
     return torch.stack(samples) if samples else torch.empty(0, *shape)
@@ -138,9 +137,9 @@ class Solution(NamedTuple):
 class Sampler:
     """Samples thermal latents from a frozen denoiser.
 
-    The state is integrated in float32 whatever the dtype of the network. Tables of time embeddings are kept from call to
-    call; they follow the network to another device or dtype, and are forgotten when a state dict is loaded into it. Call
-    `forget` after changing weights in any other way.
+    The state is integrated in float32 whatever the dtype of the network. Tables of time embeddings are kept
+    from call to call; they follow the network to another device or dtype, and are forgotten when a state dict
+    is loaded into it. Call `forget` after changing weights in any other way.
 
     Args:
         net: the denoiser.
@@ -149,7 +148,7 @@ class Sampler:
     def __init__(self, net: SiT) -> None:
         self.net = net
         self._tables: dict[tuple[object, ...], Modulation] = {}
-        net.register_load_state_dict_post_hook(self._forget_hook)  # type: ignore[no-untyped-call]
+        net.register_load_state_dict_post_hook(lambda *_: self.forget())  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Drop the tables of time embeddings."""
@@ -160,7 +159,7 @@ class Sampler:
         self,
         z: Tensor,
         x_rgb: Tensor,
-        labels: Tensor,
+        label: int | Tensor | None = None,
         *,
         steps: int = 4,
         method: str = "euler",
@@ -174,13 +173,15 @@ class Sampler:
         Args:
             z: noise, float (B, channels, H, W).
             x_rgb: scaled RGB latents, shape of ``z``.
-            labels: int64 (B,).
-            steps: for fixed-step methods; N steps are N + 1 grid points, the reference's ``num_steps``. Not used by
-                ``dopri5``.
-            method: of `METHODS`. ``dopri5`` chooses its steps for the batch as a whole, so that a picture depends on
-                its neighbours in the batch within the tolerances; all others treat every sample alone. In reduced
-                precision it chases rounding noise (bfloat16 at rtol 1e-5: hundreds of evaluations).
-            cfg_scale: strength of guidance towards the label, at least 1; above 1 each evaluation costs double.
+            label: for all, or int64 (B,); ``None`` = no label.
+            steps: for fixed-step methods; N steps are N + 1 grid points, the reference's ``num_steps``. Not
+                used by ``dopri5``.
+            method: of `METHODS`. ``dopri5`` chooses its steps for the batch as a whole, so that a picture
+                depends on its neighbours in the batch within the tolerances; all others treat every sample
+                alone. In reduced precision it chases rounding noise (bfloat16 at rtol 1e-5: hundreds of
+                evaluations).
+            cfg_scale: strength of guidance towards the label, at least 1; above 1 each evaluation costs
+                double.
             cache: ``False`` computes everything at every evaluation, as the reference does (for comparison).
             atol: absolute tolerance of ``dopri5``.
             rtol: relative tolerance of ``dopri5``.
@@ -188,7 +189,12 @@ class Sampler:
         Raises:
             ValueError: an argument out of its range.
         """
-        _check(self.net, z, x_rgb, labels, steps, method, cfg_scale)
+        null = self.net.config.null_label
+        if isinstance(label, Tensor):
+            labels = label
+        else:
+            labels = torch.full((len(z),), null if label is None else label)
+        _check(null, z, x_rgb, labels, steps, method, cfg_scale)
         z = z.to(self.net.device, torch.float32)
         fixed = method != ADAPTIVE
         times = evaluation_times(method, steps) if cache and fixed else []
@@ -212,11 +218,8 @@ class Sampler:
                 tuple(q.repeat(2, 1, 1, 1) for q in context.queries),
             )
         distinct, index = labels.unique(return_inverse=True)
-        if not times:
-            return _CachedField(self.net, context, distinct, index, cfg_scale)
-        return _CachedField(
-            self.net, context, distinct, index, cfg_scale, times, self._table(times, distinct)
-        )
+        table = self._table(times, distinct) if times else None
+        return _CachedField(self.net, context, distinct, index, cfg_scale, times, table)
 
     def _table(self, times: list[float], labels: Tensor) -> Modulation:
         """Modulations (times * labels, ...), time-major."""
@@ -230,11 +233,8 @@ class Sampler:
             )
         return self._tables[key]
 
-    def _forget_hook(self, *_: object) -> None:
-        self.forget()
 
-
-class _Field:
+class _Field(ABC):
     """Velocity as a function of time and state; counts its evaluations."""
 
     def __init__(self, net: SiT, cfg_scale: float) -> None:
@@ -249,8 +249,8 @@ class _Field:
         towards, without = self._velocity(t, torch.cat([z, z])).float().chunk(2)
         return without + self.cfg_scale * (towards - without)
 
-    def _velocity(self, t: float, z: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _velocity(self, t: float, z: Tensor) -> Tensor: ...
 
 
 class _NaiveField(_Field):
@@ -273,8 +273,8 @@ class _CachedField(_Field):
         labels: Tensor,
         index: Tensor,
         cfg_scale: float,
-        times: Sequence[float] = (),
-        table: Modulation | None = None,
+        times: Sequence[float],
+        table: Modulation | None,
     ) -> None:
         super().__init__(net, cfg_scale)
         self.context = context
@@ -322,7 +322,7 @@ def _advance(z: Tensor, h: float, factors: Sequence[float], slopes: Sequence[Ten
 
 
 def _check(
-    net: SiT, z: Tensor, x_rgb: Tensor, labels: Tensor, steps: int, method: str, cfg_scale: float
+    null_label: int, z: Tensor, x_rgb: Tensor, labels: Tensor, steps: int, method: str, cfg_scale: float
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; expected one of {list(METHODS)}.")
@@ -332,18 +332,17 @@ def _check(
         raise ValueError(f"cfg_scale = {cfg_scale}; expected at least 1 (1 = no guidance).")
     if z.shape != x_rgb.shape:
         raise ValueError(
-            f"noise is {tuple(z.shape)}, but the RGB latent is {tuple(x_rgb.shape)}; expected the same."
+            f"noise is {tuple(z.shape)}, the RGB latent {tuple(x_rgb.shape)}; expected the same."
         )
-    null = net.config.null_label
     if labels.shape != z.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"labels are {labels.dtype} {tuple(labels.shape)}; expected torch.int64 ({len(z)},)."
         )
-    wrong = labels[(labels < 0) | (labels > null)]
+    wrong = labels[(labels < 0) | (labels > null_label)]
     if len(wrong):
-        raise ValueError(f"label {int(wrong[0])} is outside 0 to {null} ({null} = no label).")
-    if cfg_scale > 1.0 and bool((labels == null).any()):
+        raise ValueError(f"label {int(wrong[0])} is outside 0 to {null_label} ({null_label} = no label).")
+    if cfg_scale > 1.0 and bool((labels == null_label).any()):
         raise ValueError(
-            f"cfg_scale = {cfg_scale} with label {null} (none) guides from no label to no label, at double cost. "
-            "Choose a label (thermalgen_config.TRAINED_LABELS), or cfg_scale = 1."
+            f"cfg_scale = {cfg_scale} with label {null_label} (none) guides from no label to no label, at "
+            "double cost. Choose a label (thermalgen_config.TRAINED_LABELS), or cfg_scale = 1."
         )

@@ -1,8 +1,10 @@
 """ThermalGen's denoiser: a latent flow-matching transformer (SiT) that sees the RGB picture's latent.
 
-The work is split by what it depends on, so that a sampler does each part only as often as needed: `SiT.modulation` on
-time and label, `SiT.context` on the RGB latent, `SiT.velocity` on the noisy latent. `SiT.forward` does all three, as the
-reference does at every evaluation. Parameter names are the official ones. Reference: arplaboratory/ThermalGen.
+The work is split by what it depends on, so that a sampler does each part only as often as needed:
+    `SiT.modulation` on
+time and label, `SiT.context` on the RGB latent, `SiT.velocity` on the noisy latent. `SiT.forward` does all
+three, as the reference does at every evaluation. Parameter names are the official ones. Reference:
+arplaboratory/ThermalGen.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class SiTConfig:
         patch_size: side of a patch in latent pixels.
         channels: of the latents, thermal and RGB alike.
         num_classes: labels; one more row, `null_label`, means "no label".
-        injection: how RGB enters. ``cross``: queries from RGB tokens, keys and values from thermal ones, in every block.
-            ``concat``: RGB tokens appended to the thermal ones.
+        injection: how RGB enters. ``cross``: queries from RGB tokens, keys and values from thermal ones, in
+            every block. ``concat``: RGB tokens appended to the thermal ones.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown ``injection``.
@@ -109,9 +111,9 @@ class Context(NamedTuple):
 def position_table(rows: int, columns: int, dim: int) -> Tensor:
     """Sine-cosine positions of a grid of patches, row-major.
 
-    For a square grid a token's numbers are (row, column). For others the reference builds the grid width-major and reads
-    it height-major: its numbers are (m div rows, m mod rows) of the flat index m. The weights know it that way, so it is
-    kept; official training was square only.
+    For a square grid a token's numbers are (row, column). For others the reference builds the grid
+    width-major and reads it height-major: its numbers are (m div rows, m mod rows) of the flat index m. The
+    weights know it that way, so it is kept; official training was square only.
 
     Args:
         rows: patches from top to bottom.
@@ -192,7 +194,7 @@ class LabelEmbedding(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries from RGB tokens, keys and values from thermal tokens; row j of RGB is added to row j of thermal."""
+    """Queries from RGB tokens, keys and values from thermal ones; row j is added to row j of thermal."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -213,8 +215,8 @@ class CrossAttention(nn.Module):
         return rows
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention (``cross`` only) and MLP, each modulated and gated by time and label."""
+class SiTBlock(nn.Module):
+    """Self-attention, cross-attention (``cross`` only), MLP, each modulated and gated by time and label."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -223,6 +225,11 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(config.hidden, config.heads) if cross else None
         self.mlp = MLP(config.hidden, nn.GELU(approximate="tanh"))
         self.adaLN_modulation = _adaptive(config.hidden, 9 if cross else 6)
+
+    def rgb_queries(self, rgb: Tensor) -> Tensor:
+        """The cross-attention's queries from normalised RGB tokens (B, n, D)."""
+        assert self.cross_attn is not None
+        return self.cross_attn.queries(rgb)
 
     def forward(self, x: Tensor, modulation: Tensor, queries: Tensor | None) -> Tensor:
         """(B, n, D), (B or 1, 9 or 6, D) and the RGB queries -> (B, n, D)."""
@@ -270,7 +277,7 @@ class SiT(nn.Module):
         self.x_RGB_embedder = PatchEmbedding(config)
         self.t_embedder = TimeEmbedding(config.hidden)
         self.y_embedder = LabelEmbedding(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(SiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
     @property
@@ -320,11 +327,8 @@ class SiT(nn.Module):
         if self.config.injection == "concat":
             return Context(positions, tokens, ())
         normed = _norm(tokens)
-        return Context(
-            positions,
-            None,
-            tuple(block.cross_attn.queries(normed) for block in self.blocks),  # type: ignore[union-attr, operator]
-        )
+        queries = tuple(block.rgb_queries(normed) for block in self.blocks)  # type: ignore[operator]
+        return Context(positions, None, queries)
 
     def velocity(self, x: Tensor, modulation: Modulation, context: Context) -> Tensor:
         """Velocity of the noisy latent.
@@ -342,10 +346,9 @@ class SiT(nn.Module):
         n = tokens.shape[1]
         if context.tokens is not None:
             tokens = torch.cat([tokens, context.tokens], dim=1)
-        for number, block in enumerate(self.blocks):
-            tokens = block(
-                tokens, modulation.blocks[number], context.queries[number] if context.queries else None
-            )
+        queries = context.queries or (None,) * len(self.blocks)
+        for block, changes, query in zip(self.blocks, modulation.blocks, queries, strict=True):
+            tokens = block(tokens, changes, query)
         patches = self.final_layer(tokens[:, :n], modulation.final)
         p, c = self.config.patch_size, self.config.channels
         patches = patches.view(len(x), *grid, p, p, c).permute(0, 5, 1, 3, 2, 4)
@@ -367,6 +370,7 @@ class SiT(nn.Module):
         c, p = self.config.channels, self.config.patch_size
         if latent.ndim != 4 or latent.shape[1] != c or latent.shape[2] % p or latent.shape[3] % p:
             raise ValueError(
-                f"SiT: latent is {tuple(latent.shape)}; expected (B, {c}, H, W) with H and W multiples of {p}."
+                f"SiT: latent is {tuple(latent.shape)}; expected (B, {c}, H, W) with H and W multiples of "
+                f"{p}."
             )
         return latent.shape[2] // p, latent.shape[3] // p

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from multismolvla.thermal.sit import ARCHITECTURES, SiTConfig
 
 logger = logging.getLogger(__name__)
 
-#: The published thermal autoencoder; the RGB one differs in its three channels (Stable Diffusion's).
+#: The published thermal autoencoder (arguments of diffusers' AutoencoderKL); the RGB one has three channels.
 OFFICIAL_VAE: dict[str, Any] = {
     "in_channels": 1,
     "out_channels": 1,
@@ -31,8 +32,9 @@ OFFICIAL_VAE: dict[str, Any] = {
     "mid_block_add_attention": True,
 }
 
-#: Labels with trained rows: the data sets whose style they stand for. All are outdoor driving, surveillance or aerial scenes;
-#: for anything else "no label" (1000) is the sensible choice. All other rows below 1000 are untrained.
+#: Labels with trained rows: the data sets whose style they stand for. All are outdoor driving, surveillance
+#: or aerial scenes; for anything else "no label" (1000) is the sensible choice. All other rows below 1000 are
+#: untrained.
 TRAINED_LABELS = {
     0: "Boson, night (satellite and aerial)",
     1: "BosonPlus, day (satellite and aerial)",
@@ -52,8 +54,9 @@ TRAINED_LABELS = {
     22: "AVIID",
 }
 
-# Option -> the values that are implemented. Options absent from a config have the first one.
-_INJECTION: dict[str, dict[str, tuple[Any, ...]]] = {
+type _Implemented = Mapping[str, tuple[object, ...]]
+# Option -> the values that are implemented.
+_INJECTION: dict[str, _Implemented] = {
     "cross": {
         "injection_position": ("q",),
         "self_attn": (True,),
@@ -63,10 +66,13 @@ _INJECTION: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "concat": {"replace_RGB": (False,), "rgb_dropout_prob": (0, None)},
 }
-_TRANSPORT = {"path_type": ("Linear",), "prediction": ("velocity",)}
-# Of training or of the reference's own loading; without effect here.
+_TRANSPORT: _Implemented = {"path_type": ("Linear",), "prediction": ("velocity",)}
+_NEEDED = {
+    *("arch", "patch_size", "RGB_normalizer", "thermal_normalizer", "divisible"),
+    *("injection_args", "transport_config", "vae_config"),
+}
+# Fields of training or of the reference's own loading; without effect here.
 _IGNORED = {"vae", "cache_rate", "cfg_scale"}
-_IGNORED_TRANSPORT = {"loss_weight"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class ThermalGenConfig:
         """Read ``config.json``: one key ``model_config``.
 
         Raises:
-            ValueError: no such key, or a setting that is not implemented.
+            ValueError: no such key, a field missing, or a setting that is not implemented; it is named.
         """
         content = weights.read_json(path)
         if not isinstance(content.get("model_config"), dict):
@@ -127,21 +133,13 @@ class ThermalGenConfig:
 
     @classmethod
     def from_dict(cls, model_config: Mapping[str, Any]) -> ThermalGenConfig:
-        """From the official ``model_config``.
-
-        Raises:
-            ValueError: a field missing, or a setting that is not implemented; it is named.
-        """
-        known = {
-            *("arch", "patch_size", "RGB_normalizer", "thermal_normalizer", "divisible", "vae_model"),
-            *("injection_args", "transport_config", "vae_config"),
-        }
-        for name in sorted(known - {"vae_model"} - set(model_config)):
-            raise ValueError(f"the field {name!r} is missing from model_config.")
-        for name in sorted(set(model_config) - known - _IGNORED):
-            logger.warning(
-                "ThermalGen config: %s = %r is not known here and has no effect.", name, model_config[name]
-            )
+        """From the official ``model_config``; errors as `from_json`."""
+        missing = sorted(_NEEDED - set(model_config))
+        if missing:
+            raise ValueError(f"the field {missing[0]!r} is missing from model_config.")
+        for name in sorted(set(model_config) - _NEEDED - _IGNORED - {"vae_model"}):
+            value = model_config[name]
+            logger.warning("ThermalGen config: %s = %r is not known here and has no effect.", name, value)
         if model_config.get("vae_model", "klvae") != "klvae":
             raise ValueError(
                 f"vae_model = {model_config['vae_model']!r} is not implemented; expected 'klvae'."
@@ -149,11 +147,11 @@ class ThermalGenConfig:
         injection = dict(model_config["injection_args"])
         method = injection.pop("injection_method", None)
         if method not in _INJECTION:
-            raise ValueError(
-                f"injection_method = {method!r} is not implemented; expected one of {list(_INJECTION)}."
-            )
+            expected = list(_INJECTION)
+            raise ValueError(f"injection_method = {method!r} is not implemented; expected one of {expected}.")
         _refuse("injection_args", injection, _INJECTION[method])
-        _refuse("transport_config", dict(model_config["transport_config"]), _TRANSPORT, _IGNORED_TRANSPORT)
+        transport = {k: v for k, v in model_config["transport_config"].items() if k != "loss_weight"}
+        _refuse("transport_config", transport, _TRANSPORT)
         return cls(
             arch=str(model_config["arch"]),
             injection=method,
@@ -166,86 +164,51 @@ class ThermalGenConfig:
 
     @classmethod
     def from_shapes(cls, stored: Mapping[str, tuple[int, ...]], path: Path) -> ThermalGenConfig:
-        """The published settings of the size and variant that a file's tensors have (a checkpoint without config).
+        """The published settings that fit a file's tensors, for a checkpoint without config.
 
         Raises:
             ValueError: a size that was not published.
         """
         for prefix in ("ema.", "model."):
-            key = f"{prefix}x_embedder.proj.weight"
-            if key in stored:
-                blocks = {k.split(".")[2] for k in stored if k.startswith(f"{prefix}blocks.")}
-                size = (stored[key][0], len(blocks))
-                for arch, sizes in ARCHITECTURES.items():
-                    if size == sizes[:2] and arch != "tiny":
-                        cross = f"{prefix}blocks.0.cross_attn.qkv.weight" in stored
-                        return cls(arch=arch, injection="cross" if cross else "concat")
+            width = stored.get(f"{prefix}x_embedder.proj.weight", (0,))[0]
+            if not width:
+                continue
+            blocks = {key.split(".")[2] for key in stored if key.startswith(f"{prefix}blocks.")}
+            published = {sizes[:2]: arch for arch, sizes in ARCHITECTURES.items() if arch != "tiny"}
+            arch = published.get((width, len(blocks)))
+            if arch is None:
                 raise ValueError(
-                    f"{path}: a denoiser of hidden size {size[0]} with {size[1]} blocks is none of "
-                    f"{[a for a in ARCHITECTURES if a != 'tiny']}. Put its {weights.CONFIG_FILE} beside it."
+                    f"{path}: a denoiser of hidden size {width} with {len(blocks)} blocks is none of "
+                    f"{list(published.values())}. Put its {weights.CONFIG_FILE} beside it."
                 )
+            cross = f"{prefix}blocks.0.cross_attn.qkv.weight" in stored
+            return cls(arch=arch, injection="cross" if cross else "concat")
         raise ValueError(
-            f"{path}: neither 'ema.x_embedder.proj.weight' nor 'model.x_embedder.proj.weight' is there; no ThermalGen checkpoint."
+            f"{path}: neither 'ema.x_embedder.proj.weight' nor 'model.x_embedder.proj.weight' is there; no "
+            "ThermalGen checkpoint."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Content of an official ``config.json``."""
-        injection: dict[str, Any] = {"injection_method": self.injection}
-        injection |= {
-            name: values[0] for name, values in _INJECTION[self.injection].items() if values[0] is not None
-        }
-        injection.pop("first_cross", None)
-        injection.pop("rgb_dropout_prob", None)
-        return {
-            "model_config": {
-                "vae": "ema",
-                "arch": self.arch,
-                "patch_size": self.patch_size,
-                "cfg_scale": 1.0,
-                "thermal_normalizer": self.thermal_normalizer,
-                "RGB_normalizer": self.rgb_normalizer,
-                "divisible": self.divisible,
-                "vae_model": "klvae",
-                "injection_args": injection,
-                "transport_config": {"path_type": "Linear", "prediction": "velocity", "loss_weight": None},
-                "vae_config": dict(self.vae),
-            }
-        }
 
-
-def _refuse(
-    where: str,
-    options: Mapping[str, Any],
-    implemented: Mapping[str, tuple[Any, ...]],
-    ignored: set[str] | frozenset[str] = frozenset(),
-) -> None:
+def _refuse(where: str, options: Mapping[str, object], implemented: _Implemented) -> None:
     for name, value in options.items():
-        if name in ignored:
-            continue
         if name not in implemented:
-            raise ValueError(
-                f"{where} has the unknown option {name} = {value!r}; known are {sorted(implemented)}."
-            )
+            known = sorted(implemented)
+            raise ValueError(f"{where} has the unknown option {name} = {value!r}; known are {known}.")
         if value not in implemented[name]:
-            raise ValueError(
-                f"{where}: {name} = {value!r} is not implemented; expected {' or '.join(map(repr, implemented[name]))}."
-            )
+            expected = " or ".join(map(repr, implemented[name]))
+            raise ValueError(f"{where}: {name} = {value!r} is not implemented; expected {expected}.")
 
 
 def _vae(vae_config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for AutoencoderKL, without diffusers' own notes (``_class_name`` and the like)."""
-    from inspect import signature
-
     from diffusers import AutoencoderKL
 
     known = set(signature(AutoencoderKL.__init__).parameters) - {"self"}
     vae = {name: value for name, value in vae_config.items() if not name.startswith("_")}
-    for name in vae:
-        if name not in known:
-            raise ValueError(
-                f"vae_config has the unknown option {name!r}; diffusers' AutoencoderKL has {sorted(known)}."
-            )
-    for name in ("block_out_channels", "latent_channels"):
-        if name not in vae:
-            raise ValueError(f"the field {name!r} is missing from vae_config.")
+    unknown = sorted(set(vae) - known)
+    if unknown:
+        raise ValueError(f"vae_config has the unknown option {unknown[0]!r}; known are {sorted(known)}.")
+    missing = sorted({"block_out_channels", "latent_channels"} - set(vae))
+    if missing:
+        raise ValueError(f"the field {missing[0]!r} is missing from vae_config.")
     return vae

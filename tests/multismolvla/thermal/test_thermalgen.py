@@ -1,4 +1,4 @@
-"""ThermalGen: the reference's recorded numbers, official inventories, samplers, strict loading, noise, bad input."""
+"""ThermalGen: recorded numbers, official inventories, samplers, strict loading, noise, bad input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nearness import assert_near
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_thermalgen import write_tiny_thermalgen
+from tiny_thermalgen import official_config, write_tiny_thermalgen
 from torch import Tensor
 
 from multismolvla.thermal.sampler import (
@@ -32,7 +32,7 @@ from multismolvla.thermal.thermalgen_config import ThermalGenConfig
 FRAMES = [("a", 0), ("a", 1), ("b", 0)]
 
 
-# ---------------------------------------------------------------------------------------------- golden numbers
+# ---------------------------------------------------------------- golden numbers
 
 
 class Golden:
@@ -121,16 +121,12 @@ def test_golden_hub_layout_end_to_end(golden: Path) -> None:
     assert_near(posterior.logvar, data["out.rgb_latent_logvar"])
     x_rgb = model.encode_rgb(pixels, data["in.posterior_noise"])
     assert_near(x_rgb, data["out.x_rgb"])
-    latent = model.sample(data["in.z0"], x_rgb, label=labels, steps=3).latent
+    latent = model.sampler.sample(data["in.z0"], x_rgb, labels, steps=3).latent
     assert_near(latent, data["out.latent"])
     assert_near(model.decode(latent), data["out.thermal01"])
     assert_near(model.decode(latent), (data["out.decoded"] * 0.5 + 0.5).clamp(0, 1))
     options: dict[str, Any] = {"noise": data["in.z0"], "label": labels, "size": 64, "output_size": (64, 64)}
-    whole = model.generate(
-        rgb, **options, steps=3, posterior="sample", posterior_noise=data["in.posterior_noise"]
-    )
-    assert_near(whole, data["out.thermal01"])
-    mean = model.sample(data["in.z0"], model.encode_rgb(pixels), label=labels, steps=1).latent
+    mean = model.sampler.sample(data["in.z0"], model.encode_rgb(pixels), labels, steps=1).latent
     assert_near(mean, data["out.mean_euler2.latent"])
     assert_near(model.generate(rgb, **options, steps=1), data["out.mean_euler2.thermal01"])
 
@@ -169,7 +165,7 @@ def test_positions_of_a_grid_that_is_not_square_follow_the_reference() -> None:
     assert table.shape == (6, dim)
 
 
-# ---------------------------------------------------------------------------------------------- samplers
+# ---------------------------------------------------------------- samplers
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
@@ -229,8 +225,8 @@ def test_cached_equals_naive(model: ThermalGen, method: str, labels: tuple[int, 
 def test_cached_equals_naive_at_the_times_an_adaptive_solver_asks_for(
     model: ThermalGen, labels: tuple[int, ...], scale: float
 ) -> None:
-    # The field and not the solution: rounding in the last bit can turn dopri5's accepted step into a rejected one,
-    # which moves the solution by as much as its tolerances allow.
+    # The field and not the solution: rounding in the last bit can turn dopri5's accepted step into a rejected
+    # one, which moves the solution by as much as its tolerances allow.
     z = noise_for(FRAMES, "frame", (4, 4, 6))
     x_rgb = noise_for(FRAMES, "frame", (4, 4, 6), seed=1)
     cached, naive = (
@@ -265,15 +261,15 @@ def test_tables_do_not_outlive_the_weights_they_were_made_from(folder: Path, rgb
     assert model.generate(rgb, frames=FRAMES, size=32).isfinite().all()
 
 
-# ---------------------------------------------------------------------------------------------- noise and pictures
+# ---------------------------------------------------------------- noise and pictures
 
 
 def test_a_frame_looks_the_same_alone_and_in_any_batch(model: ThermalGen, rgb: Tensor) -> None:
-    together = model.generate(rgb, frames=FRAMES, size=32, posterior="sample")
+    together = model.generate(rgb, frames=FRAMES, size=32)
     for i in range(3):
-        alone = model.generate(rgb[i : i + 1], frames=FRAMES[i : i + 1], size=32, posterior="sample")
+        alone = model.generate(rgb[i : i + 1], frames=FRAMES[i : i + 1], size=32)
         assert_near(alone, together[i : i + 1])
-    back = model.generate(rgb.flip(0), frames=FRAMES[::-1], size=32, posterior="sample").flip(0)
+    back = model.generate(rgb.flip(0), frames=FRAMES[::-1], size=32).flip(0)
     assert_near(back, together)
 
 
@@ -290,7 +286,6 @@ def test_noise_belongs_to_frames(episode: int, frame: int, seed: int) -> None:
     fixed = noise_for(keys, "fixed", (2, 3), seed=seed)
     assert torch.equal(fixed[0], fixed[2])
     assert not torch.equal(fixed, noise_for(keys, "fixed", (2, 3), seed=seed + 1))
-    assert not torch.equal(by_frame, noise_for(keys, "frame", (2, 3), seed=seed, purpose="posterior"))
 
 
 def test_noise_is_normal_and_the_same_on_every_machine() -> None:
@@ -317,8 +312,7 @@ def test_everything_that_should_changes_the_picture(model: ThermalGen, rgb: Tens
         {"label": 7},
         {"seed": 1},
         {"noise_mode": "episode"},
-        {"posterior": "sample"},
-        {"size": (48, 32)},
+        {"size": 48},
     ]
     for change in changes:
         other = model.generate(rgb, **{"frames": FRAMES, "size": 32} | change)
@@ -327,11 +321,8 @@ def test_everything_that_should_changes_the_picture(model: ThermalGen, rgb: Tens
     guided = [model.generate(rgb, frames=FRAMES, size=32, label=7, cfg_scale=s) for s in (1.0, 4.0)]
     assert (guided[0] - guided[1]).abs().max() > 1e-4
     state = torch.random.get_rng_state()
-    drawn = [
-        model.generate(rgb, generator=torch.Generator().manual_seed(0), size=32, posterior="sample")
-        for _ in range(2)
-    ]
-    assert torch.equal(drawn[0], drawn[1])
+    drawn = model.generate(rgb, noise=noise_for(FRAMES, "frame", (4, 4, 4)), size=32)
+    assert torch.equal(drawn, first)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -356,7 +347,7 @@ def test_reduced_precision(folder: Path, rgb: Tensor) -> None:
     assert (fp16.generate(rgb, frames=FRAMES, size=32) - exact).abs().max() < 0.02
 
 
-# ---------------------------------------------------------------------------------------------- loading
+# ---------------------------------------------------------------- loading
 
 
 def rewrite(folder: Path, target: Path, change: Any) -> Path:
@@ -414,7 +405,7 @@ def test_lightning_checkpoint(folder: Path, model: ThermalGen, tmp_path: Path) -
     torch.save({"state_dict": state, "hyper": Path("x")}, path)
     with pytest.raises(ValueError, match="can run code"):
         ThermalGen.from_pretrained(path)
-    with pytest.raises(FileNotFoundError, match="no such Lightning checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*other\.ckpt"):
         ThermalGen.from_pretrained(tmp_path / "other.ckpt")
 
 
@@ -490,8 +481,8 @@ def test_config_round_trip_and_options_without_effect(golden: Path, caplog: pyte
     config = ThermalGenConfig.from_json(golden / "thermalgen_hub_tiny" / "config.json")
     assert not caplog.records
     for own in (config, ThermalGenConfig(), ThermalGenConfig(arch="L", injection="concat")):
-        assert ThermalGenConfig.from_dict(own.to_dict()["model_config"]) == own
-    content = config.to_dict()["model_config"] | {"learning_rate": 3}
+        assert ThermalGenConfig.from_dict(official_config(own)["model_config"]) == own
+    content = official_config(config)["model_config"] | {"learning_rate": 3}
     content["injection_args"] |= {"first_cross": False, "rgb_dropout_prob": None, "bn_momentum": None}
     content["vae_config"] |= {"_class_name": "AutoencoderKL"}
     assert ThermalGenConfig.from_dict(content) == config
@@ -508,24 +499,25 @@ def test_concat_checkpoint_runs(tmp_path: Path, rgb: Tensor) -> None:
 
 def test_hub_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as caught:
-        ThermalGen.from_pretrained("xjh19972/ThermalGen-XL-2", local_files_only=True)
+        ThermalGen.from_pretrained("xjh19972/ThermalGen-XL-2")
     for part in ("xjh19972/ThermalGen-XL-2", "model card", "hf download", "By hand"):
         assert part in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rgb": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, r"torch\.uint8 .*expected float"),
+        ({"rgb": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "uint8 .*expected float"),
         ({"rgb": torch.zeros(3, 1, 8, 8)}, r"\(3, 1, 8, 8\).*\(B, 3, H, W\)"),
-        ({"rgb": torch.full((3, 3, 8, 8), 200.0)}, r"\[200, 200\]; expected \[0, 1\] .*255"),
-        ({"rgb": torch.full((3, 3, 8, 8), float("nan"))}, "NaN"),
-        ({"size": 40}, "size = 40: height and width must be multiples of 16"),
-        ({"size": (32, 0)}, "multiples of 16"),
+        ({"rgb": torch.full((3, 3, 8, 8), 200.0)}, r"\[200, 200\]; expected \[0, 1\].*255"),
+        ({"rgb": torch.full((3, 3, 8, 8), float("nan"))}, "nan.*expected"),
+        ({"size": 40}, "size = 40.*multiple of 16"),
+        ({"size": 0}, "size = 0.*multiple of 16"),
         ({"steps": 0}, "steps = 0"),
         ({"method": "rk5"}, "'rk5' is unknown; expected one of"),
         ({"label": 1001}, "label 1001 is outside 0 to 1000"),
@@ -534,14 +526,11 @@ def test_hub_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         ({"cfg_scale": 0.5, "label": 3}, r"cfg_scale = 0\.5"),
         ({"cfg_scale": 4.0}, r"cfg_scale = 4\.0 with label 1000"),
         ({"noise_mode": "batch"}, "noise mode 'batch'"),
-        ({"posterior": "mode"}, "posterior = 'mode'"),
-        ({"posterior_noise": torch.zeros(3, 4, 4, 4)}, "does not use it"),
-        ({"posterior": "sample", "posterior_noise": torch.zeros(3, 4, 8, 8)}, r"\(3, 4, 4, 4\)"),
         ({"frames": FRAMES[:2]}, "names 2 pictures, but rgb holds 3"),
         ({"frames": None}, "exactly one source of noise"),
         ({"noise": torch.zeros(3, 4, 4, 4)}, "exactly one source of noise"),
         ({"frames": None, "noise": torch.zeros(3, 4, 8, 8)}, r"expected float \(3, 4, 4, 4\)"),
-        ({"frames": None, "noise": torch.full((3, 4, 4, 4), torch.inf)}, "NaN or infinite"),
+        ({"frames": None, "noise": torch.full((3, 4, 4, 4), torch.inf)}, "noise is .*finite"),
     ],
 )
 def test_bad_input_is_named(model: ThermalGen, rgb: Tensor, change: dict, message: str) -> None:
