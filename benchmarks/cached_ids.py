@@ -140,7 +140,8 @@ def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
     from tiny_imagebind import write_tiny_imagebind
 
     from multismolvla import weights
-    from multismolvla.tokenizers.official import VQConfig, VQTokenizer
+    from multismolvla.tokenizers.official import VQTokenizer
+    from multismolvla.tokenizers.vq_config import VQConfig
 
     dim, depth, heads = scale.encoder
     features, blocks, feature_heads = scale.imagebind

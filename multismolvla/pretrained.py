@@ -1,7 +1,7 @@
 """The published checkpoints that the package reads: where they are, how large, under which licence.
 
-Data only, so that error messages, ``train.py --dry-run``, ``multismolvla-doctor`` and the README say the same. Nothing here
-is shipped with the package, and nothing here imports PyTorch.
+Data only, so that error messages, ``train.py --dry-run``, ``multismolvla-doctor`` and the documentation say
+the same. None of it is shipped with the package, and nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -12,28 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TOWER = "EPFL-VILAB/4M-21_B"
+LANGUAGE_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+IMAGEBIND = "nielsr/imagebind-huge"
+#: The official tokenizers, by the names of ``policy.tokenizer_sources``.
+TOKENIZER_SOURCES: dict[str, str] = {
+    "depth": "EPFL-VILAB/4M_tokenizers_depth_8k_224-448",
+    "seg": "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448",
+    "imagebind": "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448",
+    "imagebind_global": "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
+}
+_TOKENIZER_OF_DOMAIN = {
+    "tok_depth@224": "depth",
+    "tok_semseg@224": "seg",
+    "tok_imagebind@224": "imagebind",
+    "tok_imagebind_global": "imagebind_global",
+}
+#: File beside a slim encoder: where its tensors come from, and under which licence.
+PROVENANCE = "provenance.json"
+
 _EPFL = (
     "Sample Code License 1.1 of EPFL and Apple: non-commercial use only, redistribution with the notice kept"
 )
-_CC = "CC-BY-NC-SA 4.0 (README: CC-BY-NC 4.0): research, non-commercial use only"
-
-
-IMAGEBIND = "nielsr/imagebind-huge"
-#: Beside a slim encoder: where its tensors come from, and under which licence.
-PROVENANCE = "provenance.json"
-LANGUAGE_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-TOWER = "EPFL-VILAB/4M-21_B"
-
-#: Encoder domain -> (name in ``policy.tokenizer_sources``, hub id of its tokenizer).
-_TOKENIZERS = {
-    "tok_depth@224": ("depth", "EPFL-VILAB/4M_tokenizers_depth_8k_224-448"),
-    "tok_semseg@224": ("seg", "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448"),
-    "tok_imagebind@224": ("imagebind", "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448"),
-    "tok_imagebind_global": (
-        "imagebind_global",
-        "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
-    ),
-}
+_META = "CC-BY-NC-SA 4.0 (README: CC-BY-NC 4.0): research, non-commercial use only"
+_THERMALGEN = (
+    "code MIT; weights: none stated beside it, read the model card (the training sets carry their own terms)"
+)
+_MASK2FORMER = "code MIT; weights: see the model card (most of the family: CC-BY-NC 4.0)"
+_MODEL = ("config.json", "model.safetensors")
+_PICTURE_MODEL = ("config.json", "preprocessor_config.json", "model.safetensors")
+_LANGUAGE_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -45,17 +53,17 @@ class Source:
         purpose: what the package uses it for.
         licence: of the weights, in one line.
         size_bytes: of all files that are fetched.
+        known: how the size is known: ``listed`` (hub page, rounded), ``computed`` (from the official
+            configuration) or ``estimated`` (from what is known of the model).
         files: names of the files that are read.
-        known: how the size is known: ``listed`` (hub page, rounded), ``computed`` (from the official configuration) or
-            ``estimated`` (from what is known of the model).
     """
 
     repo: str
     purpose: str
     licence: str
     size_bytes: int
-    files: tuple[str, ...] = ("config.json", "model.safetensors")
     known: str = "listed"
+    files: tuple[str, ...] = _MODEL
 
     @property
     def url(self) -> str:
@@ -65,70 +73,61 @@ class Source:
     @property
     def size(self) -> str:
         """The size in words, e.g. ``3.37 GB`` or ``99 MB (estimated)``."""
-        size = (
-            f"{self.size_bytes / 1e9:.2f} GB" if self.size_bytes >= 1e9 else f"{self.size_bytes / 1e6:.0f} MB"
-        )
+        giga = self.size_bytes >= 1e9
+        size = f"{self.size_bytes / 1e9:.2f} GB" if giga else f"{self.size_bytes / 1e6:.0f} MB"
         return f"{size} (estimated)" if self.known == "estimated" else size
 
 
-def _all() -> dict[str, Source]:
-    tokenizer = "EPFL-VILAB/4M_tokenizers_"
-    thermalgen = "code MIT; weights: none stated beside it, read the model card (the training sets carry their own terms)"
-    hf_model = ("config.json", "preprocessor_config.json", "model.safetensors")
-    found = (
-        # 4M-21: four bytes times the elements of the official configuration (tests/multismolvla/test_sources.py)
-        Source("EPFL-VILAB/4M-21_B", "vision tower, size B", _EPFL, 3_370_521_600, known="computed"),
-        Source("EPFL-VILAB/4M-21_L", "vision tower, size L", _EPFL, 6_256_881_664, known="computed"),
-        Source("EPFL-VILAB/4M-21_XL", "vision tower, size XL", _EPFL, 18_159_689_728, known="computed"),
-        Source(f"{tokenizer}depth_8k_224-448", "depth ids", _EPFL, 1_150_000_000),
-        Source(f"{tokenizer}semseg_4k_224-448", "segmentation ids", _EPFL, 880_000_000),
-        Source(f"{tokenizer}ImageBind-H14_8k_224-448", "dense thermal ids", _EPFL, 732_000_000),
-        Source(f"{tokenizer}ImageBind-H14-global_8k_16_224", "global thermal ids", _EPFL, 464_000_000),
-        Source(IMAGEBIND, "thermal routes (vision and thermal branch)", _CC, 4_800_000_000),
-        # ThermalGen: denoiser and both autoencoders in fp32
-        Source("xjh19972/ThermalGen-XL-2", "thermal from RGB", thermalgen, 4_409_908_592, known="computed"),
-        Source("xjh19972/ThermalGen-L-2", "thermal from RGB", thermalgen, 3_205_910_384, known="computed"),
-        Source("xjh19972/ThermalGen-B-2", "thermal from RGB", thermalgen, 1_388_917_616, known="computed"),
-        Source(
-            "lerobot/smolvla_base", "language model and expert", "Apache-2.0", 907_000_000, known="estimated"
-        ),
-        Source(
-            LANGUAGE_MODEL,
-            "configuration and processor of the language model (its weights come from the base checkpoint)",
-            "Apache-2.0",
-            5_000_000,
-            ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json"),
-            "estimated",
-        ),
-        Source(
-            "depth-anything/Depth-Anything-V2-Small-hf",
-            "depth from RGB",
-            "Apache-2.0 (Base and Large: CC-BY-NC 4.0)",
-            99_200_000,
-            hf_model,
-            "estimated",
-        ),
-        Source(
-            "facebook/mask2former-swin-base-coco-panoptic",
-            "segmentation from RGB",
-            "code MIT; weights: see the model card (most of the family: CC-BY-NC 4.0)",
-            430_000_000,
-            hf_model,
-            "estimated",
-        ),
-    )
-    return {source.repo: source for source in found}
-
-
+_SOURCES = (
+    # 4M-21: four bytes times the elements of the official configuration
+    # (tests/multismolvla/test_pretrained.py)
+    Source("EPFL-VILAB/4M-21_B", "vision tower, size B", _EPFL, 3_370_521_600, "computed"),
+    Source("EPFL-VILAB/4M-21_L", "vision tower, size L", _EPFL, 6_256_881_664, "computed"),
+    Source("EPFL-VILAB/4M-21_XL", "vision tower, size XL", _EPFL, 18_159_689_728, "computed"),
+    Source(TOKENIZER_SOURCES["depth"], "depth ids", _EPFL, 1_150_000_000),
+    Source(TOKENIZER_SOURCES["seg"], "segmentation ids", _EPFL, 880_000_000),
+    Source(TOKENIZER_SOURCES["imagebind"], "dense thermal ids", _EPFL, 732_000_000),
+    Source(TOKENIZER_SOURCES["imagebind_global"], "global thermal ids", _EPFL, 464_000_000),
+    Source(IMAGEBIND, "thermal routes (vision and thermal branch)", _META, 4_800_000_000),
+    # ThermalGen: denoiser and both autoencoders in fp32
+    Source("xjh19972/ThermalGen-XL-2", "thermal from RGB", _THERMALGEN, 4_409_908_592, "computed"),
+    Source("xjh19972/ThermalGen-L-2", "thermal from RGB", _THERMALGEN, 3_205_910_384, "computed"),
+    Source("xjh19972/ThermalGen-B-2", "thermal from RGB", _THERMALGEN, 1_388_917_616, "computed"),
+    Source("lerobot/smolvla_base", "language model and expert", "Apache-2.0", 907_000_000, "estimated"),
+    Source(
+        repo=LANGUAGE_MODEL,
+        purpose="configuration and processor of the language model "
+        "(its weights come from the base checkpoint)",
+        licence="Apache-2.0",
+        size_bytes=5_000_000,
+        known="estimated",
+        files=_LANGUAGE_FILES,
+    ),
+    Source(
+        repo="depth-anything/Depth-Anything-V2-Small-hf",
+        purpose="depth from RGB",
+        licence="Apache-2.0 (Base and Large: CC-BY-NC 4.0)",
+        size_bytes=99_200_000,
+        known="estimated",
+        files=_PICTURE_MODEL,
+    ),
+    Source(
+        repo="facebook/mask2former-swin-base-coco-panoptic",
+        purpose="segmentation from RGB",
+        licence=_MASK2FORMER,
+        size_bytes=430_000_000,
+        known="estimated",
+        files=_PICTURE_MODEL,
+    ),
+)
 #: Hub id -> what is known of it.
-SOURCES: dict[str, Source] = _all()
+SOURCES: dict[str, Source] = {source.repo: source for source in _SOURCES}
 
 
 def is_hub_id(where: str) -> bool:
     """Whether a name has the form of a hub id ``owner/name`` and is no folder or file here."""
-    return where in SOURCES or (
-        where.count("/") == 1 and not where.startswith((".", "/", "~", "{")) and not Path(where).exists()
-    )
+    local = where.startswith((".", "/", "~", "{")) or Path(where).exists()
+    return where in SOURCES or (where.count("/") == 1 and not local)
 
 
 def licence_of(where: str) -> str:
@@ -151,8 +150,8 @@ def needed_by(policy: Mapping[str, Any]) -> dict[str, str]:
     """Where a policy's networks come from, as its configuration says.
 
     Args:
-        policy: fields of the policy's configuration (``config.json``, or a preset's ``policy.*``); what is absent has the
-            default of the policy.
+        policy: fields of the policy's configuration (``config.json``, or a preset's ``policy.*``); what is
+            absent has the default of the policy.
 
     Returns:
         Hub id, folder or file -> what it is for, in the order in which they are read.
@@ -171,11 +170,11 @@ def needed_by(policy: Mapping[str, Any]) -> dict[str, str]:
     if policy.get("tokenizers") != "official":
         return found
     domains: Mapping[str, str] = policy.get("domains") or {}
-    named: Mapping[str, str] = policy.get("tokenizer_sources") or {}
+    sources = TOKENIZER_SOURCES | (policy.get("tokenizer_sources") or {})
     if "thermal" in domains:
         add(policy.get("imagebind") or IMAGEBIND, "thermal routes")
     for domain in [part for joined in domains.values() for part in joined.split("+")]:
-        if domain in _TOKENIZERS:
-            name, repo = _TOKENIZERS[domain]
-            add(named.get(name, repo), f"{name} ids")
+        if domain in _TOKENIZER_OF_DOMAIN:
+            name = _TOKENIZER_OF_DOMAIN[domain]
+            add(sources[name], f"{name} ids")
     return found

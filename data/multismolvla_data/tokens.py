@@ -152,16 +152,16 @@ def _feature(cfg: TokensConfig, view: str, modality: str, length: int) -> dict[s
         id_feature,
         parts_of,
         split_domains,
-        stream_recipe,
+        token_recipe,
     )
 
     fingerprints = {}
     if cfg.tokenizers == "official":
         official = OfficialOptions.of(cfg)
         encoder = FourMConfig.from_json(cfg.encoder / "config.json")
-        grids = [encoder.modality(d).grid is not None for d in split_domains(cfg.domains[modality])]
-        fingerprints = fingerprints_of(parts_of(modality, sum(grids), grids.count(False), official), official)
-    recipe = stream_recipe(cfg, view, modality, num_labels=cfg.num_labels, fingerprints=fingerprints)
+        domains = [encoder.modality(d) for d in split_domains(cfg.domains[modality])]
+        fingerprints = fingerprints_of(parts_of(modality, domains, official), official)
+    recipe = token_recipe(cfg, view, modality, num_labels=cfg.num_labels, fingerprints=fingerprints)
     return id_feature(recipe, length)
 
 

@@ -37,10 +37,11 @@ def compare_row_conventions(
 ) -> dict[str, dict[str, float]]:
     """Tokenize photographs from raw and from normalised rows and tell which the tokenizer seems to know.
 
-    The reference called a patched copy of ImageBind that was never published, so the documents leave open whether its
-    1280-d rows were the last block's output or that output after the head's LayerNorm. On the features a codebook was
-    trained on, latents lie near codes and many codes are in use; on others both drop. With the weights fetched
-    (1.3 GB + 0.7 GB are read) and a hundred or more everyday photographs of different content::
+    The reference called a patched copy of ImageBind that was never published, so the documents leave open
+    whether its 1280-d rows were the last block's output or that output after the head's LayerNorm. On the
+    features a codebook was trained on, latents lie near codes and many codes are in use; on others both drop.
+    With the weights fetched (1.3 GB + 0.7 GB are read) and a hundred or more everyday photographs of
+    different content::
 
         from multismolvla.thermal.conventions import compare_row_conventions
         from multismolvla.thermal.imagebind import ImageBindVision
@@ -51,18 +52,19 @@ def compare_row_conventions(
         dense = VQTokenizer.from_pretrained(TOKENIZER_SOURCES["imagebind"], device="cuda")
         compare_row_conventions(vision, dense, photographs)  # float (B, 3, 224, 224) in [0, 1]
 
-    Set ``imagebind_rows`` to the convention that is higher in both numbers. If they disagree or differ little, the
-    photographs are too few or too alike.
+    Set ``imagebind_rows`` to the convention that is higher in both numbers. If they disagree or differ
+    little, the photographs are too few or too alike.
 
     Args:
         vision: ImageBind's vision branch.
         dense_tokenizer: the dense ImageBind tokenizer.
-        images: RGB photographs, float (B, 3, 224, 224) in [0, 1]; not thermal, which either convention is foreign to.
+        images: RGB photographs, float (B, 3, 224, 224) in [0, 1]; not thermal, which either convention is
+            foreign to.
         batch_size: pictures at a time.
 
     Returns:
-        Convention -> ``mean_max_cosine``, the mean over all patches of the largest cosine between latent and codes, and
-        ``distinct_codes``, the number of different codes chosen.
+        Convention -> ``mean_max_cosine``, the mean over all patches of the largest cosine between latent and
+        codes, and ``distinct_codes``, the number of different codes chosen.
 
     Raises:
         ValueError: no picture, or pictures that the vision branch refuses.

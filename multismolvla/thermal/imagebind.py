@@ -1,11 +1,14 @@
 """ImageBind-Huge: the vision and the thermal branch, under the official parameter names.
 
-Reimplemented from the published description (Girdhar et al., CVPR 2023; facebookresearch/ImageBind); no code of it is
-used. Weights: CC-BY-NC-SA 4.0 by the licence file (CC-BY-NC 4.0 by the README), so research and non-commercial use only.
+Reimplemented from the published description (Girdhar et al., CVPR 2023; facebookresearch/ImageBind); no code
+of it is used. Weights: CC-BY-NC-SA 4.0 by the licence file (CC-BY-NC 4.0 by the README): research,
+non-commercial use only.
 
-What the thermal branch knows: it was trained on LLVIP, white-hot street scenes at night seen from above. Pictures of a
-table top from a robot's camera, and thermal synthesised from RGB all the more, are outside that domain; its own
-zero-shot score on LLVIP's two classes is 63 %. Expect scene gist at most, and measure before relying on it.
+What the thermal branch knows: it was trained on LLVIP, white-hot street scenes at night seen from above.
+    Pictures of a
+table top from a robot's camera, and thermal synthesised from RGB all the more, are outside that domain; its
+own zero-shot score on LLVIP's two classes is 63 %. Expect scene gist at most, and measure before relying on
+it.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from multismolvla import weights
+from multismolvla.checks import shape_and_dtype
 from multismolvla.fourm.embeddings import IMAGENET_MEAN, IMAGENET_STD
-from multismolvla.thermal.imagebind_checkpoint import branch_sizes, head_sizes, locate_weights
+from multismolvla.thermal.imagebind_checkpoint import branch_sizes, head_sizes
 from multismolvla.thermal.imagebind_layers import (
     IMAGE_SIZE,
     NORM_EPS,
@@ -31,10 +35,12 @@ from multismolvla.thermal.imagebind_layers import (
     VisionStem,
 )
 
-#: Which 1280-d (768-d) rows: raw output of the last block, or after the LayerNorm that opens the branch's head.
+#: Which 1280-wide (768-wide) rows: raw output of the last block, or after the LayerNorm that opens the
+#: branch's head.
 ROW_CONVENTIONS = ("trunk", "norm")
 
-#: Mean and standard deviation per RGB channel. 4M-21's tokens were made with ``imagenet``; ImageBind itself uses ``clip``.
+#: Mean and deviation per RGB channel. 4M-21's tokens were made with ``imagenet``; ImageBind itself uses
+#: ``clip``.
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -94,13 +100,11 @@ class ImageBindHead(nn.Sequential):
         source: str | Path,
         branch: str = "vision",
         *,
-        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        local_files_only: bool = False,
     ) -> Self:
-        """Read only a branch's head (three tensors) from an ImageBind checkpoint; see `ImageBindBranch.from_pretrained`."""
-        path = locate_weights(source, revision=revision, local_files_only=local_files_only)
+        """Read only a branch's head (three tensors); arguments as for `ImageBindBranch.from_pretrained`."""
+        path = weights.find_weights(source)
         with torch.device("meta"):
             head = cls(**head_sizes(path, branch))
         state = weights.read_weights(
@@ -113,8 +117,8 @@ class ImageBindHead(nn.Sequential):
 class ImageBindBranch(nn.Module):
     """What both branches share; use `ImageBindVision` or `ImageBindThermal`.
 
-    A branch that is built directly has PyTorch's default weights and is of use on the meta device or for tests; trained
-    weights come from `from_pretrained`.
+    A branch that is built directly has PyTorch's default weights and is of use on the meta device or for
+    tests; trained weights come from `from_pretrained`.
 
     Attributes:
         grid: (rows, columns) of the patches.
@@ -153,34 +157,33 @@ class ImageBindBranch(nn.Module):
         source: str | Path,
         *,
         num_heads: int | None = None,
-        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        local_files_only: bool = False,
     ) -> Self:
         """Read this branch, and nothing else, from an ImageBind checkpoint.
 
-        A branch of the official width has the official sizes; any other width is a test model, whose sizes are taken
-        from the tensors. The number of heads is in no tensor: for a test model it is ``num_heads`` or the field
-        ``<branch>_num_heads`` of a ``config.json`` beside the weights (the name that ImageBind's own class uses).
+        A branch of the official width has the official sizes; any other width is a test model, whose sizes
+        are taken from the tensors. The number of heads is in no tensor: for a test model it is ``num_heads``
+        or the field ``<branch>_num_heads`` of a ``config.json`` beside the weights (the name that ImageBind's
+        own class uses).
 
         Args:
-            source: hub id (``"nielsr/imagebind-huge"``), folder with ``model.safetensors``, or path of the official
-                ``imagebind_huge.pth`` (opened without running code from it).
+            source: hub id (``"nielsr/imagebind-huge"``), folder with ``model.safetensors``, or path of the
+                official ``imagebind_huge.pth`` (opened without running code from it).
             num_heads: number of attention heads; ``None`` = as said above.
-            revision: commit, branch or tag on the hub.
             dtype: dtype of the weights; ``None`` = as stored (float32 officially).
             device: where to put them; ``None`` = CPU.
-            local_files_only: never ask the network, only the hub cache.
 
         Returns:
             The branch in evaluation mode, frozen.
 
         Raises:
-            FileNotFoundError: the checkpoint is not there; the message says how to get it and under which licence.
-            ValueError: it is damaged, lacks the branch (the first bad key is named), or its number of heads is unknown.
+            FileNotFoundError: the checkpoint is not there; the message says how to get it and under which
+                licence.
+            ValueError: it is damaged, lacks the branch (the first bad key is named), or its number of heads
+                is unknown.
         """
-        path = locate_weights(source, revision=revision, local_files_only=local_files_only)
+        path = weights.find_weights(source)
         sizes = branch_sizes(path, cls.branch, num_heads)
         with torch.device("meta"):
             model = cls(**sizes)
@@ -224,16 +227,16 @@ class ImageBindBranch(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         """Refuse anything but floating (B, C, 224, 224) in [0, 1]."""
-        name = f"ImageBind's {self.branch} branch"
+        name, side = f"ImageBind's {self.branch} branch", IMAGE_SIZE
         if images.ndim != 4 or images.shape[1] != self.channels or not images.is_floating_point():
-            got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             raise ValueError(
-                f"{name}: got {got}; expected floating (B, {self.channels}, {IMAGE_SIZE}, {IMAGE_SIZE}) in [0, 1]."
+                f"{name}: got {shape_and_dtype(images)}; expected floating (B, {self.channels}, {side}, "
+                f"{side}) in [0, 1]."
             )
-        if tuple(images.shape[2:]) != (IMAGE_SIZE, IMAGE_SIZE):
+        if tuple(images.shape[2:]) != (side, side):
             raise ValueError(
                 f"{name}: pictures of {images.shape[2]}x{images.shape[3]} pixels; its position table fits "
-                f"{IMAGE_SIZE}x{IMAGE_SIZE} only. Resize them first (multismolvla.geometry.resize_continuous)."
+                f"{side}x{side} only. Resize them first (multismolvla.geometry.resize_continuous)."
             )
         if images.numel() == 0:
             return
@@ -298,10 +301,10 @@ class ImageBindVision(ImageBindBranch):
         self._check(images)
         return self.trunk_rows(normalise(images, normalisation), rows)
 
-    def embedding(self, images: Tensor, *, normalisation: str = "clip") -> Tensor:
-        """Joint embedding of unit length, float32 (B, 1024); arguments as `rows`, but ImageBind's own normalisation."""
+    def embedding(self, images: Tensor) -> Tensor:
+        """Joint embedding of unit length, float32 (B, 1024), under ImageBind's own normalisation."""
         self._check(images)
-        return self.embed(normalise(images, normalisation))
+        return self.embed(normalise(images, "clip"))
 
 
 class ImageBindThermal(ImageBindBranch):
@@ -328,18 +331,7 @@ class ImageBindThermal(ImageBindBranch):
         return nn.Sequential(UnitLength(), LogitScale())
 
     def rows(self, images: Tensor, rows: str = "trunk") -> Tensor:
-        """All rows of the transformer: 0 = class row, then the patches row-major.
-
-        Args:
-            images: floating (B, 1, 224, 224) in [0, 1].
-            rows: ``"trunk"`` (last block's output) or ``"norm"`` (after the head's LayerNorm).
-
-        Returns:
-            (B, 197, 768) in the weights' dtype.
-
-        Raises:
-            ValueError: another size, shape, dtype or range, or an unknown switch.
-        """
+        """As `ImageBindVision.rows`, for pictures (B, 1, 224, 224): (B, 197, 768)."""
         self._check(images)
         return self.trunk_rows(images, rows)
 

@@ -1,53 +1,14 @@
-"""Where an ImageBind checkpoint is and what sizes it has."""
+"""What sizes an ImageBind checkpoint has."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
-import torch
-
 from multismolvla import weights
+from multismolvla.pretrained import IMAGEBIND
 
-#: Hub mirror of the official weights that allows partial reads.
-HUB_ID = "nielsr/imagebind-huge"
-
-_PICKLES = (".pth", ".pt")
 _STEMS = {"vision": "rgbt_stem.proj.1.weight", "thermal": "rgbt_stem.proj.weight"}
 _OFFICIAL_WIDTHS = {"vision": 1280, "thermal": 768}
-
-
-def locate_weights(
-    source: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
-    """Path of an ImageBind checkpoint.
-
-    Args:
-        source: hub id, folder with ``model.safetensors``, or a file (``.safetensors``, ``.pth``, ``.pt``).
-        revision: commit, branch or tag on the hub.
-        local_files_only: never ask the network, only the hub cache.
-
-    Raises:
-        FileNotFoundError: there is none; the message says how to get it.
-        ValueError: a pickle under the name of a safetensors file.
-    """
-    path = Path(source)
-    if path.suffix in (*_PICKLES, ".safetensors"):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"No ImageBind checkpoint at {path}. Give the official imagebind_huge.pth, a folder with "
-                f"{weights.WEIGHTS_FILE}, or the hub id {HUB_ID!r}."
-            )
-    else:
-        (path,) = weights.locate(
-            source, (weights.WEIGHTS_FILE,), revision=revision, local_files_only=local_files_only
-        )
-    if path.suffix not in _PICKLES and zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is a pickle written by torch.save under the name of a safetensors file. If it is the official file, "
-            "give its own path, ending in .pth."
-        )
-    return path
 
 
 def branch_sizes(path: Path, branch: str, num_heads: int | None = None) -> dict[str, int]:
@@ -62,9 +23,10 @@ def branch_sizes(path: Path, branch: str, num_heads: int | None = None) -> dict[
         Keyword arguments; those left out have the official values.
 
     Raises:
-        ValueError: the file is damaged or has no such branch, or the number of heads of an unofficial width is unknown.
+        ValueError: the file is damaged or has no such branch, or the number of heads of an unofficial width
+            is unknown.
     """
-    shapes = _shapes(path)
+    shapes = weights.stored_keys(path)
     heads = {} if num_heads is None else {"num_heads": num_heads}
     _require_branch(path, shapes, branch)
     stem = shapes.get(f"modality_preprocessors.{branch}.{_STEMS[branch]}")
@@ -85,32 +47,22 @@ def branch_sizes(path: Path, branch: str, num_heads: int | None = None) -> dict[
 
 def head_sizes(path: Path, branch: str) -> dict[str, int]:
     """Arguments for the constructor of a branch's head; errors as `branch_sizes`."""
-    shapes = _shapes(path)
+    shapes = weights.stored_keys(path)
     _require_branch(path, shapes, branch)
     projection = shapes.get(f"modality_heads.{branch}.2.weight")
     return {} if not projection else {"joint_dim": projection[0], "width": projection[1]}
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors, without reading them."""
-    if path.suffix not in _PICKLES:
-        return weights.stored_keys(path)
-    weights.read_pickled(path, {})  # refuses what is no plain state dict, and says why
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = state.get("state_dict", state)
-    return {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
-
-
 def _require_branch(path: Path, shapes: dict[str, tuple[int, ...]], branch: str) -> None:
-    """Refuse a file of another layout before asking for single tensors; a mere prefix is left to the strict read."""
+    """Refuse a file of another layout; a mere prefix is left to the strict read."""
     mark = f"modality_trunks.{branch}."
     if any(mark in key or f"modality_heads.{branch}." in key for key in shapes):
         return
     example = next(iter(shapes), "none at all")
     raise ValueError(
-        f"{path} has no {branch} branch: no tensor is named {mark}* ({len(shapes)} tensors, the first is {example!r}). "
-        "Conversions for transformers use other names and leave out the thermal branch; take the official "
-        f"imagebind_huge.pth or {HUB_ID}."
+        f"{path} has no {branch} branch: no tensor is named {mark}* ({len(shapes)} tensors, the first is "
+        f"{example!r}). Conversions for transformers use other names and leave out the thermal branch; take "
+        f"the official imagebind_huge.pth or {IMAGEBIND}."
     )
 
 
@@ -120,7 +72,8 @@ def _configured_heads(path: Path, branch: str, width: int) -> int:
     heads = weights.read_json(config).get(field) if config.is_file() else None
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise ValueError(
-            f"{path}: the {branch} branch is {width} wide (ImageBind-Huge: {_OFFICIAL_WIDTHS[branch]}), and no tensor tells "
-            f"its number of attention heads. Give num_heads, or {field!r} in {config.name} beside it (it says {heads!r})."
+            f"{path}: the {branch} branch is {width} wide (ImageBind-Huge: {_OFFICIAL_WIDTHS[branch]}), and "
+            f"no tensor tells its number of attention heads. Give num_heads, or {field!r} in {config.name} "
+            f"beside it (it says {heads!r})."
         )
     return heads

@@ -45,7 +45,7 @@ class UnitLength(nn.Module):
         return F.normalize(x.float(), dim=-1)
 
 
-class Block(nn.Module):
+class TrunkBlock(nn.Module):
     """Pre-norm transformer block; `bias_kv` appends one learned key and value to every sample's."""
 
     def __init__(self, width: int, num_heads: int, bias_kv: bool) -> None:
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
         super().__init__()
         norms = [nn.LayerNorm(width, eps=NORM_EPS)] if pre_norm else []
         self.pre_transformer_layer = nn.Sequential(*norms)
-        self.blocks = nn.ModuleList(Block(width, num_heads, bias_kv) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(TrunkBlock(width, num_heads, bias_kv) for _ in range(num_blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

@@ -1,18 +1,18 @@
 """Image-like modalities to 4M token ids.
 
-`ImageTokenizer` is the interface; `weight_free` holds the stand-ins of the mini preset, which need no trained weights
-and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same interface.
+`ImageTokenizer` is the interface; `weight_free` holds the stand-ins of the mini preset, which need no trained
+weights and are *not* 4M's tokenizers. The official VQ tokenizers come behind the same interface.
 """
 
 from multismolvla.tokenizers.factory import make_tokenizers
 from multismolvla.tokenizers.interface import ImageTokenizer, StreamTokenizer, Tokens
-from multismolvla.tokenizers.recipe import TOKENIZER_FAMILIES, OfficialOptions, id_feature, token_recipe
-from multismolvla.tokenizers.structured import structured_token_embedding
+from multismolvla.tokenizers.recipe import TOKENIZER_FAMILIES, OfficialOptions
 from multismolvla.tokenizers.weight_free import (
     PatchDepthTokenizer,
     QuadrantSegTokenizer,
     ThermalGridTokenizer,
     WeightFreeTokenizer,
+    structured_token_embedding,
 )
 
 __all__ = [
@@ -25,8 +25,6 @@ __all__ = [
     "ThermalGridTokenizer",
     "Tokens",
     "WeightFreeTokenizer",
-    "id_feature",
     "make_tokenizers",
     "structured_token_embedding",
-    "token_recipe",
 ]

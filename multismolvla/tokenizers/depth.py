@@ -1,20 +1,19 @@
 """From metric depth to what the official depth tokenizer was trained on.
 
-4M's labels are predictions of Omnidata's depth network as 16-bit pictures / 65535, i.e. depth (larger = farther) in
-[0, 1] up to an unknown scale and shift, dense, and standardised per picture with the extremes left out of the
-statistics. Metric depth comes there in three steps, all in float32:
+4M's labels are predictions of Omnidata's depth network as 16-bit pictures / 65535, i.e. depth (larger =
+farther) in [0, 1] up to an unknown scale and shift, dense, and standardised per picture with the extremes
+left out of the statistics. Metric depth comes there in three steps, all in float32:
 
-1. `fill_invalid`: holes get the value of the nearest valid pixel. The training data had none, and the statistics
-   tolerate at most 10 % of outliers at either end.
-2. `scale_to_unit`: valid minimum -> 0, maximum -> 1. Scale and shift cancel in step 3 but for its epsilon of 1e-6 on
-   the *variance*, which is meant for pictures in [0, 1]: in metres a flat table seen from above (2 cm of relief) would
-   be damped by it and the same table in millimetres would not. A range below 1 mm, the resolution of stored depth, is
-   taken as 1 mm, so that a flat map becomes zeros and not amplified rounding noise.
+1. `fill_invalid`: holes get the value of the nearest valid pixel. The training data had none, and the
+   statistics tolerate at most 10 % of outliers at either end.
+2. `scale_to_unit`: valid minimum -> 0, maximum -> 1. Scale and shift cancel in step 3 but for its epsilon of
+   1e-6 on the *variance*, which suits pictures in [0, 1]: in metres it would damp a flat table seen from
+   above (2 cm of relief), in millimetres not. A range below 1 mm, the resolution of stored depth, is taken as
+   1 mm, so that a flat map becomes zeros and not amplified rounding noise.
 3. `standardise`: the reference's truncated standardisation.
 
-Disparity (inverse depth, the output of Depth-Anything-style networks) has to be inverted before it gets here, z-buffers
-have to be linearised: neither is an affine map of depth, and nothing here can tell them from it. The dataset tools and the
-renderer do that at the source.
+Disparity (inverse depth, as Depth-Anything gives it) and z-buffers are no affine maps of depth, and nothing
+here can tell them from it: the dataset tools and the renderer convert them at the source.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class ImageTokenizer(Protocol):
             valid: bool (B, 1, H, W), True = usable pixel; ``None`` = as the modality defines it.
 
         Returns:
-            ids int64 (B, rows, columns) in [0, vocab_size), and present bool (B, rows, columns): False where the
-            token must be treated as absent because too little of it was seen.
+            ids int64 (B, rows, columns) in [0, vocab_size), and present bool (B, rows, columns): False where
+            the token must be treated as absent because too little of it was seen.
         """
         ...
 
@@ -41,8 +41,8 @@ class Tokens:
     """What one encoder domain gets from a stream.
 
     Attributes:
-        values: int64 (B, N) ids, or float (B, N, width) rows for a domain outside the vocabulary, which a trained map
-            embeds (thermal route ``soft``).
+        values: int64 (B, N) ids, or float (B, N, width) rows for a domain outside the vocabulary, which a
+            trained map embeds (thermal route ``soft``).
         present: bool (B, N), True = this token is there.
     """
 
@@ -52,10 +52,9 @@ class Tokens:
 
 @runtime_checkable
 class StreamTokenizer(Protocol):
-    """Turns a canonical picture of one modality into the tokens of one or more encoder domains at once.
+    """Turns a canonical picture into the tokens of several encoder domains, from one pass of a large network.
 
-    One stream may feed several domains from one pass of a large network: a thermal picture gives dense and global
-    ImageBind tokens.
+    A thermal picture, for instance, gives dense and global ImageBind tokens.
     """
 
     @property
@@ -64,13 +63,5 @@ class StreamTokenizer(Protocol):
         ...
 
     def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
-        """Tokenize.
-
-        Args:
-            image: canonical picture (B, C, H, W) of the stream's modality.
-            valid: bool (B, 1, H, W), True = usable pixel; ``None`` = as the modality defines it.
-
-        Returns:
-            domain -> tokens, for each of `domains`.
-        """
+        """Tokenize: domain -> tokens, for each of `domains`. Arguments as for `ImageTokenizer.encode`."""
         ...

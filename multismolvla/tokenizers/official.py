@@ -1,28 +1,28 @@
 """The official 4M tokenizers: pictures and feature maps to token ids (encoder half and codebook only).
 
-Read from the files at `multismolvla.tokenizers.recipe.TOKENIZER_SOURCES` (EPFL and Apple "Sample Code License",
-non-commercial use only). Depth and segmentation take pictures and give 14x14 ids at 224 pixels; the two ImageBind ones
-take feature maps (16x16 ids) and single vectors (16 ids).
+Read from the files at `multismolvla.pretrained.TOKENIZER_SOURCES` (EPFL and Apple "Sample Code License",
+non-commercial use only). Depth and segmentation take pictures and give 14x14 ids at 224 pixels; the two
+ImageBind ones take feature maps (16x16 ids) and single vectors (16 ids).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multismolvla import weights
+from multismolvla.checks import check_picture, checked_validity, shape_and_dtype
+from multismolvla.pretrained import TOKENIZER_SOURCES
 from multismolvla.tokenizers.depth import prepare_depth
+from multismolvla.tokenizers.labels import LabelTable
 from multismolvla.tokenizers.quantize import CosineCodebook, MemoryCodes
-from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS, TOKENIZER_SOURCES
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
 from multismolvla.tokenizers.vit import BottleneckMLP, KeepFloat32, ViTEncoder, full_float32
 from multismolvla.tokenizers.vq_config import VQConfig
-from multismolvla.tokenizers.weight_free import MIN_VALID, PatchDepthTokenizer
-
-__all__ = ["OfficialDepthTokenizer", "OfficialSegTokenizer", "VQConfig", "VQTokenizer"]
+from multismolvla.tokenizers.weight_free import MIN_VALID, check_depth
 
 
 class QuantProjection(KeepFloat32, nn.Conv2d):
@@ -70,32 +70,27 @@ class VQTokenizer(nn.Module):
         cls,
         repo_or_dir: str | Path,
         *,
-        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        local_files_only: bool = False,
     ) -> VQTokenizer:
         """Load the encoder half and the codebook from an official-format folder or hub repository.
 
         Args:
             repo_or_dir: folder with ``config.json`` and ``model.safetensors``, or a hub id.
-            revision: commit, branch or tag on the hub.
-            dtype: of the transformer blocks; ``None`` = float32. Codebook, the projection into its space and the MLP in
-                front of that stay float32. A narrower dtype changes some ids; cached and live ones must come from the
-                same. Autocast and TF32 around a call change nothing.
+            dtype: of the transformer blocks; ``None`` = float32. Codebook, the projection into its space and
+                the MLP in front of that stay float32. A narrower dtype changes some ids; cached and live ones
+                must come from the same. Autocast and TF32 around a call change nothing.
             device: where to put them; ``None`` = CPU.
-            local_files_only: never ask the network, only the hub cache.
 
         Returns:
             The tokenizer, frozen, in evaluation mode.
 
         Raises:
-            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get them.
+            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get
+                them.
             ValueError: config or weights do not fit; the first bad key is named.
         """
-        config_file, tensors = weights.locate(
-            repo_or_dir, revision=revision, local_files_only=local_files_only
-        )
+        config_file, tensors = weights.locate(repo_or_dir)
         config = VQConfig.from_dict(weights.read_json(config_file), str(config_file))
         with torch.device("meta"):
             tokenizer = cls(config)
@@ -103,30 +98,12 @@ class VQTokenizer(nn.Module):
         tokenizer.load_state_dict(state, strict=True, assign=True)
         return tokenizer.requires_grad_(False).to(dtype=dtype)
 
-    def expect(self, purpose: str, **wanted: Any) -> None:
-        """Refuse a tokenizer that was made for something else.
-
-        Args:
-            purpose: what it is to be used for, in words.
-            wanted: config field -> needed value.
-
-        Raises:
-            ValueError: naming the first field that differs.
-        """
-        for name, value in wanted.items():
-            found = getattr(self.config, name)
-            if found != value:
-                raise ValueError(
-                    f"This 4M tokenizer is not one for {purpose}: its config says {name} = {found!r}, expected {value!r}. "
-                    f"Official ones: {TOKENIZER_SOURCES}."
-                )
-
     def latent(self, x: Tensor) -> Tensor:
         """Latent before the codebook lookup.
 
         Args:
-            x: float (B, C, H, W) with sides that are multiples of the patch size; for segmentation integer (B, H, W)
-                in [0, n_labels); for single vectors (B, C) or (B, C, 1, 1).
+            x: float (B, C, H, W) with sides that are multiples of the patch size; for segmentation integer
+                (B, H, W) in [0, n_labels); for single vectors (B, C) or (B, C, 1, 1).
 
         Returns:
             float32 (B, latent_dim, h, w).
@@ -134,11 +111,13 @@ class VQTokenizer(nn.Module):
         Raises:
             ValueError: wrong shape or dtype, or a class id outside the label set.
         """
-        x = self._checked(x)
+        self._check(x)
         with full_float32(x.device):
             if self.config.n_labels is not None:
                 x = self.cls_emb(x.long()).movedim(-1, 1)
-            latent: Tensor = self.quant_proj(self.encoder(x.to(self._dtype)))
+            if not isinstance(self.encoder, BottleneckMLP):
+                x = x.to(self.encoder.proj.weight.dtype)
+            latent: Tensor = self.quant_proj(self.encoder(x))
         return latent
 
     @torch.no_grad()
@@ -151,46 +130,33 @@ class VQTokenizer(nn.Module):
         latent = self.latent(x)
         if not bool(latent.isfinite().all()):
             raise ValueError(
-                "4M tokenizer: the latents are NaN or infinite. Expected finite input; features computed in float16 may "
-                "have overflowed, use float32 or bfloat16."
+                "4M tokenizer: the latents are NaN or infinite. Expected finite input; features computed in "
+                "float16 may have overflowed, use float32 or bfloat16."
             )
         ids: Tensor = self.quantize(latent)
         return ids
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same as `encode_ids`."""
-        return self.encode_ids(x)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float32 if self.config.is_mlp else self.encoder.proj.weight.dtype  # type: ignore[return-value, union-attr]
-
-    def _checked(self, x: Tensor) -> Tensor:
-        config = self.config
-        got = f"4M tokenizer: got {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}; expected"
+    def _check(self, x: Tensor) -> None:
+        config, channels = self.config, self.config.n_channels
+        got = f"4M tokenizer: got {shape_and_dtype(x)}; expected"
         if config.n_labels is not None:
             if x.ndim != 3 or x.is_floating_point() or x.dtype == torch.bool:
                 raise ValueError(f"{got} integer class ids (B, H, W).")
             low, high = (int(v) for v in x.aminmax()) if x.numel() else (0, 0)
             if low < 0 or high >= config.n_labels:
                 raise ValueError(
-                    f"4M tokenizer: class id {low if low < 0 else high} is outside the label set of {config.n_labels} "
-                    "(0 = none, then COCO panoptic + 1). Map the source's ids with a label table first "
-                    "(multismolvla.tokenizers.labels.LabelTable)."
+                    f"4M tokenizer: class id {low if low < 0 else high} is outside the label set of "
+                    f"{config.n_labels} (0 = none, then COCO panoptic + 1). Map the source's ids with a "
+                    "label table first (multismolvla.tokenizers.labels.LabelTable)."
                 )
         elif config.is_mlp:
-            if not x.is_floating_point() or x.shape[1:] not in (
-                (config.n_channels,),
-                (config.n_channels, 1, 1),
-            ):
-                raise ValueError(
-                    f"{got} floating (B, {config.n_channels}) or (B, {config.n_channels}, 1, 1)."
-                )
-        elif x.ndim != 4 or not x.is_floating_point() or x.shape[1] != config.n_channels:
-            raise ValueError(f"{got} floating (B, {config.n_channels}, H, W).")
-        if not config.is_mlp and any(side == 0 or side % self.patch_size for side in x.shape[-2:]):
+            if not x.is_floating_point() or x.shape[1:] not in ((channels,), (channels, 1, 1)):
+                raise ValueError(f"{got} floating (B, {channels}) or (B, {channels}, 1, 1).")
+            return
+        elif x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
+            raise ValueError(f"{got} floating (B, {channels}, H, W).")
+        if any(side == 0 or side % self.patch_size for side in x.shape[-2:]):
             raise ValueError(f"{got} sides that are multiples of {self.patch_size}. Resize the picture.")
-        return x
 
 
 class _OfficialImageTokenizer:
@@ -198,41 +164,31 @@ class _OfficialImageTokenizer:
 
     Args:
         vq: the tokenizer.
-        image_size: side or (height, width) in pixels of the pictures, a multiple of the patch size; decides `grid`.
+        image_size: side or (height, width) in pixels of the pictures, a multiple of the patch size; decides
+            `grid`.
     """
 
     def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < 1 or height % vq.patch_size or width % vq.patch_size:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(side < 1 or side % vq.patch_size for side in size):
             raise ValueError(
-                f"{type(self).__name__}: image_size {image_size} must be a multiple of {vq.patch_size} pixels."
+                f"{type(self).__name__}: image_size {image_size} must be a multiple of {vq.patch_size} "
+                "pixels."
             )
-        self.vq = vq
-        self.grid: tuple[int, int] = (height // vq.patch_size, width // vq.patch_size)
+        self.vq, self.image_size = vq, size
+        self.grid: tuple[int, int] = (size[0] // vq.patch_size, size[1] // vq.patch_size)
         self.vocab_size = vq.config.codebook_size
 
     def _check(self, modality: str, image: Tensor, valid: Tensor | None, floating: bool) -> Tensor:
         """Check shapes and dtypes; returns validity as bool (B, 1, H, W)."""
-        rows, columns = self.grid
-        shape = (1, rows * self.vq.patch_size, columns * self.vq.patch_size)
-        if image.ndim != 4 or image.dtype == torch.bool or image.is_floating_point() != floating:
+        name = f"{modality} tokenizer"
+        check_picture(name, image, 1, floating=floating)
+        if tuple(image.shape[2:]) != self.image_size:
             raise ValueError(
-                f"{modality} tokenizer: got {image.dtype} {tuple(image.shape)}; expected "
-                f"{'floating' if floating else 'integer'} (B, 1, H, W). Run the units step first."
+                f"{name}: got a picture {tuple(image.shape[2:])}; its grid {self.grid} needs "
+                f"{self.image_size}. Resize the picture, or make the tokenizer with another image_size."
             )
-        if image.shape[1:] != shape:
-            raise ValueError(
-                f"{modality} tokenizer: got a picture {tuple(image.shape[1:])}; its grid {self.grid} needs {shape}. "
-                "Resize the picture, or make the tokenizer with another image_size."
-            )
-        if valid is None:
-            return torch.ones_like(image, dtype=torch.bool)
-        if valid.dtype != torch.bool or valid.shape != image.shape:
-            raise ValueError(
-                f"{modality} tokenizer: valid is {valid.dtype} {tuple(valid.shape)}; expected bool "
-                f"{tuple(image.shape)}, True = usable."
-            )
-        return valid
+        return checked_validity(name, image, valid)
 
 
 class OfficialDepthTokenizer(_OfficialImageTokenizer):
@@ -246,10 +202,8 @@ class OfficialDepthTokenizer(_OfficialImageTokenizer):
         ValueError: a tokenizer for another modality.
     """
 
-    LIMIT_METRES = PatchDepthTokenizer.LIMIT_METRES
-
     def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
-        vq.expect("depth", n_channels=1, n_labels=None, patch_proj=True)
+        _expect(vq, "depth", n_channels=1, n_labels=None, patch_proj=True)
         super().__init__(vq, image_size)
 
     def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -266,14 +220,7 @@ class OfficialDepthTokenizer(_OfficialImageTokenizer):
             ValueError: wrong shape or dtype, or a valid pixel is NaN, infinite, negative or beyond 1000 m.
         """
         usable = self._check("depth", image, valid, floating=True)
-        seen = image[usable]
-        # The negated comparison is also true for NaN.
-        if seen.numel() and not bool(((seen >= 0) & (seen <= self.LIMIT_METRES)).all()):
-            bad = seen[~((seen >= 0) & (seen <= self.LIMIT_METRES))]
-            raise ValueError(
-                f"depth tokenizer: {bad.numel()} valid pixels hold values such as {bad[0].item():g}; expected metres in "
-                f"[0, {self.LIMIT_METRES:g}], 0 = no measurement. Check the declared unit, mark bad pixels as invalid."
-            )
+        check_depth(image[usable])
         usable = usable & (image > 0)
         ids = self.vq.encode_ids(prepare_depth(image, usable))
         share = F.avg_pool2d(usable.float(), self.vq.patch_size)[:, 0]
@@ -286,23 +233,25 @@ class OfficialSegTokenizer(_OfficialImageTokenizer):
     Args:
         vq: the official segmentation tokenizer (or one of its shape).
         image_size: side or (height, width) in pixels of the pictures, a multiple of 16; grid 14x14 for 224.
+        table: from the pictures' class ids to the tokenizer's; ``None`` = they are the same.
 
     Raises:
         ValueError: a tokenizer for another modality or label set.
     """
 
-    #: Size of the label set; ids as `multismolvla.tokenizers.labels.LabelTable` makes them.
-    num_labels = NUM_OFFICIAL_LABELS
-
-    def __init__(self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224) -> None:
-        vq.expect("segmentation", n_labels=NUM_OFFICIAL_LABELS, patch_proj=True)
+    def __init__(
+        self, vq: VQTokenizer, image_size: int | tuple[int, int] = 224, table: LabelTable | None = None
+    ) -> None:
+        _expect(vq, "segmentation", n_labels=NUM_OFFICIAL_LABELS, patch_proj=True)
         super().__init__(vq, image_size)
+        self.table = table
 
     def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokenize class ids.
 
         Args:
-            image: integer (B, 1, H, W): 0 = none, 1...133 = COCO panoptic class + 1.
+            image: integer (B, 1, H, W): the table's ids; without one 0 = none, 1...133 = COCO panoptic class
+                + 1.
             valid: bool (B, 1, H, W); ``None`` = all. Other pixels become "none", which the tokenizer knows.
 
         Returns:
@@ -311,6 +260,19 @@ class OfficialSegTokenizer(_OfficialImageTokenizer):
         Raises:
             ValueError: wrong shape or dtype, or a label is outside the label set.
         """
+        if self.table is not None:
+            image = self.table.map_ids(image)
         usable = self._check("segmentation", image, valid, floating=False)
         ids = self.vq.encode_ids(torch.where(usable, image, torch.zeros_like(image))[:, 0])
         return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _expect(vq: VQTokenizer, purpose: str, **wanted: object) -> None:
+    """Refuse a tokenizer that was made for something else, by the first field that differs."""
+    for name, value in wanted.items():
+        found = getattr(vq.config, name)
+        if found != value:
+            raise ValueError(
+                f"This 4M tokenizer is not one for {purpose}: its config says {name} = {found!r}, expected "
+                f"{value!r}. Official ones: {TOKENIZER_SOURCES}."
+            )

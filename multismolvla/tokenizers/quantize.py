@@ -1,7 +1,7 @@
 """Codebook lookup of the official 4M tokenizers: cosine codebook and memory codes, always in float32.
 
-Both are bounded in memory: scores of one chunk of latents at a time, since a batch of 64 pictures against 8192 codes
-would be 400 MB at once.
+Both look up one chunk of latents at a time: the scores of 64 pictures against 8192 codes would be 400 MB at
+    once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Three ways from a thermal picture to inputs of the 4M encoder.
 
-4M-21 knows ImageBind only as token ids that were made from RGB photographs by ImageBind's *vision* branch. Rows of the
-thermal branch fit neither tokenizer (768 wide instead of 1280, 14x14 instead of 16x16) and were never aligned with the
-vision rows; only the joint embeddings of the two branches were. Hence:
+4M-21 knows ImageBind only as token ids that were made from RGB photographs by ImageBind's *vision* branch.
+Rows of the thermal branch fit neither tokenizer (768 wide instead of 1280, 14x14 instead of 16x16) and were
+never aligned with the vision rows; only the joint embeddings of the two branches were. Hence:
 
 ========= ========================================================= ======================= ================
 route     way                                                       gives                   training
@@ -12,15 +12,16 @@ route     way                                                       gives       
 `soft`    thermal branch -> patch rows                              196 rows of numbers     map in the policy
 ========= ========================================================= ======================= ================
 
-What to expect. `vision` gives ids in the vocabulary, but treats heat as brightness. `bridge` uses the thermal branch as
-it was meant, carries the gist of the scene alone, and is untested upstream. `soft` keeps places, but shows the encoder
-rows it has never seen. The thermal branch's stem is a convolution without bias under a LayerNorm, so for `bridge` and
-`soft` the temperature of an evenly warm patch counts only as far as that norm's epsilon lets it through; edges count.
-All networks have seen outdoor or everyday pictures, not thermal table tops (see `multismolvla.thermal.imagebind`); and
-thermal synthesised from RGB holds nothing that RGB does not. So none of the routes is known to help: measure against a
-policy without thermal.
+What to expect. `vision` gives ids in the vocabulary, but treats heat as brightness. `bridge` uses the thermal
+branch as it was meant, carries the gist of the scene alone, and is untested upstream. `soft` keeps places,
+but shows the encoder rows it has never seen. The thermal branch's stem is a convolution without bias under a
+LayerNorm, so for `bridge` and `soft` the temperature of an evenly warm patch counts only as far as that
+norm's epsilon lets it through; edges count. All networks have seen outdoor or everyday pictures, not thermal
+table tops, and thermal synthesised from RGB holds nothing that RGB does not. So none of the routes is known
+to help: measure against a policy without thermal.
 
-Tokens depend on the networks and the dtype that they were loaded with, never on autocast or TF32 around the call: ids
+Tokens depend on the networks and the dtype that they were loaded with, never on autocast or TF32 around the
+    call: ids
 cached by a tool and ids made inside a training step must be the same.
 
 Weights: ImageBind CC-BY-NC-SA 4.0, tokenizers EPFL and Apple "Sample Code License"; both non-commercial.
@@ -28,7 +29,6 @@ Weights: ImageBind CC-BY-NC-SA 4.0, tokenizers EPFL and Apple "Sample Code Licen
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multismolvla import weights
+from multismolvla.checks import check_picture, check_range, checked_validity
 from multismolvla.geometry import resize_continuous
 from multismolvla.thermal.imagebind import (
     ROW_CONVENTIONS,
@@ -69,17 +70,12 @@ class FeatureTokenizer(Protocol):
 class VisionRoute:
     """The thermal picture as a grey photograph through ImageBind's vision branch.
 
-    Example:
-        >>> vision = ImageBindVision.from_pretrained("nielsr/imagebind-huge")  # doctest: +SKIP
-        >>> dense = VQTokenizer.from_pretrained(TOKENIZER_SOURCES["imagebind"])  # doctest: +SKIP
-        >>> VisionRoute(vision, dense, rows="trunk").encode_domains(thermal)  # doctest: +SKIP
-
     Args:
         vision: ImageBind's vision branch.
         dense: tokenizer of the 16x16 map of patch rows, ``None`` = no dense tokens.
         global_: tokenizer of the class row, ``None`` = no global tokens.
-        rows: which rows the tokenizers were trained on, ``"trunk"`` or ``"norm"``. Not documented upstream; with the
-            weights at hand `multismolvla.thermal.conventions.compare_row_conventions` tells.
+        rows: which rows the tokenizers were trained on, ``"trunk"`` or ``"norm"``. Not documented upstream;
+            with the weights at hand ``benchmarks/imagebind_rows.py`` tells.
 
     Raises:
         ValueError: neither tokenizer, or an unknown convention.
@@ -113,8 +109,8 @@ class VisionRoute:
             valid: bool (B, 1, H, H), True = usable; ``None`` = all.
 
         Returns:
-            Domain -> int64 ids: (B, 256) row-major and (B, 16). Present where at least 25 % of a cell (of the picture,
-            for global tokens) is usable.
+            Domain -> int64 ids: (B, 256) row-major and (B, 16). Present where at least 25 % of a cell (of the
+            picture, for global tokens) is usable.
 
         Raises:
             ValueError: wrong shape or dtype, or a usable pixel is NaN, infinite or outside [0, 1].
@@ -136,19 +132,20 @@ class VisionRoute:
 class BridgeRoute:
     """Thermal branch -> joint space -> the vision class row that would lie there -> global ids.
 
-    The vision head is e = W x with x the class row after its LayerNorm. Without any training x is estimated as the
-    shortest vector with W x = e, which is pinv(W) e, scaled to the typical length of such a row, sqrt(sum(gamma^2) +
-    sum(beta^2)) of that LayerNorm. (The scale cancels the length of e; the 256 directions that W drops stay unknown.)
-    That holds for rows after the LayerNorm only. For raw rows, and as the better estimate for either, give a linear map
-    fitted on pairs of joint embedding and class row, e.g. from RGB pictures through the vision branch.
+    The vision head is e = W x with x the class row after its LayerNorm. Without any training x is estimated
+    as the shortest vector with W x = e, which is pinv(W) e, scaled to the typical length of such a row,
+    sqrt(sum(gamma^2) + sum(beta^2)) of that LayerNorm. (The scale cancels the length of e; the 256 directions
+    that W drops stay unknown.) That holds for rows after the LayerNorm only. For raw rows, and as the better
+    estimate for either, give a linear map fitted on pairs of joint embedding and class row, e.g. from RGB
+    pictures through the vision branch.
 
     Args:
         thermal: ImageBind's thermal branch.
         head: the vision branch's head, see `ImageBindHead.from_pretrained`: three tensors, not the branch.
         global_: tokenizer of the class row.
         rows: which rows the tokenizer was trained on, as for `VisionRoute`.
-        map_file: safetensors file with ``weight`` (1280, 1024) and ``bias`` (1280): row = weight u + bias, where u is
-            the joint embedding scaled to length one.
+        map_file: safetensors file with ``weight`` (1280, 1024) and ``bias`` (1280): row = weight u + bias,
+            where u is the joint embedding scaled to length one.
 
     Raises:
         ValueError: raw rows without a map, heads of different joint spaces, or a map that does not fit.
@@ -168,14 +165,15 @@ class BridgeRoute:
         joint, own = head.projection.shape[0], thermal.head.projection.shape[0]
         if joint != own:
             raise ValueError(
-                f"BridgeRoute: the vision head leads to a joint space of {joint} dimensions, the thermal branch to one of {own}. "
-                "Take both from one checkpoint."
+                f"BridgeRoute: the vision head leads to a joint space of {joint} dimensions, the thermal "
+                f"branch to one of {own}. Take both from one checkpoint."
             )
         if map_file is None and rows != "norm":
             raise ValueError(
-                f"BridgeRoute: rows={rows!r} needs a learned map. The closed form inverts the linear layer of the vision head, "
-                "which stands behind a LayerNorm; what the LayerNorm removed (mean and length of the raw row) cannot be "
-                'inverted. Give map_file, choose rows="norm", or take the vision route.'
+                f"BridgeRoute: rows={rows!r} needs a learned map. The closed form inverts the linear layer "
+                "of the vision head, which stands behind a LayerNorm; what that removed (mean and length of "
+                "the raw row) "
+                'cannot be inverted. Give map_file, choose rows="norm", or take the vision route.'
             )
         self.thermal, self.global_ = thermal, global_
         self._length: float | None = None
@@ -198,7 +196,7 @@ class BridgeRoute:
 
     @torch.no_grad()
     def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
-        """Tokenize; arguments and errors as `VisionRoute.encode_domains`. Gives int64 (B, 16) of the one domain."""
+        """Tokenize: int64 (B, 16) of the one domain. Arguments and errors as `VisionRoute.encode_domains`."""
         pixels, usable = prepare_thermal(image, valid)
         with full_float32(self.thermal.device):
             rows = self.class_rows(self.thermal.embedding(pixels.to(self.thermal.device)))
@@ -210,7 +208,8 @@ class SoftRoute:
 
     Args:
         thermal: ImageBind's thermal branch.
-        rows: ``"norm"``, rows of about unit scale, which a new linear map learns from at once, or ``"trunk"``.
+        rows: ``"norm"``, rows of about unit scale, which a new linear map learns from at once, or
+            ``"trunk"``.
 
     Raises:
         ValueError: unknown convention.
@@ -225,20 +224,13 @@ class SoftRoute:
         """``soft_thermal@224``."""
         return (SOFT_DOMAIN,)
 
-    @property
-    def width(self) -> int:
-        """Width of the rows, 768 officially."""
-        return self.thermal.width
-
     @torch.no_grad()
     def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
-        """Compute the rows.
-
-        Arguments and errors as `VisionRoute.encode_domains`.
+        """Compute the rows; arguments and errors as `VisionRoute.encode_domains`.
 
         Returns:
-            ``soft_thermal@224`` -> float32 (B, 196, 768) rows of the 14x14 patches, row-major; present as there, so
-            always without ``valid``.
+            ``soft_thermal@224`` -> float32 (B, 196, 768) rows of the 14x14 patches, row-major, and their
+            presence.
         """
         pixels, usable = prepare_thermal(image, valid)
         with full_float32(self.thermal.device):
@@ -255,47 +247,24 @@ def prepare_thermal(image: Tensor, valid: Tensor | None = None) -> tuple[Tensor,
         valid: bool (B, 1, H, H), True = usable; ``None`` = all.
 
     Returns:
-        float32 (B, 1, 224, 224), unusable pixels filled with the mean of the usable ones (0 where there are none), and
-        the validity, bool (B, 1, H, H).
+        float32 (B, 1, 224, 224), unusable pixels filled with the mean of the usable ones (0 where there are
+        none), and the validity, bool (B, 1, H, H).
 
     Raises:
         ValueError: wrong shape or dtype, not square, or a usable pixel is NaN, infinite or outside [0, 1].
     """
-    if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point() or image.shape[2] == 0:
-        raise ValueError(
-            f"thermal route: got {_name(image)}; expected floating (B, 1, H, H) in [0, 1]. Run the units step first."
-        )
+    name = "thermal route"
+    check_picture(name, image, 1)
     if image.shape[2] != image.shape[3]:
         raise ValueError(
-            f"thermal route: {image.shape[2]}x{image.shape[3]} pixels; expected a square picture. Crop or stretch all "
-            "streams of the view alike first (multismolvla.geometry.to_square)."
+            f"{name}: {image.shape[2]}x{image.shape[3]} pixels; expected a square picture. Crop or stretch "
+            "all streams of the view alike first (multismolvla.geometry.to_square)."
         )
-    if valid is None:
-        valid = torch.ones_like(image, dtype=torch.bool)
-    elif valid.dtype != torch.bool or valid.shape != image.shape:
-        raise ValueError(
-            f"thermal route: valid is {_name(valid)}; expected bool {tuple(image.shape)}, True = usable."
-        )
-    _check_range(image[valid])
+    valid = checked_validity(name, image, valid)
+    check_range(name, image[valid], -_SLACK, 1 + _SLACK, "relative temperature in [0, 1]")
     values = torch.where(valid, image.float().clamp(0, 1), 0.0)
     mean = values.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True).clamp(min=1)
     return resize_continuous(torch.where(valid, values, mean), IMAGE_SIZE), valid
-
-
-def _check_range(seen: Tensor) -> None:
-    if seen.numel() == 0:
-        return
-    low, high = (v.item() for v in seen.aminmax())  # NaN passes on
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"thermal route: {int((~seen.isfinite()).sum())} valid pixels are NaN or infinite. "
-            "Mark them as invalid or repair the source."
-        )
-    if low < -_SLACK or high > 1 + _SLACK:
-        raise ValueError(
-            f"thermal route: values from {low:g} to {high:g}; expected relative temperature in [0, 1]. "
-            "Check the declared unit of this stream."
-        )
 
 
 def _cells_seen(valid: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -325,7 +294,8 @@ def _read_map(path: str | Path, head: ImageBindHead) -> tuple[Tensor, Tensor]:
     extra = sorted(set(weights.stored_keys(file)) - {"weight", "bias"})
     if extra:
         raise ValueError(
-            f"{file}: unexpected tensor {extra[0]!r}; a bridge map holds weight and bias only. Is it another file?"
+            f"{file}: unexpected tensor {extra[0]!r}; a bridge map holds weight and bias only. Is it another "
+            "file?"
         )
     joint, width = head.projection.shape
     expected = {
@@ -339,7 +309,3 @@ def _read_map(path: str | Path, head: ImageBindHead) -> tuple[Tensor, Tensor]:
 def _check_rows(route: str, rows: str) -> None:
     if rows not in ROW_CONVENTIONS:
         raise ValueError(f"{route}: unknown row convention {rows!r}. Expected one of {ROW_CONVENTIONS}.")
-
-
-def _name(values: Tensor) -> str:
-    return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"

@@ -1,8 +1,8 @@
 """Encoders of the official 4M tokenizers: a vision transformer for maps, a bottleneck MLP for single vectors.
 
-Parameter names are those of the official files. A codebook's nearest row flips on near ties, so precision is a property
-of the tokenizer (the dtype it was loaded with, `KeepFloat32`) and never of what happens around it (`full_float32`):
-ids cached by a tool and ids made inside a training step must be the same.
+Parameter names are those of the official files. A codebook's nearest row flips on near ties, so precision is
+a property of the tokenizer (the dtype it was loaded with, `KeepFloat32`) and never of what happens around it
+(`full_float32`): ids cached by a tool and ids made inside a training step must be the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NORM_EPS = 1e-6
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 as float32: no autocast, and no TF32, which LeRobot switches on for products and cuDNN has on."""
+    """Compute float32 as float32: no autocast, and no TF32 (LeRobot switches it on, cuDNN has it on)."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -35,7 +35,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 class KeepFloat32(nn.Module):
-    """A module that moves between devices but ignores changes of dtype (``.to(torch.bfloat16)``, ``.half()``)."""
+    """A module that moves between devices but ignores changes of dtype (``.half()``, ``.bfloat16()``)."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def keep(tensor: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class PostMLP(KeepFloat32, MLP):
     """The float32 tail's MLP."""
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -89,7 +89,7 @@ class ViTEncoder(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.pos_emb: Tensor
         self.register_buffer("pos_emb", torch.zeros(1, dim, table, table))
-        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(ViTBlock(dim, num_heads) for _ in range(depth))
         self.norm_mlp = PostNorm(dim, eps=NORM_EPS)
         self.post_mlp = PostMLP(dim, nn.Tanh())
 
@@ -115,7 +115,8 @@ class ViTEncoder(nn.Module):
         """The stored table (1, D, G, G) brought to ``grid`` by bicubic interpolation without antialiasing."""
         if tuple(self.pos_emb.shape[2:]) == grid:
             return self.pos_emb
-        # In float32: at 224 this is a real interpolation (28x28 -> 14x14) of values that later decide about ids.
+        # In float32: at 224 this is a real interpolation (28x28 -> 14x14) of values that later decide about
+        # ids.
         table = F.interpolate(self.pos_emb.float(), grid, mode="bicubic", align_corners=False)
         return table.to(self.pos_emb.dtype)
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from multismolvla.tokenizers.recipe import TOKENIZER_SOURCES
+from multismolvla.pretrained import TOKENIZER_SOURCES
 
 _VIT_SIZES = {"vit_s_enc": (512, 8, 8), "vit_b_enc": (768, 12, 12), "vit_l_enc": (1024, 24, 16)}
 _MLP = re.compile(r"BottleneckMLP/B_(\d+)-Wi_(\d+)")
-# Options of which only this value is implemented; another one would load and compute something else.
-_ONLY: dict[str, Any] = {
+# Fields of which only this value is implemented; another one would load and compute something else.
+_ONLY = {
     "image_size_enc": None,
     "post_mlp": True,
     "norm_codes": True,
     "undo_std": False,
     "sync_codebook": False,
 }
+_SIZES = ("image_size", "n_channels", "patch_size", "codebook_size", "latent_dim", "num_codebooks")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class VQConfig:
     """Sizes of a 4M tokenizer's encoder half; field names as in the official ``config.json``.
 
     Attributes:
-        image_size: side in pixels that the stored position table belongs to (448); inputs may have other sizes.
+        image_size: side in pixels that the stored position table belongs to (448); inputs may have other
+            sizes.
         n_channels: channels of the input; width of the class embedding where there are ``n_labels``.
-        enc_type: ``vit_b_enc``, ``BottleneckMLP/B_<blocks>-Wi_<width>``, or any name that says ``vit`` with its sizes
-            in ``encoder``.
+        enc_type: ``vit_b_enc``, ``BottleneckMLP/B_<blocks>-Wi_<width>``, or any name that says ``vit`` with
+            its sizes in ``encoder``.
         patch_size: side of a patch in pixels.
         quant_type: ``lucid`` (cosine codebook) or ``memcodes``.
         codebook_size: codes per codebook.
@@ -38,7 +40,8 @@ class VQConfig:
         patch_proj: whether patches are cut here; ``False`` = the input is a feature map already.
         num_codebooks: codebooks side by side.
         encoder: ``{"dim", "depth", "num_heads"}`` of a transformer that is not an official one.
-        image_size_enc, post_mlp, norm_codes, undo_std, sync_codebook: only the official values are implemented.
+        image_size_enc, post_mlp, norm_codes, undo_std, sync_codebook: only the official values are
+            implemented.
 
     Raises:
         ValueError: a value is missing, out of range or not implemented.
@@ -62,14 +65,7 @@ class VQConfig:
     sync_codebook: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "image_size",
-            "n_channels",
-            "patch_size",
-            "codebook_size",
-            "latent_dim",
-            "num_codebooks",
-        ):
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"4M tokenizer config: {name} is {value!r}; expected a positive integer.")
@@ -95,8 +91,8 @@ class VQConfig:
 
     def _reject(self, name: str, expected: str) -> None:
         raise ValueError(
-            f"4M tokenizer config: {name} = {getattr(self, name)!r} is not implemented; expected {expected}, as in the "
-            f"official tokenizers {list(TOKENIZER_SOURCES.values())}."
+            f"4M tokenizer config: {name} = {getattr(self, name)!r} is not implemented; expected {expected}, "
+            f"as in the official tokenizers {list(TOKENIZER_SOURCES.values())}."
         )
 
     @property
@@ -108,8 +104,7 @@ class VQConfig:
     def mlp_sizes(self) -> tuple[int, int]:
         """Blocks and width of a bottleneck MLP."""
         found = _MLP.fullmatch(self.enc_type)
-        if found is None:
-            raise ValueError(f"4M tokenizer config: enc_type {self.enc_type!r} is no bottleneck MLP.")
+        assert found is not None, self.enc_type
         return int(found[1]), int(found[2])
 
     @property
@@ -126,9 +121,7 @@ class VQConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "4M tokenizer config") -> VQConfig:
-        """Build from the fields of an official ``config.json``.
-
-        Fields that are none of the above belong to decoder and training; the reference's encoder half ignores them too.
+        """Build from the fields of an official ``config.json``; those of decoder and training are ignored.
 
         Args:
             values: the parsed JSON object.
@@ -137,26 +130,16 @@ class VQConfig:
         Raises:
             ValueError: a needed field is missing, or a value is not implemented.
         """
-        for name in (
-            "image_size",
-            "n_channels",
-            "enc_type",
-            "patch_size",
-            "quant_type",
-            "codebook_size",
-            "latent_dim",
-        ):
-            if name not in values:
+        for own in fields(cls):
+            needed = own.default is MISSING and own.default_factory is MISSING
+            if needed and own.name not in values:
                 raise ValueError(
-                    f"{source}: the field {name!r} is missing. Take config.json from the same repository as the weights."
+                    f"{source}: the field {own.name!r} is missing. Take config.json from the same repository "
+                    "as the weights."
                 )
-        # The reference's own defaults, where they differ from what is implemented, must not pass unnoticed.
+        # The reference's own default of post_mlp is not the implemented value, so its absence must not pass.
         known = {"post_mlp": False} | {f.name: values[f.name] for f in fields(cls) if f.name in values}
         try:
             return cls(**known)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Fields as in the official ``config.json``."""
-        return {name: value for name, value in asdict(self).items() if name != "encoder" or value}

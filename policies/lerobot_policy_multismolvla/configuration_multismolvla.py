@@ -28,15 +28,15 @@ from multismolvla.modalities import (
     token_key,
     validate_view_map,
 )
+from multismolvla.pretrained import IMAGEBIND
 from multismolvla.provenance import ProvenanceMap, adopt_provenance, check_provenance, given_provenance
 from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
 from multismolvla.tokenizers.recipe import (
-    IMAGEBIND,
     NETWORK,
     OFFICIAL_LABELS,
     local_fingerprints,
     recipe_difference,
-    stream_recipe,
+    token_recipe,
 )
 
 logger = logging.getLogger(__name__)
@@ -291,11 +291,12 @@ class MultiSmolVLAConfig(SmolVLAConfig):
             parts = {*stored, NETWORK if modality == Modality.THERMAL else modality}
             here = local_fingerprints(parts, self.official_options())
             known = here | {part: v for part, v in self.tokenizer_hashes.items() if part in parts}
-        difference = recipe_difference(info, self.token_recipe(view, modality, known))
+        wanted = token_recipe(self, view, modality, num_labels=self.num_labels, fingerprints=known)
+        difference = recipe_difference(info, wanted)
         if difference is not None:
-            name, found, wanted = difference
+            name, found, own = difference
             raise ValueError(
-                f"{key}: the dataset's ids were made with {name}={found!r}, this policy uses {wanted!r}. Set the policy's "
+                f"{key}: the dataset's ids were made with {name}={found!r}, this policy uses {own!r}. Set the policy's "
                 "option accordingly, or make them anew: `multismolvla-annotate` from a dataset with RGB, `multismolvla-tokens` from "
                 "one that holds the pictures."
             )
@@ -338,12 +339,6 @@ class MultiSmolVLAConfig(SmolVLAConfig):
     def official_options(self) -> OfficialOptions:
         """Which official networks make ids."""
         return OfficialOptions.of(self)
-
-    def token_recipe(
-        self, view: str, modality: str, fingerprints: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        """What decides which ids a picture of a stream becomes; stored beside cached ids."""
-        return stream_recipe(self, view, modality, num_labels=self.num_labels, fingerprints=fingerprints)
 
     def token_keys(self) -> dict[str, tuple[str, str]]:
         """Key of cached ids -> (view, modality), for every declared stream that is tokenized."""

@@ -80,9 +80,9 @@ def _add_soft(cfg: MultiSmolVLAConfig, encoder: FourMEncoder, name: str) -> None
             f"(here: {cfg.tokenizers}, {cfg.thermal_route})."
         )
     if cfg.soft_width is None:
-        from multismolvla.thermal.imagebind_checkpoint import branch_sizes, locate_weights
+        from multismolvla.thermal.imagebind_checkpoint import branch_sizes
 
-        sizes = branch_sizes(locate_weights(cfg.imagebind), "thermal")  # leaves official values out
+        sizes = branch_sizes(weights.find_weights(cfg.imagebind), "thermal")  # leaves official values out
         cfg.soft_width = sizes.get("width", _OFFICIAL_SOFT_WIDTH)
     add_soft_modality(
         encoder, soft_modality(name, _SOFT_GRID, cfg.soft_width), mod_emb=_kindred_embedding(cfg, encoder)

@@ -1,4 +1,4 @@
-"""The registry of published checkpoints: sizes against the recorded inventories, licences, and what a policy needs."""
+"""The published checkpoints: sizes against the recorded inventories, licences, what a policy needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_by
-from multismolvla.tokenizers.recipe import IMAGEBIND, TOKENIZER_SOURCES
+from multismolvla.pretrained import (
+    IMAGEBIND,
+    SOURCES,
+    TOKENIZER_SOURCES,
+    is_hub_id,
+    licence_of,
+    needed_by,
+)
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -1,4 +1,4 @@
-"""Finding and reading checkpoint files: strict, lazy, without running code, and with errors that say what to do."""
+"""Finding and reading checkpoint files: strict, lazy, without running code; errors say what to do."""
 
 from __future__ import annotations
 
@@ -205,8 +205,16 @@ def test_offline_the_error_says_everything_that_is_needed(repo, tmp_path, monkey
     with pytest.raises(FileNotFoundError) as caught:
         weights.locate(repo, revision="v1", local_files_only=True)
     licence = SOURCES[repo].licence if repo in SOURCES else f"read https://huggingface.co/{repo}"
-    for part in (repo, "'v1'", "no folder here has that name", licence, "accept it there", "hf auth login", f"hf download {repo} config.json",
-                 "By hand: put config.json and model.safetensors"):  # fmt: skip
+    for part in (
+        repo,
+        "'v1'",
+        "no folder here has that name",
+        licence,
+        "accept it there",
+        "hf auth login",
+        f"hf download {repo} config.json",
+        "By hand: put config.json and model.safetensors",
+    ):
         assert part in str(caught.value), part
 
 

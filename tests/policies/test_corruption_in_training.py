@@ -11,6 +11,7 @@ from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla.corruption.tokens import SWAPPED_FRACTION, TOKEN_TYPES, corrupt_tokens
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
+from multismolvla.tokenizers.recipe import token_recipe
 from multismolvla.tower import tokenize_view
 
 VIEWS = default_view_map()
@@ -212,7 +213,7 @@ def test_consistency_compares_with_the_undisturbed(make_policy, batch):
 def test_live_without_pictures_is_refused_at_the_start(make_config):
     key = token_key("image", "depth")
     cfg = make_config(**ALWAYS, corruption_source="live")
-    info = cfg.token_recipe("image", "depth")
+    info = token_recipe(cfg, "image", "depth", num_labels=cfg.num_labels)
     ids_only = {key: {"dtype": "int16", "shape": (64,), "info": info}}
     with pytest.raises(
         ValueError, match=r"only ids of .*image_depth.*--keep_pictures=true.*corruption_source=ids"

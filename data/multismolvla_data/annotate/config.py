@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from multismolvla.modalities import MINI_LABELS, Modality, ViewMap, validate_view_map
 
 if TYPE_CHECKING:
-    from multismolvla.tokenizers.recipe import OfficialOptions
+    from multismolvla.tokenizers.recipe import OfficialOptions, TokenRecipe
 
 # Spelled out, because `--help` shall not wait for torch; a test holds them to their places.
 OFFICIAL_LABELS, NUM_OFFICIAL_LABELS = "coco_panoptic", 134
@@ -171,13 +171,11 @@ class AnnotateConfig:
 
         return LabelTable.load(self.seg_labels).num_source_ids
 
-    def recipe(
-        self, view: str, modality: str, fingerprints: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
+    def recipe(self, view: str, modality: str, fingerprints: Mapping[str, str] | None = None) -> TokenRecipe:
         """What decides the ids of a stream, see `multismolvla.tokenizers.recipe.token_recipe`."""
-        from multismolvla.tokenizers.recipe import stream_recipe
+        from multismolvla.tokenizers.recipe import token_recipe
 
-        return stream_recipe(self, view, modality, num_labels=self.label_count, fingerprints=fingerprints)
+        return token_recipe(self, view, modality, num_labels=self.label_count, fingerprints=fingerprints)
 
     def content(self) -> dict[str, Any]:
         """The options that decide what is in the new dataset, as JSON types; equal content may be resumed."""

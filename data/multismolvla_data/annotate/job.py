@@ -18,7 +18,6 @@ from multismolvla.fourm.modality import MINI_DOMAINS, MODALITY_INFO, FourMModali
 from multismolvla.modalities import Modality
 from multismolvla.tokenizers.recipe import (
     file_fingerprint,
-    find_weights,
     fingerprints_of,
     parts_of,
     split_domains,
@@ -132,15 +131,7 @@ class Job:
         """Modality -> the official weights that make its ids."""
         if self.cfg.tokenizers == "patch":
             return {}
-        return {
-            m: parts_of(
-                m,
-                sum(i.grid is not None for i in infos),
-                sum(i.grid is None for i in infos),
-                self.cfg.official,
-            )
-            for m, infos in self.domains.items()
-        }
+        return {m: parts_of(m, infos, self.cfg.official) for m, infos in self.domains.items()}
 
     def model(self, modality: str) -> str:
         """Hub id or folder of a modality's estimator."""
@@ -157,7 +148,7 @@ class Job:
         source = hashlib.sha256((meta / "info.json").read_bytes())
         for path in sorted((meta / "episodes").glob("*/*.parquet")):
             source.update(file_fingerprint(path).encode())
-        estimators = {m: file_fingerprint(find_weights(self.model(m))) for m in self.plan.derived()}
+        estimators = {m: file_fingerprint(weights.find_weights(self.model(m))) for m in self.plan.derived()}
         content = {
             "options": self.cfg.content(),
             "source": source.hexdigest(),

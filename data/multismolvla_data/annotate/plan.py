@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 
 from multismolvla.modalities import Modality
-from multismolvla.pretrained import SOURCES, licence_of
-from multismolvla.tokenizers.recipe import NETWORK, TOKENIZER_SOURCES, find_weights
+from multismolvla.pretrained import SOURCES, TOKENIZER_SOURCES, licence_of
+from multismolvla.tokenizers.recipe import NETWORK
+from multismolvla.weights import find_weights
 from multismolvla_data.annotate.job import Job
 
 #: Operations per picture in GFLOP, of the default networks at their default sizes (computed from their configurations).

@@ -22,8 +22,8 @@ CASES = ("a_rgb", "b_full", "b2_global", "c1_missing", "c2_partial", "c3_budget2
 def tiny(golden: Path) -> tuple[dict[str, Tensor], dict, FourMEncoder]:
     """Tensors, case table and the encoder of ``fourm21_tiny``.
 
-    Its vocabularies are scaled down, which an official name must not be; the missing rows are filled up with NaN,
-    which also proves that they are never touched.
+    Its vocabularies are scaled down, which an official name must not be; the missing rows are filled up with
+    NaN, which also proves that they are never touched.
     """
     path = golden / "fourm21_tiny.safetensors"
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""ImageBind's branches reproduce the reference's recorded numbers, its inventories, and refuse wrong files and pictures."""
+"""ImageBind's branches reproduce the recorded numbers and inventories, and refuse wrong files."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_pickle_that_could_run_code_is_not_opened(tmp_path) -> None:
 
 def test_a_pickle_named_like_safetensors(tiny, tmp_path) -> None:
     torch.save(load_file(tiny / "model.safetensors"), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"is a pickle written by torch\.save"):
+    with pytest.raises(ValueError, match="looks like a pickle"):
         ImageBindThermal.from_pretrained(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_the_first_bad_key_is_named(tiny, tmp_path) -> None:
 
 
 def test_a_shortened_official_trunk_is_refused(tmp_path) -> None:
-    """At the official width the sizes are the official ones, so a missing block cannot pass as a smaller model."""
+    """At the official width the sizes are official, so a missing block cannot pass as a smaller model."""
     with torch.device("meta"):
         official = ImageBindThermal().state_dict()
     few = {
@@ -247,13 +247,14 @@ def test_a_shortened_official_trunk_is_refused(tmp_path) -> None:
         ImageBindThermal.from_pretrained(tmp_path)
 
 
-def test_missing_files_and_heads(tiny, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="imagebind_huge.pth"):
+def test_missing_files_and_heads(tiny, tmp_path, monkeypatch) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
         ImageBindThermal.from_pretrained(tmp_path / "nothing.pth")
     with pytest.raises(FileNotFoundError, match="model.safetensors"):
         ImageBindThermal.from_pretrained(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="Licence of nobody/imagebind-huge"):
-        ImageBindThermal.from_pretrained("nobody/imagebind-huge", local_files_only=True)
+        ImageBindThermal.from_pretrained("nobody/imagebind-huge")
     with pytest.raises(ValueError, match="no multiple of its 5 heads"):
         ImageBindThermal.from_pretrained(tiny, num_heads=5)
     with pytest.raises(ValueError, match="does not divide"):

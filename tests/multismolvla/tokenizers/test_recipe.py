@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from multismolvla.fourm import MODALITY_INFO
 from multismolvla.tokenizers.recipe import (
     OfficialOptions,
     file_fingerprint,
@@ -21,16 +23,24 @@ from multismolvla.tokenizers.recipe import (
 DENSE_AND_GLOBAL = "tok_imagebind@224+tok_imagebind_global"
 
 
-def recipe(modality: str = "depth", **options: Any) -> dict[str, Any]:
+def recipe(modality: str = "depth", fingerprints: dict[str, str] | None = None, **options: Any) -> dict:
     settings: dict[str, Any] = {
-        "family": "official", "domain": "tok_depth@224", "image_size": 224, "square": "crop", "half_turns": 0,
-        "depth_range_m": (0.011, 10), "num_labels": 134, "official": OfficialOptions(), "fingerprints": {"depth": "ab"},
+        "tokenizers": "official", "tokenizer_sources": {}, "thermal_route": "vision", "imagebind": "a/b",
+        "imagebind_rows": "trunk", "bridge_map": None, "seg_labels": "coco_panoptic", "seg_unknown": "error",
+        "domains": {"depth": "tok_depth@224", "seg": "tok_semseg@224", "thermal": DENSE_AND_GLOBAL},
+        "image_size": 224, "square": "crop", "half_turns": {}, "depth_range_m": (0.011, 10),
+        "num_labels": 134,
     }  # fmt: skip
-    return token_recipe(modality, **(settings | options))
+    settings |= options
+    known = {"depth": "ab"} if fingerprints is None else fingerprints
+    num_labels = settings.pop("num_labels")
+    return token_recipe(
+        SimpleNamespace(**settings), "top", modality, num_labels=num_labels, fingerprints=known
+    )
 
 
 def test_the_weight_free_recipe_is_what_existing_datasets_hold() -> None:
-    made = recipe(family="patch", num_labels=8, image_size=64)
+    made = recipe(tokenizers="patch", num_labels=8, image_size=64)
     assert made == {
         "tokenizers": "patch", "image_size": 64, "square": "crop", "num_labels": 8, "half_turns": 0,
         "depth_range_m": [0.011, 10.0],
@@ -40,8 +50,8 @@ def test_the_weight_free_recipe_is_what_existing_datasets_hold() -> None:
 def test_each_modality_names_what_decides_its_ids_alone() -> None:
     assert "depth_range_m" in recipe("depth")
     assert "num_labels" not in recipe("depth")
-    assert recipe("seg", domain="tok_semseg@224")["seg_labels"] == "coco_panoptic"
-    thermal = recipe("thermal", domain=DENSE_AND_GLOBAL)
+    assert recipe("seg")["seg_labels"] == "coco_panoptic"
+    thermal = recipe("thermal")
     assert (thermal["thermal_route"], thermal["imagebind_rows"]) == ("vision", "trunk")
     assert thermal["domain"] == DENSE_AND_GLOBAL
     feature = id_feature(thermal, 272)
@@ -51,15 +61,15 @@ def test_each_modality_names_what_decides_its_ids_alone() -> None:
 
 def test_soft_rows_have_no_ids() -> None:
     with pytest.raises(ValueError, match="nothing to cache"):
-        recipe("thermal", official=OfficialOptions(thermal_route="soft"))
+        recipe("thermal", thermal_route="soft")
 
 
 @pytest.mark.parametrize(
     ("option", "name"),
     [
         ({"image_size": 448}, "image_size"),
-        ({"half_turns": 1}, "half_turns"),
-        ({"domain": "tok_depth@448"}, "domain"),
+        ({"half_turns": {"top": 1}}, "half_turns"),
+        ({"domains": {"depth": "tok_depth@448"}}, "domain"),
         ({"fingerprints": {"depth": "cd"}}, "weights of depth"),
     ],
 )
@@ -74,15 +84,11 @@ def test_unknown_weights_are_not_compared_but_missing_ones_are_told() -> None:
     assert recipe_difference(recipe(fingerprints={}), recipe()) == ("weights of depth", None, "ab")
 
 
-def test_void_for_unknown_labels_is_in_the_recipe_and_the_default_is_not() -> None:
-    void = recipe("seg", official=OfficialOptions(seg_unknown="void"))
-    strict = recipe("seg")
-    assert "seg_unknown" not in strict  # as recipes were written before there was a choice
-    assert void == strict | {"seg_unknown": "void"}
+def test_what_unknown_labels_mean_is_in_the_recipe_of_segmentation_alone() -> None:
+    void, strict = recipe("seg", seg_unknown="void"), recipe("seg")
     assert recipe_difference(strict, void) == ("seg_unknown", "error", "void")
-    assert recipe_difference(void, strict) == ("seg_unknown", "void", "error")
     assert recipe_difference(void, void) is None
-    assert recipe("depth", official=OfficialOptions(seg_unknown="void")) == recipe("depth")
+    assert recipe("depth", seg_unknown="void") == recipe("depth")
 
 
 def test_wrong_options_are_named() -> None:
@@ -93,17 +99,18 @@ def test_wrong_options_are_named() -> None:
     with pytest.raises(ValueError, match="imagebind_rows='raw'"):
         OfficialOptions(imagebind_rows="raw")
     with pytest.raises(ValueError, match="tokenizer_sources names 'lidar'"):
-        OfficialOptions(sources={"lidar": "x"})
+        OfficialOptions(tokenizer_sources={"lidar": "x"})
     with pytest.raises(ValueError, match="joined by"):
         split_domains("a+a")
 
 
 def test_the_parts_of_a_route() -> None:
     vision, bridge, soft = (OfficialOptions(thermal_route=r) for r in ("vision", "bridge", "soft"))
-    assert parts_of("depth", 1, 0, vision) == ("depth",)
-    assert parts_of("thermal", 1, 1, vision) == ("network", "imagebind", "imagebind_global")
-    assert parts_of("thermal", 0, 1, bridge) == ("network", "imagebind_global")
-    assert parts_of("thermal", 1, 0, soft) == ("network",)
+    dense, global_ = MODALITY_INFO["tok_imagebind@224"], MODALITY_INFO["tok_imagebind_global"]
+    assert parts_of("depth", [MODALITY_INFO["tok_depth@224"]], vision) == ("depth",)
+    assert parts_of("thermal", [dense, global_], vision) == ("network", "imagebind", "imagebind_global")
+    assert parts_of("thermal", [global_], bridge) == ("network", "imagebind_global")
+    assert parts_of("thermal", [dense], soft) == ("network",)
 
 
 @pytest.mark.parametrize("size", [0, 10, 65_536, 3_000_000])

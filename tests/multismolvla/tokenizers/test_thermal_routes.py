@@ -22,10 +22,8 @@ from multismolvla.thermal.imagebind import (
     ImageBindThermal,
     ImageBindVision,
 )
-from multismolvla.thermal.imagebind_checkpoint import HUB_ID
 from multismolvla.tokenizers.interface import StreamTokenizer
 from multismolvla.tokenizers.official import VQTokenizer
-from multismolvla.tokenizers.recipe import IMAGEBIND, IMAGEBIND_ROWS
 from multismolvla.tokenizers.thermal_routes import (
     DENSE_DOMAIN,
     GLOBAL_DOMAIN,
@@ -179,7 +177,7 @@ def test_unusable_pixels_do_not_count_whatever_they_hold(routes) -> None:
 
 
 def test_presence_follows_the_cells(routes) -> None:
-    """Both grids, row-major: the upper quarter of the picture is missing, then a fifth of its width is left."""
+    """Both grids, row-major: the upper quarter is missing, then a fifth of the width is left."""
     valid = torch.ones(2, 1, 224, 224, dtype=torch.bool)
     valid[0, :, :56] = False
     valid[1, :, :, 44:] = False
@@ -201,7 +199,7 @@ def test_presence_follows_the_cells(routes) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(1, 3, 64, 64), r"expected floating \(B, 1, H, H\)"),
+        (torch.zeros(1, 3, 64, 64), r"expected floating \(B, 1, H, W\)"),
         (torch.zeros(1, 64, 64), "expected floating"),
         (torch.zeros(1, 1, 0, 0), "expected floating"),
         (torch.zeros(1, 1, 64, 64, dtype=torch.uint8), "got uint8"),
@@ -315,16 +313,11 @@ def test_exchanged_tokenizers_are_refused(vision, tokenizers) -> None:
         route.encode_domains(picture())
 
 
-def test_names_agree_with_the_recipe() -> None:
-    assert ROW_CONVENTIONS == IMAGEBIND_ROWS
-    assert HUB_ID == IMAGEBIND
-
-
 # ---------------------------------------------------------------- bridge
 
 
 def test_the_closed_form_inverts_the_head(thermal, head) -> None:
-    """The row leads back to the embedding's direction, has the typical length, and is the shortest such row."""
+    """The row leads back to the embedding's direction, has the typical length, and is the shortest one."""
     route = BridgeRoute(thermal, head, Record(), rows="norm")
     embeddings = thermal.embedding(picture(3, 224))
     rows = route.class_rows(embeddings)

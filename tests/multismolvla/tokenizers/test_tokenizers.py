@@ -131,7 +131,7 @@ def test_segmentation_codes_quadrants_as_digits() -> None:
 
 def test_segmentation_of_odd_patches_shares_the_middle() -> None:
     image = torch.tensor([[1, 1, 2], [1, 1, 2], [3, 3, 4]])[None, None]
-    # With sides of 3 the doubled quadrants are 3x3: top right sees 3x1.5 ... columns 1 (half) and 2, and so on.
+    # With sides of 3 the doubled quadrants are 3x3: top right sees columns 1 (half) and 2, and so on.
     ids, _ = QuadrantSegTokenizer(grid=1).encode(image)
     assert QuadrantSegTokenizer(grid=1).decode(ids)[0, 0].tolist() == [[1, 2], [3, 4]]
     single = torch.full((1, 1, 1, 1), 6)
@@ -155,7 +155,7 @@ def test_thermal_bins_are_linear() -> None:
     ("tokenizer", "image", "valid", "message"),
     [
         (PatchDepthTokenizer(), torch.ones(1, 1, 60, 64), None, "depth.*height 60.*8 cells"),
-        (PatchDepthTokenizer(), torch.ones(1, 1, 64, 0), None, "width 0"),
+        (PatchDepthTokenizer(), torch.ones(1, 1, 64, 0), None, "64, 0"),
         (PatchDepthTokenizer(), torch.ones(1, 3, 64, 64), None, r"float32 \(1, 3, 64, 64\)"),
         (PatchDepthTokenizer(), torch.ones(64, 64), None, r"expected floating \(B, 1, H, W\)"),
         (PatchDepthTokenizer(), torch.ones(1, 1, 64, 64, dtype=torch.int32), None, "int32.*floating"),
