@@ -1,13 +1,14 @@
 """From the encoder's token grids to the language model's visual tokens.
 
-``GridConnector`` resamples the fused grid of a view in two dimensions, folds 2x2 neighbours into channels and maps it to
-the width of the language model. One-dimensional pooling over raster order would displace tokens by more than a quarter
-of the picture.
+``GridConnector`` resamples the fused grid of a view in two dimensions, folds 2x2 neighbours into channels and
+maps it to the width of the language model. One-dimensional pooling over raster order would displace tokens by
+more than a quarter of the picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,10 +20,10 @@ from multismolvla.fusion import GatedFusion, resample_grid
 class GridConnector(nn.Module):
     """Token grid -> visual tokens of the language model.
 
-    h x h -> ``mid_grid`` x ``mid_grid`` (2-D bilinear) -> pixel-unshuffle by ``unshuffle`` -> LayerNorm -> MLP -> RMS norm
-    times a learned gain. With 4M-21: 14x14 -> 16x16 -> 8x8 = 64 tokens, as many as SigLIP gives SmolVLA per view.
-    SmolVLA multiplies visual tokens by sqrt(width) whatever arrives (lerobot 0.6.1), so the norm is part of the
-    interface: ``match_norm`` starts the gain at the teacher's root mean square.
+    h x h -> ``mid_grid`` x ``mid_grid`` (2-D bilinear) -> pixel-unshuffle by ``unshuffle`` -> LayerNorm ->
+    MLP -> RMS norm times a learned gain. With 4M-21: 14x14 -> 16x16 -> 8x8 = 64 tokens, as many as SigLIP
+    gives SmolVLA per view. SmolVLA multiplies visual tokens by sqrt(width) whatever arrives (lerobot 0.6.1),
+    so the norm is part of the interface: ``match_norm`` starts the gain at the teacher's root mean square.
 
     Args:
         in_dim: width of the incoming grid.
@@ -44,9 +45,7 @@ class GridConnector(nn.Module):
     ):
         super().__init__()
         if mid_grid % unshuffle:
-            raise ValueError(
-                f"connector_grid={mid_grid} is not divisible by connector_unshuffle={unshuffle}."
-            )
+            raise ValueError(f"connector_grid={mid_grid} is no multiple of connector_unshuffle={unshuffle}.")
         self.mid_grid, self.unshuffle = mid_grid, unshuffle
         folded = in_dim * unshuffle**2
         self.norm = nn.LayerNorm(folded)
@@ -81,7 +80,7 @@ class GridConnector(nn.Module):
 
 
 class ZeroGate(nn.Module):
-    """tanh of one learned number that starts at zero: what passes begins as if it were not there."""
+    """tanh of one learned number that starts at zero: at first nothing passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,11 +91,27 @@ class ZeroGate(nn.Module):
         return torch.tanh(self.value) * x
 
 
-class VisualBridge(nn.Module):
-    """Fusion and connector: everything trainable between the frozen tower and the language model, in one module.
+class VisualTokens(NamedTuple):
+    """What `VisualBridge` makes of R = B * V views.
 
-    One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and forwards
-    only ``forward``; nothing outside may call other methods during training.
+    Attributes:
+        tokens: (R, N, out_dim).
+        alive: bool (R,), whether a view has any grid token.
+        global_tokens: per gridless domain (R, G, out_dim).
+        modality_weights: per fused modality its `multismolvla.fusion.modality_weight`, (R,).
+    """
+
+    tokens: Tensor
+    alive: Tensor
+    global_tokens: dict[str, Tensor]
+    modality_weights: dict[str, Tensor]
+
+
+class VisualBridge(nn.Module):
+    """Fusion and connector: everything trainable between the frozen tower and the language model.
+
+    One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and
+    forwards only ``forward``; nothing outside may call other methods during training.
     """
 
     def __init__(self, fusion: GatedFusion, connector: GridConnector):
@@ -109,22 +124,19 @@ class VisualBridge(nn.Module):
         tokens: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
         globals_: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    ) -> VisualTokens:
         """Map what the tower gave for R = B * V views.
 
         Args:
             tokens: per modality (R, h, w, D); empty where only global tokens are left.
             present: per modality bool (R, h, w).
             globals_: per gridless domain (R, G, D).
-
-        Returns:
-            Visual tokens (R, N, out_dim); whether a view has any, bool (R,); per gridless domain (R, G, out_dim); and
-            the weight of each modality, (R,).
         """
         extra = {d: self.connector.project_globals(rows) for d, rows in (globals_ or {}).items()}
         if not tokens:  # no grid to fuse: the view's grid tokens are masked, its global ones are not
             some = next(iter(extra.values()))
             nothing = some.new_zeros(len(some), self.connector.num_tokens, some.shape[-1])
-            return nothing, torch.zeros(len(some), dtype=torch.bool, device=some.device), extra, {}
+            alive = torch.zeros(len(some), dtype=torch.bool, device=some.device)
+            return VisualTokens(nothing, alive, extra, {})
         fused, mask, weights = self.fusion(tokens, present)
-        return self.connector(fused, mask), mask.flatten(1).any(1), extra, weights
+        return VisualTokens(self.connector(fused, mask), mask.flatten(1).any(1), extra, weights)

@@ -1,7 +1,7 @@
-"""Geometry of a view: the same square, rotation and size for every stream, so that cells of all modalities coincide.
+"""Geometry of a view: the same square, rotation and size for every stream, so that their cells coincide.
 
-Interpolation differs by modality (class ids are picked, never mixed; depth is averaged over valid pixels only), the
-sampling grid does not: all of them use half-pixel centres (``align_corners=False``).
+Interpolation differs by modality (class ids are picked, never mixed; depth is averaged over valid pixels
+only), the sampling grid does not: all of them use half-pixel centres (``align_corners=False``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def to_square(image: Tensor, mode: str = "crop") -> Tensor:
 
     Args:
         image: (..., H, W), any dtype.
-        mode: ``"crop"`` takes the centre square (4M-21's own convention, apple/ml-4m); ``"stretch"`` leaves the picture
-            as it is, so that the following resize changes its aspect ratio.
+        mode: ``"crop"`` takes the centre square (4M-21's own convention, apple/ml-4m); ``"stretch"`` leaves
+            the picture as it is, so that the following resize changes its aspect ratio.
 
     Returns:
         (..., S, S) for ``"crop"`` with S = min(H, W), else the input.
@@ -43,14 +43,14 @@ def rotate_half_turns(image: Tensor, half_turns: int) -> Tensor:
 
 
 def resize_continuous(image: Tensor, size: int) -> Tensor:
-    """Resize float (B, C, H, W) to (B, C, size, size), bilinear with antialiasing; the identity at equal size."""
+    """Resize float (B, C, H, W) to (B, C, size, size), bilinear with antialiasing."""
     if image.shape[-2:] == (size, size):
         return image
     return F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_ids(ids: Tensor, size: int) -> Tensor:
-    """Resize integer ids (B, 1, H, W) to (B, 1, size, size) by picking the nearest pixel; never makes a new id."""
+    """Resize integer ids (B, 1, H, W) to (B, 1, size, size) by picking the nearest pixel; makes no new id."""
     if ids.shape[-2:] == (size, size):
         return ids
     return F.interpolate(ids.to(torch.float64), (size, size), mode="nearest-exact").to(ids.dtype)

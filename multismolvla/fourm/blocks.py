@@ -43,9 +43,10 @@ class Packing(NamedTuple):
 
 
 def pack(valid: Tensor) -> Packing | None:
-    """Plan for running only the present tokens; ``None`` when no token of the batch (bool (B, S)) is present.
+    """How to run only the present tokens (bool (B, S)); ``None`` when no token of the batch is present.
 
-    The linear layers see the T present tokens without any padding; attention alone pads to the longest sample.
+    The linear layers see the T present tokens without any padding; attention alone pads to the longest
+    sample.
     """
     counts = valid.sum(dim=1)
     length = int(counts.max())
@@ -55,14 +56,14 @@ def pack(valid: Tensor) -> Packing | None:
     samples = int(some.sum())
     rank = valid.cumsum(dim=1) - 1 + (some.cumsum(dim=0) - 1)[:, None] * length  # (B, S)
     source = valid.flatten().nonzero().squeeze(1)
-    key_mask = torch.arange(length, device=valid.device) < counts[some][:, None]  # (samples, length)
-    padded = len(source) < samples * length
-    return Packing(
-        source, rank.flatten()[source], key_mask[:, None, None] if padded else None, samples, length
-    )
+    key_mask = None
+    if len(source) < samples * length:  # some sample is padded
+        key_mask = torch.arange(length, device=valid.device) < counts[some][:, None]  # (samples, length)
+        key_mask = key_mask[:, None, None]
+    return Packing(source, rank.flatten()[source], key_mask, samples, length)
 
 
-class Attention(nn.Module):
+class MaskedAttention(nn.Module):
     """Multi-head self-attention without biases; q, k, v stacked in ``qkv``, heads contiguous."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -72,16 +73,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, key_mask: Tensor | None, packing: Packing | None) -> Tensor:
-        """Attend. ``x``: (B, S, D), or (T, D) with ``packing``. ``key_mask``: bool broadcastable to (B, 1, S, S)."""
+        """Attend.
+
+        Args:
+            x: (B, S, D), or (T, D) with ``packing``.
+            key_mask: bool, broadcastable to (B, 1, S, S); not used with ``packing``, which has its own.
+            packing: where the rows of ``x`` belong.
+        """
         qkv = self.qkv(x)
         if packing is not None:
             dense = qkv.new_zeros(packing.samples * packing.length, qkv.shape[-1])
             qkv = dense.index_copy(0, packing.slots, qkv).view(packing.samples, packing.length, -1)
             key_mask = packing.key_mask
-        b, s = qkv.shape[:2]
-        q, k, v = qkv.view(b, s, 3, self.num_heads, -1).permute(
-            2, 0, 3, 1, 4
-        )  # each (B, heads, S, D / heads)
+        heads = qkv.unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, heads, D / heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, S, D / heads)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
         y = y.transpose(1, 2).flatten(2)  # (B, S, D)
         rows: Tensor = self.proj(y if packing is None else y.flatten(0, 1)[packing.slots])
@@ -103,18 +108,18 @@ class GatedMLP(nn.Module):
         return y
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
         super().__init__()
         self.norm1 = ScaleNorm(dim)
-        self.attn = Attention(dim, num_heads)
+        self.attn = MaskedAttention(dim, num_heads)
         self.norm2 = ScaleNorm(dim)
         self.mlp = GatedMLP(dim, mlp_hidden)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """Same shapes and masks as `Attention.forward`."""
+        """Same shapes and masks as `MaskedAttention.forward`."""
         x = x + self.attn(self.norm1(x), key_mask, packing)
         rows: Tensor = x + self.mlp(self.norm2(x))
         return rows

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multismolvla.fourm.modality import MODALITY_INFO, FourMModality
+from multismolvla.fourm.modality import MINI_INFO, MODALITY_INFO, FourMModality
 from multismolvla.weights import read_json
-
-#: Hub repositories by size. Weights: EPFL and Apple "Sample Code License", non-commercial use only.
-HUB_IDS: dict[str, str] = {size: f"EPFL-VILAB/4M-21_{size}" for size in ("B", "L", "XL")}
 
 _SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16), "XL": (2048, 24, 32)}  # dim, depth, heads
 
-# Options of the reference class that change the encoder and of which only this value is implemented. A checkpoint
-# that sets another one would load and compute something else, hence the check even for fields absent officially.
-_ONLY: dict[str, Any] = {
+# Fields that change the encoder and of which only this value is implemented. A checkpoint that sets another
+# one would load and compute something else, hence the check even for fields that official configs do not
+# have.
+_ONLY: dict[str, object] = {
     "act_layer": "SiLU",
     "gated_mlp": True,
     "qkv_bias": False,
@@ -33,7 +31,7 @@ _ONLY: dict[str, Any] = {
     "attn_drop": 0,
     "proj_drop": 0,
 }
-# Options that concern the decoder or the training loop alone.
+# Fields that concern the decoder or the training loop alone.
 _IGNORED = (
     "drop_path_rate_decoder",
     "shared_drop_path",
@@ -41,6 +39,7 @@ _IGNORED = (
     "decoder_sep_mask",
     "use_act_checkpoint",
 )
+_OPTIONAL = ("domains_out", "decoder_depth", "custom_domains")
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class FourMConfig:
         patch_size: side of a patch in pixels; 16 for all official names.
         domains_out: decoder modalities (kept for the round trip, not used).
         decoder_depth: decoder blocks (kept for the round trip, not used).
-        act_layer, gated_mlp, qkv_bias, proj_bias, mlp_bias, norm_bias, share_modality_embeddings: only the values of
-            the official 4M-21 configs are implemented; others raise.
+        act_layer, gated_mlp, qkv_bias, proj_bias, mlp_bias, norm_bias, share_modality_embeddings: only the
+            values of the official 4M-21 configs are implemented; others raise.
         custom_domains: further modalities, ``{name: fields}`` as `FourMModality.from_dict` reads them.
 
     Raises:
@@ -81,7 +80,7 @@ class FourMConfig:
     mlp_bias: bool = False
     norm_bias: bool = False
     share_modality_embeddings: bool = False
-    custom_domains: dict[str, dict[str, Any]] = field(default_factory=dict)
+    custom_domains: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains_in", tuple(self.domains_in))
@@ -92,17 +91,13 @@ class FourMConfig:
                 raise ValueError(f"4M config: {name} is {value!r}; expected a positive integer.")
         if self.dim % self.num_heads or self.dim % 4:
             raise ValueError(
-                f"4M config: dim {self.dim} must be a multiple of num_heads ({self.num_heads}) and of 4 (positions)."
+                f"4M config: dim {self.dim} must be a multiple of num_heads ({self.num_heads}) and of 4 "
+                "(positions)."
             )
-        if (
-            isinstance(self.mlp_ratio, bool)
-            or not isinstance(self.mlp_ratio, int | float)
-            or self.mlp_hidden < 1
-        ):
+        if not isinstance(self.mlp_ratio, int | float) or self.mlp_hidden < 1:
             raise ValueError(f"4M config: mlp_ratio is {self.mlp_ratio!r}; expected a positive number.")
         for name, only in _ONLY.items():
-            if getattr(self, name, only) != only:
-                _reject(name, getattr(self, name), only)
+            _check_only(name, getattr(self, name, only))
         if not self.domains_in:
             raise ValueError("4M config: domains_in is empty. Name at least one modality, e.g. 'rgb@224'.")
         for name in self.domains_in:
@@ -117,12 +112,12 @@ class FourMConfig:
         """Look up a modality of ``domains_in``.
 
         Raises:
-            ValueError: the config does not have it, or it is neither official nor declared in ``custom_domains``.
+            ValueError: the config does not have it, or it is neither official nor in ``custom_domains``.
         """
         if name not in self.domains_in:
             raise ValueError(
-                f"This 4M model has no modality {name!r}. It has {list(self.domains_in)} (official spelling, e.g. "
-                "'rgb@224', 'tok_depth@224')."
+                f"This 4M model has no modality {name!r}. It has {list(self.domains_in)} (official spelling, "
+                "e.g. 'rgb@224', 'tok_depth@224')."
             )
         if name in self.custom_domains:
             return FourMModality.from_dict(name, self.custom_domains[name], self.image_size, self.patch_size)
@@ -132,14 +127,12 @@ class FourMConfig:
                 "custom_domains. Declare it there with kind, grid and vocab."
             )
         info = MODALITY_INFO[name]
-        if info.kind == "pixels" and ((self.image_size,) * 2, self.patch_size) != (
-            info.image_size,
-            info.patch_size,
-        ):
+        official = (info.image_size, info.patch_size)
+        if info.kind == "pixels" and ((self.image_size,) * 2, self.patch_size) != official:
             raise ValueError(
-                f"4M config: {name!r} means pictures of {info.image_size} pixels in patches of {info.patch_size}, but "
-                f"image_size is {self.image_size} and patch_size {self.patch_size}. Declare a custom domain, e.g. "
-                f"'rgb@{self.image_size}', in custom_domains."
+                f"4M config: {name!r} means pictures of {info.image_size} pixels in patches of "
+                f"{info.patch_size}, but image_size is {self.image_size} and patch_size {self.patch_size}. "
+                f"Declare a custom domain, e.g. 'rgb@{self.image_size}', in custom_domains."
             )
         return info
 
@@ -158,6 +151,12 @@ class FourMConfig:
         return cls(dim, depth, heads, names, domains_out=out, decoder_depth=depth)
 
     @classmethod
+    def mini(cls, dim: int, depth: int, heads: int) -> FourMConfig:
+        """An encoder of any size for the mini preset's domains: pictures of 64 pixels in patches of 8."""
+        custom = {name: info.to_dict() for name, info in MINI_INFO.items()}
+        return cls(dim, depth, heads, tuple(custom), image_size=64, patch_size=8, custom_domains=custom)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "4M config") -> FourMConfig:
         """Build from the fields of an official ``config.json``.
 
@@ -169,22 +168,20 @@ class FourMConfig:
             ValueError: a field is missing, unknown, or set to something that is not implemented.
         """
         own = {f.name for f in dataclasses.fields(cls)}
-        optional = {"domains_out", "decoder_depth", "custom_domains"}
-        for name in sorted(own - optional):
-            if name not in values:
-                raise ValueError(
-                    f"{source}: the field {name!r} is missing. Take config.json from the same repository as the weights."
-                )
+        missing = sorted(own - set(values) - set(_OPTIONAL))
+        if missing:
+            raise ValueError(
+                f"{source}: the field {missing[0]!r} is missing. Take config.json from the same repository "
+                "as the weights."
+            )
         for name, value in values.items():
-            if name in own or name in _IGNORED:
-                continue
-            if name not in _ONLY:
+            if name in _ONLY:
+                _check_only(name, value)
+            elif name not in own and name not in _IGNORED:
                 raise ValueError(
-                    f"{source}: unknown field {name!r} = {value!r}. It may change the network, so it is not ignored; "
-                    "remove it if it is known to be harmless."
+                    f"{source}: unknown field {name!r} = {value!r}. It may change the network, so it is not "
+                    "ignored; remove it if it is known to be harmless."
                 )
-            if value != _ONLY[name]:
-                _reject(name, value, _ONLY[name])
         for name in ("domains_in", "domains_out"):
             listed = values.get(name, [])
             if not isinstance(listed, list | tuple) or not all(isinstance(n, str) for n in listed):
@@ -207,7 +204,7 @@ class FourMConfig:
         return cls.from_dict(read_json(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as in the official ``config.json`` (alphabetical); ``custom_domains`` only where there are any."""
+        """Fields as in the official ``config.json``; ``custom_domains`` only where there are any."""
         values = dataclasses.asdict(self)
         values["domains_in"], values["domains_out"] = list(self.domains_in), list(self.domains_out)
         if not self.custom_domains:
@@ -216,14 +213,16 @@ class FourMConfig:
 
     def restricted_to(self, modalities: tuple[str, ...]) -> FourMConfig:
         """The config of an encoder-only checkpoint that holds just ``modalities``."""
-        custom = {n: dict(v) for n, v in self.custom_domains.items() if n in modalities}
+        custom = {n: fields for n, fields in self.custom_domains.items() if n in modalities}
         return dataclasses.replace(
             self, domains_in=modalities, domains_out=(), decoder_depth=0, custom_domains=custom
         )
 
 
-def _reject(name: str, value: Any, only: Any) -> None:
-    raise ValueError(
-        f"4M config: {name} = {value!r} is not implemented; this encoder supports {name} = {only!r} as in all "
-        "official 4M-21 checkpoints. Use such a checkpoint."
-    )
+def _check_only(name: str, value: object) -> None:
+    only = _ONLY[name]
+    if value != only:
+        raise ValueError(
+            f"4M config: {name} = {value!r} is not implemented; this encoder supports {name} = {only!r} as "
+            "in all official 4M-21 checkpoints. Use such a checkpoint."
+        )

@@ -1,7 +1,9 @@
 """The 4M-21 transformer encoder with exact absence.
 
-A missing modality, sensor or patch is *no token*: it is neither a key nor a row. Two ways compute that: absent tokens
-are dropped and the rest packed (fast), or all stay in place behind a key mask (static shapes). The numbers agree.
+A missing modality, sensor or patch is *no token*: it is neither a key nor a row. Two ways compute that:
+    absent
+tokens are dropped and the rest packed (fast), or all stay in place behind a key mask (static shapes). The
+numbers agree.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multismolvla import weights
-from multismolvla.fourm.blocks import Attention, Block, GatedMLP, Packing, ScaleNorm, pack
+from multismolvla.fourm.blocks import EncoderBlock, GatedMLP, MaskedAttention, Packing, ScaleNorm, pack
 from multismolvla.fourm.config import FourMConfig
 from multismolvla.fourm.embeddings import FourMEmbedding
 from multismolvla.fourm.modality import FourMModality
@@ -41,8 +43,8 @@ class FourMEncoder(nn.Module):
     """Encoder of 4M-21 with embeddings for the chosen modalities only.
 
     Example:
-        >>> config = FourMConfig(dim=32, encoder_depth=1, num_heads=2, domains_in=("rgb@224", "tok_depth@224"))
-        >>> encoder = FourMEncoder(config, ["rgb@224", "tok_depth@224"])
+        >>> names = ("rgb@224", "tok_depth@224")
+        >>> encoder = FourMEncoder(FourMConfig(dim=32, encoder_depth=1, num_heads=2, domains_in=names), names)
         >>> rgb, depth = torch.rand(2, 3, 224, 224), torch.zeros(2, 14, 14, dtype=torch.long)
         >>> there = torch.tensor([True, False])  # the second sample has no depth sensor
         >>> out = encoder({"rgb@224": rgb, "tok_depth@224": depth}, {"tok_depth@224": there})
@@ -52,8 +54,8 @@ class FourMEncoder(nn.Module):
     Args:
         config: sizes and known modalities.
         modalities: domain names to build embeddings for; each must be in ``config.domains_in``.
-        generator: source of the random weights; ``None`` = PyTorch's global one. Under ``torch.device("meta")``
-            nothing is drawn.
+        generator: source of the random weights; ``None`` = PyTorch's global one. Under
+            ``torch.device("meta")`` nothing is drawn.
 
     Raises:
         ValueError: no modality, a doubled one, or one the config does not have.
@@ -71,9 +73,8 @@ class FourMEncoder(nn.Module):
         self.encoder_embeddings = nn.ModuleDict(
             {name: FourMEmbedding(config.modality(name), config.dim) for name in names}
         )
-        self.encoder = nn.ModuleList(
-            Block(config.dim, config.num_heads, config.mlp_hidden) for _ in range(config.encoder_depth)
-        )
+        sizes = (config.dim, config.num_heads, config.mlp_hidden)
+        self.encoder = nn.ModuleList(EncoderBlock(*sizes) for _ in range(config.encoder_depth))
         self.encoder_norm = ScaleNorm(config.dim)
         if not self.encoder_norm.weight.is_meta:
             self.init_weights(generator)
@@ -82,36 +83,16 @@ class FourMEncoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None, std: float = 0.02) -> None:
-        """Draw new weights in place: truncated normal (cut at two ``std``), norm scales one, positions recomputed."""
+        """Draw new weights: truncated normal (cut at two ``std``), norm scales one, positions recomputed."""
         for module in self.modules():
             if isinstance(module, FourMEmbedding):
                 module.init_weights(generator, std)
             elif isinstance(module, ScaleNorm):
                 module.weight.fill_(1.0)
                 module.bias.zero_()
-            elif isinstance(module, Attention | GatedMLP):
+            elif isinstance(module, MaskedAttention | GatedMLP):
                 for parameter in module.parameters():
                     nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
-
-    @torch.no_grad()
-    def set_token_embedding(self, name: str, table: Tensor) -> None:
-        """Replace a modality's token table, e.g. by `multismolvla.tokenizers.structured_token_embedding`.
-
-        Args:
-            name: a token or text modality of this encoder.
-            table: floating (vocab, D).
-
-        Raises:
-            ValueError: the modality has no token table, or the shape differs.
-        """
-        embedding = self._embedding(name)
-        weight = embedding.token_emb.weight if embedding.info.vocab is not None else None
-        if weight is None or weight.shape != table.shape:
-            expected = "no token table at all" if weight is None else tuple(weight.shape)
-            raise ValueError(
-                f"Token table of {name!r}: got {tuple(table.shape)}, but the encoder has {expected}."
-            )
-        weight.copy_(table)
 
     @classmethod
     def from_pretrained(
@@ -139,7 +120,8 @@ class FourMEncoder(nn.Module):
             The encoder in evaluation mode, with gradients enabled on its parameters.
 
         Raises:
-            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get them.
+            FileNotFoundError: neither folder nor cache nor hub has the files; the message says how to get
+                them.
             ValueError: config or weights do not fit; the first bad key is named.
         """
         config_file, tensors = weights.locate(
@@ -157,7 +139,8 @@ class FourMEncoder(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` with official field and key names.
 
-        The config lists the modalities of this encoder and no decoder. Each file appears complete or not at all.
+        The config lists the modalities of this encoder and no decoder. Each file appears complete or not at
+        all.
         """
         weights.write(directory, self.config.restricted_to(self.modalities).to_dict(), self.state_dict())
 
@@ -197,16 +180,17 @@ class FourMEncoder(nn.Module):
         """Encode the modalities that are there; the others do not exist for the network.
 
         Args:
-            inputs: {modality: values}. Pixels: float (B, 3, H, W) in [0, 1]; tokens: integer (B, N) or (B, h, w);
-                vectors: float (B, N, width). A modality left out is absent. Values of absent tokens may be anything,
-                NaN included.
-            presence: {modality: bool (B,), (B, N) or (B, h, w)}, True = there; a modality left out is present.
+            inputs: {modality: values}. Pixels: float (B, 3, H, W) in [0, 1]; tokens: integer (B, N) or (B, h,
+                w); vectors: float (B, N, width). A modality left out is absent. Values of absent tokens may
+                be anything, NaN included.
+            presence: {modality: bool (B,), (B, N) or (B, h, w)}, True = there; a modality left out is
+                present.
             drop_absent: drop absent tokens physically (fast, dynamic shapes) instead of masking them as keys
                 (static shapes, for graph capture). Same numbers.
 
         Returns:
-            {modality: (B, N, D)} for each modality in ``inputs``; exact zeros where not present, so also for a sample
-            that has nothing at all.
+            {modality: (B, N, D)} for each modality in ``inputs``; exact zeros where not present, so also for
+            a sample that has nothing at all.
 
         Raises:
             ValueError: unknown modality, wrong shape or dtype, different batch sizes.
@@ -217,7 +201,8 @@ class FourMEncoder(nn.Module):
         elif drop_absent:
             y = self._encode_packed(x, valid)
         else:
-            # A sample without any key would give NaN; it attends to its zero rows instead and is zeroed below.
+            # A sample without any key would give NaN; it attends to its zero rows instead and is zeroed
+            # below.
             keys = valid | ~valid.any(dim=1, keepdim=True)
             y = self._run(x, keys[:, None, None], None)
             y = torch.where(valid[..., None], y, torch.zeros_like(y))
@@ -234,8 +219,8 @@ class FourMEncoder(nn.Module):
         Args:
             inputs: as for `forward`; concatenated in this order.
             presence: as for `forward`.
-            num_encoder_tokens: budget (256 in pretraining): only the first so many present tokens of a sample enter
-                the encoder. ``None`` = the largest number of present tokens in the batch.
+            num_encoder_tokens: budget (256 in pretraining): only the first so many present tokens of a sample
+                enter the encoder. ``None`` = the largest number of present tokens in the batch.
 
         Returns:
             The rows with their labels.
@@ -263,8 +248,8 @@ class FourMEncoder(nn.Module):
     def _embedding(self, name: str) -> FourMEmbedding:
         if name not in self.encoder_embeddings:
             raise ValueError(
-                f"This encoder was built without modality {name!r}; it has {list(self.modalities)}. "
-                "Add it to `modalities` when the encoder is made."
+                f"This encoder was built without modality {name!r}; it has {list(self.modalities)}. Add it "
+                "to `modalities` when the encoder is made."
             )
         return self.encoder_embeddings[name]  # type: ignore[return-value]
 
@@ -274,25 +259,26 @@ class FourMEncoder(nn.Module):
         """Presence as bool (B, N) per input modality, ``None`` where not given."""
         if not inputs:
             raise ValueError("FourMEncoder got no modality at all, so that even the batch size is unknown.")
-        for name in presence or {}:
+        given = presence or {}
+        for name in given:
             self._embedding(name)
         batch = next(iter(inputs.values())).shape[0]
-        masks: dict[str, Tensor | None] = {}
+        masks: dict[str, Tensor | None] = dict.fromkeys(inputs)
         for name, values in inputs.items():
             info = self.modality(name)
             if values.shape[0] != batch:
                 raise ValueError(f"{name!r} has batch size {values.shape[0]}, the first modality {batch}.")
-            mask = None if presence is None else presence.get(name)
-            if mask is not None:
-                length = values.shape[1] if info.text_like else info.num_tokens
-                flat = mask.flatten(1) if mask.ndim > 1 else mask[:, None].expand(-1, length)
-                if mask.dtype != torch.bool or tuple(flat.shape) != (batch, length):
-                    raise ValueError(
-                        f"presence[{name!r}] is {mask.dtype} {tuple(mask.shape)}; expected bool ({batch},) or "
-                        f"({batch}, {length}), True = there."
-                    )
-                mask = flat
-            masks[name] = mask
+            if name not in given:
+                continue
+            mask = given[name]
+            length = values.shape[1] if info.text_like else info.num_tokens
+            flat = mask.flatten(1) if mask.ndim > 1 else mask[:, None].expand(-1, length)
+            if mask.dtype != torch.bool or tuple(flat.shape) != (batch, length):
+                raise ValueError(
+                    f"presence[{name!r}] is {mask.dtype} {tuple(mask.shape)}; expected bool ({batch},) or "
+                    f"({batch}, {length}), True = there."
+                )
+            masks[name] = flat
         return masks
 
     def _concatenate(
@@ -330,7 +316,7 @@ class FourMEncoder(nn.Module):
 
 
 def _check_bias(key: str, value: Tensor) -> str | None:
-    """The norms' stored biases are all-zero buffers; anything else is another model, which would run unnoticed."""
+    """The norms' stored biases are all-zero buffers; anything else is another model."""
     if key.endswith(("norm.bias", "norm1.bias", "norm2.bias")) and bool(value.any()):
         return "is not zero, although norm_bias is false. The file is no official 4M-21 one."
     return None

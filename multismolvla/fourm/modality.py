@@ -1,8 +1,8 @@
 """What 4M calls a modality: its kind of input, vocabulary, token grid and position table.
 
-The official nineteen are listed in `MODALITY_INFO`. Pictures of other sizes need domains of their own; they are
-declared in `FourMConfig.custom_domains` and parsed here. An official name always keeps its official meaning, so that
-a checkpoint and a name never disagree silently.
+The official nineteen are listed in `MODALITY_INFO`. Pictures of other sizes need domains of their own; they
+are declared in `FourMConfig.custom_domains` and parsed here. An official name always keeps its official
+meaning, so that a checkpoint and a name never disagree silently.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-KINDS = ("pixels", "tokens", "text", "vectors", "features")
 POSITIONS = ("sincos", "learned")
 
 #: Rows of the 1-D position table of text-like modalities, whatever their maximal length.
@@ -26,8 +24,8 @@ class FourMModality:
     Attributes:
         name: official or custom domain name; the sub-module and checkpoint key carry it verbatim.
         kind: ``"pixels"`` (picture cut into patches), ``"tokens"`` (ids on a grid or a fixed number of ids),
-            ``"text"`` (ids, position = rank among the valid tokens), ``"vectors"`` (text-like rows of floats) or
-            ``"features"`` (rows of floats on a grid; no official modality, see `multismolvla.fourm.soft`).
+            ``"text"`` (ids, position = rank among the valid tokens), ``"vectors"`` (text-like rows of floats)
+            or ``"features"`` (rows of floats on a grid; no official modality, see `multismolvla.fourm.soft`).
         positions: ``"sincos"`` (fixed: 2-D on a grid, 1-D otherwise) or ``"learned"``.
         num_tokens: number of tokens N; for text-like kinds the greatest length.
         grid: (rows, columns) of the token grid, row-major; ``None`` for global and text-like modalities.
@@ -57,7 +55,7 @@ class FourMModality:
 
     @property
     def mod_id(self) -> int:
-        """Label of the modality's rows in the reference code: sha256(name) modulo 2^15. No input of the network."""
+        """The reference code's label of the modality's rows: sha256(name) modulo 2^15."""
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 2**15
 
     @property
@@ -69,56 +67,51 @@ class FourMModality:
 
     @classmethod
     def from_dict(
-        cls, name: str, fields: Mapping[str, Any], image_size: int, patch_size: int
+        cls, name: str, fields: Mapping[str, object], image_size: int, patch_size: int
     ) -> FourMModality:
         """Parse one entry of ``custom_domains``.
 
         Args:
             name: the domain's name; must not be an official one.
-            fields: ``kind`` (``"pixels"`` or ``"tokens"``), ``vocab`` (tokens), ``grid`` (h, w) or ``num_tokens``,
-                ``positions`` (default ``"sincos"``), ``patch_size`` (pixels; default: the config's).
-            image_size: side of the config's picture in pixels; gives a pixel domain's grid where it is left out.
+            fields: ``kind`` (``"pixels"`` or ``"tokens"``), ``vocab`` (tokens), ``grid`` (h, w) or
+                ``num_tokens``, ``positions`` (default ``"sincos"``), ``patch_size`` (pixels; default: the
+                config's).
+            image_size: side of the config's picture in pixels; gives a pixel domain's grid where it is left
+                out.
             patch_size: side of the config's patch in pixels.
 
         Raises:
             ValueError: official name, unknown or missing field, or a value out of range.
         """
+        where = f"custom_domains[{name!r}]"
         if name in MODALITY_INFO:
-            raise ValueError(
-                f"custom_domains names {name!r}, which is official and keeps its meaning. Rename it."
-            )
+            raise ValueError(f"{where}: the name is official and keeps its meaning. Rename it.")
         unknown = sorted(set(fields) - {"kind", "vocab", "grid", "num_tokens", "positions", "patch_size"})
         if unknown:
-            raise ValueError(f"custom_domains[{name!r}] has the unknown field {unknown[0]!r}. Remove it.")
+            raise ValueError(f"{where} has the unknown field {unknown[0]!r}. Remove it.")
         kind, positions = fields.get("kind"), fields.get("positions", "sincos")
         if kind not in ("pixels", "tokens"):
-            raise ValueError(f"custom_domains[{name!r}].kind is {kind!r}; expected 'pixels' or 'tokens'.")
+            raise ValueError(f"{where}.kind is {kind!r}; expected 'pixels' or 'tokens'.")
         if positions not in POSITIONS:
-            raise ValueError(
-                f"custom_domains[{name!r}].positions is {positions!r}; expected one of {POSITIONS}."
-            )
-        patch = (
-            _positive(name, "patch_size", fields.get("patch_size", patch_size)) if kind == "pixels" else None
-        )
-        vocab = _positive(name, "vocab", fields.get("vocab")) if kind == "tokens" else None
-        grid = _grid(name, fields.get("grid"))
-        if kind == "pixels" and grid is None:
-            assert patch is not None
-            if image_size % patch:
-                raise ValueError(
-                    f"custom_domains[{name!r}]: image_size {image_size} is no multiple of the patch size {patch}."
-                )
-            grid = (image_size // patch, image_size // patch)
-        num_tokens = grid[0] * grid[1] if grid else _positive(name, "num_tokens", fields.get("num_tokens"))
-        if fields.get("num_tokens", num_tokens) != num_tokens:
-            raise ValueError(
-                f"custom_domains[{name!r}]: num_tokens {fields['num_tokens']} contradicts grid {grid}. Give one of them."
-            )
-        return cls(name, kind, positions, num_tokens, grid, vocab, patch)
+            raise ValueError(f"{where}.positions is {positions!r}; expected one of {POSITIONS}.")
+        patch = vocab = None
+        grid = _grid(where, fields.get("grid"))
+        if kind == "tokens":
+            vocab = _positive(f"{where}.vocab", fields.get("vocab"))
+        else:
+            patch = _positive(f"{where}.patch_size", fields.get("patch_size", patch_size))
+            if grid is None and image_size % patch:
+                raise ValueError(f"{where}: image_size {image_size} is no multiple of patch size {patch}.")
+            grid = grid or (image_size // patch, image_size // patch)
+        named = fields.get("num_tokens")
+        num_tokens = grid[0] * grid[1] if grid else _positive(f"{where}.num_tokens", named)
+        if named not in (None, num_tokens):
+            raise ValueError(f"{where}: num_tokens {named} contradicts grid {grid}. Give one of them.")
+        return cls(name, str(kind), str(positions), num_tokens, grid, vocab, patch)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The entry of ``custom_domains`` that `from_dict` reads back; JSON types only."""
-        fields: dict[str, Any] = {"kind": self.kind, "positions": self.positions}
+        fields: dict[str, object] = {"kind": self.kind, "positions": self.positions}
         if self.grid is not None:
             fields["grid"] = list(self.grid)
         else:
@@ -130,19 +123,18 @@ class FourMModality:
         return fields
 
 
-def _positive(name: str, field: str, value: Any) -> int:
+def _positive(where: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"custom_domains[{name!r}].{field} is {value!r}; expected a positive integer.")
+        raise ValueError(f"{where} is {value!r}; expected a positive integer.")
     return value
 
 
-def _grid(name: str, value: Any) -> tuple[int, int] | None:
+def _grid(where: str, value: object) -> tuple[int, int] | None:
     if value is None:
         return None
-    sides = tuple(value) if isinstance(value, list | tuple) else ()
-    if len(sides) != 2:
-        raise ValueError(f"custom_domains[{name!r}].grid is {value!r}; expected [rows, columns].")
-    return _positive(name, "grid", sides[0]), _positive(name, "grid", sides[1])
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{where}.grid is {value!r}; expected [rows, columns].")
+    return _positive(f"{where}.grid", value[0]), _positive(f"{where}.grid", value[1])
 
 
 def _tokens(name: str, vocab: int, side: int = 14) -> FourMModality:
@@ -179,10 +171,20 @@ MODALITY_INFO: dict[str, FourMModality] = {
     )
 }
 
-#: Custom domains of the mini preset: 64x64 pictures and the weight-free tokenizers of `multismolvla.tokenizers`.
-MINI_DOMAINS: dict[str, dict[str, Any]] = {
-    "rgb@64": {"kind": "pixels", "patch_size": 8, "grid": [8, 8]},
-    "tok_depth@64": {"kind": "tokens", "vocab": 1024, "grid": [8, 8]},
-    "tok_semseg@64": {"kind": "tokens", "vocab": 4096, "grid": [8, 8]},
-    "tok_thermal@64": {"kind": "tokens", "vocab": 256, "grid": [4, 4]},
+#: Modality -> the mini preset's domain for it: 64x64 pictures, and ids of the weight-free tokenizers.
+MINI_DOMAINS: dict[str, str] = {
+    "rgb": "rgb@64",
+    "depth": "tok_depth@64",
+    "seg": "tok_semseg@64",
+    "thermal": "tok_thermal@64",
+}
+#: What these domains are.
+MINI_INFO: dict[str, FourMModality] = {
+    m.name: m
+    for m in (
+        FourMModality("rgb@64", "pixels", "sincos", 64, (8, 8), patch_size=8),
+        _tokens("tok_depth@64", 1024, 8),
+        _tokens("tok_semseg@64", 4096, 8),
+        _tokens("tok_thermal@64", 256, 4),
+    )
 }

@@ -1,7 +1,7 @@
-"""Soft modalities: rows of another network in place of embedded ids, through a small trained map (thermal route ``soft``).
+"""Soft modalities: rows of another network in place of embedded ids, through a small trained map.
 
-The encoder stays frozen; only what is added here learns. Names begin with `SOFT_PREFIX`, so that checkpoints can tell
-these tensors from the frozen ones.
+This is how thermal route ``soft`` enters the encoder. The encoder stays frozen; only what is added here
+learns. Names begin with `SOFT_PREFIX`, so that checkpoints can tell these tensors from the frozen ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOFT_PREFIX = "soft_"
 
 
 def soft_modality(name: str, grid: tuple[int, int], width: int) -> FourMModality:
-    """A modality outside the vocabulary: rows (B, rows * columns, width) on a grid, with fixed sin-cos positions.
+    """A modality outside the vocabulary: rows (B, rows * columns, width) on a grid, with sin-cos positions.
 
     Raises:
         ValueError: the name does not begin with `SOFT_PREFIX`.
@@ -41,7 +41,7 @@ def add_soft_modality(
     Args:
         encoder: gets the embedding under ``encoder_embeddings.<name>``.
         info: from `soft_modality`.
-        mod_emb: modality embedding (1, 1, D) of a kindred modality to start from; ``None`` = random like any other.
+        mod_emb: modality embedding (1, 1, D) of a similar modality to start from; ``None`` = random.
         generator: source of the random weights.
 
     Returns:

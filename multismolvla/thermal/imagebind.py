@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from multismolvla import weights
 from multismolvla.checks import shape_and_dtype
-from multismolvla.fourm.embeddings import IMAGENET_MEAN, IMAGENET_STD
+from multismolvla.fourm.embeddings import IMAGENET_MEAN, IMAGENET_STD, normalise_rgb
 from multismolvla.thermal.imagebind_checkpoint import branch_sizes, head_sizes
 from multismolvla.thermal.imagebind_layers import (
     IMAGE_SIZE,
@@ -48,23 +48,14 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def normalise(images: Tensor, statistics: str) -> Tensor:
-    """Subtract mean and divide by standard deviation, channel by channel.
-
-    Args:
-        images: floating (B, 3, H, W) in [0, 1], RGB order.
-        statistics: key of `NORMALISATIONS`.
-
-    Returns:
-        float32 (B, 3, H, W).
+    """`normalise_rgb` with the statistics of one of `NORMALISATIONS`.
 
     Raises:
         ValueError: unknown statistics.
     """
     if statistics not in NORMALISATIONS:
         raise ValueError(f"Unknown normalisation {statistics!r}. Expected one of {tuple(NORMALISATIONS)}.")
-    mean, std = NORMALISATIONS[statistics]
-    channels = [(images[:, c].float() - mean[c]) / std[c] for c in range(3)]
-    return torch.stack(channels, dim=1)
+    return normalise_rgb(images, *NORMALISATIONS[statistics])
 
 
 class ImageBindHead(nn.Sequential):

@@ -93,7 +93,7 @@ def test_descending_the_loss_finds_the_teacher():
     assert logs["align_norm"] < before
 
 
-# -- consistency ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- consistency
 
 
 def test_consistency_is_the_mean_squared_distance_over_real_actions():

@@ -36,7 +36,7 @@ def a_fusion(grid: int = 4) -> GatedFusion:
     return fusion
 
 
-# -- resampling ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- resampling
 
 
 @pytest.mark.parametrize("old", [(14, 14), (7, 14)])
@@ -93,7 +93,7 @@ def test_equal_size_is_the_identity_on_present_cells():
     assert torch.equal(same, torch.where(present[..., None], tokens, torch.zeros(())))
 
 
-# -- fusion ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- fusion
 
 
 def test_the_weights_of_the_present_modalities_sum_to_one():
@@ -191,7 +191,7 @@ def test_a_coarser_grid_is_brought_to_the_common_one():
     assert (change[:, 3] == 0).all()
 
 
-# -- connector -------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- connector
 
 
 def test_the_norm_of_the_tokens_is_the_teachers():
@@ -207,7 +207,7 @@ def test_the_norm_of_the_tokens_is_the_teachers():
 
 
 def test_a_grid_that_cannot_be_folded_is_named():
-    with pytest.raises(ValueError, match="connector_grid=15 is not divisible by connector_unshuffle=2"):
+    with pytest.raises(ValueError, match="connector_grid=15 .*connector_unshuffle=2"):
         GridConnector(DIM, 12, 15, 2, 16)
 
 

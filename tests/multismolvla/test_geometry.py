@@ -1,4 +1,4 @@
-"""Rule 5 in the core: what lies in one place lies in one cell, whatever the modality, shape or mounting of the camera."""
+"""Rule 5: what lies in one place lies in one cell, whatever modality, shape or mounting of the camera."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def a_tower(square: str = "crop") -> MultimodalTower:
     return MultimodalTower(FourMEncoder(config, list(custom)), DOMAINS, tokenizers, SIDE, square)
 
 
-# -- marker ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- marker
 
 
 def a_scene(
@@ -110,7 +110,7 @@ def test_an_object_outside_the_centre_square_is_cut_from_every_modality_alike():
     )
 
 
-# -- squares and turns ----------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- squares and turns
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), lead=st.integers(1, 3))
@@ -137,7 +137,7 @@ def test_half_turns(turns):
     )
 
 
-# -- ids ------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- ids
 
 
 @settings(deadline=None)
@@ -155,12 +155,13 @@ def test_ids_are_picked_never_mixed(ids, size, dtype):
 
 
 def test_ids_are_sampled_at_pixel_centres():
-    # 4 -> 2 picks the pixel that holds the centre of each new one: columns 1 and 3, as bilinear's half-pixel centres do
+    # 4 -> 2 picks the pixel that holds the centre of each new one: columns 1 and 3, as bilinear's half-pixel
+    # centres do
     image = torch.arange(4).view(1, 1, 1, 4).expand(1, 1, 4, 4)
     assert resize_ids(image, 2)[0, 0, 0].tolist() == [1, 3]
 
 
-# -- depth ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- depth
 
 
 def test_depth_averages_over_valid_pixels_only():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multismolvla import weights
-from multismolvla.fourm.modality import MINI_DOMAINS, MODALITY_INFO, FourMModality
+from multismolvla.fourm.modality import MINI_INFO, MODALITY_INFO, FourMModality
 from multismolvla.modalities import Modality
 from multismolvla.tokenizers.recipe import (
     file_fingerprint,
@@ -89,8 +89,7 @@ class Job:
         Raises:
             ValueError: a domain that is neither official nor in ``--encoder``'s config.
         """
-        known: dict[str, FourMModality] = dict(MODALITY_INFO)
-        known |= {n: FourMModality.from_dict(n, fields, 64, 8) for n, fields in MINI_DOMAINS.items()}
+        known: dict[str, FourMModality] = MODALITY_INFO | MINI_INFO
         if self.cfg.encoder:
             from multismolvla.fourm import FourMConfig
 

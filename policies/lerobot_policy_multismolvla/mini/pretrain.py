@@ -28,15 +28,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.mini.cells import CellHeads, cell_targets, class_weight
-from multismolvla import fourm
+from multismolvla.fourm import MINI_DOMAINS, FourMConfig
 from multismolvla.modalities import MODALITIES
 from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
 
 logger = logging.getLogger(__name__)
 
 DONE = "pretrain.json"
-#: modality -> encoder domain of the mini preset
-MINI_DOMAINS: dict[str, str] = dict(zip(MODALITIES, fourm.MINI_DOMAINS, strict=True))
 
 
 @dataclass
@@ -257,22 +255,19 @@ def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
     return GatedFusion(cfg.dim, MODALITIES, grid)
 
 
-def mini_fourm_config(cfg: PretrainConfig) -> fourm.FourMConfig:
+def mini_fourm_config(cfg: PretrainConfig) -> FourMConfig:
     """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains.
 
     Raises:
         ValueError: pictures or patches of another size than the domains'.
     """
-    sizes = fourm.MINI_DOMAINS[MINI_DOMAINS["rgb"]]
-    if (cfg.patch_size, cfg.image_size) != (sizes["patch_size"], sizes["patch_size"] * sizes["grid"][0]):
+    sizes = FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads)
+    if (cfg.image_size, cfg.patch_size) != (sizes.image_size, sizes.patch_size):
         raise ValueError(
-            f"--image_size={cfg.image_size} --patch_size={cfg.patch_size}: the mini preset's domains {sorted(fourm.MINI_DOMAINS)} "
-            "are for pictures of 64 pixels in patches of 8."
+            f"--image_size={cfg.image_size} --patch_size={cfg.patch_size}: the mini preset's domains "
+            f"{list(sizes.domains_in)} are for pictures of 64 pixels in patches of 8."
         )
-    return fourm.FourMConfig(
-        dim=cfg.dim, encoder_depth=cfg.depth, num_heads=cfg.heads, image_size=cfg.image_size,
-        patch_size=cfg.patch_size, domains_in=tuple(fourm.MINI_DOMAINS), custom_domains=dict(fourm.MINI_DOMAINS),
-    )  # fmt: skip
+    return sizes
 
 
 def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:

@@ -6,20 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
+from multismolvla.fourm import MINI_INFO, FourMConfig, FourMEncoder
 
-NAMES = tuple(MINI_DOMAINS)
+NAMES = tuple(MINI_INFO)
 B = 4
-
-
-def mini_config(**changes) -> FourMConfig:
-    fields = {"dim": 32, "encoder_depth": 2, "num_heads": 4, "image_size": 64, "patch_size": 8} | changes
-    return FourMConfig(**({"domains_in": NAMES, "custom_domains": MINI_DOMAINS} | fields))
 
 
 @pytest.fixture
 def encoder() -> FourMEncoder:
-    encoder = FourMEncoder(mini_config(), NAMES)
+    encoder = FourMEncoder(FourMConfig.mini(32, 2, 4), NAMES)
     encoder.init_weights(torch.Generator().manual_seed(0), std=0.2)  # large enough for attention to matter
     return encoder
 

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multismolvla import weights
-from multismolvla.fourm import MINI_DOMAINS, MODALITY_INFO, FourMConfig, FourMEncoder
+from multismolvla.fourm import (
+    MINI_DOMAINS,
+    MINI_INFO,
+    MODALITY_INFO,
+    FourMConfig,
+    FourMEncoder,
+    FourMModality,
+)
+from multismolvla.modalities import MODALITIES
 
 NAMES = ("rgb@224", "tok_depth@224", "tok_dinov2_global")
 
@@ -234,9 +242,8 @@ def test_official_sizes() -> None:
 
 
 def test_custom_domains_round_trip(tmp_path) -> None:
-    domains = MINI_DOMAINS | {
-        "tok_touch": {"kind": "tokens", "vocab": 9, "num_tokens": 5, "positions": "learned"}
-    }
+    domains = {name: info.to_dict() for name, info in MINI_INFO.items()}
+    domains["tok_touch"] = {"kind": "tokens", "vocab": 9, "num_tokens": 5, "positions": "learned"}
     config = FourMConfig(16, 1, 2, tuple(domains), image_size=64, patch_size=8, custom_domains=domains)
     FourMEncoder(config, list(domains)).save_pretrained(tmp_path)
     read = FourMEncoder.from_pretrained(tmp_path, list(domains))
@@ -258,7 +265,7 @@ def test_pixel_grid_follows_image_and_patch_size() -> None:
 @pytest.mark.parametrize(
     ("domain", "fields", "message"),
     [
-        ("rgb@224", {"kind": "pixels"}, "official and keeps its meaning"),
+        ("rgb@224", {"kind": "pixels"}, r"'rgb@224'.*official"),
         ("x", {"kind": "audio"}, "kind is 'audio'"),
         ("x", {"kind": "tokens", "grid": [2, 2]}, "vocab is None"),
         ("x", {"kind": "tokens", "vocab": 4}, "num_tokens is None"),
@@ -266,7 +273,7 @@ def test_pixel_grid_follows_image_and_patch_size() -> None:
         ("x", {"kind": "tokens", "vocab": 4, "grid": [2, 2], "num_tokens": 5}, "contradicts grid"),
         ("x", {"kind": "tokens", "vocab": 4, "grid": [2, 2], "positions": "rope"}, "positions is 'rope'"),
         ("x", {"kind": "tokens", "vocab": 4, "grid": [2, 2], "vocabulary": 4}, "unknown field 'vocabulary'"),
-        ("x", {"kind": "pixels", "patch_size": 15}, "no multiple of the patch size 15"),
+        ("x", {"kind": "pixels", "patch_size": 15}, "no multiple of patch size 15"),
     ],
 )
 def test_bad_custom_domain_is_named(domain, fields, message) -> None:
@@ -299,20 +306,14 @@ def test_meta_device_draws_nothing_and_can_be_filled() -> None:
     assert all(torch.equal(t, reference.state_dict()[k]) for k, t in encoder.state_dict().items())
 
 
-def test_set_token_embedding() -> None:
-    encoder = FourMEncoder(
-        FourMConfig(16, 1, 2, ("rgb@224", "tok_semseg@224")), ["rgb@224", "tok_semseg@224"]
-    )
-    table = torch.randn(4096, 16)
-    encoder.set_token_embedding("tok_semseg@224", table)
-    assert torch.equal(encoder.encoder_embeddings["tok_semseg@224"].token_emb.weight, table)
-    with pytest.raises(ValueError, match=r"got \(10, 16\).*\(4096, 16\)"):
-        encoder.set_token_embedding("tok_semseg@224", table[:10])
-    with pytest.raises(ValueError, match="no token table"):
-        encoder.set_token_embedding("rgb@224", table)
-
-
 def test_table_of_modalities_is_consistent() -> None:
-    for name, info in MODALITY_INFO.items():
+    for name, info in (MODALITY_INFO | MINI_INFO).items():
         assert info.name == name
         assert info.grid is None or info.num_tokens == info.grid[0] * info.grid[1]
+
+
+def test_mini_domains() -> None:
+    assert tuple(MINI_DOMAINS) == MODALITIES
+    assert tuple(MINI_DOMAINS.values()) == tuple(MINI_INFO) == FourMConfig.mini(16, 1, 2).domains_in
+    for name, info in MINI_INFO.items():
+        assert FourMModality.from_dict(name, info.to_dict(), 64, 8) == info

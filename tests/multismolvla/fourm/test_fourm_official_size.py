@@ -18,11 +18,6 @@ SIZES = ("B", "L", "XL")
 BOUND = 1.3  # peak while loading, relative to the tensors that are kept
 
 
-@pytest.fixture(autouse=True)
-def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_synthetic_files_hold_what_the_official_ones_hold(golden, size) -> None:
     from official_files import inventory
@@ -89,7 +84,7 @@ def test_attention_is_fused(monkeypatch) -> None:
 
 
 def test_gradient_only_where_wanted() -> None:
-    """Frozen: no graph at all is kept, unless the picture itself wants a gradient (adversarial pictures do)."""
+    """Frozen: no graph is kept, unless the picture itself wants a gradient (adversarial pictures do)."""
     encoder = FourMEncoder(FourMConfig(32, 2, 2, ("rgb@224",)), ["rgb@224"]).requires_grad_(False)
     pixels = torch.rand(1, 3, 224, 224)
     assert encoder({"rgb@224": pixels})["rgb@224"].grad_fn is None

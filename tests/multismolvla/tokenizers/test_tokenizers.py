@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multismolvla.fourm import MINI_DOMAINS
+from multismolvla.fourm import MINI_INFO
 from multismolvla.tokenizers import (
     ImageTokenizer,
     PatchDepthTokenizer,
@@ -33,8 +33,8 @@ def picture(tokenizer: ImageTokenizer, height: int = 64, width: int = 64, batch:
 def test_defaults_fit_the_mini_domains(make, domain) -> None:
     tokenizer = make()
     assert isinstance(tokenizer, ImageTokenizer)
-    assert tokenizer.vocab_size == MINI_DOMAINS[domain]["vocab"]
-    assert list(tokenizer.grid) == MINI_DOMAINS[domain]["grid"]
+    assert tokenizer.vocab_size == MINI_INFO[domain].vocab
+    assert tokenizer.grid == MINI_INFO[domain].grid
 
 
 @pytest.mark.parametrize("make", ALL)
