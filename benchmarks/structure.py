@@ -119,7 +119,9 @@ def _circle(edges: Mapping[str, set[str]]) -> list[str]:
 
 def main() -> int:
     """Command line entry; 1 with ``--check`` if a limit is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="say what is broken, and nothing else")
     check = parser.parse_args().check
     found = look()

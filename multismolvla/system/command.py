@@ -1,4 +1,4 @@
-"""What the ``main()`` of every command does around its work: read options, answer errors and Ctrl-C, show progress.
+"""What the ``main()`` of every command does around its work: options, named errors, Ctrl-C, progress.
 
 Imports nothing heavy, so that ``--help`` answers at once.
 """
@@ -55,24 +55,34 @@ def entry_point[**P](
     return decorate
 
 
-def parse_options[T](options: type[T], arguments: Sequence[str] | None = None) -> T:
+def parse_options[T](
+    options: type[T], arguments: Sequence[str] | None = None, positional: Sequence[str] = ()
+) -> T:
     """Options of a command from its arguments.
 
-    Beside what draccus 0.11 understands, dashes may stand in names, and a switch may stand alone: ``--dry-run``.
+    Beside what draccus 0.11 understands, dashes may stand in names, a switch may stand alone (``--dry-run``),
+    and the first words may go without a name.
 
     Args:
         options: dataclass whose fields are the options.
         arguments: default: those of the process.
+        positional: options whose values may be the first words, in this order.
 
     Raises:
-        ValueError: a value is not of the option's type, or refused by the dataclass; the message names the option.
+        ValueError: a value is not of the option's type, or refused by the dataclass; the message names the
+            option.
         SystemExit: ``--help``, or an option that does not exist.
     """
     import draccus
     import yaml
 
-    switches = {f.name for f in dataclasses.fields(options) if f.type in (bool, "bool")}  # type: ignore[arg-type]
-    words = sys.argv[1:] if arguments is None else arguments
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for place, option in enumerate(positional[: len(words)]):
+        if words[place].startswith("-"):
+            break
+        words[place] = f"--{option}={words[place]}"
+    fields = dataclasses.fields(options)  # type: ignore[arg-type]
+    switches = {field.name for field in fields if field.type in (bool, "bool")}
     try:
         return draccus.parse(options, args=_spelled(words, switches))
     except (draccus.utils.DraccusException, yaml.YAMLError) as error:
@@ -96,7 +106,7 @@ def _spelled(words: Sequence[str], switches: set[str]) -> list[str]:
 
 
 def show_progress(*packages: str) -> None:
-    """Print what these packages, and the module that was started, log at level INFO; of all others only warnings."""
+    """Print what these packages and the started module log at level INFO; of all others only warnings."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     for package in ("__main__", *packages):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: who reads one never sees half of it, whatever ended its writing, a power cut included."""
+"""Files that are whole or not there: no reader sees half of one, whatever ended its writing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 @contextlib.contextmanager
@@ -18,7 +17,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         target: the file's place, in a folder that exists. What is there stays until then.
 
     Yields:
-        Where to write: a hidden file of the same folder with the target's suffix, by which many writers know the format.
+        Where to write: a hidden file of the same folder with the target's suffix, which tells writers the
+            format.
     """
     partial = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
@@ -31,7 +31,10 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk: a new name may otherwise get there before its content."""
+    """Wait until a file, or a folder's list of files, is on the disk.
+
+    After a power cut a new name could otherwise be there without its content.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,7 +42,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(target: Path, content: Any) -> None:
+def write_json(target: Path, content: object) -> None:
     """Write a JSON file, indented by one space, as a `whole_file`."""
     text = json.dumps(content, indent=1) + "\n"
     with whole_file(target) as partial:

@@ -1,9 +1,9 @@
-"""LIBERO's meshes, textures and scenes: where they lie on this machine, whether they are whole, and whose they are.
+"""LIBERO's meshes, textures and scenes: where they lie on this machine, whether they are whole, whose they are.
 
-Standard library only: the doctor uses it on machines where neither the simulator nor LeRobot loads. ``libero_assets.json``
-lists the 154 files that the four public suites read, with the beginning of each one's SHA-256: 139 as in LIBERO's
-repository (commit 8f1084e), and 15 as this project's visual stand-ins for files that its mirror lacked. What LIBERO itself
-has in the place of those 15 was never seen here.
+Standard library only: the doctor uses it on machines where neither the simulator nor LeRobot loads.
+``libero_assets.json`` lists the 154 files that the four public suites read, with the beginning of each one's
+SHA-256: 139 as in LIBERO's repository (commit 8f1084e), and 15 as this project's visual stand-ins for files
+that its mirror lacked. What LIBERO itself has in the place of those 15 was never seen here.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class AssetIdentity:
 
     Attributes:
         hash: over names and contents of the four suites' files, 16 hexadecimal digits.
-        standins: True = some files are this project's stand-ins, so that figures are not comparable with published ones;
-            False = every file known by content is LIBERO's own and no stand-in is among the others; None = unknown, some
-            file is missing or was changed.
+        standins: True = some files are this project's stand-ins, so that figures are not comparable with
+            published ones; False = every file known by content is LIBERO's own and no stand-in is among the
+            others; None = unknown, some file is missing or was changed.
         differing: files that are missing, or that are neither LIBERO's (as far as known) nor a stand-in.
     """
 
@@ -50,10 +50,7 @@ def own_folder() -> Path:
 
 
 def missing_folders(folder: Path) -> list[str]:
-    """Folders that an asset folder must have and that are absent or empty here.
-
-    An empty one is what an interrupted download leaves behind.
-    """
+    """Folders that are absent, or empty as an interrupted download leaves them."""
     return [name for name in FOLDERS if not any((folder / name).glob("*"))]
 
 
@@ -67,7 +64,7 @@ def find_libero_assets(explicit: str | None = None) -> Path | None:
 
     Args:
         explicit: a folder named by the user; ``None`` looks at ``MULTISMOLVLA_LIBERO_ASSETS``, then where
-            ``multismolvla-doctor --fetch-assets`` puts them, then at the places hf-libero itself looks at (its package
+            ``multismolvla-doctor --fetch-assets`` puts them, then where hf-libero itself looks (its package
             folder and ``~/.cache/libero/assets``).
 
     Raises:
@@ -80,15 +77,15 @@ def find_libero_assets(explicit: str | None = None) -> Path | None:
         if missing:
             raise FileNotFoundError(
                 f"{folder} is not a LIBERO asset folder: it lacks {missing}. Point --env.libero_assets or "
-                f"{ASSETS_VARIABLE} at the folder that contains 'scenes' and the object folders, or fetch them: "
-                "multismolvla-doctor --fetch-assets."
+                f"{ASSETS_VARIABLE} at the folder that contains 'scenes' and the object folders, or fetch "
+                "them: multismolvla-doctor --fetch-assets."
             )
         return folder
     return next((place for place in _places() if not missing_folders(place)), None)
 
 
 def identify(folder: Path) -> AssetIdentity:
-    """Hash the four suites' files (100 MB, a fraction of a second; once per process) and compare them with the known ones."""
+    """Hash the four suites' files (100 MB, a fraction of a second; once per process) and compare them."""
     return _identify(folder.resolve())
 
 
@@ -116,7 +113,7 @@ def _identify(folder: Path) -> AssetIdentity:
 @cache
 def _suite_files() -> tuple[str, ...]:
     known = json.loads(_LIST.read_text())
-    # By path, not by text: the order in which a folder with these files and no others is walked.
+    # By path, not by text: recorded hashes depend on this order.
     return tuple(sorted([*known["original"], *known["stand_in"]], key=PurePosixPath))
 
 

@@ -9,9 +9,10 @@ import threading
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, whatever ended that: kill -9 leaves no time for goodbyes.
+    """End this process as soon as the one that started it is gone, also after kill -9.
 
-    To be called in a process of :mod:`multiprocessing`, before its work. In any other process it does nothing.
+    To be called in a process of :mod:`multiprocessing`, before its work. In any other process it does
+    nothing.
     """
     threading.Thread(target=_wait_for_parent, daemon=True, name="end-with-parent").start()
 

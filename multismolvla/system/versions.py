@@ -1,4 +1,4 @@
-"""The packages that decide results, and their installed versions; for the doctor, and beside every recorded result."""
+"""The packages that decide results and their installed versions, for doctor and recorded results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from importlib import metadata
 
 #: Distribution names: ours, the engine, the models, the simulator.
 PACKAGES = (
-    "lerobot_policy_multismolvla", "lerobot", "torch", "numpy", "scipy", "transformers", "peft", "accelerate", "diffusers",
-    "torchdiffeq", "mujoco", "robosuite", "hf-libero", "h5py", "imagecorruptions",
+    "lerobot_policy_multismolvla", "lerobot", "torch", "numpy", "scipy", "transformers", "peft", "accelerate",
+    "diffusers", "torchdiffeq", "mujoco", "robosuite", "hf-libero", "h5py", "imagecorruptions",
 )  # fmt: skip
 
 

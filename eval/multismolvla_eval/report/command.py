@@ -48,12 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 when the results cannot be used.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    for place, option in zip(range(len(given)), ("results", "against"), strict=False):
-        if given[place].startswith("-"):
-            break
-        given[place] = f"--{option}={given[place]}"
-    config = parse_options(ReportConfig, given)
+    config = parse_options(ReportConfig, arguments, positional=("results", "against"))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with _nothing_collected():
         if config.against is None:

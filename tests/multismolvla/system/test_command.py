@@ -81,6 +81,19 @@ def test_names_take_dashes_and_switches_stand_alone(words, expected):
     assert parse_options(Options, words) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["first", "3"], Options(note="first", size=3)),
+        (["first", "--size=5"], Options(note="first", size=5)),
+        (["--dry-run", "true"], Options(dry_run=True)),
+        ([], Options()),
+    ],
+)
+def test_the_first_words_may_go_without_a_name(words, expected):
+    assert parse_options(Options, words, positional=("note", "size")) == expected
+
+
 def test_the_process_s_own_arguments_are_the_default(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tool", "--size=7"])
     assert parse_options(Options) == Options(size=7)
@@ -125,5 +138,6 @@ def test_progress_is_that_of_the_named_packages(capsys):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, multismolvla.system.command; assert not {'torch', 'draccus', 'lerobot', 'numpy'} & set(sys.modules)"
+    heavy = {"torch", "draccus", "lerobot", "numpy"}
+    code = f"import sys, multismolvla.system.command; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
