@@ -1,10 +1,11 @@
-"""What one more sample of the batch keeps for the backward pass, at real sizes: the measured part of the estimates.
+"""What one more sample of the batch keeps for the backward pass, at real sizes.
 
     python benchmarks/activations.py
 
-Prints MB per sample for the stages of the official presets; `multismolvla_run.estimate` holds the figures. Saved tensors are
-counted by their storage, once each, under bf16 autocast on the CPU; parameters and their bf16 copies are the same for every
-batch size and drop out of the difference. Needs 6 GiB of memory and some minutes.
+Prints MB per sample for the stages of the official presets: the measured part of the estimates, see
+`multismolvla_run.estimate`. Saved tensors are counted by their storage, once each, under bf16 autocast on the
+CPU; parameters and their bf16 copies are the same for every batch size and drop out of the difference. Needs
+6 GiB of memory and some minutes.
 """
 
 from __future__ import annotations

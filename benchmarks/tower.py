@@ -1,11 +1,11 @@
-"""The 4M-21 tower at its published sizes: forward pass against SigLIP at 512 pixels, and memory while loading.
+"""The 4M-21 tower at its published sizes: forward pass against SigLIP-512, and memory while loading.
 
     python benchmarks/tower.py                         # B and L, one to four modalities, on the CPU
     python benchmarks/tower.py --device=cuda --dtype=bfloat16 --sizes=[B,L,XL] --batch_size=32
     python benchmarks/tower.py --sizes=[] --load=[B,L,XL]    # memory alone
 
-Random weights: neither time nor memory depends on their values. The encoder alone is measured, from pixels and ids; tokenizers
-are frozen and their ids cached.
+Random weights: neither time nor memory depends on their values. The encoder alone is measured, from pixels
+and ids; tokenizers are frozen and their ids cached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loading import measure
+from loading import measure_loading, write_official
 from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
 
 if TYPE_CHECKING:
@@ -67,15 +67,16 @@ def run(cfg: TowerBenchmark) -> dict[str, Any]:
     content: dict[str, Any] = {"benchmark": "tower", "config": asdict(cfg), "loading": _loading(cfg)}
     for name, row in content["loading"].items():
         print(
-            f"loading {name}: {row['kept_bytes'] / 1e9:.2f} GB kept of {row['file_bytes'] / 1e9:.2f} GB, peak {row['ratio']:.2f} times "
-            f"that, {row['seconds']} s"
+            f"loading {name}: {row['kept_bytes'] / 1e9:.2f} GB kept of {row['file_bytes'] / 1e9:.2f} GB, "
+            f"peak {row['ratio']:.2f} times that, {row['seconds']} s"
         )
     if cfg.sizes:
         cases = _cases(cfg)
         series = interleave(cases, cfg.rounds, cfg.warmup, "forward pass")
         content["ratios"] = ratios(series, BASELINE)
         content["results"] = {name: own.to_dict() for name, own in series.items()}
-        title = f"forward pass, {cfg.batch_size} view(s), {cfg.device} {cfg.dtype}, {cfg.threads or 'default'} thread(s)"
+        threads = f"{cfg.threads or 'default'} thread(s)"
+        title = f"forward pass, {cfg.batch_size} view(s), {cfg.device} {cfg.dtype}, {threads}"
         print(table(title, series, content["ratios"], BASELINE))
     content["machine"] = machine.report()
     if cfg.device.startswith("cuda"):
@@ -87,16 +88,14 @@ def run(cfg: TowerBenchmark) -> dict[str, Any]:
 
 def _loading(cfg: TowerBenchmark) -> dict[str, dict[str, Any]]:
     """Per tower and dtype: bytes kept, peak beyond the process before, their ratio, and seconds."""
-    from official_files import write_official
-
     found = {}
     for size in cfg.load:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=cfg.scratch) as scratch:
             length = write_official(Path(scratch), size, cfg.depth or None)
             for dtype in ("float32", "bfloat16"):
-                row = measure(Path(scratch), dtype)
-                ratio = row["peak_bytes"] / row["kept_bytes"]
-                found[f"{size} {dtype}"] = row | {"file_bytes": length, "ratio": round(ratio, 3)}
+                row = measure_loading(Path(scratch), dtype)
+                ratio = round(row.peak_bytes / row.kept_bytes, 3)
+                found[f"{size} {dtype}"] = asdict(row) | {"file_bytes": length, "ratio": ratio}
     return found
 
 
@@ -165,8 +164,8 @@ def _siglip(cfg: TowerBenchmark, device: torch.device, dtype: torch.dtype, gener
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
     config = SmolVLMVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=cfg.depth or 12, num_attention_heads=12, image_size=512,
-        patch_size=16,
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=cfg.depth or 12, num_attention_heads=12,
+        image_size=512, patch_size=16,
     )  # fmt: skip
     network = SmolVLMVisionTransformer._from_config(config, attn_implementation="sdpa")
     network = network.to(device, dtype).requires_grad_(False).eval()

@@ -35,7 +35,6 @@ COMMANDS = (
     "multismolvla-annotate",
     "multismolvla-replay",
     "multismolvla-export",
-    "multismolvla-thermalgen",
     "multismolvla-eval",
     "multismolvla-report",
 )

@@ -20,7 +20,7 @@ BOUND = 1.3  # peak while loading, relative to the tensors that are kept
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_synthetic_files_hold_what_the_official_ones_hold(golden, size) -> None:
-    from official_files import inventory
+    from loading import inventory
 
     recorded = json.loads((golden / "official_keys" / f"fourm21_{size}.json").read_text())
     built = inventory(FourMConfig.official(size))
@@ -38,15 +38,14 @@ def test_the_synthetic_files_hold_what_the_official_ones_hold(golden, size) -> N
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_b_takes_hardly_more_than_what_is_kept(tmp_path, dtype) -> None:
     """3.4 GB of file, 0.43 GB (0.22 GB in bfloat16) kept; mapped pages count."""
-    from loading import measure
-    from official_files import write_official
+    from loading import measure_loading, write_official
 
     length = write_official(tmp_path, "B")
     assert abs(length - SOURCES["EPFL-VILAB/4M-21_B"].size_bytes) < 100_000  # the header
     assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 1_000_000, "the file must be sparse"
-    result = measure(tmp_path, dtype)
-    assert result["kept_bytes"] == pytest.approx(0.433e9 if dtype == "float32" else 0.2165e9, rel=0.01)
-    assert result["peak_bytes"] <= BOUND * result["kept_bytes"], result
+    result = measure_loading(tmp_path, dtype)
+    assert result.kept_bytes == pytest.approx(0.433e9 if dtype == "float32" else 0.2165e9, rel=0.01)
+    assert result.peak_bytes <= BOUND * result.kept_bytes, result
 
 
 @pytest.mark.parametrize("size", SIZES)

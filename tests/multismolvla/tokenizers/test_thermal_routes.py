@@ -15,7 +15,6 @@ from tiny_tokenizers import write_tiny_tokenizers
 from torch import Tensor
 
 from multismolvla.fourm import MODALITY_INFO
-from multismolvla.thermal.conventions import compare_row_conventions
 from multismolvla.thermal.imagebind import (
     ROW_CONVENTIONS,
     ImageBindHead,
@@ -388,40 +387,3 @@ def test_heads_of_two_checkpoints(thermal) -> None:
         other = ImageBindHead(40, 25)
     with pytest.raises(ValueError, match="25 dimensions.*24.*one checkpoint"):
         BridgeRoute(thermal, other, Record(), rows="norm")
-
-
-# ---------------------------------------------------------------- which rows
-
-
-class Codes:
-    """A tokenizer whose latents are the features and whose codes are some of the rows it was trained on."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.quantize = self
-        self.codes = rows[:, 1:].flatten(0, 1)
-
-    def latent(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize("truth", ROW_CONVENTIONS)
-def test_the_comparison_finds_the_convention(vision, truth: str) -> None:
-    images = torch.cat([blobs(seed=k) for k in range(6)]).expand(-1, 3, -1, -1)
-    rows = vision.rows(images, truth)
-    result = compare_row_conventions(vision, Codes(rows), images, batch_size=4)
-    other = next(c for c in ROW_CONVENTIONS if c != truth)
-    assert result[truth]["mean_max_cosine"] == pytest.approx(1, abs=1e-5)
-    assert result[other]["mean_max_cosine"] < 0.999
-    assert result[truth]["distinct_codes"] > result[other]["distinct_codes"]
-
-
-def test_the_comparison_takes_the_official_tokenizer(vision, tokenizers) -> None:
-    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    dense = tokenizers["imagebind"]
-    result = compare_row_conventions(vision, dense, images, batch_size=2)
-    for convention in ROW_CONVENTIONS:
-        maps = vision.rows(images, convention)[:, 1:].transpose(1, 2).unflatten(2, (16, 16))
-        assert result[convention]["distinct_codes"] == len(dense.encode_ids(maps).unique())
-        assert 0 < result[convention]["mean_max_cosine"] <= 1
-    with pytest.raises(ValueError, match="no pictures"):
-        compare_row_conventions(vision, dense, images[:0])
