@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from multismolvla.pretrained import licence_of
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_FLOATS = {"F32", "F16", "BF16", "F64"}
+_FLOATS = ("F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 _MAPPED_BYTES = 256 * 2**20  # of a pickle that may be mapped before it is opened anew
 _PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")  # torch.save's zip, and plain pickles
@@ -129,13 +129,7 @@ def stored_keys(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: damaged, or a pickle that holds more than tensors and plain containers.
     """
-    if is_pickled(path):
-        return {key: tuple(v.shape) for key, v in _unpickle(path).items() if isinstance(v, Tensor)}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
+    return {key: shape for key, (shape, kind) in _headers(path).items() if kind is not None}
 
 
 def read_weights(
@@ -145,25 +139,15 @@ def read_weights(
     prefix: str = "",
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> dict[str, Tensor]:
-    """`read_pickled` for a file named like a pickle, `read_tensors` for every other; see there."""
-    read = read_pickled if is_pickled(path) else read_tensors
-    return read(path, expected, prefix=prefix, dtype=dtype, device=device)
-
-
-def read_tensors(
-    path: Path,
-    expected: Mapping[str, Tensor],
-    *,
-    prefix: str = "",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
     check: Callable[[str, Tensor], str | None] | None = None,
 ) -> dict[str, Tensor]:
-    """Read exactly the expected tensors of a safetensors file.
+    """Read exactly the expected tensors of a safetensors file, or of a state dict saved by ``torch.save``.
+
+    No code is run from a pickle. Files are memory-mapped and opened anew now and then: other tensors
+    (decoder, other modalities) cost nothing, and those that are wanted are hardly in memory twice.
 
     Args:
-        path: the file; it may hold any other tensors (decoder, other modalities), which are not read.
+        path: the file; named like a pickle or, with any other name, safetensors.
         expected: {key: tensor of the wanted shape} (meta tensors will do).
         prefix: what stands before each key in the file, e.g. ``"ema."``.
         dtype: convert to it; ``None`` = keep the stored dtype.
@@ -174,76 +158,76 @@ def read_tensors(
         {key: tensor} with the keys of ``expected``.
 
     Raises:
-        ValueError: no or truncated safetensors file, a key missing, a shape or dtype different, or a value
-            not finite or refused by ``check``. The first bad key is named.
+        ValueError: a damaged file, a pickle that holds more than tensors and plain containers, a key missing,
+            a shape or dtype different, or a value not finite or refused by ``check``. The first bad key is
+            named.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-            for key, tensor in expected.items():
-                name = prefix + key
-                _check_name(path, stored, name)
-                header = file.get_slice(name)
-                _check_shape(path, name, tuple(header.get_shape()), tuple(tensor.shape))
-                if header.get_dtype() not in _FLOATS:
-                    raise ValueError(f"{path}: the tensor {name!r} is {header.get_dtype()}; expected floats.")
-        state = {}
-        for key in expected:
-            # The file is mapped into memory and its pages count as this process's until it is closed. Opened
-            # anew for each tensor, no more than one tensor is ever there twice, whatever dtype is asked for.
-            with safe_open(path, framework="pt") as file:
-                value = file.get_tensor(prefix + key).to(dtype=dtype, device=device, copy=True)
-            _check_finite(path, prefix + key, value)
-            wrong = check(prefix + key, value) if check else None
-            if wrong:
-                raise ValueError(f"{path}: {prefix + key!r} {wrong}")
-            state[key] = value
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-    return state
-
-
-def read_pickled(
-    path: Path,
-    expected: Mapping[str, Tensor],
-    *,
-    prefix: str = "",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, Tensor]:
-    """Read exactly the expected tensors of a state dict by ``torch.save``, without running code from it.
-
-    Arguments and result as for `read_tensors`. The file is memory-mapped, so that tensors that are not wanted
-    cost nothing, and opened anew now and then, so that those that are wanted are hardly there twice.
-
-    Raises:
-        ValueError: as `read_tensors`; also a pickle that holds more than tensors and plain containers.
-    """
-    stored = _unpickle(path)
-    names = set(stored)
+    stored = _headers(path)
     for key, tensor in expected.items():
         name = prefix + key
-        _check_name(path, names, name)
-        value = stored[name]
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{path}: the tensor {name!r} is {found}; expected floats.")
-        _check_shape(path, name, tuple(value.shape), tuple(tensor.shape))
-    state: dict[str, Tensor] = {}
-    mapped = 0
-    for key in expected:
-        if mapped > _MAPPED_BYTES:  # as in read_tensors; anew for each tensor would take minutes
-            del stored, value
-            stored, mapped = _unpickle(path), 0
-        value = stored[prefix + key]
-        mapped += value.nbytes
+        if name not in stored:
+            raise ValueError(_missing(path, name, stored))
+        shape, kind = stored[name]
+        if kind not in _FLOATS:
+            raise ValueError(f"{path}: {name!r} is {kind or 'no tensor'}; expected a tensor of floats.")
+        if shape != tensor.shape:
+            raise ValueError(
+                f"{path}: the tensor {name!r} has shape {shape}; the config asks for {tuple(tensor.shape)}. "
+                f"Do {CONFIG_FILE} and {path.name} belong together?"
+            )
+    state = {}
+    for key, value in zip(expected, _values(path, [prefix + key for key in expected]), strict=True):
         state[key] = value.to(dtype=dtype, device=device, copy=True)
-        _check_finite(path, prefix + key, state[key])
+        # Extremes instead of isfinite(): NaN and infinity survive in them, and no copy is made of a large
+        # table.
+        if value.numel() and not all(bool(torch.isfinite(extreme)) for extreme in state[key].aminmax()):
+            raise ValueError(
+                f"{path}: the tensor {prefix + key!r} holds NaN or infinite values. The file is damaged; "
+                "fetch it again."
+            )
+        wrong = check(prefix + key, state[key]) if check else None
+        if wrong:
+            raise ValueError(f"{path}: {prefix + key!r} {wrong}")
     return state
+
+
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    """Name -> shape and name of the dtype; that of what is no tensor is ``None``."""
+    if is_pickled(path):
+        return {
+            key: (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else ((), None)
+            for key, value in _unpickle(path).items()
+        }
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            return {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _values(path: Path, names: Sequence[str]) -> Iterator[Tensor]:
+    """The mapped tensors one after the other.
+
+    The file's pages count as this process's until it is closed. A safetensors file is opened anew for each
+    tensor, so that no more than one is ever there twice; for a pickle that would take minutes, so it is less
+    often.
+    """
+    if not is_pickled(path):
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                yield file.get_tensor(name)
+        return
+    stored, mapped = _unpickle(path), 0
+    for name in names:
+        if mapped > _MAPPED_BYTES:
+            stored, mapped = _unpickle(path), 0
+        mapped += stored[name].nbytes
+        yield stored[name]
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
-    """The mapped state dict of a file by ``torch.save``; errors as `read_pickled`."""
+    """The mapped state dict of a file by ``torch.save``; errors as `read_weights`."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -276,32 +260,13 @@ def write(directory: str | Path, config: Mapping[str, Any], state: Mapping[str, 
         os.replace(text, folder / CONFIG_FILE)
 
 
-def _check_name(path: Path, stored: set[str], key: str) -> None:
-    if key in stored:
-        return
+def _missing(path: Path, key: str, stored: Collection[str]) -> str:
     alike = sorted(k for k in stored if k.endswith("." + key))
     if alike:
         hint = f"The file has {alike[0]!r}: strip the prefix {alike[0].removesuffix(key)!r} from its keys."
     else:
         hint = "Is it another model, or a checkpoint slimmed to other modalities?"
-    raise ValueError(f"{path}: the tensor {key!r} is missing ({len(stored)} tensors in the file). {hint}")
-
-
-def _check_shape(path: Path, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise ValueError(
-            f"{path}: the tensor {key!r} has shape {found}; the config asks for {expected}. Do {CONFIG_FILE} "
-            f"and {path.name} belong together?"
-        )
-
-
-def _check_finite(path: Path, key: str, tensor: Tensor) -> None:
-    # Extremes instead of isfinite(tensor): NaN and infinity survive in them, and no copy is made of a large
-    # table.
-    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
-        raise ValueError(
-            f"{path}: the tensor {key!r} holds NaN or infinite values. The file is damaged; fetch it again."
-        )
+    return f"{path}: the tensor {key!r} is missing ({len(stored)} tensors in the file). {hint}"
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

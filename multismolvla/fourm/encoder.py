@@ -130,7 +130,7 @@ class FourMEncoder(nn.Module):
         config = FourMConfig.from_json(config_file)
         with torch.device("meta"):
             encoder = cls(config, modalities)
-        state = weights.read_tensors(
+        state = weights.read_weights(
             tensors, encoder.state_dict(), dtype=dtype, device=device, check=_check_bias
         )
         encoder.load_state_dict(state, strict=True, assign=True)

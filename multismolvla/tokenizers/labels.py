@@ -9,7 +9,6 @@ or refused.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -227,18 +226,12 @@ class LabelTable:
 
 
 def _read(path: Path) -> object:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON file: {error}.") from error
     import yaml  # here: the package itself loads with torch alone
 
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {error}.") from error
+        raise ValueError(f"{path} cannot be read as YAML or JSON: {error}.") from error
 
 
 def _hint(name: object, known: Iterable[str]) -> str:

@@ -94,7 +94,7 @@ class VQTokenizer(nn.Module):
         config = VQConfig.from_dict(weights.read_json(config_file), str(config_file))
         with torch.device("meta"):
             tokenizer = cls(config)
-        state = weights.read_tensors(tensors, tokenizer.state_dict(), dtype=torch.float32, device=device)
+        state = weights.read_weights(tensors, tokenizer.state_dict(), dtype=torch.float32, device=device)
         tokenizer.load_state_dict(state, strict=True, assign=True)
         return tokenizer.requires_grad_(False).to(dtype=dtype)
 

@@ -302,7 +302,7 @@ def _read_map(path: str | Path, head: ImageBindHead) -> tuple[Tensor, Tensor]:
         "weight": torch.empty(width, joint, device="meta"),
         "bias": torch.empty(width, device="meta"),
     }
-    state = weights.read_tensors(file, expected, dtype=torch.float32)
+    state = weights.read_weights(file, expected, dtype=torch.float32)
     return state["weight"], state["bias"]
 
 

@@ -97,7 +97,7 @@ def _kindred_embedding(cfg: MultiSmolVLAConfig, encoder: FourMEncoder) -> Tensor
         logger.info("%s has no %s: the soft thermal modality starts from a random embedding.", file, key)
         return None
     shape = torch.empty(1, 1, encoder.config.dim, device="meta")
-    return weights.read_tensors(file, {key: shape}, dtype=torch.float32)[key]
+    return weights.read_weights(file, {key: shape}, dtype=torch.float32)[key]
 
 
 def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) -> VisualBridge:

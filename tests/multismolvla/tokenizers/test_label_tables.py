@@ -248,8 +248,8 @@ def test_table_from_a_file(tmp_path: Path, suffix: str) -> None:
     [
         ("a.yaml", "mug: cupp\n", r"a\.yaml: 'mug': 'cupp' is no COCO panoptic class\. Did you mean 'cup'"),
         ("a.yaml", "- cup\n", "holds a list"),
-        ("a.yaml", "a: [b\n", "is no YAML file"),
-        ("a.json", "{", "is no JSON file"),
+        ("a.yaml", "a: [b\n", "cannot be read"),
+        ("a.json", "{", "cannot be read"),
         ("a.yaml", "yes: cup\n", "key True is neither a name"),
         ("a.yaml", "", "holds a NoneType"),
     ],
