@@ -1,14 +1,10 @@
-"""ThermalGen: how many integration steps suffice on one's own pictures, and what its sampler's cache saves.
+"""How many integration steps ThermalGen needs on one's own pictures.
 
     python benchmarks/thermalgen.py --source=outputs/demo/dataset --model=xjh19972/ThermalGen-B-2
-    python benchmarks/thermalgen.py --arch=S --steps=[4] --cfg_scale=4 --label=7   # no pictures: time alone
 
-With pictures, every method and number of steps is compared with the converged solution from the same noise,
-and ``curve.json``, ``curve.png`` and ``contact_sheet.png`` are written. Few steps usually suffice, and
-annotating a data set costs in proportion; how few depends on weights and pictures, so look before annotating.
-
-Without pictures, the denoiser alone runs with random weights (time does not depend on their values): each
-part computed once, as far as it can be kept, against everything at every evaluation, as in the reference.
+Every method and number of steps is compared with the converged solution from the same noise, and
+``curve.json``, ``curve.png`` and ``contact_sheet.png`` are written. Few steps usually suffice, and annotating
+a data set costs in proportion; how few depends on weights and pictures, so look before annotating.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from measuring import Case, Machine, interleave, machine_line, ratios, spread, table, write_json
+from measuring import Machine, machine_line, spread, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     from multismolvla.thermal.thermalgen import ThermalGen
 
 ADAPTIVE = "dopri5"
-NAIVE, CACHED = "naive", "cached"
 METRICS = ("mae", "psnr_db", "ssim")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TOLERANCE = 1e-5  # of the converged solution, absolute and relative
@@ -39,7 +34,7 @@ _SHEET_PICTURES = 4
 class ThermalGenBenchmark:
     """Options of benchmarks/thermalgen.py."""
 
-    source: Path | None = None  # folder of pictures, one picture, or a LeRobotDataset; none: time alone
+    source: Path  # folder of pictures, one picture, or a LeRobotDataset
     model: str = "xjh19972/ThermalGen-XL-2"  # hub id, folder in the official layout, or Lightning checkpoint
     camera: str | None = None  # key of the RGB pictures in a dataset; default: its first RGB camera
     pictures: int = 8  # how many, spread evenly over the source
@@ -55,11 +50,6 @@ class ThermalGenBenchmark:
     dtype: str = "float32"  # or bfloat16, float16; the converged solution is in float32 always
     seed: int = 0
     output: Path = Path("outputs/benchmarks/thermalgen")  # folder
-    # Without pictures: the first method and number of steps, and
-    arch: str = "B"  # tiny (for tests), S, B, L or XL
-    rounds: int = 7
-    warmup: int = 1
-    threads: int = 1  # of PyTorch on the CPU; 0 = PyTorch's choice
 
 
 #: Method and number of steps; episode and frame.
@@ -159,7 +149,6 @@ def solve(
 
 def read_pictures(cfg: ThermalGenBenchmark) -> dict[Frame, Tensor]:
     """Pictures of a folder, a file or a LeRobotDataset, spread evenly: float (3, H, W) in [0, 1]."""
-    assert cfg.source is not None
     if not (cfg.source / "meta" / "info.json").is_file():
         files = sorted(cfg.source.iterdir()) if cfg.source.is_dir() else [cfg.source]
         files = [path for path in files if path.is_file() and path.suffix.lower() in SUFFIXES]
@@ -268,56 +257,11 @@ def _sheet(rgb: Tensor, converged: Solutions, solutions: dict[Setting, Solutions
         contact_sheet(rows, side=128, label_width=80).save(target)
 
 
-def time_cache(cfg: ThermalGenBenchmark) -> dict[str, Any]:
-    """Seconds per latent with and without the cache. Returns the content of ``time.json``."""
-    import torch
-
-    from multismolvla.thermal.sampler import Sampler
-    from multismolvla.thermal.sit import SiT
-    from multismolvla.thermal.thermalgen_config import ThermalGenConfig
-
-    if cfg.threads > 0:
-        torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
-    net = SiT(ThermalGenConfig(arch=cfg.arch).denoiser)
-    sampler = Sampler(net.to(cfg.device, getattr(torch, cfg.dtype)).eval().requires_grad_(False))
-    shape = (2, cfg.batch_size, net.config.channels, cfg.size // 8, cfg.size // 8)
-    z, x_rgb = torch.randn(shape, device=cfg.device)
-    options: dict[str, Any] = {"steps": cfg.steps[0], "method": cfg.methods[0], "cfg_scale": cfg.cfg_scale}
-
-    def sample(cache: bool) -> Tensor:
-        return sampler.sample(z, x_rgb, cfg.label, cache=cache, **options).latent
-
-    naive = sample(False)  # and the first cached run makes the tables
-    difference = float((sample(True) - naive).abs().max() / naive.abs().max().clamp(min=1))
-    wait = torch.cuda.synchronize if cfg.device.startswith("cuda") else None
-    cases = {
-        NAIVE: Case(lambda: sample(False), cfg.batch_size, wait=wait),
-        CACHED: Case(lambda: sample(True), cfg.batch_size, wait=wait),  # what every later picture costs
-    }
-    machine = Machine()
-    series = interleave(cases, cfg.rounds, cfg.warmup, f"{cfg.arch}/2, {cfg.steps[0]} x {cfg.methods[0]}")
-    relative = ratios(series, NAIVE)
-    content = {
-        "benchmark": "thermalgen",
-        "config": asdict(cfg),
-        "largest_relative_difference": difference,
-        "results": {name: own.to_dict() for name, own in series.items()},
-        "ratios": relative,
-        "machine": machine.report(),
-    }
-    print(table(f"one latent of {cfg.arch}/2, {cfg.size} px, {options}", series, relative, NAIVE))
-    print(f"cached differs from naive by {difference:.1e}. {machine_line(content['machine'])}")
-    write_json(cfg.output / "time.json", content)
-    return content
-
-
 def main() -> None:
     """Command line entry."""
     import draccus
 
-    cfg = draccus.parse(ThermalGenBenchmark)
-    (time_cache if cfg.source is None else draw_curve)(cfg)
+    draw_curve(draccus.parse(ThermalGenBenchmark))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,6 @@ class FourMEncoder(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        local_files_only: bool = False,
     ) -> FourMEncoder:
         """Load an encoder from an official-format folder or hub repository, reading only the needed tensors.
 
@@ -114,7 +113,6 @@ class FourMEncoder(nn.Module):
             revision: commit, branch or tag on the hub.
             dtype: dtype of the weights; ``None`` = as stored (float32 officially).
             device: where to put them; ``None`` = CPU.
-            local_files_only: never ask the network, only the hub cache.
 
         Returns:
             The encoder in evaluation mode, with gradients enabled on its parameters.
@@ -124,9 +122,7 @@ class FourMEncoder(nn.Module):
                 them.
             ValueError: config or weights do not fit; the first bad key is named.
         """
-        config_file, tensors = weights.locate(
-            repo_or_dir, revision=revision, local_files_only=local_files_only
-        )
+        config_file, tensors = weights.locate(repo_or_dir, revision=revision)
         config = FourMConfig.from_json(config_file)
         with torch.device("meta"):
             encoder = cls(config, modalities)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from multismolvla import weights
 from multismolvla.checks import shape_and_dtype
-from multismolvla.fourm.embeddings import IMAGENET_MEAN, IMAGENET_STD, normalise_rgb
+from multismolvla.fourm.embeddings import normalise_rgb
 from multismolvla.thermal.imagebind_checkpoint import branch_sizes, head_sizes
 from multismolvla.thermal.imagebind_layers import (
     IMAGE_SIZE,
@@ -35,27 +35,12 @@ from multismolvla.thermal.imagebind_layers import (
     VisionStem,
 )
 
-#: Which 1280-wide (768-wide) rows: raw output of the last block, or after the LayerNorm that opens the
-#: branch's head.
+#: Which rows: raw output of the last block, or after the LayerNorm that opens the branch's head.
 ROW_CONVENTIONS = ("trunk", "norm")
 
-#: Mean and deviation per RGB channel. 4M-21's tokens were made with ``imagenet``; ImageBind itself uses
-#: ``clip``.
-NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-
-
-def normalise(images: Tensor, statistics: str) -> Tensor:
-    """`normalise_rgb` with the statistics of one of `NORMALISATIONS`.
-
-    Raises:
-        ValueError: unknown statistics.
-    """
-    if statistics not in NORMALISATIONS:
-        raise ValueError(f"Unknown normalisation {statistics!r}. Expected one of {tuple(NORMALISATIONS)}.")
-    return normalise_rgb(images, *NORMALISATIONS[statistics])
+#: Per RGB channel, as ImageBind was trained. 4M-21's tokens were made with ImageNet's statistics instead.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageBindHead(nn.Sequential):
@@ -147,21 +132,18 @@ class ImageBindBranch(nn.Module):
         cls,
         source: str | Path,
         *,
-        num_heads: int | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> Self:
         """Read this branch, and nothing else, from an ImageBind checkpoint.
 
         A branch of the official width has the official sizes; any other width is a test model, whose sizes
-        are taken from the tensors. The number of heads is in no tensor: for a test model it is ``num_heads``
-        or the field ``<branch>_num_heads`` of a ``config.json`` beside the weights (the name that ImageBind's
-        own class uses).
+        are taken from the tensors, and the number of heads from the field ``<branch>_num_heads`` of a
+        ``config.json`` beside the weights.
 
         Args:
             source: hub id (``"nielsr/imagebind-huge"``), folder with ``model.safetensors``, or path of the
                 official ``imagebind_huge.pth`` (opened without running code from it).
-            num_heads: number of attention heads; ``None`` = as said above.
             dtype: dtype of the weights; ``None`` = as stored (float32 officially).
             device: where to put them; ``None`` = CPU.
 
@@ -169,13 +151,11 @@ class ImageBindBranch(nn.Module):
             The branch in evaluation mode, frozen.
 
         Raises:
-            FileNotFoundError: the checkpoint is not there; the message says how to get it and under which
-                licence.
-            ValueError: it is damaged, lacks the branch (the first bad key is named), or its number of heads
-                is unknown.
+            FileNotFoundError: the checkpoint is not there; the message says how to get it.
+            ValueError: it is damaged, lacks the branch, or its number of heads is unknown.
         """
         path = weights.find_weights(source)
-        sizes = branch_sizes(path, cls.branch, num_heads)
+        sizes = branch_sizes(path, cls.branch)
         with torch.device("meta"):
             model = cls(**sizes)
         state = weights.read_weights(path, model.state_dict(), dtype=dtype, device=device)
@@ -275,27 +255,26 @@ class ImageBindVision(ImageBindBranch):
     def _postprocessor(self) -> nn.Module:
         return UnitLength()
 
-    def rows(self, images: Tensor, rows: str = "trunk", *, normalisation: str = "imagenet") -> Tensor:
+    def rows(self, images: Tensor, rows: str = "trunk") -> Tensor:
         """All rows of the transformer: 0 = class row, then the patches row-major.
 
         Args:
-            images: floating (B, 3, 224, 224) in [0, 1].
-            rows: ``"trunk"`` (last block's output) or ``"norm"`` (after the head's LayerNorm).
-            normalisation: ``"imagenet"``, as for 4M-21's tokens, or ``"clip"``, as ImageBind was trained.
+            images: floating (B, 3, 224, 224) in [0, 1]; normalised with ImageNet's statistics, as for 4M-21.
+            rows: of `ROW_CONVENTIONS`.
 
         Returns:
             (B, 257, 1280) in the weights' dtype.
 
         Raises:
-            ValueError: another size, shape, dtype or range, or an unknown switch.
+            ValueError: another size, shape, dtype or range, or unknown ``rows``.
         """
         self._check(images)
-        return self.trunk_rows(normalise(images, normalisation), rows)
+        return self.trunk_rows(normalise_rgb(images), rows)
 
     def embedding(self, images: Tensor) -> Tensor:
-        """Joint embedding of unit length, float32 (B, 1024), under ImageBind's own normalisation."""
+        """Joint embedding of unit length, float32 (B, 1024), as ImageBind itself makes it."""
         self._check(images)
-        return self.embed(normalise(images, "clip"))
+        return self.embed(normalise_rgb(images, CLIP_MEAN, CLIP_STD))
 
 
 class ImageBindThermal(ImageBindBranch):

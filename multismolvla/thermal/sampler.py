@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -164,7 +163,6 @@ class Sampler:
         steps: int = 4,
         method: str = "euler",
         cfg_scale: float = 1.0,
-        cache: bool = True,
         atol: float = 1e-6,
         rtol: float = 1e-3,
     ) -> Solution:
@@ -182,7 +180,6 @@ class Sampler:
                 evaluations).
             cfg_scale: strength of guidance towards the label, at least 1; above 1 each evaluation costs
                 double.
-            cache: ``False`` computes everything at every evaluation, as the reference does (for comparison).
             atol: absolute tolerance of ``dopri5``.
             rtol: relative tolerance of ``dopri5``.
 
@@ -197,21 +194,18 @@ class Sampler:
         _check(null, z, x_rgb, labels, steps, method, cfg_scale)
         z = z.to(self.net.device, torch.float32)
         fixed = method != ADAPTIVE
-        times = evaluation_times(method, steps) if cache and fixed else []
-        field = self._field(x_rgb.to(z.device), labels.to(z.device), cfg_scale, times, cache)
+        times = evaluation_times(method, steps) if fixed else []
+        field = self.field(x_rgb.to(z.device), labels.to(z.device), cfg_scale, times)
         states = integrate(field, z, steps, method) if fixed else _dopri5(field, z, atol, rtol)
         return Solution(states[-1], field.evaluations, tuple(states))
 
-    def _field(
-        self, x_rgb: Tensor, labels: Tensor, cfg_scale: float, times: list[float], cache: bool
-    ) -> _Field:
-        guided = cfg_scale > 1.0
-        if guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.net.config.null_label)])
-        if not cache:
-            return _NaiveField(self.net, torch.cat([x_rgb, x_rgb]) if guided else x_rgb, labels, cfg_scale)
+    def field(
+        self, x_rgb: Tensor, labels: Tensor, cfg_scale: float, times: Sequence[float] = ()
+    ) -> VelocityField:
+        """The velocity beside RGB latents with labels int64 (B,); ``times`` if they are known beforehand."""
         context = self.net.context(x_rgb)
-        if guided:  # both halves see the same picture
+        if cfg_scale > 1.0:  # guided: with and without the label, both beside the same picture
+            labels = torch.cat([labels, torch.full_like(labels, self.net.config.null_label)])
             context = Context(
                 context.positions,
                 None if context.tokens is None else context.tokens.repeat(2, 1, 1),
@@ -219,9 +213,9 @@ class Sampler:
             )
         distinct, index = labels.unique(return_inverse=True)
         table = self._table(times, distinct) if times else None
-        return _CachedField(self.net, context, distinct, index, cfg_scale, times, table)
+        return VelocityField(self.net, context, distinct, index, cfg_scale, times, table)
 
-    def _table(self, times: list[float], labels: Tensor) -> Modulation:
+    def _table(self, times: Sequence[float], labels: Tensor) -> Modulation:
         """Modulations (times * labels, ...), time-major."""
         key = (tuple(times), tuple(labels.tolist()), self.net.device, self.net.dtype)
         if key not in self._tables:
@@ -234,38 +228,19 @@ class Sampler:
         return self._tables[key]
 
 
-class _Field(ABC):
-    """Velocity as a function of time and state; counts its evaluations."""
+class VelocityField:
+    """Velocity as a function of time and state (B, ...); counts its evaluations.
 
-    def __init__(self, net: SiT, cfg_scale: float) -> None:
-        self.net = net
-        self.cfg_scale = cfg_scale
-        self.evaluations = 0
+    Args:
+        net: the denoiser.
+        context: of the RGB latents.
+        labels: the distinct labels, int64 (L,).
+        index: int64 (B,), which of them each sample has.
+        cfg_scale: guidance; above 1 context and index hold B samples with and then B without their label.
+        times: at which the velocity will be asked for; empty = any.
+        table: modulations (times * L, ...), time-major.
+    """
 
-    def __call__(self, t: float, z: Tensor) -> Tensor:
-        self.evaluations += 1
-        if self.cfg_scale <= 1.0:
-            return self._velocity(t, z).float()
-        towards, without = self._velocity(t, torch.cat([z, z])).float().chunk(2)
-        return without + self.cfg_scale * (towards - without)
-
-    @abstractmethod
-    def _velocity(self, t: float, z: Tensor) -> Tensor: ...
-
-
-class _NaiveField(_Field):
-    def __init__(self, net: SiT, x_rgb: Tensor, labels: Tensor, cfg_scale: float) -> None:
-        super().__init__(net, cfg_scale)
-        self.x_rgb = x_rgb
-        self.labels = labels
-
-    def _velocity(self, t: float, z: Tensor) -> Tensor:
-        times = torch.full((len(z),), t, dtype=torch.float32, device=z.device)
-        rows: Tensor = self.net(z, times, self.labels, self.x_rgb)
-        return rows
-
-
-class _CachedField(_Field):
     def __init__(
         self,
         net: SiT,
@@ -276,12 +251,18 @@ class _CachedField(_Field):
         times: Sequence[float],
         table: Modulation | None,
     ) -> None:
-        super().__init__(net, cfg_scale)
-        self.context = context
-        self.labels = labels  # the distinct ones; `index` (B,) points into them
-        self.index = index
+        self.net, self.context, self.labels, self.index = net, context, labels, index
+        self.cfg_scale, self.table = cfg_scale, table
         self.row = {t: i for i, t in enumerate(times)}
-        self.table = table
+        self.evaluations = 0
+
+    def __call__(self, t: float, z: Tensor) -> Tensor:
+        """Velocity at a time, float32 of the state's shape."""
+        self.evaluations += 1
+        if self.cfg_scale <= 1.0:
+            return self._velocity(t, z).float()
+        towards, without = self._velocity(t, torch.cat([z, z])).float().chunk(2)
+        return without + self.cfg_scale * (towards - without)
 
     def _velocity(self, t: float, z: Tensor) -> Tensor:
         count = len(self.labels)
@@ -296,7 +277,7 @@ class _CachedField(_Field):
         return self.net.velocity(z, now, self.context)
 
 
-def _dopri5(field: _Field, z: Tensor, atol: float, rtol: float) -> list[Tensor]:
+def _dopri5(field: VelocityField, z: Tensor, atol: float, rtol: float) -> list[Tensor]:
     from torchdiffeq import odeint  # type: ignore[import-untyped]
 
     ends = torch.tensor([0.0, 1.0], device=z.device)

@@ -108,6 +108,7 @@ class Context(NamedTuple):
     queries: tuple[Tensor, ...]
 
 
+@functools.lru_cache(maxsize=16)
 def position_table(rows: int, columns: int, dim: int) -> Tensor:
     """Sine-cosine positions of a grid of patches, row-major.
 
@@ -128,9 +129,6 @@ def position_table(rows: int, columns: int, dim: int) -> Tensor:
     first = (index // rows).double()[:, None] * frequencies
     second = (index % rows).double()[:, None] * frequencies
     return torch.cat([first.sin(), first.cos(), second.sin(), second.cos()], dim=1).float()
-
-
-cached_position_table = functools.lru_cache(maxsize=16)(position_table)
 
 
 def time_features(t: Tensor) -> Tensor:
@@ -309,20 +307,17 @@ class SiT(nn.Module):
         blocks = tuple(chunks(block.adaLN_modulation) for block in self.blocks)  # type: ignore[arg-type]
         return Modulation(blocks, chunks(self.final_layer.adaLN_modulation))
 
-    def context(self, x_rgb: Tensor, positions: Tensor | None = None) -> Context:
+    def context(self, x_rgb: Tensor) -> Context:
         """All that the RGB latent contributes.
 
         Args:
             x_rgb: float (B, channels, H, W), scaled by the RGB normalizer.
-            positions: (n, D); ``None`` = from a table that is computed once per size.
 
         Raises:
             ValueError: other channels, or sides that are no multiples of the patch size.
         """
         rows, columns = self._grid(x_rgb)
-        if positions is None:
-            positions = cached_position_table(rows, columns, self.config.hidden)
-        positions = positions.to(self.device, self.dtype)
+        positions = position_table(rows, columns, self.config.hidden).to(self.device, self.dtype)
         tokens = self.x_RGB_embedder(x_rgb.to(self.dtype)) + positions
         if self.config.injection == "concat":
             return Context(positions, tokens, ())
@@ -363,8 +358,7 @@ class SiT(nn.Module):
             y: labels, int64 (B,).
             x_rgb: RGB latent, shape of ``x``.
         """
-        positions = position_table(*self._grid(x), self.config.hidden)
-        return self.velocity(x, self.modulation(t, y), self.context(x_rgb, positions))
+        return self.velocity(x, self.modulation(t, y), self.context(x_rgb))
 
     def _grid(self, latent: Tensor) -> tuple[int, int]:
         c, p = self.config.channels, self.config.patch_size

@@ -176,7 +176,6 @@ class ThermalGen(nn.Module):
         cfg_scale: float = 1.0,
         size: int = 256,
         output_size: tuple[int, int] | None = None,
-        cache: bool = True,
     ) -> Tensor:
         """Thermal pictures of RGB pictures.
 
@@ -197,7 +196,6 @@ class ThermalGen(nn.Module):
             cfg_scale: guidance towards the label; 1 = none.
             size: side at which the networks run; pictures are resized to it. Officially 256.
             output_size: (height, width) of the result; ``None`` = that of ``rgb``.
-            cache: see `Sampler.sample`.
 
         Returns:
             float32 (B, 1, height, width) in [0, 1] on the model's device.
@@ -216,9 +214,7 @@ class ThermalGen(nn.Module):
         assert noise is not None
         if tuple(noise.shape) != shape or not noise.is_floating_point() or not bool(noise.isfinite().all()):
             raise ValueError(f"noise is {shape_and_dtype(noise)}; expected float {shape}, finite.")
-        solution = self.sampler.sample(
-            noise, x_rgb, label, steps=steps, method=method, cfg_scale=cfg_scale, cache=cache
-        )
+        solution = self.sampler.sample(noise, x_rgb, label, steps=steps, method=method, cfg_scale=cfg_scale)
         thermal = self.decode(solution.latent)
         target = tuple(rgb.shape[-2:]) if output_size is None else tuple(output_size)
         if thermal.shape[-2:] != target:

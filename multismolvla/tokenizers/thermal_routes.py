@@ -39,12 +39,7 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.checks import check_picture, check_range, checked_validity
 from multismolvla.geometry import resize_continuous
-from multismolvla.thermal.imagebind import (
-    ROW_CONVENTIONS,
-    ImageBindHead,
-    ImageBindThermal,
-    ImageBindVision,
-)
+from multismolvla.thermal.imagebind import ImageBindHead, ImageBindThermal, ImageBindVision
 from multismolvla.thermal.imagebind_layers import IMAGE_SIZE
 from multismolvla.tokenizers.interface import Tokens
 from multismolvla.tokenizers.vit import full_float32
@@ -78,7 +73,7 @@ class VisionRoute:
             with the weights at hand ``benchmarks/imagebind_rows.py`` tells.
 
     Raises:
-        ValueError: neither tokenizer, or an unknown convention.
+        ValueError: neither tokenizer.
     """
 
     def __init__(
@@ -91,7 +86,6 @@ class VisionRoute:
     ) -> None:
         if dense is None and global_ is None:
             raise ValueError("VisionRoute: no tokenizer. Give dense, global_ or both.")
-        _check_rows("VisionRoute", rows)
         self.vision, self.dense, self.global_, self.rows = vision, dense, global_, rows
 
     @property
@@ -118,7 +112,7 @@ class VisionRoute:
         pixels, usable = prepare_thermal(image, valid)
         grey = pixels.to(self.vision.device).expand(-1, 3, -1, -1)
         with full_float32(grey.device):
-            rows = self.vision.rows(grey, self.rows, normalisation="imagenet").float()
+            rows = self.vision.rows(grey, self.rows).float()
         tokens = {}
         if self.dense is not None:
             maps = rows[:, 1:].transpose(1, 2).unflatten(2, self.vision.grid)  # (B, D, 16, 16)
@@ -161,7 +155,6 @@ class BridgeRoute:
         rows: str,
         map_file: str | Path | None = None,
     ) -> None:
-        _check_rows("BridgeRoute", rows)
         joint, own = head.projection.shape[0], thermal.head.projection.shape[0]
         if joint != own:
             raise ValueError(
@@ -206,18 +199,14 @@ class BridgeRoute:
 class SoftRoute:
     """Patch rows of the thermal branch, for a map that is trained with the policy.
 
+    They are taken after the head's LayerNorm: at about unit scale a new linear map learns from them at once.
+
     Args:
         thermal: ImageBind's thermal branch.
-        rows: ``"norm"``, rows of about unit scale, which a new linear map learns from at once, or
-            ``"trunk"``.
-
-    Raises:
-        ValueError: unknown convention.
     """
 
-    def __init__(self, thermal: ImageBindThermal, *, rows: str = "norm") -> None:
-        _check_rows("SoftRoute", rows)
-        self.thermal, self.rows = thermal, rows
+    def __init__(self, thermal: ImageBindThermal) -> None:
+        self.thermal = thermal
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -229,12 +218,11 @@ class SoftRoute:
         """Compute the rows; arguments and errors as `VisionRoute.encode_domains`.
 
         Returns:
-            ``soft_thermal@224`` -> float32 (B, 196, 768) rows of the 14x14 patches, row-major, and their
-            presence.
+            ``soft_thermal@224`` -> float32 (B, 196, 768) rows of the 14x14 patches, row-major.
         """
         pixels, usable = prepare_thermal(image, valid)
         with full_float32(self.thermal.device):
-            rows = self.thermal.rows(pixels.to(self.thermal.device), self.rows)[:, 1:]
+            rows = self.thermal.rows(pixels.to(self.thermal.device), "norm")[:, 1:]
         values = rows.float().to(image.device)
         return {SOFT_DOMAIN: Tokens(values, _cells_seen(usable, self.thermal.grid))}
 
@@ -304,8 +292,3 @@ def _read_map(path: str | Path, head: ImageBindHead) -> tuple[Tensor, Tensor]:
     }
     state = weights.read_weights(file, expected, dtype=torch.float32)
     return state["weight"], state["bias"]
-
-
-def _check_rows(route: str, rows: str) -> None:
-    if rows not in ROW_CONVENTIONS:
-        raise ValueError(f"{route}: unknown row convention {rows!r}. Expected one of {ROW_CONVENTIONS}.")

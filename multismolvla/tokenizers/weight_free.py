@@ -1,15 +1,14 @@
 """Weight-free stand-ins for the tokenizers of depth, segmentation and thermal pictures.
 
-They let the mini preset run with no download. Each token says what its cell holds in a way that one can read
-back (`decode`): a quantised mean depth, the labels of four quadrants, a quantised mean temperature. They are
-not 4M's tokenizers: ids mean something else and official 4M weights must not be used with them.
+They let the mini preset run with no download. Each token says what its cell holds: a quantised mean depth,
+the labels of four quadrants, a quantised mean temperature. They are not 4M's tokenizers: ids mean something
+else and official 4M weights must not be used with them.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,10 +43,6 @@ class WeightFreeTokenizer(ABC):
     @abstractmethod
     def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokenize a picture; see `multismolvla.tokenizers.ImageTokenizer.encode`."""
-
-    @abstractmethod
-    def decode(self, ids: Tensor) -> Tensor:
-        """Show what ids (B, rows, columns) stand for, as a small canonical picture (B, 1, h, w)."""
 
     @abstractmethod
     def features(self) -> Tensor:
@@ -120,11 +115,6 @@ class PatchDepthTokenizer(WeightFreeTokenizer):
         position = (mean.clamp(self.near, self.far) / self.near).log() / math.log(self.far / self.near)
         return _quantise(position, self.vocab_size), present
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Depth in metres of the bins' (logarithmic) centres: float32 (B, 1, rows, columns)."""
-        position = (ids.float() + 0.5) / self.vocab_size
-        return (self.near * (self.far / self.near) ** position)[:, None]
-
     def features(self) -> Tensor:
         """Fourier features of the bin centres."""
         return _fourier(self.vocab_size)
@@ -139,21 +129,15 @@ class QuadrantSegTokenizer(WeightFreeTokenizer):
     Args:
         grid: token grid.
         num_labels: size of the label set; the vocabulary is its fourth power.
-        labels: names for error messages; ``None`` = the mini set where the size fits.
     """
 
     modality = "segmentation"
 
-    def __init__(
-        self, grid: int | tuple[int, int] = 8, num_labels: int = 8, labels: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, grid: int | tuple[int, int] = 8, num_labels: int = 8) -> None:
         super().__init__(grid, num_labels**4)
-        if num_labels < 2 or (labels is not None and len(labels) != num_labels):
-            raise ValueError(
-                f"QuadrantSegTokenizer: num_labels {num_labels} must be at least 2 and fit labels {labels}."
-            )
+        if num_labels < 2:
+            raise ValueError(f"QuadrantSegTokenizer: num_labels {num_labels}; expected at least 2.")
         self.num_labels = num_labels
-        self.labels = tuple(labels or (MINI_LABELS if num_labels == len(MINI_LABELS) else ()))
 
     def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokenize class ids.
@@ -172,9 +156,10 @@ class QuadrantSegTokenizer(WeightFreeTokenizer):
         labels = torch.where(usable, image.long(), 0)
         low, high = (int(v) for v in labels.aminmax())
         if low < 0 or high >= self.num_labels:
+            names = list(MINI_LABELS) if self.num_labels == len(MINI_LABELS) else ""
             raise ValueError(
                 f"segmentation tokenizer: label {low if low < 0 else high} is outside the label set of "
-                f"{self.num_labels} classes {list(self.labels)}. Map the source's ids to this set first."
+                f"{self.num_labels} classes {names}. Map the source's ids to this set first."
             )
         # A side that does not halve is doubled: its middle row then counts half for either quadrant.
         for axis in (2, 3):
@@ -193,12 +178,6 @@ class QuadrantSegTokenizer(WeightFreeTokenizer):
         ids = (quadrants * self._place_values(quadrants.device)).sum(-1)
         share = self._cells(usable).float().mean(-1)
         return ids, share >= MIN_VALID
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Labels of the quadrants: int64 (B, 1, 2 rows, 2 columns)."""
-        digits = ids[..., None] // self._place_values(ids.device) % self.num_labels
-        rows, columns = ids.shape[1:]
-        return digits.view(-1, rows, columns, 2, 2).transpose(2, 3).reshape(-1, 1, 2 * rows, 2 * columns)
 
     def features(self) -> Tensor:
         """One-hot label per quadrant, so that ids with a label in common share a feature."""
@@ -247,10 +226,6 @@ class ThermalGridTokenizer(WeightFreeTokenizer):
         check_range("thermal tokenizer", image[usable], -1e-4, 1 + 1e-4, expected)
         mean, present = self._cell_means(image, usable)
         return _quantise(mean, self.vocab_size), present
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Relative temperature of the bins' centres: float32 (B, 1, rows, columns)."""
-        return ((ids.float() + 0.5) / self.vocab_size)[:, None]
 
     def features(self) -> Tensor:
         """Fourier features of the bin centres."""

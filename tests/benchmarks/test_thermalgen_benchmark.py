@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from thermalgen import CACHED, ThermalGenBenchmark, compare, draw_curve, evenly, read_pictures, time_cache
+from thermalgen import ThermalGenBenchmark, compare, draw_curve, evenly, read_pictures, solve
 from tiny_thermalgen import write_tiny_thermalgen
 
 from multismolvla.thermal.thermalgen import ThermalGen
@@ -67,8 +67,6 @@ def test_the_curve_falls_and_counts_evaluations(result) -> None:
 
 def test_solutions_are_what_generate_makes(folder: Path, tmp_path: Path) -> None:
     """Batches and the preparation for equal sizes change nothing."""
-    from thermalgen import solve
-
     cfg = config(folder, tmp_path, batch_size=2)
     model = ThermalGen.from_pretrained(folder / "model")
     pictures = read_pictures(cfg)
@@ -141,15 +139,6 @@ def test_missing_or_foreign_files_are_named(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"bad\.png is no picture"):
         draw_curve(config(folder, tmp_path / "x", source=tmp_path / "bad.png"))
-
-
-@pytest.mark.parametrize("options", [{}, {"cfg_scale": 2.0, "label": 7, "methods": ["heun"]}])
-def test_cached_and_naive_results_are_equal(tmp_path: Path, options: dict) -> None:
-    sizes = {"arch": "tiny", "size": 32, "steps": [2], "rounds": 1, "warmup": 0, "threads": 0}
-    time_cache(ThermalGenBenchmark(**sizes, output=tmp_path, **options))
-    content = json.loads((tmp_path / "time.json").read_text())
-    assert content["largest_relative_difference"] < 1e-5
-    assert set(content["ratios"]) == {CACHED}
 
 
 def test_help_is_light() -> None:

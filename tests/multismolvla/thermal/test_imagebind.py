@@ -14,7 +14,14 @@ from tiny_imagebind import write_tiny_imagebind
 from torch import Tensor
 
 from multismolvla import weights
-from multismolvla.thermal.imagebind import ImageBindHead, ImageBindThermal, ImageBindVision, normalise
+from multismolvla.fourm.embeddings import IMAGENET_MEAN, IMAGENET_STD, normalise_rgb
+from multismolvla.thermal.imagebind import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageBindHead,
+    ImageBindThermal,
+    ImageBindVision,
+)
 
 BRANCHES = {"vision": ImageBindVision, "thermal": ImageBindThermal}
 
@@ -58,7 +65,7 @@ def edited(folder: Path, target: Path, change) -> Path:
 def test_recorded_numbers(recorded, recorded_folder, branch: str, gradients: bool) -> None:
     model = BRANCHES[branch].from_pretrained(recorded_folder).requires_grad_(gradients)
     images = recorded[f"{branch}.in.u8"].float() / 255
-    pixels = normalise(images, "imagenet") if branch == "vision" else images
+    pixels = normalise_rgb(images) if branch == "vision" else images
     with torch.set_grad_enabled(gradients):
         results = {
             "trunk_in": model.tokens(pixels)[:, ::7],
@@ -72,11 +79,13 @@ def test_recorded_numbers(recorded, recorded_folder, branch: str, gradients: boo
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("statistics", ["imagenet", "clip"])
-def test_normalisation(recorded, statistics: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "statistics"), [("imagenet", (IMAGENET_MEAN, IMAGENET_STD)), ("clip", (CLIP_MEAN, CLIP_STD))]
+)
+def test_normalisation(recorded, name: str, statistics) -> None:
     images = recorded["vision.in.u8"].float() / 255
-    probe = normalise(images, statistics)[:, :, :2, :8]
-    assert_near(probe, recorded[f"vision.in.{statistics}_norm_probe"], 1e-6)
+    probe = normalise_rgb(images, *statistics)[:, :, :2, :8]
+    assert_near(probe, recorded[f"vision.in.{name}_norm_probe"], 1e-6)
 
 
 @pytest.mark.golden
@@ -126,12 +135,11 @@ def test_each_stored_tensor_counts(tiny) -> None:
         assert torch.equal(model.embed(pixels), clean)
 
 
-def test_embedding_uses_clip_statistics_and_rows_imagenet_unless_told(tiny) -> None:
+def test_embedding_uses_clip_statistics_and_rows_imagenet(tiny) -> None:
     vision = ImageBindVision.from_pretrained(tiny)
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(vision.embedding(image), vision.embed(normalise(image, "clip")))
-    assert torch.equal(vision.rows(image), vision.trunk_rows(normalise(image, "imagenet")))
-    assert not torch.equal(vision.rows(image), vision.rows(image, normalisation="clip"))
+    assert torch.equal(vision.embedding(image), vision.embed(normalise_rgb(image, CLIP_MEAN, CLIP_STD)))
+    assert torch.equal(vision.rows(image), vision.trunk_rows(normalise_rgb(image)))
 
 
 def test_lower_precision(tiny) -> None:
@@ -177,9 +185,10 @@ def test_the_official_pickle(tiny, tmp_path, wrapped: bool) -> None:
     path = tmp_path / "imagebind_huge.pth"
     torch.save({"state_dict": state} if wrapped else state, path)
     image = torch.rand(1, 1, 224, 224, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="Give num_heads"):
+    with pytest.raises(ValueError, match="thermal_num_heads"):
         ImageBindThermal.from_pretrained(path)
-    model = ImageBindThermal.from_pretrained(path, num_heads=4)
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    model = ImageBindThermal.from_pretrained(path)
     assert torch.equal(model.rows(image), ImageBindThermal.from_pretrained(tiny).rows(image))
 
 
@@ -256,7 +265,7 @@ def test_missing_files_and_heads(tiny, tmp_path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match="Licence of nobody/imagebind-huge"):
         ImageBindThermal.from_pretrained("nobody/imagebind-huge")
     with pytest.raises(ValueError, match="no multiple of its 5 heads"):
-        ImageBindThermal.from_pretrained(tiny, num_heads=5)
+        ImageBindThermal(32, 1, 5, 24, 16)
     with pytest.raises(ValueError, match="does not divide"):
         ImageBindVision(40, 1, 4, 24, patch_size=15)
 
@@ -283,12 +292,9 @@ def test_wrong_pictures(tiny, image: Tensor, message: str) -> None:
         model.embedding(image)
 
 
-def test_unknown_switches(tiny) -> None:
-    vision, image = ImageBindVision.from_pretrained(tiny), torch.zeros(1, 3, 224, 224)
+def test_unknown_rows(tiny) -> None:
     with pytest.raises(ValueError, match="'post'.*'trunk', 'norm'"):
-        vision.rows(image, "post")
-    with pytest.raises(ValueError, match="'siglip'.*'imagenet', 'clip'"):
-        vision.rows(image, normalisation="siglip")
+        ImageBindVision.from_pretrained(tiny).rows(torch.zeros(1, 3, 224, 224), "post")
 
 
 def test_an_empty_batch(tiny) -> None:

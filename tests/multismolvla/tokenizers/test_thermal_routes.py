@@ -276,7 +276,7 @@ def test_a_warm_spot_shows_first_at_its_own_cell(vision, thermal) -> None:
 
     spot = image.clone()
     spot[..., 48:64, 176:192] = 0.9  # thermal patch (3, 11)
-    soft = [SoftRoute(thermal, rows="trunk").encode_domains(x)[SOFT_DOMAIN].values for x in (image, spot)]
+    soft = [SoftRoute(thermal).encode_domains(x)[SOFT_DOMAIN].values for x in (image, spot)]
     difference = (soft[0] - soft[1]).norm(dim=-1)[0]
     assert divmod(int(difference.argmax()), 14) == (3, 11)
 
@@ -302,8 +302,6 @@ def test_one_tokenizer_is_enough(vision, tokenizers) -> None:
     assert tuple(only.encode_domains(picture())) == (GLOBAL_DOMAIN,)
     with pytest.raises(ValueError, match="no tokenizer"):
         VisionRoute(vision, rows="trunk")
-    with pytest.raises(ValueError, match="'raw'.*'trunk', 'norm'"):
-        VisionRoute(vision, tokenizers["imagebind"], rows="raw")
 
 
 def test_exchanged_tokenizers_are_refused(vision, tokenizers) -> None:
@@ -342,8 +340,6 @@ def test_the_typical_length_is_that_of_normalised_rows(vision) -> None:
 def test_raw_rows_need_a_map(thermal, head) -> None:
     with pytest.raises(ValueError, match="needs a learned map.*LayerNorm"):
         BridgeRoute(thermal, head, Record(), rows="trunk")
-    with pytest.raises(ValueError, match="'raw'"):
-        BridgeRoute(thermal, head, Record(), rows="raw")
 
 
 @pytest.mark.parametrize("rows", ROW_CONVENTIONS)

@@ -20,6 +20,18 @@ from multismolvla.tokenizers import (
 ALL = [PatchDepthTokenizer, QuadrantSegTokenizer, ThermalGridTokenizer]
 
 
+def read_back(tokenizer: ImageTokenizer, ids: Tensor) -> Tensor:
+    """What ids (B, rows, columns) stand for, as a small picture (B, 1, h, w): bins by their centres."""
+    if isinstance(tokenizer, QuadrantSegTokenizer):
+        digits = ids[..., None] // tokenizer.num_labels ** torch.arange(4) % tokenizer.num_labels
+        rows, columns = ids.shape[1:]
+        return digits.view(-1, rows, columns, 2, 2).transpose(2, 3).reshape(-1, 1, 2 * rows, 2 * columns)
+    position = ((ids.float() + 0.5) / tokenizer.vocab_size)[:, None]
+    if isinstance(tokenizer, PatchDepthTokenizer):
+        return tokenizer.near * (tokenizer.far / tokenizer.near) ** position
+    return position
+
+
 def picture(tokenizer: ImageTokenizer, height: int = 64, width: int = 64, batch: int = 2) -> Tensor:
     g = torch.Generator().manual_seed(0)
     if isinstance(tokenizer, QuadrantSegTokenizer):
@@ -72,7 +84,7 @@ def test_reading_back_and_encoding_again_is_stable(make) -> None:
     ids = torch.randint(
         tokenizer.vocab_size, (2, *tokenizer.grid), generator=torch.Generator().manual_seed(0)
     )
-    again, present = tokenizer.encode(tokenizer.decode(ids))
+    again, present = tokenizer.encode(read_back(tokenizer, ids))
     assert torch.equal(again, ids)
     assert present.all()
 
@@ -100,7 +112,7 @@ def test_depth_is_log_quantised() -> None:
     )
     assert tokenizer.encode(depths)[0].flatten().tolist() == [0, 0, 1, 50, 99, 99, 99, 0]
     width = math.log(100) / 100
-    decoded = tokenizer.decode(tokenizer.encode(depths)[0])[:6]
+    decoded = read_back(tokenizer, tokenizer.encode(depths)[0])[:6]
     assert ((decoded.flatten() / depths[:6, 0, 0, 0]).log().abs() <= width / 2 + 1e-5).all()
 
 
@@ -119,7 +131,6 @@ def test_constant_and_empty_depth_are_finite(value) -> None:
     ids, present = tokenizer.encode(torch.full((1, 1, 64, 64), value))
     assert len(ids.unique()) == 1
     assert bool(present.all()) is (value > 0)
-    assert tokenizer.decode(ids).isfinite().all()
 
 
 def test_segmentation_codes_quadrants_as_digits() -> None:
@@ -133,7 +144,7 @@ def test_segmentation_of_odd_patches_shares_the_middle() -> None:
     image = torch.tensor([[1, 1, 2], [1, 1, 2], [3, 3, 4]])[None, None]
     # With sides of 3 the doubled quadrants are 3x3: top right sees columns 1 (half) and 2, and so on.
     ids, _ = QuadrantSegTokenizer(grid=1).encode(image)
-    assert QuadrantSegTokenizer(grid=1).decode(ids)[0, 0].tolist() == [[1, 2], [3, 4]]
+    assert read_back(QuadrantSegTokenizer(grid=1), ids)[0, 0].tolist() == [[1, 2], [3, 4]]
     single = torch.full((1, 1, 1, 1), 6)
     assert QuadrantSegTokenizer(grid=1).encode(single)[0].item() == 6 * (1 + 8 + 64 + 512)
 
@@ -188,7 +199,7 @@ def test_bad_pictures_are_named(tokenizer, image, valid, message) -> None:
     [
         lambda: PatchDepthTokenizer(near=2.0, far=1.0),
         lambda: PatchDepthTokenizer(grid=0),
-        lambda: QuadrantSegTokenizer(num_labels=4, labels=("a", "b")),
+        lambda: QuadrantSegTokenizer(num_labels=1),
     ],
 )
 def test_bad_settings_are_named(make) -> None:
