@@ -29,7 +29,7 @@ _TOKENIZER_OF_DOMAIN = {
     "tok_imagebind_global": "imagebind_global",
 }
 #: File beside a slim encoder: where its tensors come from, and under which licence.
-PROVENANCE = "provenance.json"
+SOURCE_FILE = "source.json"
 
 _EPFL = (
     "Sample Code License 1.1 of EPFL and Apple: non-commercial use only, redistribution with the notice kept"
@@ -140,9 +140,9 @@ def licence_of(where: str) -> str:
         return SOURCES[where].licence
     if is_hub_id(where):
         return f"unknown to this package, read https://huggingface.co/{where}"
-    provenance = Path(where) / PROVENANCE
-    if provenance.is_file():
-        return str(json.loads(provenance.read_text(encoding="utf-8")).get("licence"))
+    source = Path(where) / SOURCE_FILE
+    if source.is_file():
+        return str(json.loads(source.read_text(encoding="utf-8")).get("licence"))
     return "unknown to this package: that of whatever lies in this folder"
 
 

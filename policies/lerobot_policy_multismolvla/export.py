@@ -1,6 +1,6 @@
-"""Make what was trained or downloaded fit to be given away: slim encoders, merged adapters, a model card, an upload.
+"""Make what was trained or downloaded fit to be given away: slim encoders, merged adapters, an upload.
 
-The command is ``multismolvla-export`` (`multismolvla_run.export`); the work is here. Every export appears whole or not at all.
+The command is ``multismolvla-export`` (`multismolvla_run.export`). Every export appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from peft import PeftConfig, PeftModel
 
 from lerobot_policy_multismolvla.checkpoints import tensors_hash
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.model_card import encoder_card, policy_card
+from lerobot_policy_multismolvla.model_card import SlimEncoder, encoder_card, policy_card
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
-from multismolvla.pretrained import PROVENANCE, is_hub_id, licence_of, needed_by
+from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_by
 from multismolvla.tokenizers.recipe import split_domains
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ def slim_encoder(
     *,
     revision: str | None = None,
     expected_hash: str | None = None,
-) -> dict[str, Any]:
-    """Write the few tensors of a 4M checkpoint that an encoder of some modalities needs, in the official layout.
+) -> SlimEncoder:
+    """Write the few tensors of a 4M checkpoint that some modalities need, in the official layout.
 
     Values and dtype stay as they are, so that policies trained with the whole checkpoint accept the slim one.
 
@@ -56,7 +57,7 @@ def slim_encoder(
         expected_hash: what the encoder must hash to (a policy's ``encoder_hash``); ``None`` = anything.
 
     Returns:
-        What is written into ``provenance.json``: source, revision, modalities, ``encoder_hash``, licence.
+        What is written into ``source.json``.
 
     Raises:
         FileExistsError: ``output`` exists.
@@ -68,24 +69,27 @@ def slim_encoder(
         found = tensors_hash(encoder)
         if expected_hash not in (None, found):
             raise ValueError(
-                f"The encoder at {source!r} with {list(modalities)} hashes to {found[:12]}…, but the policy was trained with "
-                f"{str(expected_hash)[:12]}…. Name the original encoder with --encoder and --revision."
+                f"The encoder at {source!r} with {list(modalities)} hashes to {found[:12]}…, but the policy "
+                f"was trained with {str(expected_hash)[:12]}…. Name the original encoder with --encoder and "
+                "--revision."
             )
         encoder.save_pretrained(folder)
         if tensors_hash(FourMEncoder.from_pretrained(folder, modalities)) != found:
             raise OSError(f"{output}: what was written differs from what was read. Is the disk in order?")
-        provenance = {
-            "source": source,
-            "revision": _commit_of(config_file) or revision,
-            "modalities": list(modalities),
-            "encoder_hash": found,
-            "licence": licence_of(source),
-            "made_by": f"multismolvla-export {metadata.version('lerobot_policy_multismolvla')}",
-        }
-        (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        # a file in the hub's cache: …/snapshots/<commit>/<file>
+        cached = config_file.parent.parent.name == "snapshots"
+        made = SlimEncoder(
+            source=source,
+            revision=config_file.parent.name if cached else revision,
+            modalities=tuple(modalities),
+            encoder_hash=found,
+            licence=licence_of(source),
+            made_by=f"multismolvla-export {metadata.version('lerobot_policy_multismolvla')}",
+        )
+        (folder / SOURCE_FILE).write_text(json.dumps(asdict(made), indent=2) + "\n")
         _write_licence_note(folder, config_file.parent, source)
-        (folder / "README.md").write_text(encoder_card(provenance))
-    return provenance
+        (folder / "README.md").write_text(encoder_card(made))
+    return made
 
 
 def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -> Path:
@@ -94,7 +98,7 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
     Args:
         checkpoint: folder of a policy (``…/pretrained_model``), with adapters or without.
         output: new folder.
-        base: the checkpoint that the adapters stand on, if it is no longer where they say.
+        base: the checkpoint that the adapters were trained on, if it is no longer where they say.
 
     Returns:
         ``output``.
@@ -120,9 +124,10 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
     local = [where for where in needed_by(values | {"base_checkpoint": None}) if not is_hub_id(where)]
     if local:
         logger.warning(
-            "The policy reads networks from folders of this machine, which others do not have: %s. Name hub repositories in "
-            "config.json before you give it away.", ", ".join(local),
-        )  # fmt: skip
+            "The policy reads networks from folders of this machine, which others do not have: %s. Name hub "
+            "repositories in config.json before you give it away.",
+            ", ".join(local),
+        )
     return output
 
 
@@ -138,15 +143,14 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
         Address of the repository.
 
     Raises:
-        ConnectionError: the hub is switched off, unreachable, or refuses; the export itself stays where it is.
+        ConnectionError: the hub is switched off, unreachable, or refuses; the export itself stays where it
+            is.
     """
     import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    by_hand = (
-        f"The export lies complete in {folder}. Later: `hf auth login`, then `hf upload {repo} {folder}`."
-    )
+    by_hand = f"The export is complete in {folder}. Later: `hf auth login`, then `hf upload {repo} {folder}`."
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(f"Not pushed to {repo}: the hub is switched off by HF_HUB_OFFLINE. {by_hand}")
     api = HfApi()
@@ -159,26 +163,18 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     return str(url)
 
 
-def policy_encoder(checkpoint: Path) -> dict[str, Any]:
-    """The encoder that a policy was trained with: ``encoder``, ``revision``, ``modalities``, ``encoder_hash``.
+def encoder_domains(config: MultiSmolVLAConfig) -> list[str]:
+    """Domains of the encoder that a policy was trained with; soft ones are in the policy's own checkpoint.
 
     Raises:
-        FileNotFoundError: no policy there.
         ValueError: a policy without the 4M tower.
     """
-    config = _config(checkpoint)
     if not config.uses_fourm:
         raise ValueError(
-            f"{checkpoint} has vision_tower={config.vision_tower!r} and no 4M encoder to slim down."
+            f"The policy has vision_tower={config.vision_tower!r} and no 4M encoder to slim down."
         )
     domains = [d for m in config.tower_modalities for d in split_domains(config.domains[m])]
-    return {
-        "encoder": config.encoder,
-        "revision": config.encoder_revision,
-        # soft modalities are the policy's own and lie in its checkpoint
-        "modalities": [d for d in domains if not d.startswith(SOFT_PREFIX)],
-        "encoder_hash": config.encoder_hash,
-    }
+    return [d for d in domains if not d.startswith(SOFT_PREFIX)]
 
 
 @contextmanager
@@ -199,15 +195,15 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def _load(checkpoint: Path, base: Path | None) -> MultiSmolVLAPolicy:
-    config = _config(checkpoint)
+    config = read_policy_config(checkpoint)
     if not _is_adapter(checkpoint):
         return MultiSmolVLAPolicy.from_pretrained(checkpoint, config=config)
     adapter = PeftConfig.from_pretrained(str(checkpoint))
     below = base or Path(adapter.base_model_name_or_path or "")
     if not (below / "config.json").is_file():
         raise FileNotFoundError(
-            f"The adapters in {checkpoint} stand on the checkpoint {str(below)!r}, which is not there. If it was moved, name its "
-            "folder with --base."
+            f"The adapters in {checkpoint} need the checkpoint {str(below)!r}, which is not there. If it was "
+            "moved, name its folder with --base."
         )
     policy = MultiSmolVLAPolicy.from_pretrained(below, config=config)
     merged = PeftModel.from_pretrained(policy, str(checkpoint), config=adapter).merge_and_unload()
@@ -215,7 +211,13 @@ def _load(checkpoint: Path, base: Path | None) -> MultiSmolVLAPolicy:
     return merged
 
 
-def _config(checkpoint: Path) -> MultiSmolVLAConfig:
+def read_policy_config(checkpoint: Path) -> MultiSmolVLAConfig:
+    """Configuration of the policy in a folder.
+
+    Raises:
+        FileNotFoundError: no policy there.
+        ValueError: a policy of another type.
+    """
     _read_config(checkpoint)
     config = PreTrainedConfig.from_pretrained(checkpoint)
     if not isinstance(config, MultiSmolVLAConfig):
@@ -226,7 +228,8 @@ def _config(checkpoint: Path) -> MultiSmolVLAConfig:
 def _read_config(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / "config.json").is_file():
         raise FileNotFoundError(
-            f"{checkpoint} has no config.json. Expected a policy's folder, e.g. …/checkpoints/last/pretrained_model."
+            f"{checkpoint} has no config.json. Expected a policy's folder, e.g. "
+            "…/checkpoints/last/pretrained_model."
         )
     return weights.read_json(checkpoint / "config.json")
 
@@ -235,16 +238,12 @@ def _is_adapter(checkpoint: Path) -> bool:
     return (checkpoint / _ADAPTER_CONFIG).is_file()
 
 
-def _commit_of(path: Path) -> str | None:
-    """Commit of a file in the hub cache (``…/snapshots/<commit>/<file>``); ``None`` elsewhere."""
-    return path.parent.name if path.parent.parent.name == "snapshots" else None
-
-
 def _write_licence_note(folder: Path, source_folder: Path, source: str) -> None:
-    """The licence asks that its notice goes with the weights: the source's own file where there is one, and a pointer."""
+    """Write what the licence asks for: a pointer to it, and the source's own file where there is one."""
     (folder / LICENCE_NOTE).write_text(
-        f"The tensors in this folder are an unchanged part of {source}.\nLicence of {source}: {licence_of(source)}.\n"
-        "It applies to this part as to the whole. Keep this note, and the licence's own text where it lies beside it.\n"
+        f"The tensors in this folder are an unchanged part of {source}.\nLicence of {source}: "
+        f"{licence_of(source)}.\nIt applies to this part as to the whole. Keep this note, and the licence's "
+        "own text if it is here.\n"
     )
     for path in sorted(source_folder.iterdir()):
         if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):

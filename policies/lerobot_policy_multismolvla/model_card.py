@@ -1,15 +1,37 @@
-"""Model cards (README.md of an export): what it is, what else it needs, under which licences, how it was made and is run."""
+"""Model cards (README.md of an export): what it is, what it needs, licences, how it was made and is run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from multismolvla.pretrained import licence_of, needed_by
 
 #: Settings of the training run that a reader of the card wants first.
 _TRAINING = ("steps", "batch_size", "seed", "dataset", "peft")
+
+
+@dataclass(frozen=True)
+class SlimEncoder:
+    """What a slim encoder is a part of.
+
+    Attributes:
+        source: folder or hub id of the whole.
+        revision: its commit, as far as known.
+        modalities: encoder domains that were kept.
+        encoder_hash: of the tensors, the same as that of the whole with these domains.
+        licence: of the whole, in one line.
+        made_by: command and version.
+    """
+
+    source: str
+    revision: str | None
+    modalities: tuple[str, ...]
+    encoder_hash: str
+    licence: str
+    made_by: str
 
 
 def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *, merged: bool) -> str:
@@ -26,13 +48,13 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "pipeline_tag": "robotics",
         "tags": ["lerobot", "robotics", "multismolvla", "multimodal"],
     }
-    encoder = policy.get("encoder")
     running = {**policy, "base_checkpoint": None}  # its weights are in this checkpoint
     lines = [
         *_front_matter(front),
         "# MultiSmolVLA policy",
         "",
-        "A SmolVLA whose vision tower is the multimodal encoder 4M-21. A sensor that is absent or fails is masked.",
+        "A SmolVLA whose vision tower is the multimodal encoder 4M-21. A sensor that is absent or fails is "
+        "masked.",
         "Adapters of stage 2 are merged into these weights." if merged else "",
         "",
         "## Inputs",
@@ -43,17 +65,18 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "",
         "## Licences",
         "",
-        "The frozen networks are not in this repository. They are fetched from where the configuration says, each under its own",
-        "licence; one that forbids commercial use binds this policy, too.",
+        "The frozen networks are not in this repository. They are fetched from where the configuration "
+        "says, each",
+        "under its own licence; one that forbids commercial use binds this policy, too.",
         "",
         "| weights | used as | licence |",
         "|---|---|---|",
         *(f"| {where} | {purpose} | {licence_of(where)} |" for where, purpose in needed_by(running).items()),
         "",
-        f"The encoder must hash to `{policy.get('encoder_hash')}`; another one is refused."
-        if encoder
-        else "",
-        "",
+    ]
+    if policy.get("encoder"):
+        lines += [f"The encoder must hash to `{policy.get('encoder_hash')}`; another one is refused.", ""]
+    lines += [
         "## Run it",
         "",
         "```bash",
@@ -61,46 +84,46 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "lerobot-rollout --policy.path=THIS_REPOSITORY ...",
         "lerobot-eval --policy.path=THIS_REPOSITORY --env.type=multismolvla_libero ...",
         "```",
+        "",
     ]
     if training is not None:
         shown = {name: training[name] for name in _TRAINING if training.get(name) is not None}
         lines += [
-            "",
             "## Training",
             "",
             f"Stage `{policy.get('stage')}`; all settings are in `train_config.json` "
             "(`lerobot-train --config_path=train_config.json`).",
             "",
             *_json_block(shown),
+            "",
         ]
-    lines += ["", "## Configuration", "", *_json_block(policy)]
+    lines += ["## Configuration", "", *_json_block(policy)]
     return "\n".join(lines) + "\n"
 
 
-def encoder_card(provenance: Mapping[str, Any]) -> str:
-    """README.md of a slim encoder; ``provenance`` as `export.slim_encoder` returns it."""
-    front = {"license": "other", "tags": ["4m-21", "encoder"]}
+def encoder_card(made: SlimEncoder) -> str:
+    """README.md of a slim encoder."""
     lines = [
-        *_front_matter(front),
+        *_front_matter({"license": "other", "tags": ["4m-21", "encoder"]}),
         "# 4M-21 encoder, slim",
         "",
-        f"An unchanged part of `{provenance['source']}` (revision {provenance['revision'] or 'unknown'}): the encoder with the "
+        f"An unchanged part of `{made.source}` (revision {made.revision or 'unknown'}): the encoder with the "
         "embeddings of these modalities, in the official layout.",
         "",
-        *(f"- `{name}`" for name in provenance["modalities"]),
+        *(f"- `{name}`" for name in made.modalities),
         "",
-        f"Licence: {provenance['licence']}.",
+        f"Licence: {made.licence}.",
         "",
-        f"Use it in place of the whole checkpoint: `--policy.encoder=THIS_FOLDER`. Its tensors hash to "
-        f"`{provenance['encoder_hash']}`, as those of the whole one do.",
+        "Use it in place of the whole checkpoint: `--policy.encoder=THIS_FOLDER`. Its tensors hash to "
+        f"`{made.encoder_hash}`, as those of the whole one do.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _front_matter(values: Mapping[str, Any]) -> list[str]:
+def _front_matter(values: Mapping[str, object]) -> list[str]:
     # JSON is YAML, and needs no further rules about quoting.
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---", ""]
 
 
-def _json_block(values: Mapping[str, Any]) -> list[str]:
+def _json_block(values: Mapping[str, object]) -> list[str]:
     return ["```json", json.dumps(values, indent=2), "```"]

@@ -65,18 +65,18 @@ def export(cfg: ExportConfig) -> str:
     from lerobot_policy_multismolvla import export as work  # seconds: LeRobot and PyTorch
 
     if cfg.slim_encoder:
-        wanted = work.policy_encoder(cfg.checkpoint) if cfg.checkpoint else {}
-        modalities = cfg.modalities or wanted["modalities"]
-        # The policy's hash is that of its own set of modalities; another set hashes to something else.
-        same = list(modalities) == wanted.get("modalities")
-        made = work.slim_encoder(
-            cfg.encoder or wanted["encoder"],
-            modalities,
-            cfg.output,
-            revision=cfg.revision or (None if cfg.encoder else wanted.get("revision")),
-            expected_hash=wanted.get("encoder_hash") if same else None,
-        )
-        said = f"Encoder with {', '.join(made['modalities'])} in {cfg.output}. Licence: {made['licence']}."
+        encoder, revision, modalities, expected = cfg.encoder, cfg.revision, cfg.modalities, None
+        if cfg.checkpoint is not None:
+            policy = work.read_policy_config(cfg.checkpoint)
+            domains = work.encoder_domains(policy)
+            modalities = modalities or domains
+            # the policy's hash is that of its own domains
+            expected = policy.encoder_hash if modalities == domains else None
+            if encoder is None:
+                encoder, revision = policy.encoder, revision or policy.encoder_revision
+        assert encoder is not None
+        made = work.slim_encoder(encoder, modalities, cfg.output, revision=revision, expected_hash=expected)
+        said = f"Encoder with {', '.join(made.modalities)} in {cfg.output}. Licence: {made.licence}."
     else:
         assert cfg.checkpoint is not None
         work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base)

@@ -62,7 +62,7 @@ def test_every_source_is_told_whole() -> None:
 
 def test_licences_of_folders(tmp_path) -> None:
     assert "whatever lies in this folder" in licence_of(str(tmp_path))
-    (tmp_path / "provenance.json").write_text('{"licence": "some conditions"}')
+    (tmp_path / "source.json").write_text('{"licence": "some conditions"}')
     assert licence_of(str(tmp_path)) == "some conditions"
 
 
