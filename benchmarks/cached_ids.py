@@ -2,9 +2,10 @@
 
     python benchmarks/cached_ids.py
 
-Official architectures of depth, segmentation and thermal (route vision: ImageBind's vision branch, dense and global ids), every
-network at half the official width and a third of its depth, so that a CPU can do it; so each costs about a twelfth of what it
-officially does, and the ratio stays near the official one. Random weights: time does not depend on their values.
+Official architectures of depth, segmentation and thermal (route vision: ImageBind's vision branch, dense and
+global ids), every network at half the official width and a third of its depth, so that a CPU can do it; so
+each costs about a twelfth of what it officially does, and the ratio stays near the official one. Random
+weights: time does not depend on their values.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Scale:
     language: tuple[int, int, int, int]  # width, layers, heads, key-value heads
 
 
-# official: encoder and tokenizers 768 x 12 (12 heads), ImageBind's vision branch 1280 x 32 (16), language model 960 x 16 (15)
+# official: encoder and tokenizers 768 x 12 (12 heads), ImageBind's vision branch 1280 x 32 (16), language
+# model 960 x 16 (15)
 SCALES = {
     "third": Scale((384, 4, 6), (640, 11, 8), (480, 5, 15, 5)),
     "smallest": Scale((32, 1, 2), (40, 1, 4), (48, 2, 3, 1)),
@@ -117,14 +119,16 @@ def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
     preset = Sizes(
         vlm={
             "text_width": width, "text_layers": layers, "text_heads": query_heads, "text_kv_heads": key_heads,
-            "text_mlp": 8 * width // 3, "vision_width": 32, "vision_layers": 1, "image_size": 64, "patch_size": 8,
+            "text_mlp": 8 * width // 3, "vision_width": 32, "vision_layers": 1, "image_size": 64,
+            "patch_size": 8,
         },
         vocab=264,
         fourm=encoder,
         domains=domains,
         policy={"num_vlm_layers": layers, "resize_imgs_with_padding": (64, 64)},
         bridge={
-            "tokenizers": "official", "tokenizer_sources": sources, "imagebind": str(folder / "tokenizers/network"),
+            "tokenizers": "official", "tokenizer_sources": sources,
+            "imagebind": str(folder / "tokenizers/network"),
             "imagebind_rows": "norm", "seg_labels": "mini",
         },
         side=256,
@@ -153,7 +157,8 @@ def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
         num_heads=feature_heads,
     )
     vit = {
-        "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid", "latent_dim": 32,
+        "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid",
+        "latent_dim": 32,
         "encoder": {"dim": dim, "depth": depth, "num_heads": heads}, "post_mlp": True, "codebook_size": 8192,
     }  # fmt: skip
     configs: dict[str, dict[str, Any]] = {
@@ -161,8 +166,10 @@ def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
         "seg": vit | {"n_channels": 64, "n_labels": 134, "codebook_size": 4096},
         "imagebind": vit | {"n_channels": features, "patch_proj": False},
         "imagebind_global": {
-            "image_size": 224, "enc_type": f"BottleneckMLP/B_2-Wi_{dim}", "patch_size": 16, "quant_type": "memcodes",
-            "latent_dim": 512, "num_codebooks": 16, "codebook_size": 8192, "n_channels": features, "patch_proj": False,
+            "image_size": 224, "enc_type": f"BottleneckMLP/B_2-Wi_{dim}", "patch_size": 16,
+            "quant_type": "memcodes",
+            "latent_dim": 512, "num_codebooks": 16, "codebook_size": 8192, "n_channels": features,
+            "patch_proj": False,
             "post_mlp": True,
         },
     }  # fmt: skip
@@ -179,8 +186,7 @@ def _ids(policy: Any, pictures: dict[str, torch.Tensor]) -> tuple[dict[str, torc
     """The batch with ids in place of pictures, and the number of ids per modality."""
     import torch
 
-    from multismolvla.modalities import Modality, token_key, valid_key
-    from multismolvla.tower import tokenize_view
+    from multismolvla.modalities import DEPTH_VALID, Modality, token_key, valid_key
 
     tower, out, lengths = policy.model.tower, dict(pictures), {}
     for view, streams in policy.config.views.items():
@@ -189,8 +195,8 @@ def _ids(policy: Any, pictures: dict[str, torch.Tensor]) -> tuple[dict[str, torc
                 continue
             picture = {modality: out.pop(key)}
             if modality == Modality.DEPTH:
-                picture["depth_valid"] = out.pop(valid_key(key))
-            ids = tokenize_view(modality, picture, tower.tokenizers[modality], tower.image_size, tower.square)
+                picture[DEPTH_VALID] = out.pop(valid_key(key))
+            ids = tower.tokenize(modality, picture)
             out[token_key(view, modality)] = ids.to(torch.int16)
             lengths[modality] = ids.shape[1]
     return out, lengths

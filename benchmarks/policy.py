@@ -3,8 +3,8 @@
     python benchmarks/policy.py                  # sizes of the mini preset
     python benchmarks/policy.py --preset=real    # 4M-21 B against SigLIP-512, SmolLM2 with 16 layers
 
-Random weights: time does not depend on their values. Pictures come from memory; reading a dataset, the pre-processor and
-the optimizer's learning-rate schedule are not measured.
+Random weights: time does not depend on their values. Pictures come from memory; reading a dataset, the
+pre-processor and the optimizer's learning-rate schedule are not measured.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class PolicyBenchmark:
     )
     towers: list[str] = field(default_factory=lambda: ["siglip", "fourm"])  # of siglip, fourm, siglip+fourm
     modalities: list[str] = field(default_factory=list)  # of the 4M tower; empty = all the preset has
-    # train: forward, backward, optimizer. action: one chunk with all denoising steps, batch size 1. vision: the part of
-    # it until the visual tokens are ready, batch size 1.
+    # train: forward, backward, optimizer. action: one chunk with all denoising steps, batch size 1. vision:
+    # the part of it until the visual tokens are ready, batch size 1.
     quantities: list[str] = field(default_factory=lambda: list(QUANTITIES))
-    # connector or robust. Stage connector trains the bridge alone; vanilla SmolVLA has no such stage and trains its
-    # expert there (or everything with --trained=full).
+    # connector or robust. Stage connector trains the bridge alone; vanilla SmolVLA has no such stage and
+    # trains its expert there (or everything with --trained=full).
     stage: str = "robust"
-    # lora: adapters on language model and expert, as stage robust does. expert: upstream's default. full: everything
-    # but the frozen 4M tower. The 4M tower's bridge is always trained.
+    # lora: adapters on language model and expert, as stage robust does. expert: upstream's default. full:
+    # everything but the frozen 4M tower. The 4M tower's bridge is always trained.
     trained: str = "lora"
     batch_size: int = 0  # of a training step; 0 = the preset's (tiny 32, real 1)
     rounds: int = 7
@@ -165,7 +165,7 @@ def _case(quantity: str, cfg: PolicyBenchmark, policy: Any, batch: dict[str, tor
 
 
 def _parameters(policy: Any) -> dict[str, float]:
-    """Millions of parameters: all, those trained, and those of the towers; without the copies that LoRA keeps."""
+    """Millions of parameters: all, trained, and those of the towers; without the copies that LoRA keeps."""
 
     def millions(keep: Any) -> float:
         own = [(n, p) for n, p in policy.named_parameters() if ".original_module." not in n]
@@ -184,8 +184,9 @@ def _parameters(policy: Any) -> dict[str, float]:
 
 def _print(cfg: PolicyBenchmark, content: dict[str, Any], tables: list[str]) -> None:
     print(
-        f"\npreset {cfg.preset}, 4M modalities {'+'.join(content['modalities'])}, stage {cfg.stage}, trained {cfg.trained}, "
-        f"{cfg.device} {cfg.dtype}, {cfg.threads or 'default'} thread(s), two views, {content['flow_samples']} draw(s) of noise per observation"
+        f"\npreset {cfg.preset}, 4M modalities {'+'.join(content['modalities'])}, stage {cfg.stage}, trained "
+        f"{cfg.trained}, {cfg.device} {cfg.dtype}, {cfg.threads or 'default'} thread(s), two views, "
+        f"{content['flow_samples']} draw(s) of noise per observation"
     )
     for tower, count in content["parameters"].items():
         print(f"  {tower}: " + ", ".join(f"{k} {v:g} M" for k, v in count.items() if v))

@@ -1,8 +1,8 @@
 """Draw every corruption at every severity: ``python docs/corruption_sheet.py --output docs``.
 
-The pictures come from a real frame of the simulator, at the size at which LIBERO's cameras work and corruptions are
-defined (256 pixels), and go through the same functions as an evaluation. They are shown at half size by leaving out
-every second pixel, because averaging would hide noise.
+The pictures come from a real frame of the simulator, at the size at which LIBERO's cameras work and
+corruptions are defined (256 pixels), and go through the same functions as an evaluation. They are shown at
+half size by leaving out every second pixel, because averaging would hide noise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LABEL_WIDTH = 150
-#: Seed of all draws (with this one, instances of the mini suite's first task are swapped and removed: most episodes keep
-#: theirs at low severity), step limit of the episode in the picture of faults in time, and the step of the other sheets.
+#: Seed of all draws (with this one, instances of the mini suite's first task are swapped and removed: most
+#: episodes keep theirs at low severity), step limit of the episode in the picture of faults in time, and the
+#: step of the other sheets.
 SEED, STEPS, STEP = 206, 24, 3
 #: Steps that the picture of faults in time shows.
 SHOWN = tuple(range(0, STEPS, 2))
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_options(SheetConfig, arguments)
     if config.size < 32 or not 8 <= config.thumbnail <= config.size:
         raise ValueError(
-            f"--size={config.size} must be at least 32 and --thumbnail={config.thumbnail} lie between 8 and it."
+            f"--size={config.size} must be at least 32 and --thumbnail={config.thumbnail} lie between 8 and "
+            "it."
         )
     for path in draw(config):
         logger.info("%s (%.2f MB)", path, path.stat().st_size / 1e6)
@@ -104,7 +106,7 @@ Frame = Mapping[tuple[str, str], "np.ndarray"]
 
 
 def _episode(config: SheetConfig) -> list[Frame]:
-    """Frames of one episode as the policy sees them: (H, W, C) per (camera, modality), raw dtypes and units."""
+    """Frames of one episode as the policy sees them: (H, W, C) per (camera, modality), raw units."""
     import numpy as np
 
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
@@ -152,12 +154,12 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
         SOFT_TYPES,
         UNANNOUNCED_TYPES,
         apply_cross,
-        apply_hard,
-        apply_soft,
         cross_modal,
         frame_generator,
         seen_in_training,
     )
+    from multismolvla.corruption.hard import apply_hard
+    from multismolvla.corruption.soft import apply_soft
     from multismolvla.pictures import SheetRow, Tile, colourise, own_depth_span
 
     image = _tensor(frame["image", modality])

@@ -1,7 +1,8 @@
 """Modality-dropout curriculum: pure functions of step, availability and generator.
 
-A modality that is dropped is *absent* (its tokens never enter the encoder), not black. The randomness is a function of
-(seed, step, rank) alone: resuming at step k draws what an uninterrupted run would have drawn, and two ranks never share a mask.
+A modality that is dropped is *absent* (its tokens never enter the encoder), not black. The randomness is a
+function of (seed, step, rank) alone: resuming at step k draws what an uninterrupted run would have drawn, and
+two ranks never share a mask.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def dropout_probability(
 ) -> float:
     """Probability of losing a modality at a training step.
 
-    ``linear`` rises from 0 at step 0 to ``p_max`` at ``ramp * total_steps``, stays there, and is 0 in the last ``clean``
-    share of the steps (clean re-alignment, STRONG-VLA). ``fixed`` is ``p_max`` until that last share. ``none`` is 0.
+    ``linear`` rises from 0 at step 0 to ``p_max`` at ``ramp * total_steps``, stays there, and is 0 in the
+    last ``clean`` share of the steps (clean re-alignment, STRONG-VLA). ``fixed`` is ``p_max`` until that last
+    share. ``none`` is 0.
 
     Args:
         step: steps done so far, >= 0; beyond ``total_steps`` counts as the clean phase.
@@ -37,9 +39,6 @@ def dropout_probability(
         p_max: in [0, 1).
         ramp: share of the steps over which ``linear`` rises, in (0, 1].
         clean: share of the steps at the end without dropout, in [0, 1).
-
-    Returns:
-        Probability in [0, p_max].
 
     Raises:
         ValueError: for values outside the ranges above.
@@ -59,7 +58,7 @@ def dropout_probability(
 def curriculum_share(
     step: int, total_steps: int, *, ramp: float, clean: float, name: str = "dropout"
 ) -> float | None:
-    """How far a linear curriculum has risen: 0 at step 0, 1 from ``ramp * total_steps`` on, ``None`` in the clean phase.
+    """How far a linear curriculum has risen: 0 to 1, reached at ``ramp * total_steps``; ``None`` when clean.
 
     Args:
         step: steps done so far, >= 0; beyond ``total_steps`` counts as the clean phase.
@@ -75,9 +74,11 @@ def curriculum_share(
         raise ValueError(
             f"--policy.{name}_ramp={ramp} must lie in (0, 1] and {name}_clean={clean} in [0, 1)."
         )
-    if step < 0 or total_steps <= 0:
+    if total_steps <= 0:
         raise ValueError(
-            f"step={step} must be >= 0 and total_steps={total_steps} > 0 (--policy.curriculum_steps)."
+            f"--policy.curriculum_steps={total_steps}: the {name} curriculum needs the length of the stage. "
+            "Set it to the value of --steps, or switch the curriculum off (--policy.dropout_mode=none, "
+            "--policy.corruption_probability=0)."
         )
     # integer boundary: 0.9 * 1000 is 900.0000000000001 in binary, and step 900 must already be clean
     clean_from = total_steps - math.floor(clean * total_steps + 1e-9)
@@ -85,7 +86,7 @@ def curriculum_share(
 
 
 def step_generator(seed: int, step: int, rank: int = 0, purpose: str = "modality-dropout") -> torch.Generator:
-    """A CPU generator that depends on (purpose, seed, step, rank) and nothing else; purposes do not disturb each other."""
+    """A CPU generator that depends on (purpose, seed, step, rank) and nothing else."""
     digest = hashlib.sha256(f"{purpose}/{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
 
@@ -100,20 +101,22 @@ def sample_presence(
 ) -> Tensor:
     """Draw which modalities each sample keeps.
 
-    Each sample x view x modality is lost independently with ``probability``; samples that would lose everything are drawn
-    again. The first ``complete_share * B`` samples, rounded up or down at random, stay complete (the batch order is already
-    random), so that the policy never forgets the undamaged case and a batch of one is not complete every time.
+    Each sample x view x modality is lost independently with ``probability``; samples that would lose
+    everything are drawn again. The first ``complete_share * B`` samples, rounded up or down at random, stay
+    complete (the batch order is already random), so that the policy never forgets the undamaged case and a
+    batch of one is not complete every time.
 
     Args:
         available: bool (B, V, M), sensors that are there at all.
         probability: in [0, 1).
         generator: CPU generator, see :func:`step_generator`.
         complete_share: share of the batch that is left alone.
-        consequence: what else dies with what was lost (derived modalities with their RGB): presence (R, V, M) -> presence.
-            Applied before asking whether anything is left.
+        consequence: what else dies with what was lost (derived modalities with their RGB): presence (R, V, M)
+            -> presence. Applied before asking whether anything is left.
 
     Returns:
-        bool (B, V, M) on ``available``'s device, a subset of ``available``; samples with anything available keep something.
+        bool (B, V, M) on ``available``'s device, a subset of ``available``; samples with anything available
+        keep something.
     """
     if not 0 <= probability < 1:
         raise ValueError(f"Dropout probability {probability} must lie in [0, 1).")

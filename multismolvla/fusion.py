@@ -33,9 +33,9 @@ def resample_grid(tokens: Tensor, present: Tensor, size: int) -> tuple[Tensor, T
 class GatedFusion(nn.Module):
     """Per grid cell, a gated mean over the modalities that are present there.
 
-    Each modality has a linear map (starting at the identity) and a scalar gate; the gates of the present modalities go
-    through a softmax, so an absent one has weight exactly zero and the remaining ones sum to one: the scale of the
-    fused token does not depend on how many sensors are alive.
+    Each modality has a linear map (starting at the identity) and a scalar gate; the gates of the present
+    modalities go through a softmax, so an absent one has weight exactly zero and the remaining ones sum to
+    one: the scale of the fused token does not depend on how many sensors are alive.
 
     Args:
         dim: width D of the encoder.
@@ -66,8 +66,8 @@ class GatedFusion(nn.Module):
             present: per modality bool (B, h_m, w_m).
 
         Returns:
-            Fused tokens (B, g, g, D), zero where no modality is present; presence (B, g, g); and the weight of each
-            modality, see :func:`modality_weight`, (B), without gradient.
+            Fused tokens (B, g, g, D), zero where no modality is present; presence (B, g, g); and the weight
+            of each modality, see :func:`modality_weight`, (B), without gradient.
         """
         values, logits, masks = [], [], []
         names = [m for m in self.modalities if m in tokens]
@@ -87,16 +87,16 @@ class GatedFusion(nn.Module):
 def modality_weight(weight: Tensor, present: Tensor) -> Tensor:
     """How much each modality counts beside the others: its weight against the mean weight of the others.
 
-    Unlike the weight itself it does not depend on how many sensors are present, so it shows whether the fusion turns
-    away from a sensor that is disturbed.
+    Unlike the weight itself it does not depend on how many sensors are present, so it shows whether the
+    fusion turns away from a sensor that is disturbed.
 
     Args:
         weight: (M, B, g, g), summing to one over the modalities that are present.
         present: bool, the same shape.
 
     Returns:
-        (M, B) in [0, 1], the mean over the cells in which another modality is present, too: 0.5 = as much as the others
-        on average; NaN if there is no such cell.
+        (M, B) in [0, 1], the mean over the cells in which another modality is present, too: 0.5 = as much as
+        the others on average; NaN if there is no such cell.
     """
     number = present.sum(0)  # (B, g, g)
     others = (1 - weight) / (number - 1).clamp_min(1)

@@ -1,4 +1,4 @@
-"""How a policy shows what it saw: the inputs of its encoder and how much each modality counted, for hashes and pictures."""
+"""How a policy shows what it last saw: the inputs of its encoder, and how much each modality counted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LastLook:
 
     Attributes:
         inputs: what entered the encoder.
-        modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where nothing was
-            fused.
+        modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where
+            nothing was fused.
     """
 
     inputs: EncoderInputs
@@ -33,5 +33,5 @@ class ShowsLastLook(Protocol):
 
 
 def find_last_look(policy: nn.Module) -> ShowsLastLook | None:
-    """The policy itself, or the one inside PEFT's wrapper, if it shows its last look; ``None`` for any other policy."""
+    """The policy, or the one inside PEFT's wrapper, if it shows its last look; ``None`` for any other."""
     return next((module for module in policy.modules() if isinstance(module, ShowsLastLook)), None)

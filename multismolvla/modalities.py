@@ -1,13 +1,19 @@
-"""The one registry of modalities, views, units and provenance.
+"""The one registry of modalities and of the keys under which batches and datasets hold them.
 
-Every other room of the house (dataset tools, environment, processors, tower, evaluation) takes names, order and
-units from here, because each silent failure of multimodal robot policies known to us was a disagreement about one of them.
+Canonical pictures, i.e. after units and orientation and before the tokenizer, are batch first and channels
+first:
+
+========  =======  ============  =================================================================
+rgb       float32  (B, 3, H, W)  intensity in [0, 1]
+depth     float32  (B, 1, H, W)  metres, 0 where invalid, with a validity mask under `valid_key`
+seg       int64    (B, 1, H, W)  ids of the declared label set; resizing picks, never mixes them
+thermal   float32  (B, 1, H, W)  relative temperature in [0, 1]
+========  =======  ============  =================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -21,11 +27,7 @@ class Modality(StrEnum):
 
 
 class Provenance(StrEnum):
-    """Where the values of a modality come from.
-
-    ``sensor``: an own measurement (a camera, or the simulator's independent rendering). ``derived``: computed from
-    another modality at run time; it dies with its source and is never called sensor redundancy.
-    """
+    """Where the values of a stream come from; see `multismolvla.provenance`."""
 
     SENSOR = "sensor"
     DERIVED = "derived"
@@ -33,50 +35,52 @@ class Provenance(StrEnum):
 
 MODALITIES: tuple[str, ...] = tuple(m.value for m in Modality)
 
-#: ``{view: {modality: key}}``, e.g. ``{"image": {"rgb": "observation.images.image", ...}, ...}``. The order of the
-#: views is the order of the policy's prefix tokens and of the presence mask's V axis.
+#: ``{view: {modality: key}}``, e.g. ``{"image": {"rgb": "observation.images.image", ...}, ...}``. The order
+#: of the views is the order of the policy's prefix tokens and of the presence mask's V axis.
 ViewMap = dict[str, dict[str, str]]
 
-
-@dataclass(frozen=True)
-class ModalitySpec:
-    """What a *canonical* picture of a modality is, i.e. after the units step and before the tokenizer.
-
-    Attributes:
-        channels: number of channels C of the canonical tensor (B, C, H, W).
-        dtype: ``"float32"`` or ``"int64"``.
-        unit: the unit in words, used in error messages.
-        minimum: smallest legal value.
-        maximum: largest legal value (inclusive), ``None`` when open.
-        interpolate: whether values may be mixed by resizing; class ids may not.
-    """
-
-    channels: int
-    dtype: str
-    unit: str
-    minimum: float
-    maximum: float | None
-    interpolate: bool
-
-
-SPECS: dict[str, ModalitySpec] = {
-    Modality.RGB: ModalitySpec(3, "float32", "intensity in [0, 1]", 0.0, 1.0, True),
-    Modality.DEPTH: ModalitySpec(1, "float32", "metres, with a separate validity mask", 0.0, None, True),
-    Modality.SEG: ModalitySpec(1, "int64", "class id of the declared label set", 0, None, False),
-    Modality.THERMAL: ModalitySpec(1, "float32", "relative temperature in [0, 1]", 0.0, 1.0, True),
+#: Channels that a picture may have as it is stored; canonical pictures have the first number of them.
+PICTURE_CHANNELS: dict[str, tuple[int, ...]] = {
+    Modality.RGB: (3,),
+    Modality.DEPTH: (1,),
+    Modality.SEG: (1, 3),  # as PNG: red = class id, green = instance id
+    Modality.THERMAL: (1, 3),
 }
 
-#: Label set of the mini suite. At most eight classes: the weight-free tokenizer codes 2x2 quadrants in base 8.
+#: Label set of the mini suite. At most eight classes: the weight-free tokenizer codes 2x2 quadrants in base
+#: 8.
 MINI_LABELS: tuple[str, ...] = ("background", "robot", "gripper", "cube", "can", "basket", "plate", "other")
+
+#: How the keys of cached ids begin, and how those of presence flags end (LeRobot's own convention).
+TOKEN_PREFIX = "observation.tokens."
+PADDING_MASK_SUFFIX = "_padding_mask"
+#: Name of the validity mask among the pictures of one view, see `multismolvla.tower`.
+DEPTH_VALID = "depth_valid"
+
+
+def stream_name(camera: str, modality: str) -> str:
+    """Name of a stream in this package's datasets and environments, e.g. ``image`` or ``image_depth``."""
+    return camera if modality == Modality.RGB else f"{camera}_{modality}"
+
+
+def picture_key(camera: str, modality: str) -> str:
+    """Key of the same stream, e.g. ``observation.images.image_depth``."""
+    return f"observation.images.{stream_name(camera, modality)}"
+
+
+def modality_of_key(key: str) -> str:
+    """The modality that the ending of a key names by the same convention; RGB without such an ending."""
+    others = (m for m in MODALITIES if m != Modality.RGB)
+    return next((m for m in others if key.endswith(f"_{m}")), Modality.RGB.value)
 
 
 def padding_mask_key(key: str) -> str:
-    """Key of the presence flag of picture ``key``: bool (B,), True = the sensor is there (LeRobot's own convention)."""
-    return f"{key}_padding_mask"
+    """Key of the presence flag of picture ``key``: bool (B,), True = the sensor is there."""
+    return f"{key}{PADDING_MASK_SUFFIX}"
 
 
 def valid_key(key: str) -> str:
-    """Key of the per-pixel validity of depth picture ``key``: bool (B, 1, H, W), True = a usable measurement."""
+    """Key of the validity of depth picture ``key``: bool (B, 1, H, W), True = a usable measurement."""
     return f"{key}_valid"
 
 
@@ -85,7 +89,12 @@ def token_key(view: str, modality: str) -> str:
 
     Under ``observation.``, because LeRobot 0.6.1 drops all other keys on their way to the policy.
     """
-    return f"observation.tokens.{view}.{modality}"
+    return f"{TOKEN_PREFIX}{view}.{modality}"
+
+
+def ids_name(modality: str) -> str:
+    """Name of the cached token ids of a modality among the pictures of one view, see `multismolvla.tower`."""
+    return f"{modality}_ids"
 
 
 def default_view_map(
@@ -96,20 +105,16 @@ def default_view_map(
     Args:
         cameras: camera names, third-person first.
         modalities: the modalities each camera has.
-
-    Returns:
-        ``{camera: {modality: "observation.images.<camera>[_<modality>]"}}``.
     """
-    suffix = {m: "" if m == Modality.RGB else f"_{m}" for m in MODALITIES}
-    return {cam: {m: f"observation.images.{cam}{suffix[m]}" for m in modalities} for cam in cameras}
+    return {camera: {m: picture_key(camera, m) for m in modalities} for camera in cameras}
 
 
 def validate_view_map(views: Mapping[str, Mapping[str, str]]) -> None:
     """Check a view map for what can be known without data.
 
     Raises:
-        ValueError: the map is empty, names an unknown modality, gives one key to two streams, or a key is not an
-            ``observation.`` key (LeRobot 0.6.1 drops all others when a batch becomes a transition).
+        ValueError: the map is empty, names an unknown modality, gives one key to two streams, or a key is not
+            an ``observation.`` key (LeRobot 0.6.1 drops all others when a batch becomes a transition).
     """
     if not views:
         raise ValueError(
@@ -125,12 +130,13 @@ def validate_view_map(views: Mapping[str, Mapping[str, str]]) -> None:
         for modality, key in streams.items():
             if modality not in MODALITIES:
                 raise ValueError(
-                    f"View {view!r} names the unknown modality {modality!r}. Known modalities: {list(MODALITIES)}."
+                    f"View {view!r} names the unknown modality {modality!r}. Expected some of "
+                    f"{list(MODALITIES)}."
                 )
             if not key.startswith("observation."):
                 raise ValueError(
-                    f"View {view!r}, modality {modality!r}: key {key!r} must start with 'observation.', because "
-                    "LeRobot drops other keys before they reach the policy. Rename the feature."
+                    f"View {view!r}, modality {modality!r}: key {key!r} must start with 'observation.', "
+                    "because LeRobot drops other keys before they reach the policy. Rename the feature."
                 )
             if key in seen:
                 raise ValueError(

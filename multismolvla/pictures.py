@@ -1,4 +1,4 @@
-"""Pictures for people: the colours of every modality, chosen for colour-blind readers, too, and one contact sheet."""
+"""Pictures for people: colours of every modality, also for colour-blind readers, and one contact sheet."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def colourise(
 
     Args:
         modality: one of ``MODALITIES``.
-        values: (C, H, W). rgb and thermal: uint8, or float in [0, 1]; depth: float metres, 0 = invalid; seg: ids in
-            channel 0, as integers or as the float share of 255 that LeRobot makes of 8-bit pictures.
+        values: (C, H, W). rgb and thermal: uint8, or float in [0, 1]; depth: float metres, 0 = invalid; seg:
+            ids in channel 0, as integers or as the float share of 255 that LeRobot makes of 8-bit pictures.
         valid: bool (1, H, W) for depth; where it is False the picture is black.
         depth_span: nearest and farthest distance of the colour scale [m]; ``None`` for the picture's own.
 
@@ -106,8 +106,8 @@ def streams(
         depth_span: as in :func:`colourise`.
 
     Returns:
-        RGB per (camera, modality), in the order of cameras and modalities; ``None`` for a stream that the batch
-        declares absent, no entry for one that it does not have at all.
+        RGB per (camera, modality), in the order of cameras and modalities; ``None`` for a stream that the
+        batch declares absent, no entry for one that it does not have at all.
     """
     found: dict[tuple[str, str], Picture | None] = {}
     for camera, keys in default_view_map(tuple(cameras)).items():
@@ -130,7 +130,7 @@ def streams(
 
 
 def resize(picture: Picture, side: int) -> Picture:
-    """Scale the longer side to ``side`` pixels without smoothing, so that a reader sees the pixels the policy sees."""
+    """Scale the longer side to ``side`` pixels without smoothing: readers see the policy's own pixels."""
     from PIL import Image
 
     height, width = picture.shape[:2]

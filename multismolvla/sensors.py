@@ -1,7 +1,7 @@
-"""From what datasets, simulators and robots deliver to canonical pictures (``modalities.SPECS``): units, validity, orientation.
+"""From what datasets, simulators and robots deliver to canonical pictures (`multismolvla.modalities`).
 
-One piece of code for training, evaluation, deployment and the dataset tools. Every disagreement about units is an error
-that names the key, the value and the remedy; nothing is guessed and nothing falls back silently.
+One piece of code for training, evaluation, deployment and the dataset tools. Every disagreement about units
+is an error that names the key, the value and the remedy; nothing is guessed and nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from multismolvla.geometry import rotate_half_turns
-from multismolvla.modalities import Modality, ViewMap, padding_mask_key, valid_key, validate_view_map
+from multismolvla.modalities import (
+    PICTURE_CHANNELS,
+    Modality,
+    ViewMap,
+    padding_mask_key,
+    valid_key,
+    validate_view_map,
+)
 
-# A float depth picture whose median is beyond this many metres was delivered in millimetres: robot arms do not look further.
+# A float depth picture whose median is beyond this many metres came in millimetres: robot arms do not look
+# further.
 _IMPLAUSIBLE_METRES = 100.0
-# ... and one in millimetres whose largest value is below this was delivered in metres.
+# ... and one in millimetres whose largest value is below this came in metres.
 _IMPLAUSIBLE_MILLIMETRES = 20.0
 # LeRobot 0.6.1 gives invalid pixels back as 10 mm after video; they say nothing about the unit.
 _INVALID_MILLIMETRES = 10.0
@@ -26,15 +34,14 @@ _INVALID_MILLIMETRES = 10.0
 
 @dataclass
 class SensorReader:
-    """Brings every declared stream to its canonical form.
+    """Brings every declared stream to its canonical form, under the same key.
 
-    Under the same keys, batch first, channels first: RGB float32 [0, 1]; depth float32 metres plus ``<key>_valid`` bool;
-    segmentation int64 ids; thermal float32 [0, 1]. A declared key that is missing stays missing (an absent sensor).
-    Undeclared keys pass untouched.
+    A declared key that is missing stays missing (an absent sensor); undeclared keys pass untouched.
 
     Attributes:
         views: the view map.
-        depth_unit: ``m`` or ``mm``, the unit of float depth. Integer depth is millimetres, as everywhere in LeRobot.
+        depth_unit: ``m`` or ``mm``, the unit of float depth. Integer depth is millimetres, as everywhere in
+            LeRobot.
         depth_range_m: (near, far); depth at or below near, or beyond far, is invalid.
         num_labels: ids must be below this.
         half_turns: view -> number of 180-degree turns.
@@ -57,35 +64,37 @@ class SensorReader:
         """Make the declared streams of one observation canonical."""
         out = dict(observation)
         for view, streams in self.views.items():
-            turns = self.half_turns.get(view, 0)
             for modality, key in streams.items():
-                mask = out.get(padding_mask_key(key))
-                if (
-                    mask is not None
-                ):  # also where the picture is replaced by cached ids; datasets store it as (B, 1)
-                    out[padding_mask_key(key)] = torch.as_tensor(mask).reshape(-1) > 0.5
+                flag = out.get(padding_mask_key(key))
+                if flag is not None:  # also beside cached ids without a picture; datasets store it as (B, 1)
+                    out[padding_mask_key(key)] = torch.as_tensor(flag).reshape(-1) > 0.5
                 if key not in out:
                     continue
-                image = rotate_half_turns(_last_frame(key, out[key]), turns)
+                image = rotate_half_turns(_last_frame(key, out[key]), self.half_turns.get(view, 0))
+                if image.shape[1] not in PICTURE_CHANNELS[modality]:
+                    raise ValueError(
+                        f"{key} has {image.shape[1]} channels (shape {tuple(image.shape)}). A {modality} "
+                        f"picture must have {' or '.join(map(str, PICTURE_CHANNELS[modality]))}, channels "
+                        "first. Check the view map (--policy.views)."
+                    )
                 if modality == Modality.DEPTH:
                     out[key], out[valid_key(key)] = self._depth(key, image)
                 elif modality == Modality.SEG:
-                    out[key] = self._ids(key, image)
+                    out[key] = self._ids(key, image[:, :1])
                 elif modality == Modality.THERMAL:
-                    out[key] = _unit_interval(key, image, (1, 3))[:, :1]
+                    out[key] = _unit_interval(key, image)[:, :1]
                 else:
-                    out[key] = _unit_interval(key, image, (3,))
+                    out[key] = _unit_interval(key, image)
         return out
 
     def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:
-        _expect_channels(key, image, (1,))
         if not image.is_floating_point():
             metres = image.to(torch.float32) / 1000.0
         else:
             if torch.isnan(image).any():
                 raise ValueError(
-                    f"{key} contains NaN. Expected metric depth with invalid pixels as 0. Replace NaN by 0 where the "
-                    "frames are made."
+                    f"{key} contains NaN. Expected metric depth with invalid pixels as 0. Replace NaN by 0 "
+                    "where the frames are made."
                 )
             metres = image.float() if self.depth_unit == "m" else image.float() / 1000.0
             self._check_unit(key, image)
@@ -99,39 +108,40 @@ class SensorReader:
             return
         if self.depth_unit == "m" and seen.median() > _IMPLAUSIBLE_METRES:
             raise ValueError(
-                f"{key}: median depth is {seen.median().item():.0f}, which cannot be metres; it looks like millimetres. "
-                "Expected metres. Train with --dataset.depth_output_unit=m, or declare --policy.depth_unit=mm."
+                f"{key}: median depth is {seen.median().item():.0f}, which cannot be metres; it looks like "
+                "millimetres. Train with --dataset.depth_output_unit=m, or declare --policy.depth_unit=mm."
             )
         if self.depth_unit == "mm" and seen.max() < _IMPLAUSIBLE_MILLIMETRES:
             raise ValueError(
-                f"{key}: largest depth is {seen.max().item():.3f}, which cannot be millimetres; it looks like metres. "
-                "Declare --policy.depth_unit=m, or deliver millimetres."
+                f"{key}: largest depth is {seen.max().item():.3f}, which cannot be millimetres; it looks "
+                "like metres. Declare --policy.depth_unit=m, or deliver millimetres."
             )
 
     def _ids(self, key: str, image: Tensor) -> Tensor:
-        _expect_channels(key, image, (1, 3))
-        first = image[:, :1]  # recorded as PNG: red = class id, green = instance id
-        if first.is_floating_point():
-            if torch.isnan(first).any():
+        if image.is_floating_point():
+            if torch.isnan(image).any():
                 raise ValueError(f"{key} contains NaN. Expected segmentation ids.")
-            if first.max() > 1.0 or first.min() < 0.0:
+            if image.max() > 1.0 or image.min() < 0.0:
                 raise ValueError(
-                    f"{key}: float values up to {first.max().item():.4g}. Float segmentation must be uint8 ids divided by 255, as "
-                    "LeRobot delivers them; deliver raw ids as integers."
+                    f"{key}: float values up to {image.max().item():.4g}. Float segmentation must be uint8 "
+                    "ids divided by 255, as LeRobot delivers them; deliver raw ids as integers."
                 )
-            scaled = first * 255.0  # exact: uint8 / 255 comes back
+            scaled = image * 255.0  # exact: uint8 / 255 comes back
             ids = scaled.round().to(torch.int64)
-            if (scaled - ids).abs().max() > 0.02:
+            error = (scaled - ids).abs()
+            if error.max() > 0.02:
                 raise ValueError(
-                    f"{key}: values such as {first.flatten()[(scaled - ids).abs().argmax()].item():.4f} are not ids. Segmentation "
-                    "must be stored losslessly (PNG or integers), never as lossy video, and never resized with interpolation."
+                    f"{key}: values such as {image.flatten()[error.argmax()].item():.4f} are not ids. "
+                    "Segmentation must be stored losslessly (PNG or integers), never as lossy video, and "
+                    "never be interpolated."
                 )
         else:
-            ids = first.to(torch.int64)
+            ids = image.to(torch.int64)
         if ids.numel() and (ids.max() >= self.num_labels or ids.min() < 0):
             raise ValueError(
-                f"{key}: class id {int(ids.max())} (smallest {int(ids.min())}) is outside the label set of {self.num_labels} "
-                "classes. Map the ids to the declared label set, or set --policy.num_labels."
+                f"{key}: class id {int(ids.max())} (smallest {int(ids.min())}) is outside the label set of "
+                f"{self.num_labels} classes. Map the ids to the declared label set, or set "
+                "--policy.num_labels."
             )
         return ids
 
@@ -148,17 +158,8 @@ def _last_frame(key: str, image: Any) -> Tensor:
     return image.to(torch.int32) if image.dtype == torch.uint16 else image
 
 
-def _expect_channels(key: str, image: Tensor, allowed: tuple[int, ...]) -> None:
-    if image.shape[1] not in allowed:
-        raise ValueError(
-            f"{key} has {image.shape[1]} channels (shape {tuple(image.shape)}). Expected {' or '.join(map(str, allowed))}, "
-            "channels first. Check the view map (--policy.views)."
-        )
-
-
-def _unit_interval(key: str, image: Tensor, channels: tuple[int, ...]) -> Tensor:
+def _unit_interval(key: str, image: Tensor) -> Tensor:
     """Picture in [0, 1] as float32; uint8 is divided by 255."""
-    _expect_channels(key, image, channels)
     if image.dtype == torch.uint8:
         return image.float() / 255.0
     if not image.is_floating_point():

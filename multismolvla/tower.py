@@ -1,7 +1,7 @@
-"""The multimodal tower: canonical pictures of all views -> encoder tokens per modality, in one batched encoder call.
+"""The multimodal tower: canonical pictures of all views -> encoder tokens per modality, in one encoder call.
 
-Geometry to the encoder's size, tokenizers, presence, encoder. It knows nothing of language models.
-An absent modality, and a patch without a valid depth pixel, is a token that is not there; nothing is replaced by black.
+Geometry to the encoder's size, tokenizers, presence, encoder; nothing of language models. An absent modality,
+and a patch without a valid depth pixel, is a token that is not there; nothing is replaced by black.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multismolvla.fourm import FourMEncoder
 from multismolvla.geometry import resize_continuous, resize_depth, resize_ids, to_square
-from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, ids_name
 from multismolvla.tokenizers import ImageTokenizer, StreamTokenizer, Tokens
 from multismolvla.tokenizers.recipe import split_domains
 
@@ -29,8 +29,8 @@ class EncoderInputs:
     """What enters the encoder, views folded into the batch axis (R = B * V, view fastest).
 
     Attributes:
-        values: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without a grid, or
-            rows float (R, h, w, width).
+        values: per encoder domain: pixels float (R, 3, S, S) in [0, 1], ids int64 (R, h, w) or (R, N) without
+            a grid, or rows float (R, h, w, width).
         present: per encoder domain: bool (R, h, w) or (R, N), True = this token is there.
         domains: modality -> its encoder domains, in the order of their cached ids.
     """
@@ -42,7 +42,7 @@ class EncoderInputs:
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 per encoder domain of exactly the content that the encoder will see.
 
-        Content of absent tokens does not count, presence does: two equal fingerprints mean that a fault did not get here.
+        Content of absent tokens does not count, presence does: equal ones mean that no fault got here.
         """
         prints = {}
         for domain, content in sorted(self.values.items()):
@@ -81,16 +81,17 @@ class MultimodalTower(nn.Module):
 
     Args:
         encoder: the (frozen) encoder.
-        domains: modality -> encoder domain, e.g. ``{"rgb": "rgb@224", "depth": "tok_depth@224"}``; several are joined by
-            "+": at most one with a grid, which is fused with the other modalities, and any number of gridless (global) ones.
-        tokenizers: modality -> tokenizer, for every modality but RGB. They are kept out of the module tree: frozen, part
-            of no checkpoint, and possibly not loaded before they are needed.
+        domains: modality -> encoder domain, e.g. ``{"rgb": "rgb@224", "depth": "tok_depth@224"}``; several
+            are joined by "+": at most one with a grid, which is fused with the other modalities, and any
+            number without (global).
+        tokenizers: modality -> tokenizer, for every modality but RGB. They are no modules of the tower:
+            frozen, part of no checkpoint, and possibly not loaded before they are needed.
         image_size: side in pixels at which pictures enter.
         square: see :func:`multismolvla.geometry.to_square`.
 
     Attributes:
-        drop_absent: leave absent tokens, and modalities that no sample has, out (fast) or mask them: then no shape, and so no
-            rounding, depends on what the other samples of the batch lack.
+        drop_absent: leave out absent tokens, and modalities that no sample has (fast), or mask them: then no
+            shape, and so no rounding, depends on what the other samples of the batch lack.
 
     Raises:
         ValueError: a modality without a tokenizer, with two grids, or whose tokenizer serves other domains.
@@ -118,29 +119,30 @@ class MultimodalTower(nn.Module):
             grids = [d for d in names if not self.is_global(d)]
             if len(grids) > 1 or (modality == Modality.RGB and len(names) > 1):
                 raise ValueError(
-                    f"{modality} has the domains {list(names)}, {len(grids)} of them with a grid. Expected at most one with a "
-                    "grid, and for rgb nothing else."
+                    f"{modality} has the domains {list(names)}, {len(grids)} of them with a grid. Expected "
+                    "at most one with a grid, and for rgb nothing else."
                 )
             tokenizer = self.tokenizers.get(modality)
             served = tokenizer.domains if isinstance(tokenizer, StreamTokenizer) else names
             if tuple(served) != names or (isinstance(tokenizer, ImageTokenizer) and len(names) > 1):
                 raise ValueError(
-                    f"The tokenizer of {modality} makes {list(served)}, but the policy's domains are {list(names)}."
+                    f"The tokenizer of {modality} makes {list(served)}, but its domains are {list(names)}."
                 )
 
-    # -- encoder inputs ----------------------------------------------------------------------------------------------
+    # -- encoder inputs -------------------------------------------------------------------------------------
 
     def encoder_inputs(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> EncoderInputs:
         """Make encoder inputs of canonical pictures.
 
         Args:
-            views: per view, modality -> canonical picture (see ``modalities.SPECS``); depth comes with its validity
-                under ``"depth_valid"`` (bool, optional: default all valid), cached ids int64 (B, N) under
-                ``ids_name(modality)`` and take precedence. A view may lack any modality.
+            views: per view, modality -> canonical picture; depth comes with its validity under
+                ``DEPTH_VALID`` (bool, default all valid). Cached ids int64 (B, N) under
+                ``ids_name(modality)`` go before the picture. A view may lack any modality.
             presence: bool (B, V, M), M in ``MODALITIES`` order, True = there.
 
         Returns:
-            Folded inputs. A modality that no view has is left out; so is, with ``drop_absent``, one that no sample has.
+            Folded inputs. A modality that no view has is left out; so is, with ``drop_absent``, one that no
+            sample has.
         """
         values: dict[str, Tensor] = {}
         present: dict[str, Tensor] = {}
@@ -163,7 +165,7 @@ class MultimodalTower(nn.Module):
         return EncoderInputs(values, present, dict(self.domains))
 
     def _prepare(self, modality: str, streams: Mapping[str, Tensor]) -> list[Tokens]:
-        """One modality of one view: content and presence for each of its domains, as the encoder takes them."""
+        """One modality of one view: values and presence per domain, as the encoder takes them."""
         domains = self.domains[modality]
         if modality == Modality.RGB:
             pixels = resize_continuous(to_square(streams[modality], self.square), self.image_size)
@@ -175,21 +177,26 @@ class MultimodalTower(nn.Module):
             made = tokens_of_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
         return [self._on_grid(domain, tokens) for domain, tokens in zip(domains, made, strict=True)]
 
+    def tokenize(self, modality: str, streams: Mapping[str, Tensor]) -> Tensor:
+        """Token ids of one stream of a view as they are cached; see :func:`tokenize_view`."""
+        return tokenize_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
+
     def _split_ids(self, modality: str, ids: Tensor) -> list[Tokens]:
         """Cached ids (B, N) -> tokens per domain."""
         domains = self.domains[modality]
         soft = [d for d in domains if self.is_soft(d)]
         if soft:
             raise ValueError(
-                f"The data hold ids of {modality}, but {soft[0]!r} takes rows of numbers, which cannot be cached as ids. Keep the "
-                f"pictures of {modality} in the dataset, or use another route."
+                f"The data hold ids of {modality}, but {soft[0]!r} takes rows of numbers, which cannot be "
+                f"cached as ids. Keep the pictures of {modality} in the dataset, or use another route."
             )
         lengths = [math.prod(self._shape(d)) for d in domains]
         if ids.shape[-1] != sum(lengths):
             raise ValueError(
-                f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's {'+'.join(domains)!r} takes "
-                f"{sum(lengths)}. They were made for another encoder; make them anew: `multismolvla-annotate` from a dataset with RGB, "
-                "`multismolvla-tokens` from one that holds the pictures."
+                f"The cached ids of {modality} are {ids.shape[-1]} per picture, but the encoder's "
+                f"{'+'.join(domains)!r} takes {sum(lengths)}. They were made for another encoder; make them "
+                "anew: `multismolvla-annotate` from a dataset with RGB, `multismolvla-tokens` from one that "
+                "holds the pictures."
             )
         return [Tokens(part.clamp_min(0), part != ABSENT) for part in ids.split(lengths, dim=-1)]
 
@@ -202,7 +209,7 @@ class MultimodalTower(nn.Module):
         grid = self._shape(domain)
         return Tokens(values.unflatten(1, grid), present.unflatten(1, grid))
 
-    # -- the encoder -------------------------------------------------------------------------------------------------
+    # -- the encoder ----------------------------------------------------------------------------------------
 
     def forward(self, views: Sequence[Mapping[str, Tensor]], presence: Tensor) -> TowerOutput:
         """Encode all views at once; arguments as :meth:`encoder_inputs`."""
@@ -226,17 +233,13 @@ class MultimodalTower(nn.Module):
         return out
 
     def wants_gradient(self, inputs: EncoderInputs) -> bool:
-        """Whether the map of soft rows learns from these inputs: then the encoder must keep its activations."""
+        """Whether a map of soft rows learns from these inputs: then the encoder keeps its activations."""
         return any(
             self.is_soft(d) and any(p.requires_grad for p in self.encoder.encoder_embeddings[d].parameters())
             for d in inputs.values
         )
 
-    # -- facts about domains -----------------------------------------------------------------------------------------
-
-    def grid(self, modality: str) -> tuple[int, ...]:
-        """Token grid (h, w) of a modality's first domain; (N,) for a gridless one."""
-        return self._shape(self.domains[modality][0])
+    # -- facts about domains --------------------------------------------------------------------------------
 
     def _shape(self, domain: str) -> tuple[int, ...]:
         info = self.encoder.modality(domain)
@@ -256,11 +259,6 @@ class MultimodalTower(nn.Module):
         return tuple(m for m, names in self.domains.items() if not all(self.is_global(d) for d in names))
 
     @property
-    def global_domains(self) -> tuple[str, ...]:
-        """Gridless domains, in the order of their tokens in the prefix."""
-        return tuple(d for names in self.domains.values() for d in names if self.is_global(d))
-
-    @property
     def soft_domains(self) -> tuple[str, ...]:
         """Domains that take rows of numbers through a trained map."""
         return tuple(d for names in self.domains.values() for d in names if self.is_soft(d))
@@ -273,12 +271,8 @@ class MultimodalTower(nn.Module):
     @property
     def num_globals(self) -> int:
         """Global tokens per view."""
-        return sum(self._shape(d)[0] for d in self.global_domains)
-
-
-def ids_name(modality: str) -> str:
-    """Name under which a view carries cached token ids of a modality."""
-    return f"{modality}_ids"
+        names = [d for several in self.domains.values() for d in several]
+        return sum(self._shape(d)[0] for d in names if self.is_global(d))
 
 
 def tokens_of_view(
@@ -301,12 +295,12 @@ def tokens_of_view(
     if modality == Modality.SEG:
         image = resize_ids(image, image_size)
     elif modality == Modality.DEPTH:
-        mask = streams.get("depth_valid")
+        mask = streams.get(DEPTH_VALID)
         mask = torch.ones_like(image, dtype=torch.bool) if mask is None else to_square(mask, square)
         image, valid = resize_depth(image, mask, image_size)
     else:
         image = resize_continuous(image, image_size)
-    # No autocast: ids flip on near ties, and ids made in training, in evaluation and for the cache must be the same.
+    # No autocast: ids flip on near ties, and those of training, evaluation and cache must be the same.
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         if isinstance(tokenizer, StreamTokenizer):
             made = tokenizer.encode_domains(image, valid)
@@ -325,16 +319,14 @@ def tokenize_view(
     """Token ids of one canonical stream as they are cached; arguments as `tokens_of_view`.
 
     Returns:
-        int64 (B, N), the ids of all domains one after the other; ``ABSENT`` where there is no token (no valid depth).
+        int64 (B, N), the ids of all domains one after the other; ``ABSENT`` where there is no token.
 
     Raises:
         ValueError: the tokenizer makes rows of numbers instead of ids.
     """
     made = tokens_of_view(modality, streams, tokenizer, image_size, square)
     if any(tokens.values.is_floating_point() for tokens in made):
-        raise ValueError(
-            f"The tokenizer of {modality} makes rows of numbers (thermal route 'soft'), which cannot be cached as ids."
-        )
+        raise ValueError(f"Rows of numbers (thermal route 'soft') of {modality} cannot be cached as ids.")
     return torch.cat([torch.where(t.present, t.values, ABSENT) for t in made], dim=-1)
 
 

@@ -15,15 +15,15 @@ from multismolvla.corruption import (
     Condition,
     Fault,
     apply_cross,
-    apply_hard,
-    apply_soft,
     episode_seed,
     frame_generator,
     shown_step,
-    with_derived,
 )
+from multismolvla.corruption.hard import apply_hard
+from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.temporal import WINDOW_TYPES
 from multismolvla.modalities import MODALITIES, Modality, Provenance
+from multismolvla.provenance import with_derived
 
 #: Suffix of a modality's raw observation key after the camera's name.
 _SUFFIX = {"rgb": "", "depth": "_depth", "seg": "_seg", "thermal": "_thermal"}
@@ -40,7 +40,7 @@ class FaultWrapper(gym.Wrapper):
     ``freeze`` (the first frame of the episode stays) leave ``presence`` at 1. Soft and cross-modal faults change the
     content. Temporal faults show an earlier picture or none; the earlier ones that are still needed are kept here. Depth
     pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share the faults of
-    RGB, see :func:`multismolvla.corruption.with_derived`.
+    RGB, see :func:`multismolvla.provenance.with_derived`.
 
     ``info["fault_active"]`` says whether any stream is changed in this step: a fault in time may begin after the episode
     has ended.

@@ -12,12 +12,12 @@ Grammar (the text is the condition's identity in result files and in commands)::
     C4:rgb=delay@5                     fault in time: pictures are 5 steps old
     C4:rgb.image2=frame_drop@0.3       each frame of this camera is lost with probability 0.3
     C4:all=burst                       nothing arrives from any sensor for a fifth of the episode, announced
-    C5:depth=shift@8                   cross-modal: depth displaced by 8 pixels (at a width of 224) against rgb
+    C5:depth=shift@8                   cross-modal: depth displaced by 8 of 224 pixels against rgb
     C5:all=swapped                     the cameras are exchanged
 
 ``all`` stands for every modality, in C2 to C5. What the types are and mean: :mod:`.hard`, :mod:`.soft`,
-:mod:`.temporal`, :mod:`.cross_modal`. Two things of the protocol are no conditions: adversarial perturbations (C6) are
-not built, and LIBERO-Plus (C7) is a set of tasks and therefore an environment.
+:mod:`.temporal`, :mod:`.cross_modal`. Two things of the protocol are no conditions: adversarial perturbations
+(C6) are not built, and LIBERO-Plus (C7) is a set of tasks and therefore an environment.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ _EXAMPLES = {
     "C4": "C4:rgb=delay@5",
     "C5": "C5:depth=shift@8",
 }
+_NO_CONDITIONS = {
+    "C6": "Adversarial perturbations (C6) are not built.",
+    "C7": "LIBERO-Plus (C7) is a set of tasks, run as an environment: --env.type=libero_plus "
+    "--env.task=libero_spatial --conditions=[C0].",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class Fault:
 
     Attributes:
         modality: one of ``MODALITIES``.
-        type: a hard (``HARD_TYPES``), soft (``SOFT_TYPES[modality]``), temporal (``TEMPORAL_TYPES``) or cross-modal type
-            (``cross_modal.TYPES[modality]``).
+        type: a hard (``HARD_TYPES``), soft (``SOFT_TYPES[modality]``), temporal (``TEMPORAL_TYPES``) or
+            cross-modal type (``cross_modal.TYPES[modality]``).
         severity: 1..5 for soft faults, 0 for the others.
         cameras: the cameras that suffer from it; ``None`` for all.
         announced: whether the presence flag tells the policy. Only ``drop`` and ``burst`` are announced.
@@ -67,37 +72,25 @@ class Fault:
     parameter: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "soft":
-            if self.severity not in SEVERITIES:
-                raise ValueError(
-                    f"Severity {self.severity} of {self.modality}={self.type} is unknown. Expected one of {list(SEVERITIES)}, "
-                    f"e.g. C3:{self.modality}={self.type}@3."
-                )
-        elif self.severity != 0:
+        if self.kind == "soft" and self.severity not in SEVERITIES:
             raise ValueError(
-                f"The {self.kind} fault {self.type!r} has no severity, got {self.severity}. Leave '@{self.severity}' out."
+                f"Severity {self.severity} of {self.modality}={self.type} is unknown. Expected one of "
+                f"{list(SEVERITIES)}, e.g. C3:{self.modality}={self.type}@3."
             )
         if self.type == "grey" and self.modality == "seg":
             raise ValueError(
                 "seg=grey means nothing: class ids have no mid-grey. Use seg=zero or seg=freeze."
             )
-        self._check_parameter()
-        if self.cameras is not None and not self.cameras:
-            raise ValueError("A fault with an empty list of cameras has no effect. Use None for all cameras.")
-        if self.type == "swapped" and self.cameras is not None:
-            raise ValueError(
-                f"{self.modality}.{self.cameras[0]}=swapped names one camera, but all cameras change places. "
-                f"Write {self.modality}=swapped."
-            )
-
-    def _check_parameter(self) -> None:
         if self.kind in ("temporal", "cross"):
             check = temporal.check_parameter if self.kind == "temporal" else cross_modal.check_parameter
             wrong = check(self.type, self.parameter)
             if wrong:
                 raise ValueError(f"The fault {self.type!r} (number: {self.parameter}) {wrong}.")
-        elif self.parameter is not None:
-            raise ValueError(f"The {self.kind} fault {self.type!r} has no parameter, got {self.parameter}.")
+        if self.type == "swapped" and self.cameras is not None:
+            raise ValueError(
+                f"{self.modality}.{self.cameras[0]}=swapped names one camera, but all cameras change places. "
+                f"Write {self.modality}=swapped."
+            )
 
     @property
     def kind(self) -> str:
@@ -149,7 +142,7 @@ def _kind(modality: str, type_: str) -> str:
 
 @dataclass(frozen=True)
 class Condition:
-    """One arm of an evaluation.
+    """What is broken in an episode.
 
     Attributes:
         id: canonical text; :func:`parse_condition` of it gives an equal condition.
@@ -216,8 +209,8 @@ def _parse_faults(text: str, group: str, whole: str) -> list[Fault]:
     if kind != _GROUPS[group] or type_ == "drop":
         right = next(g for g, known in _GROUPS.items() if known == kind)
         raise ValueError(
-            f"{type_!r} in condition {whole!r} is a {kind} fault and does not belong to {group}. Announced losses are "
-            f"written as C1, others of this kind as {right}, e.g. {_EXAMPLES[right]}."
+            f"{type_!r} in condition {whole!r} is a {kind} fault and does not belong to {group}. Announced "
+            f"losses are written as C1, others of this kind as {right}, e.g. {_EXAMPLES[right]}."
         )
     if at and group == "C2":
         raise ValueError(f"The fault {fault!r} in condition {whole!r} takes no number: write {type_}.")
@@ -259,29 +252,21 @@ def parse_condition(text: str) -> Condition:
         The condition with its canonical id, e.g. ``C1:-rgb`` becomes ``C1:depth+seg+thermal``.
 
     Raises:
-        ValueError: the text does not follow the grammar, or names an unknown group, modality, type or severity; the
-            message lists what is known. Camera names are checked by the environment, which knows them.
+        ValueError: the text does not follow the grammar, or names an unknown group, modality, type or
+            severity. Camera names are checked by the environment.
     """
     text = text.strip()
     group, colon, body = text.partition(":")
     if text == "C0":
         return CLEAN
-    if group in ("C6", "C7"):
-        raise ValueError(
-            f"{text!r} is no condition. "
-            + (
-                "Adversarial perturbations (C6) are not built."
-                if group == "C6"
-                else "LIBERO-Plus (C7) is a set of tasks, run as an environment: --env.type=libero_plus --env.task=libero_spatial "
-                "--conditions=[C0]."
-            )
-        )
+    if group in _NO_CONDITIONS:
+        raise ValueError(f"{text!r} is no condition. {_NO_CONDITIONS[group]}")
     if group not in ("C1", *_GROUPS) or not colon or not body:
         raise ValueError(
-            f"Cannot read the condition {text!r}. Known: C0, C1:<kept modalities>, C1:-<lost>, C1:camera=<lost>, "
-            f"C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, C3:<modality>=<type>@<severity>, "
-            f"C4:<modality>=<{'|'.join(TEMPORAL_TYPES)}>, C5:<modality>=<shift|rotated|swapped|scale>; "
-            f"modalities: {[*MODALITIES, ALL]}."
+            f"Cannot read the condition {text!r}. Known: C0, C1:<kept modalities>, C1:-<lost>, "
+            f"C1:camera=<lost>, C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, "
+            f"C3:<modality>=<type>@<severity>, C4:<modality>=<{'|'.join(TEMPORAL_TYPES)}>, "
+            f"C5:<modality>=<shift|rotated|swapped|scale>; modalities: {[*MODALITIES, ALL]}."
         )
     if group == "C1":
         if body.startswith("camera="):

@@ -1,8 +1,8 @@
-"""Cross-modal faults: each picture is intact by itself, but it no longer agrees with the others. Never announced.
+"""Cross-modal faults: each picture is intact, but it no longer agrees with the others. Never announced.
 
 =============  ==============================================================================================
-``shift``      Depth, segmentation or thermal is displaced sideways against RGB. Pixels are counted at a width of
-               224 and scaled to the picture's own; at least one. To the left or to the right: a coin per episode.
+``shift``      Depth, segmentation or thermal is displaced sideways against RGB, in pixels of a picture 224
+               wide, by at least one of its own. Left or right: a coin per episode.
 ``rotated``    The picture is turned by 180 degrees.
 ``swapped``    Each camera delivers the picture of the next one (with two: they change places). Needs both
                pictures, so the environment's fault wrapper does it.
@@ -61,8 +61,8 @@ def apply_cross(
         generator: CPU generator, the same in all frames of an episode.
 
     Returns:
-        New tensors. Where a shifted picture shows nothing, depth is 0 and invalid, the class is 0 (background), and
-        thermal repeats its border.
+        New tensors. Where a shifted picture shows nothing, depth is 0 and invalid, the class is 0
+        (background), and thermal repeats its border.
 
     Raises:
         ValueError: the modality cannot have this fault, or ``swapped``, which needs two pictures.

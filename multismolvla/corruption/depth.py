@@ -1,4 +1,4 @@
-"""Soft faults of metric depth. Invalid pixels stay invalid, and become 0 m with their mask False, never a distance."""
+"""Soft faults of metric depth. Invalid pixels stay invalid: 0 m with their mask False, never a distance."""
 
 from __future__ import annotations
 
@@ -23,18 +23,7 @@ MINIMUM_M = 1e-3
 def corrupt(
     image: Tensor, valid: Tensor, type: str, severity: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Corrupt a depth picture.
-
-    Args:
-        image: float32 (1, H, W) in metres.
-        valid: bool (1, H, W), True = a usable measurement.
-        type: one of ``SOFT_TYPES["depth"]``.
-        severity: 1..5.
-        generator: CPU generator.
-
-    Returns:
-        Depth and validity; depth is 0 wherever it is invalid.
-    """
+    """See `.soft.apply_soft`; float32 (1, H, W) in metres with its validity, 0 wherever it is invalid."""
     _, height, width = image.shape
     level = severity - 1
     if type == "noise":
@@ -74,7 +63,7 @@ def _flying_pixels(image: Tensor, valid: Tensor, band: int, generator: Generator
 
 
 def _highest(image: Tensor, reach: int) -> Tensor:
-    """Largest value within ``reach`` pixels in both directions, (1, H, W); rows, then columns, which is cheaper."""
+    """Largest value within ``reach`` pixels both ways, (1, H, W); first by rows, which is cheaper."""
     size = 2 * reach + 1
     rows = F.max_pool2d(image[None], (size, 1), 1, (reach, 0))
     return F.max_pool2d(rows, (1, size), 1, (0, reach))[0]

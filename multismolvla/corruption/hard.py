@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: What "mid-grey" means for metric depth: a wall one metre away, the middle of a table-top camera's working range.
+#: What "mid-grey" means for metric depth: a wall in the middle of a table-top camera's working range.
 GREY_DEPTH_M = 1.0
 
 
@@ -18,8 +18,8 @@ def apply_hard(
         image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.apply_soft`.
         valid: bool (1, H, W) or ``None``.
         modality: one of ``MODALITIES``.
-        type: ``drop`` and ``zero``: all zeros (for depth: nothing valid); ``grey``: constant middle of the range;
-            ``freeze``: the picture ``frozen``.
+        type: ``drop`` and ``zero``: all zeros (for depth: nothing valid); ``grey``: constant middle of the
+            range; ``freeze``: the picture ``frozen``.
         frozen: the last good picture, for ``freeze``, same shape and dtype as ``image``.
 
     Returns:

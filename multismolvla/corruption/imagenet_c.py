@@ -1,20 +1,19 @@
-"""ImageNet-C's corruptions of colour pictures, for evaluation (Hendrycks and Dietterich, ICLR 2019; Apache-2.0).
+"""ImageNet-C's corruptions of colour pictures (Hendrycks and Dietterich, ICLR 2019; Apache-2.0).
 
-Fifteen of the nineteen come from the package ``imagecorruptions`` (optional). It cannot give the other four, so those
+Fifteen of the nineteen come from the package ``imagecorruptions``. It cannot give the other four, so those
 are written here after the same published definitions, in numpy and scipy:
 
-* ``gaussian_blur`` and ``glass_blur``: version 1.1.2 passes ``multichannel`` to scikit-image's Gaussian filter, an
-  argument that scikit-image has replaced by ``channel_axis`` and no longer takes;
+* ``gaussian_blur`` and ``glass_blur``: version 1.1.2 passes ``multichannel`` to scikit-image's Gaussian
+  filter, an argument that scikit-image has replaced by ``channel_axis`` and no longer takes;
 * ``fog``: version 1.1.2 uses ``np.float_``, which numpy 2 has removed;
-* ``impulse_noise``: version 1.1.2 lets scikit-image draw from a fresh generator that cannot be seeded, so the same
-  episode would not be the same twice.
+* ``impulse_noise``: version 1.1.2 lets scikit-image draw from a fresh generator that cannot be seeded, so the
+  same episode would not be the same twice.
 
 A test holds them equal to the package's own code with those names put back.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
-
-from multismolvla.corruption.names import IMAGENET_C_TYPES
 
 Array = NDArray[Any]
 
@@ -38,40 +35,20 @@ FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
 SMALLEST_SIDE = 32
 
 
-def available() -> bool:
-    """Whether the optional package is installed (it is not imported)."""
-    return importlib.util.find_spec("imagecorruptions") is not None
-
-
-def needs_package(type: str) -> bool:
-    """Whether a type comes from the optional package."""
-    return type in IMAGENET_C_TYPES and type not in _OWN
-
-
 def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Tensor:
-    """Corrupt a colour picture as ImageNet-C does, in 8 bits.
-
-    Args:
-        image: float32 (3, H, W) in [0, 1], at least 32 pixels a side.
-        type: one of ``IMAGENET_C_TYPES``.
-        severity: 1..5.
-        generator: CPU generator.
-
-    Returns:
-        float32 (3, H, W) in [0, 1], multiples of 1/255.
+    """See `.soft.apply_soft`; float32 (3, H, W) in [0, 1], in 8 bits as published: multiples of 1/255.
 
     Raises:
-        ModuleNotFoundError: the type needs the package, which is not installed.
         ValueError: the picture is too small.
     """
     if min(image.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
-            f"ImageNet-C corruptions need pictures of at least {SMALLEST_SIDE} pixels a side, got {tuple(image.shape[-2:])}."
+            f"ImageNet-C needs at least {SMALLEST_SIDE} pixels a side, got {tuple(image.shape[-2:])}."
         )
     picture = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     seed = int(torch.randint(2**31, (), generator=generator))
-    if type in _OWN:
-        result = _OWN[type](picture / 255.0, severity - 1, seed)
+    if type in OWN:
+        result = OWN[type](picture / 255.0, severity - 1, seed)
         # The package cuts off decimals and does not round; so do its published pictures.
         result = (np.clip(result, 0, 1) * 255).astype(np.uint8)
     else:
@@ -80,16 +57,11 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Te
 
 
 def _from_package(picture: Array, type: str, severity: int, seed: int) -> Array:
-    if not available():
-        raise ModuleNotFoundError(
-            f"The corruption {type!r} uses ImageNet-C's definition from the package imagecorruptions, which is not "
-            f"installed. Run `pip install imagecorruptions`, or use one of {sorted(_OWN)} or of the builtin_* types."
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated imports inside the package
         from imagecorruptions import corrupt as imagenet_c
 
-    # The package draws from numpy's global generator, which belongs to the simulator and the policy: put it back.
+    # The package draws from numpy's global generator, which belongs to simulator and policy: put it back.
     state = np.random.get_state()
     try:
         np.random.seed(seed)
@@ -121,8 +93,8 @@ def _gaussian_blur(x: Array, level: int, seed: int) -> Array:
 def _glass_blur(x: Array, level: int, seed: int) -> Array:
     """Blur, take each pixel from a random place nearby, blur.
 
-    The published code means to swap the two pixels, but copies one over the other, since it swaps views of one array.
-    The published pictures were made so, hence it is the definition. Later pixels see earlier ones' copies.
+    The published code means to swap the two pixels, but copies one over the other, since it swaps views of
+    one array; later pixels see the copies. The published pictures were made so, hence it is the definition.
     """
     sigma, reach, rounds = GLASS[level]
     random = np.random.RandomState(seed)
@@ -147,15 +119,12 @@ def _fog(x: Array, level: int, seed: int) -> Array:
 
 
 def _plasma(size: int, decay: float, random: np.random.RandomState) -> Array:
-    """Fractal heights in [0, 1] by the diamond-square algorithm on a torus.
+    """Fractal heights in [0, 1], float64 (size, size), by the diamond-square algorithm on a torus.
 
     Args:
         size: side, a power of two.
         decay: by how much the random part shrinks with each halving.
         random: generator.
-
-    Returns:
-        float64 (size, size).
     """
     heights = np.zeros((size, size))
     step, rough = size, 100.0
@@ -180,7 +149,7 @@ def _plasma(size: int, decay: float, random: np.random.RandomState) -> Array:
 
 
 #: Definitions for a picture in [0, 1], a severity's index and a seed; what they return is clipped to [0, 1].
-_OWN: dict[str, Callable[[Array, int, int], Array]] = {
+OWN: dict[str, Callable[[Array, int, int], Array]] = {
     "impulse_noise": _impulse_noise,
     "gaussian_blur": _gaussian_blur,
     "glass_blur": _glass_blur,

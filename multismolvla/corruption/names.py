@@ -1,6 +1,6 @@
 """Names of the soft faults, and what training may meet of them.
 
-Apart from the functions, and without torch: a report reads conditions, and importing torch takes as long as a small report.
+Apart from the functions, so that a report can read conditions without importing torch.
 """
 
 from __future__ import annotations
@@ -11,48 +11,25 @@ SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 #: ImageNet-C's fifteen.
 COMMON_TYPES: tuple[str, ...] = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
+    "gaussian_noise", "shot_noise", "impulse_noise",
+    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+    "snow", "frost", "fog", "brightness",
+    "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
 #: The four that ImageNet-C holds out.
 HELD_OUT_TYPES: tuple[str, ...] = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 IMAGENET_C_TYPES: tuple[str, ...] = (*COMMON_TYPES, *HELD_OUT_TYPES)
 BUILTIN_TYPES: tuple[str, ...] = (
-    "builtin_noise",
-    "builtin_blur",
-    "builtin_brightness",
-    "builtin_occlusion",
-    "builtin_fade",
-    "builtin_dead_pixels",
-)
+    "builtin_noise", "builtin_blur", "builtin_brightness",
+    "builtin_occlusion", "builtin_fade", "builtin_dead_pixels",
+)  # fmt: skip
 SOFT_TYPES: dict[str, tuple[str, ...]] = {
     "rgb": (*IMAGENET_C_TYPES, *BUILTIN_TYPES),
-    "depth": (
-        "noise",
-        "holes",
-        "quantisation",
-        "flying_pixels",
-        "scale_drift",
-        "occlusion",
-        "dead_pixels",
-    ),
+    "depth": ("noise", "holes", "quantisation", "flying_pixels", "scale_drift", "occlusion", "dead_pixels"),
     "seg": ("boundary", "label_swap", "instance_removed", "occlusion", "dead_pixels"),
     "thermal": ("fixed_pattern", "low_contrast", "low_resolution", "occlusion", "fade", "dead_pixels"),
 }
-#: Types with one realisation per episode; the others draw anew for every frame. A name means the same everywhere.
+#: Types with one realisation per episode; the others draw anew for every frame.
 STATIC_TYPES: frozenset[str] = frozenset(
     (
         # what sits on the lens, in front of it, or is the lens

@@ -3,7 +3,7 @@
 Two families with different names, so that numbers cannot be confused:
 
 * ImageNet-C's definitions (:mod:`multismolvla.corruption.imagenet_c`), for evaluation;
-* ``builtin_*``: a few in plain torch, for training and for machines without the package ``imagecorruptions``.
+* ``builtin_*``: a few in plain torch, for training and for pictures too small for ImageNet-C's.
 """
 
 from __future__ import annotations
@@ -21,17 +21,7 @@ BRIGHTNESS_SHIFT = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Tensor:
-    """Corrupt a colour picture.
-
-    Args:
-        image: float32 (3, H, W) in [0, 1].
-        type: one of ``SOFT_TYPES["rgb"]``.
-        severity: 1..5.
-        generator: CPU generator.
-
-    Returns:
-        float32 (3, H, W) in [0, 1].
-    """
+    """See `.soft.apply_soft`; float32 (3, H, W) in [0, 1]."""
     if type in IMAGENET_C_TYPES:
         return imagenet_c.corrupt(image, type, severity, generator)
     height, width = image.shape[-2:]

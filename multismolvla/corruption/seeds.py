@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 
 def _hash(*parts: object) -> int:
-    # JSON keeps the parts apart ("a", "bc" is not "ab", "c") and tells 1 from "1"; Python's own hash() changes with
-    # every process.
+    # JSON keeps the parts apart ("a", "bc" is not "ab", "c"); Python's hash() changes with every process
     text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -29,14 +28,11 @@ def episode_seed(
     type: str,
     severity: float,
 ) -> int:
-    """Seed of one fault in one episode.
+    """Seed of one fault in one episode, in [0, 2**63).
 
-    It depends on nothing else, in particular not on the policy, the other faults, or how many episodes ran before:
-    every policy meets the same noise in the same episode. The strength is a severity, or the number of a temporal or
-    cross-modal fault (0 if it has none).
-
-    Returns:
-        An integer in [0, 2**63).
+    It depends on nothing else, in particular not on the policy, the other faults, or how many episodes ran
+    before: every policy meets the same noise in the same episode. The severity of a temporal or cross-modal
+    fault is its number (0 if it has none).
     """
     return _hash(run_seed, suite, task, init_state, camera, modality, type, severity)
 
@@ -47,19 +43,12 @@ def uniform(seed: int, *parts: int) -> float:
 
 
 def frame_generator(seed: int, step: int, type: str) -> torch.Generator:
-    """The CPU generator of one frame.
+    """The CPU generator of frame ``step`` (from 0) of an episode with a seed from :func:`episode_seed`.
 
-    Static faults (dirt on a lens, a sensor's fixed pattern) get the same generator at every step and so keep one
-    realisation for the whole episode. Dynamic ones are indexed by the step, so that episodes of different lengths, or a
-    frame rendered twice, cannot desynchronise two arms.
-
-    Args:
-        seed: from :func:`episode_seed`.
-        step: number of the frame in the episode, from 0.
-        type: fault type; decides between static and dynamic.
+    Static faults (dirt on a lens, a sensor's fixed pattern) get the same generator at every step and so keep
+    one realisation for the whole episode. Dynamic ones are indexed by the step, so that episodes of different
+    lengths, or a frame rendered twice, cannot desynchronise two runs.
     """
     import torch
 
-    generator = torch.Generator()
-    generator.manual_seed(seed if type in STATIC_TYPES else _hash(seed, step))
-    return generator
+    return torch.Generator().manual_seed(seed if type in STATIC_TYPES else _hash(seed, step))

@@ -1,4 +1,4 @@
-"""Soft faults of segmentation. Ids are only moved, removed or exchanged for others of the label set, never mixed."""
+"""Soft faults of segmentation. Ids are moved, removed or exchanged for others of the set, never mixed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,10 @@ LARGEST_ID = 255
 
 
 def corrupt(image: Tensor, type: str, severity: int, generator: Generator, labels: int | None) -> Tensor:
-    """Corrupt a segmentation picture.
+    """See `.soft.apply_soft`; int64 (C, H, W), ids in [0, 255].
 
-    Args:
-        image: int64 (C, H, W). Channel 0 holds class ids, channel 1 (if there) instance ids, both in [0, 255]; further
-            channels are left alone. Without instance ids, a class counts as one instance.
-        type: one of ``SOFT_TYPES["seg"]``.
-        severity: 1..5. Pixel widths are those of the picture as given, whatever its size.
-        generator: CPU generator.
-        labels: size of the label set: class ids are smaller. Only ``label_swap`` asks for it.
-
-    Returns:
-        int64 (C, H, W). Every (class) id was in the picture, is ``BACKGROUND_ID`` or, for ``label_swap``, of the label set.
+    Without instance ids, a class counts as one instance. Pixel widths are those of the picture, whatever its
+    size.
 
     Raises:
         ValueError: an id is out of range, or ``label_swap`` is not told the label set.
@@ -38,8 +30,8 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator, label
     for name, ids in (("class", classes), ("instance", instances)):
         if ids.min() < 0 or ids.max() > LARGEST_ID:
             raise ValueError(
-                f"Segmentation {name} ids must lie in [0, {LARGEST_ID}], got [{int(ids.min())}, {int(ids.max())}]. "
-                "Map them to the declared label set first."
+                f"Segmentation {name} ids must lie in [0, {LARGEST_ID}], got [{int(ids.min())}, "
+                f"{int(ids.max())}]. Map them to the declared label set first."
             )
     key = classes * 256 + instances
     height, width = classes.shape
@@ -66,8 +58,8 @@ def corrupt(image: Tensor, type: str, severity: int, generator: Generator, label
 def _chosen(key: Tensor, probability: float, generator: Generator) -> Tensor:
     """Pixels of the instances that are hit, bool (H, W); the background never is.
 
-    One number per possible instance is drawn, not one per instance seen: an object that leaves the picture for a while
-    does not change the fate of the others, and a higher probability hits a superset.
+    One number per possible instance is drawn, not one per instance seen: an object that leaves the picture
+    for a while does not change the fate of the others, and a higher probability hits a superset.
     """
     table = torch.rand(256 * 256, generator=generator)
     return (table[key] < probability) & (key // 256 != BACKGROUND_ID)
@@ -76,14 +68,14 @@ def _chosen(key: Tensor, probability: float, generator: Generator) -> Tensor:
 def _other_class(classes: Tensor, labels: int | None, generator: Generator) -> Tensor:
     """For each class id another one of the label set: int64 (256,).
 
-    Of the label set and not of the picture: what comes into view or leaves it must not change what the others are taken for.
-    An object is taken for the background only if there is no other class: that fault is ``instance_removed``.
+    Of the label set and not of the picture: what comes into view or leaves it must not change what the others
+    become. An object becomes background only if there is no other class: that fault is ``instance_removed``.
     """
     largest = int(classes.max())
     if labels is None or not largest < labels <= LARGEST_ID + 1:
         raise ValueError(
-            f"label_swap needs the size of the label set, above the largest id of the picture ({largest}) and at most "
-            f"{LARGEST_ID + 1}; got labels={labels}."
+            f"label_swap needs the size of the label set, above the largest id of the picture ({largest}) "
+            f"and at most {LARGEST_ID + 1}; got labels={labels}."
         )
     first = BACKGROUND_ID + 1 if labels > 2 else BACKGROUND_ID
     ring = first + torch.randperm(labels - first, generator=generator)

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from multismolvla.corruption import depth, rgb, segmentation, thermal
 from multismolvla.corruption.names import SEVERITIES, SOFT_TYPES
-from multismolvla.modalities import MODALITIES
+from multismolvla.modalities import MODALITIES, PICTURE_CHANNELS
 
 
 def apply_soft(
@@ -22,22 +22,21 @@ def apply_soft(
     """Corrupt one unbatched picture.
 
     Args:
-        image: (C, H, W). rgb: (3, H, W), float32 in [0, 1] or uint8; depth: (1, H, W) float32 metres; seg: (1..3, H, W)
-            integer, channel 0 class ids and channel 1 (if there) instance ids; thermal: (1 or 3, H, W), float32 in
-            [0, 1] or uint8.
-        valid: depth only: bool (1, H, W), True = a usable measurement. ``None`` means "where the depth is above 0".
+        image: (C, H, W). rgb: (3, H, W), float32 in [0, 1] or uint8; depth: (1, H, W) float32 metres; seg:
+            (1..3, H, W) integer, channel 0 class ids and channel 1 (if there) instance ids; thermal: (1 or 3,
+            H, W), float32 in [0, 1] or uint8.
+        valid: depth only: bool (1, H, W), True = a usable measurement; ``None`` = where it is above 0.
         modality: one of ``MODALITIES``.
         type: one of ``SOFT_TYPES[modality]``.
         severity: 1 (weak) to 5 (strong).
-        generator: CPU generator (:func:`multismolvla.corruption.frame_generator`); no other random state is used.
+        generator: CPU generator, see :func:`multismolvla.corruption.frame_generator`.
         labels: size of the segmentation pictures' label set; ``label_swap`` needs it.
 
     Returns:
-        Picture of the same shape and dtype, and the validity: for depth always a mask, otherwise ``valid`` unchanged.
-        The arguments are not modified.
+        New picture of the same shape and dtype, and validity: for depth always a mask, otherwise ``valid``.
 
     Raises:
-        ValueError: unknown modality, type or severity, a picture that is not as described, or no label set to swap within.
+        ValueError: unknown modality, type or severity, another kind of picture, or no label set to swap in.
     """
     if modality not in MODALITIES:
         raise ValueError(f"Unknown modality {modality!r}. Known: {list(MODALITIES)}.")
@@ -60,22 +59,21 @@ def apply_soft(
 
 
 def _check(image: Tensor, modality: str) -> None:
-    channels = {"rgb": (3,), "depth": (1,), "seg": (1, 2, 3), "thermal": (1, 3)}[modality]
+    channels = (1, 2, 3) if modality == "seg" else PICTURE_CHANNELS[modality]
     if image.ndim != 3 or image.shape[0] not in channels:
         raise ValueError(
-            f"A {modality} picture must have shape (C, H, W) with C in {list(channels)}, got {tuple(image.shape)}. "
-            "Corruption works on single frames: index the batch and put channels first."
+            f"A {modality} picture must have shape (C, H, W) with C in {list(channels)}, got "
+            f"{tuple(image.shape)}. Corruption works on single frames, channels first."
         )
     if modality == "seg":
-        expected = not image.is_floating_point() and image.dtype != torch.bool
+        fits, expected = not image.is_floating_point() and image.dtype != torch.bool, "integer ids"
     elif modality == "depth":
-        expected = image.dtype == torch.float32
+        fits, expected = image.dtype == torch.float32, "float32 metres"
     else:
-        expected = image.dtype in (torch.uint8, torch.float32)
-    if not expected:
+        fits, expected = image.dtype in (torch.uint8, torch.float32), "uint8 or float32 in [0, 1]"
+    if not fits:
         raise ValueError(
-            f"A {modality} picture of dtype {image.dtype} cannot be corrupted. Expected "
-            f"{ {'seg': 'integer ids', 'depth': 'float32 metres'}.get(modality, 'uint8 or float32 in [0, 1]') }."
+            f"A {modality} picture of dtype {image.dtype} cannot be corrupted. Expected {expected}."
         )
     if image.is_floating_point() and not torch.isfinite(image).all():
         raise ValueError(

@@ -1,21 +1,21 @@
 """Faults in time: which of its pictures a sensor shows, as a pure function of seed and step.
 
-Whoever holds the pictures keeps the ones that are still needed; nothing here depends on what was asked before, so the
-steps of an episode can be asked for in any order.
+Whoever holds the pictures keeps the ones that are still needed; nothing here depends on what was asked
+before, so the steps of an episode can be asked for in any order.
 
-"The episode" is its step limit, never its length: that is not known while it runs, and a fault that depended on it would
-differ between the policies that are compared. A window therefore lies anywhere within the limit, and an episode that
-succeeds early may end before it: one that ends after a share s of the limit meets a ``burst`` with probability s / 0.8
-(its start is uniform over what leaves room for it) and ``frozen`` with s / 0.5, at most 1. Rates count every episode, met
-or not; the environment's ``info["fault_active"]`` tells which ones met it, and rates over those alone would compare the
-slow episodes of each policy.
+"The episode" is its step limit, never its length: that is not known while it runs, and a fault that depended
+on it would differ between the policies that are compared. A window therefore lies anywhere within the limit,
+and an episode that succeeds early may end before it: one that ends after a share s of the limit meets a
+``burst`` with probability s / 0.8 (its start is uniform over what leaves room for it) and ``frozen`` with s /
+0.5, at most 1. Rates count every episode, met or not; the environment's ``info["fault_active"]`` tells which
+ones met it, and rates over those alone would compare the slow episodes of each policy.
 
 =================  ==========================================================================================
 ``frozen``         From a random step in the first half of the episode on, the picture stays. Not announced.
 ``delay``          The picture is k steps old (in the first k steps: the first picture). Not announced.
 ``frame_drop``     Each frame is lost with probability p; the last one that arrived stays. Not announced.
-``burst``          Nothing arrives during a fifth of the episode from a random step on. Announced: a driver that
-                   gets no frames knows it, so the presence flag is 0 meanwhile.
+``burst``          Nothing arrives during a fifth of the episode from a random step on. Announced, since
+                   a driver that gets no frames knows it: the presence flag is 0 meanwhile.
 ``burst_silent``   The same window, but the pictures are zeros and the presence flag stays 1.
 =================  ==========================================================================================
 """
@@ -26,8 +26,8 @@ from multismolvla.corruption.seeds import uniform
 
 TYPES: tuple[str, ...] = ("frozen", "delay", "frame_drop", "burst", "burst_silent")
 ANNOUNCED: tuple[str, ...] = ("burst",)
-#: Types whose window is drawn once per episode: all streams of a condition fail together, and conditions that differ
-#: in their streams only fail at the same time. Independent windows would let a second camera fill the gap.
+#: Types whose window is drawn once per episode: all streams of a condition fail together, and conditions that
+#: differ in their streams only fail at the same time. Otherwise a second camera could fill the gap.
 WINDOW_TYPES: tuple[str, ...] = ("frozen", "burst", "burst_silent")
 #: The protocol's values of the types that have a number: steps of delay, probability of a loss.
 PARAMETERS: dict[str, tuple[float, ...]] = {"delay": (2, 5, 10), "frame_drop": (0.1, 0.3, 0.5)}

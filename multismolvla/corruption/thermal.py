@@ -14,17 +14,7 @@ FACTOR = (2, 3, 4, 6, 8)
 
 
 def corrupt(image: Tensor, type: str, severity: int, generator: Generator) -> Tensor:
-    """Corrupt a thermal picture.
-
-    Args:
-        image: float32 (C, H, W) in [0, 1]; the channels are copies of one another and get the same fault.
-        type: one of ``SOFT_TYPES["thermal"]``.
-        severity: 1..5.
-        generator: CPU generator.
-
-    Returns:
-        float32 (C, H, W) in [0, 1].
-    """
+    """See `.soft.apply_soft`; float32 (C, H, W) in [0, 1], all channels alike and with the same fault."""
     _, height, width = image.shape
     level = severity - 1
     if type == "fixed_pattern":

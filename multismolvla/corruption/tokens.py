@@ -1,8 +1,8 @@
 """Soft faults of token ids, for training from cached ids, where the pictures are not at hand.
 
-What a disturbed picture does to its tokens, in the two forms that need no decoder: a region that is not there (an occluded
-or unmeasured block, which 4M expresses as absent tokens) and single tokens that name something else (noise moves a
-latent into another code's cell). Where along the picture's own severities these stand is not calibrated.
+What a disturbed picture does to its tokens, in the two forms that need no decoder: a block of tokens that is
+absent (occluded or not measured) and single tokens that name something else (noise moves a latent into
+another code's cell). Their severities are not calibrated against those of pictures.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ def corrupt_tokens(
         generator: CPU generator.
 
     Returns:
-        Values and presence, new tensors. ``missing_block`` takes tokens away; ``random_ids`` draws ids evenly from the
-        vocabulary. No picture is left as it was for want of a place or a vocabulary: tokens without a grid have no block that
-        could go, so some of them, at least one, name something else, and rows lose a block.
+        Values and presence, new tensors. ``missing_block`` takes tokens away; ``random_ids`` draws ids evenly
+        from the vocabulary. Tokens without a grid have no block: there ``missing_block`` is ``random_ids``,
+        which changes at least one. Rows have no vocabulary: there ``random_ids`` is ``missing_block``.
 
     Raises:
         ValueError: unknown type or severity, or rows without a grid, which neither fault can strike.
     """
     if type not in TOKEN_TYPES or not 1 <= severity <= len(SWAPPED_FRACTION):
         raise ValueError(
-            f"Unknown token corruption {type!r} of severity {severity!r}. Expected one of {TOKEN_TYPES}, severity 1 to 5."
+            f"Unknown token corruption {type!r}@{severity!r}. Expected one of {TOKEN_TYPES}, severity 1 to 5."
         )
     placed = present.ndim == 2
     if vocab is None and not placed:
         raise ValueError(
-            f"Rows without a grid, presence {tuple(present.shape)}, cannot be disturbed. Expected ids, or rows on a grid (h, w)."
+            f"Rows without a grid, presence {tuple(present.shape)}, cannot be disturbed. Expected ids, or "
+            "rows on a grid (h, w)."
         )
     if vocab is None or (type == "missing_block" and placed):
         gone = occlusion_mask(present.shape[0], present.shape[1], severity, generator)[0]

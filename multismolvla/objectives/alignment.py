@@ -1,8 +1,8 @@
 """Stage-1 distillation: make the connector's tokens say what SigLIP's tokens said of the clean picture.
 
-The target is SigLIP *after SmolVLM's connector*, i.e. what the language model of the base checkpoint was trained to read.
-High plain cosine can be had from a constant token, so direction is compared after subtracting the teacher's mean token,
-and the report quotes the cosine above that of a mean-token control.
+The target is SigLIP *after SmolVLM's connector*, i.e. what the language model of the base checkpoint was
+trained to read. High plain cosine can be had from a constant token, so direction is compared after
+subtracting the teacher's mean token, and the report quotes the cosine above that of a mean-token control.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ def alignment_loss(
         relation_weight: weight of the squared difference of the token-to-token cosine matrices.
 
     Returns:
-        Scalar loss (0 with gradient path when no view counts) and scalars for the log:
-        ``align_cosine`` (centred cosine), ``align_control`` (centred cosine of the mean token: 0 by construction, the plain
-        cosine of the mean token is given instead), ``align_norm``, ``align_relation``.
+        Scalar loss (0 with gradient path when no view counts) and scalars for the log;
+        ``align_plain_cosine_of_mean_token`` is what a constant student would reach.
 
     Raises:
         ValueError: if the shapes of student and teacher differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(
-            f"Student tokens {tuple(student.shape)} and teacher tokens {tuple(teacher.shape)} differ in shape. Set "
-            "--policy.connector_grid and --policy.connector_unshuffle so that the connector gives as many tokens per "
-            "view as the base checkpoint's SigLIP does."
+            f"Student tokens {tuple(student.shape)} and teacher tokens {tuple(teacher.shape)} differ in "
+            "shape. Set --policy.connector_grid and --policy.connector_unshuffle so that the connector "
+            "gives as many tokens per view as the base checkpoint's SigLIP does."
         )
     if not mask.any():
         return student.sum() * 0.0, {}
@@ -70,6 +69,3 @@ def consistency_loss(dropped: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
     """
     error = (dropped - clean.detach()).pow(2) * weight
     return error.sum() / (weight.sum() * error.shape[-1]).clamp_min(1)
-
-
-__all__ = ["alignment_loss", "consistency_loss"]

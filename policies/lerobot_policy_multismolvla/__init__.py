@@ -1,7 +1,7 @@
-"""LeRobot plugin: policy ``multismolvla``, its processors, and (through ``lerobot_env_multismolvla``) the environment.
+"""LeRobot plugin: policy ``multismolvla``, its processors, and environment (``lerobot_env_multismolvla``).
 
-LeRobot imports this module by the distribution's name and swallows exceptions, so it stays cheap and needs neither the
-simulator nor any weights.
+LeRobot imports this module by the distribution's name and swallows exceptions, so it stays cheap and needs
+neither the simulator nor any weights.
 """
 
 import lerobot_env_multismolvla  # noqa: F401  registers --env.type=multismolvla_libero

@@ -1,7 +1,8 @@
 """Which tensors a checkpoint holds, and strict loading of base checkpoints.
 
-LeRobot 0.6.1 loads non-strictly: missing and unexpected keys are a warning. A policy with a randomly initialised language
-model then trains for hours. Here exactly the expected keys may be missing or unexpected, anything else is an error.
+LeRobot 0.6.1 loads non-strictly: missing and unexpected keys are a warning. A policy with a randomly
+initialised language model then trains for hours. Here exactly the expected keys may be missing or unexpected,
+anything else is an error.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from multismolvla.fourm.soft import SOFT_PREFIX
 FROZEN_PREFIX = "model.tower."
 #: What is trained although it lies in the tower: the maps of soft modalities.
 TRAINED_PREFIX = f"{FROZEN_PREFIX}encoder.encoder_embeddings.{SOFT_PREFIX}"
-_WEIGHTS = weights.WEIGHTS_FILE
-#: In keys of policies that were saved before LeRobot moved normalisation into processors, or while compiled; its
-#: migration script takes both away.
+#: In keys of policies that were saved before LeRobot moved normalisation into processors, or while compiled;
+#: its migration script takes both away.
 _BEFORE_PROCESSORS = (
-    ".normalize_inputs.", ".normalize_targets.", ".unnormalize_outputs.", ".normalize.", ".unnormalize.", "._orig_mod.",
+    ".normalize_inputs.", ".normalize_targets.", ".unnormalize_outputs.", ".normalize.", ".unnormalize.",
+    "._orig_mod.",
 )  # fmt: skip
 
 
@@ -45,8 +46,9 @@ def check_restored_keys(source: str | Path, missing: Collection[str], unexpected
     if lost or extra:
         first = f"missing {lost[0]!r}" if lost else f"unexpected {extra[0]!r}"
         raise ValueError(
-            f"{source} does not fit this policy: {first} ({len(lost)} keys missing, {len(extra)} unexpected). Expected a checkpoint "
-            "of the same vision_tower, views and sizes. For a plain SmolVLA checkpoint use --policy.base_checkpoint."
+            f"{source} does not fit this policy: {first} ({len(lost)} keys missing, {len(extra)} "
+            "unexpected). Expected a checkpoint of the same vision_tower, views and sizes. For a plain "
+            "SmolVLA checkpoint use --policy.base_checkpoint."
         )
 
 
@@ -58,20 +60,26 @@ def load_base_checkpoint(model: nn.Module, source: str) -> None:
         source: folder with ``model.safetensors``, or a hub repository.
 
     Raises:
-        FileNotFoundError: the folder has no weights, or the hub cannot be reached; the message says what to do by hand.
+        FileNotFoundError: the folder has no weights, or the hub cannot be reached; the message says what to
+            do by hand.
         ValueError: the keys or shapes differ, or the checkpoint is older than LeRobot's processors.
     """
-    state = {k.removeprefix("model."): v for k, v in read_weights(resolve_weights(source)).items()}
+    state = {k.removeprefix("model."): v for k, v in _read_base(source).items()}
     _load_strictly(model, state, source)
 
 
 def load_teacher(vision: nn.Module, connector: nn.Module, source: str) -> None:
-    """Load SigLIP and its connector, the teacher of stage 1, from a SmolVLA checkpoint; arguments and errors as above."""
-    state = read_weights(resolve_weights(source))
+    """Load SigLIP and its connector, the teacher of stage 1, from a SmolVLA checkpoint; errors as above."""
+    state = _read_base(source)
     for module, name in ((vision, "vision_model"), (connector, "connector")):
         prefix = f"model.vlm_with_expert.vlm.model.{name}."
         part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         _load_strictly(module, part, source)
+
+
+def _read_base(source: str) -> dict[str, torch.Tensor]:
+    (file,) = weights.locate(source, (weights.WEIGHTS_FILE,))
+    return read_weights(file)
 
 
 def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
@@ -79,25 +87,24 @@ def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str
     old = sorted(k for k in state if k not in own and any(part in f".{k}" for part in _BEFORE_PROCESSORS))
     if old:
         raise ValueError(
-            f"--policy.base_checkpoint={source} is from before LeRobot's processors: it holds {old[0]!r} ({len(old)} such keys). "
-            f"Migrate it once with `python -m lerobot.processor.migrate_policy_normalization --pretrained-path {source} "
-            "--output-dir FOLDER` and name that folder."
+            f"--policy.base_checkpoint={source} is from before LeRobot's processors: it holds {old[0]!r} "
+            f"({len(old)} such keys). Migrate it once with `python -m "
+            f"lerobot.processor.migrate_policy_normalization --pretrained-path {source} --output-dir FOLDER` "
+            "and name that folder."
         )
     # lm_head is tied away or unused in some exports (lerobot 0.6.1 never calls it)
     optional = {k for k in own if k.endswith("lm_head.weight")}
     missing = sorted(set(own) - set(state) - optional)
     extra = sorted(set(state) - set(own))
     wrong = sorted(k for k in set(own) & set(state) if own[k].shape != state[k].shape)
-    if missing or extra or wrong:
-        first = (
-            f"missing {missing[0]!r}" if missing
-            else f"unexpected {extra[0]!r}" if extra
-            else f"{wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}"
-        )  # fmt: skip
+    found = [f"missing {k!r}" for k in missing] + [f"unexpected {k!r}" for k in extra]
+    found += [f"{k!r} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in wrong]
+    if found:
         raise ValueError(
-            f"--policy.base_checkpoint={source} is not a SmolVLA of the configured size: {first} ({len(missing)} missing, "
-            f"{len(extra)} unexpected, {len(wrong)} of another shape). Check --policy.vlm_model_name, num_vlm_layers and "
-            "expert_width_multiplier against the checkpoint's config.json."
+            f"--policy.base_checkpoint={source} is not a SmolVLA of the configured size: {found[0]} "
+            f"({len(missing)} missing, {len(extra)} unexpected, {len(wrong)} of another shape). Check "
+            "--policy.vlm_model_name, num_vlm_layers and expert_width_multiplier against the checkpoint's "
+            "config.json."
         )
     model.load_state_dict(state, strict=False)
 
@@ -113,32 +120,13 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except SafetensorError as e:
         size = Path(path).stat().st_size
         raise ValueError(
-            f"{path} ({size} bytes) is truncated or no safetensors file: {e}. Fetch it again, or resume from an earlier checkpoint."
+            f"{path} ({size} bytes) is truncated or no safetensors file: {e}. Fetch it again, or resume from "
+            "an earlier checkpoint."
         ) from e
 
 
-def resolve_weights(source: str) -> Path:
-    """Path of ``model.safetensors`` of a folder or hub repository.
-
-    Raises:
-        FileNotFoundError: nothing there, or the hub cannot be reached; the message says where to put the files.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / _WEIGHTS).is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {_WEIGHTS}. Expected a checkpoint folder (…/pretrained_model)."
-            )
-        return folder / _WEIGHTS
-    if folder.is_absolute() or source.startswith((".", "outputs")):
-        raise FileNotFoundError(
-            f"{source} does not exist. Expected a checkpoint folder (…/pretrained_model) or a hub id."
-        )
-    return weights.locate(source, (_WEIGHTS,))[0]
-
-
 def tensors_hash(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all tensors of a module, in name order; independent of the device."""
+    """SHA-256 over names, shapes and values of a module's tensors, in name order, on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         data = tensor.detach().cpu().contiguous()

@@ -1,12 +1,13 @@
 """Pre- and post-processing of MultiSmolVLA: SmolVLA's pipeline plus one step that makes sensors canonical.
 
-``SensorStep`` is saved with the checkpoint, so training, ``lerobot-eval`` and ``lerobot-rollout`` run the same code on units,
-validity and orientation. The four standard steps keep LeRobot's names and order; its scripts override them by name.
+``SensorStep`` is saved with the checkpoint, so training, ``lerobot-eval`` and ``lerobot-rollout`` run the
+same code on units, validity and orientation. The four standard steps keep LeRobot's names and order; its
+scripts override them by name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lerobot.configs.types import PipelineFeatureType, PolicyFeature
@@ -21,44 +22,21 @@ from lerobot.processor import (
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from multismolvla.modalities import ViewMap
 from multismolvla.sensors import SensorReader
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
 @dataclass
-class SensorStep(ObservationProcessorStep):
-    """Bring every declared stream to its canonical form (``multismolvla.modalities.SPECS``).
-
-    All the work is :class:`multismolvla.sensors.SensorReader`'s, which the dataset tools call too; attributes and errors are
-    described there.
-    """
-
-    views: ViewMap = field(default_factory=dict)
-    depth_unit: str = "m"
-    depth_range_m: tuple[float, float] = (0.011, 10.0)
-    num_labels: int = 8
-    half_turns: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._reader = SensorReader(
-            self.views, self.depth_unit, self.depth_range_m, self.num_labels, self.half_turns
-        )
-        self.depth_range_m = self._reader.depth_range_m  # JSON brings a list back
+class SensorStep(SensorReader, ObservationProcessorStep):
+    """`multismolvla.sensors.SensorReader`, which the dataset tools use, too, as a pre-processor step."""
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Make the declared streams of one observation canonical."""
-        return self._reader.read(observation)
+        return self.read(observation)
 
     def get_config(self) -> dict[str, Any]:
         """What is written to ``policy_preprocessor.json``."""
-        return {
-            "views": self.views,
-            "depth_unit": self.depth_unit,
-            "depth_range_m": list(self.depth_range_m),
-            "num_labels": self.num_labels,
-            "half_turns": self.half_turns,
-        }
+        return asdict(self) | {"depth_range_m": list(self.depth_range_m)}
 
     def transform_features(
         self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]

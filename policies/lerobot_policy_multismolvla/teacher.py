@@ -1,4 +1,4 @@
-"""The teacher of stage 1: the base checkpoint's SigLIP and its connector, which the new connector is to agree with."""
+"""The teacher of stage 1: the base checkpoint's SigLIP and its connector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lerobot_policy_multismolvla.checkpoints import load_teacher
 class Teacher:
     """SigLIP and its connector, frozen.
 
-    Not a module, so that the policy that holds it neither saves nor moves it, nor shows it to the optimizer.
+    Not a module, so that the policy that holds it neither saves it nor shows it to the optimizer.
 
     Args:
         vision: SigLIP, as upstream built it.
@@ -28,7 +28,7 @@ class Teacher:
             part.requires_grad_(False)
 
     def load(self, source: str) -> None:
-        """Read the weights from a SmolVLA checkpoint (folder or hub id), unless they are there; errors as `load_teacher`'s."""
+        """Read the weights from a SmolVLA checkpoint (folder or hub id), unless they are loaded."""
         if not self._loaded:
             load_teacher(*self._parts, source)
             self._loaded = True

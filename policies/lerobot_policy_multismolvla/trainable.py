@@ -20,7 +20,7 @@ def freeze_for_stage(policy: nn.Module, cfg: MultiSmolVLAConfig) -> None:
 
 
 def optimizer_groups(policy: nn.Module, cfg: MultiSmolVLAConfig) -> list[Any]:
-    """Trainable parameters; the bridge (and the map of soft rows) in a group of its own when its learning rate differs."""
+    """Trainable parameters; bridge and soft rows' map in a group of their own if their rate differs."""
     if not cfg.uses_fourm or cfg.bridge_lr_scale == 1.0:
         return [p for p in policy.parameters() if p.requires_grad]
     bridge: list[nn.Parameter] = []

@@ -1,40 +1,35 @@
 """Faults in training (stage 2): sensors that are lost, and pictures or ids that are disturbed.
 
-Everything is drawn from (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would have drawn, and
-dropout draws the same with and without corruption.
+Everything is drawn from (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would have
+drawn, and dropout draws the same with and without corruption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.observation import kill_derived
-from multismolvla.corruption import TRAINING_TYPES, apply_soft
+from multismolvla.corruption import TRAINING_TYPES
+from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.tokens import TOKEN_TYPES, corrupt_tokens
 from multismolvla.dropout import curriculum_share, dropout_probability, sample_presence, step_generator
-from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
-from multismolvla.tower import EncoderInputs
-
-#: (view, modality, picture or pictures of some samples) -> ids int64 (b, N)
-Tokenize = Callable[[str, str, dict[str, Tensor]], Tensor]
+from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, token_key, valid_key
+from multismolvla.tower import EncoderInputs, MultimodalTower
 
 
 def dropout_p(cfg: MultiSmolVLAConfig) -> float:
-    """Current probability of losing a modality.
-
-    Raises:
-        ValueError: the length of the stage is not known.
-    """
-    _check_length(cfg, "dropout", "dropout_mode=none")
+    """Current probability of losing a modality."""
     return dropout_probability(
-        cfg.curriculum_step, cfg.curriculum_steps,
-        mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean,
-    )  # fmt: skip
+        cfg.curriculum_step,
+        cfg.curriculum_steps,
+        mode=cfg.dropout_mode,
+        p_max=cfg.dropout_p_max,
+        ramp=cfg.dropout_ramp,
+        clean=cfg.dropout_clean,
+    )
 
 
 def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, rank: int) -> Tensor:
@@ -44,29 +39,17 @@ def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, rank: int) -> Tenso
         dropout_p(cfg),
         step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank),
         complete_share=cfg.dropout_complete,
-        consequence=lambda presence: kill_derived(cfg, presence),
+        consequence=cfg.provenance_map.drop_with_rgb,
     )
 
 
 def corruption_p(cfg: MultiSmolVLAConfig) -> float:
-    """Current probability that a picture is disturbed: rises linearly from 0, and is 0 in the clean last share.
-
-    Raises:
-        ValueError: the length of the stage is not known.
-    """
-    _check_length(cfg, "corruption", "corruption_probability=0")
+    """Current probability that a picture is disturbed: rises linearly, and is 0 in the clean last share."""
+    ramp, clean = cfg.corruption_ramp, cfg.corruption_clean
     share = curriculum_share(
-        cfg.curriculum_step, cfg.curriculum_steps, ramp=cfg.corruption_ramp, clean=cfg.corruption_clean, name="corruption"
-    )  # fmt: skip
+        cfg.curriculum_step, cfg.curriculum_steps, ramp=ramp, clean=clean, name="corruption"
+    )
     return cfg.corruption_probability * (share or 0.0)
-
-
-def _check_length(cfg: MultiSmolVLAConfig, what: str, way_out: str) -> None:
-    if cfg.curriculum_steps <= 0:
-        raise ValueError(
-            f"--policy.curriculum_steps={cfg.curriculum_steps}: the {what} curriculum needs the length of the stage. Set it "
-            f"to the value of --steps, or --policy.{way_out}."
-        )
 
 
 @dataclass(frozen=True)
@@ -87,11 +70,7 @@ class Corruption:
 
 
 def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Corruption | None:
-    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed.
-
-    What is derived from RGB is disturbed wherever its view's RGB is, at least as strongly: computed from a disturbed picture
-    it would not be clean.
-    """
+    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
     p = corruption_p(cfg)
     if p == 0:
         return None
@@ -101,15 +80,11 @@ def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Cor
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
     seed = torch.randint(2**62, there.shape, generator=generator)
     severity = torch.where(hit & there, severity, 0)
-    rgb = severity[:, :, MODALITIES.index(Modality.RGB)]
-    for v, (view, streams) in enumerate(cfg.views.items()):
-        for m in (MODALITIES.index(name) for name in streams if cfg.is_derived(view, name)):
-            severity[:, v, m] = torch.where(there[:, v, m], severity[:, v, m].maximum(rgb[:, v]), 0)
-    return Corruption(severity, seed)
+    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), seed)
 
 
 def corrupt_pictures(
-    cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], drawn: Corruption, tokenize: Tokenize
+    cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], drawn: Corruption, tower: MultimodalTower
 ) -> dict[str, Tensor]:
     """Disturb pictures: RGB always, the other modalities where ``corruption_source`` is ``live``.
 
@@ -119,7 +94,7 @@ def corrupt_pictures(
         cfg: the configuration.
         batch: canonical; not changed.
         drawn: what to disturb.
-        tokenize: the policy's own tokenization of a stream.
+        tower: tokenizes disturbed pictures.
 
     Raises:
         ValueError: a picture that is to be disturbed is not in the batch, only its ids are.
@@ -134,52 +109,37 @@ def corrupt_pictures(
                 continue
             if key not in batch:
                 raise ValueError(
-                    f"--policy.corruption_source=live disturbs pictures, but the batch has only ids of {key}. Keep the pictures in "
-                    "the dataset, or set --policy.corruption_source=ids."
+                    "--policy.corruption_source=live disturbs pictures, but the batch has only ids of "
+                    f"{key}. Keep the pictures in the dataset, or set --policy.corruption_source=ids."
                 )
             out[key] = batch[key].clone()
-            valid = batch.get(valid_key(key))
-            if valid is not None:
-                out[valid_key(key)] = valid.clone()
+            valid = batch[valid_key(key)].clone() if valid_key(key) in batch else None
             for b in chosen:
-                severity = int(drawn.severity[b, v, m])
-                _corrupt_one(out, key, modality, b, severity, drawn.generator(b, v, m), cfg.num_labels)
+                severity, generator = int(drawn.severity[b, v, m]), drawn.generator(b, v, m)
+                seen = None if valid is None else valid[b]
+                _corrupt_in_place(out[key][b], seen, modality, severity, generator, cfg.num_labels)
+            picture = {modality: out[key][chosen]}
+            if valid is not None:
+                out[valid_key(key)], picture[DEPTH_VALID] = valid, valid[chosen]
             ids = token_key(view, modality)
             if ids in batch and not cfg.is_soft(modality):
                 out[ids] = batch[ids].clone()
-                picture = {modality: out[key][chosen]}
-                if valid is not None:
-                    picture["depth_valid"] = out[valid_key(key)][chosen]
-                made = tokenize(view, modality, picture).to(out[ids])
+                made = tower.tokenize(modality, picture).to(out[ids])
                 out[ids][chosen] = made.reshape(out[ids][chosen].shape)
     return out
 
 
-def _corrupt_one(
-    out: dict[str, Tensor],
-    key: str,
-    modality: str,
-    b: int,
-    severity: int,
-    generator: torch.Generator,
-    labels: int,
+def _corrupt_in_place(
+    image: Tensor, valid: Tensor | None, modality: str, severity: int, generator: torch.Generator, labels: int
 ) -> None:
-    """Disturb sample ``b`` in place. The fault functions draw on the CPU, hence the way there and back."""
+    """Disturb one picture. The fault functions draw on the CPU, hence the way there and back."""
     types = TRAINING_TYPES[modality]
     type_ = types[int(torch.randint(len(types), (), generator=generator))]
-    valid = out.get(valid_key(key)) if modality == Modality.DEPTH else None
-    image, seen = apply_soft(
-        out[key][b].cpu(),
-        None if valid is None else valid[b].cpu(),
-        modality,
-        type_,
-        severity,
-        generator,
-        labels,
-    )
-    out[key][b] = image.to(out[key])
+    mask = None if valid is None else valid.cpu()
+    disturbed, seen = apply_soft(image.cpu(), mask, modality, type_, severity, generator, labels)
+    image.copy_(disturbed)
     if valid is not None and seen is not None:
-        valid[b] = seen.to(valid)
+        valid.copy_(seen)
 
 
 def corrupt_inputs(
@@ -198,7 +158,6 @@ def corrupt_inputs(
     if cfg.corruption_source != "ids":
         return inputs
     values, present = dict(inputs.values), dict(inputs.present)
-    views = len(cfg.views)
     for modality, domains in inputs.domains.items():
         m = MODALITIES.index(modality)
         for domain in domains:
@@ -208,7 +167,7 @@ def corrupt_inputs(
             for b, v in drawn.severity[:, :, m].nonzero().tolist():
                 generator = drawn.generator(b, v, m)
                 type_ = TOKEN_TYPES[int(torch.randint(len(TOKEN_TYPES), (), generator=generator))]
-                row, severity = b * views + v, int(drawn.severity[b, v, m])
+                row, severity = b * len(cfg.views) + v, int(drawn.severity[b, v, m])
                 values[domain][row], present[domain][row] = corrupt_tokens(
                     values[domain][row],
                     present[domain][row],

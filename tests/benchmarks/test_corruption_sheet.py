@@ -8,11 +8,10 @@ from corruption_sheet import SHOWN, STEPS, SheetConfig, draw, modality_rows, tim
 from PIL import Image
 
 from docs import corruption_sheet
-from multismolvla.corruption import IMAGENET_C_TYPES, SOFT_TYPES, imagenet_c_available
+from multismolvla.corruption import IMAGENET_C_TYPES, SOFT_TYPES
 from multismolvla.modalities import MODALITIES
 
 SIZE, THUMBNAIL = 48, 24
-needs_package = pytest.mark.skipif(not imagenet_c_available(), reason="imagecorruptions is not installed")
 
 
 def frame(step: int = 0) -> dict:
@@ -29,7 +28,6 @@ def frame(step: int = 0) -> dict:
     return {(camera, m): picture for camera in ("image", "image2") for m, picture in pictures.items()}
 
 
-@needs_package
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_every_type_at_every_severity_has_its_picture(modality):
     rows = modality_rows(frame(), modality, labels=6)
@@ -63,7 +61,6 @@ def test_faults_in_time_show_the_frames_that_they_name():
     assert len(rows[0].tiles) == len(SHOWN)
 
 
-@needs_package
 def test_sheets_are_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(corruption_sheet, "_episode", lambda config: [frame(step) for step in range(STEPS)])
     paths = draw(SheetConfig(output=tmp_path / "docs", size=SIZE, thumbnail=THUMBNAIL))

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 
 from lerobot_env_multismolvla.faults import FaultWrapper
-from multismolvla.corruption import Condition, Fault, parse_condition, with_derived
+from multismolvla.corruption import Condition, Fault, parse_condition
+from multismolvla.provenance import with_derived
 
 CAMERAS = ("image", "image2")
 STEPS = 6

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from multismolvla.modalities import (
     MODALITIES,
-    SPECS,
+    PICTURE_CHANNELS,
     default_view_map,
+    modality_of_key,
     padding_mask_key,
+    picture_key,
+    stream_name,
     valid_key,
     validate_view_map,
 )
@@ -18,7 +21,7 @@ from multismolvla.modalities import (
 
 def test_order_and_keys_are_the_project_wide_ones():
     assert MODALITIES == ("rgb", "depth", "seg", "thermal")
-    assert set(SPECS) == set(MODALITIES)
+    assert tuple(PICTURE_CHANNELS) == MODALITIES
     assert default_view_map() == {
         "image": {
             "rgb": "observation.images.image",
@@ -37,8 +40,10 @@ def test_order_and_keys_are_the_project_wide_ones():
     assert valid_key("observation.images.image_depth") == "observation.images.image_depth_valid"
 
 
-def test_only_measured_quantities_may_be_interpolated():
-    assert [m for m in MODALITIES if not SPECS[m].interpolate] == ["seg"]
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_ending_of_a_key_names_its_modality(modality):
+    assert modality_of_key(picture_key("wrist", modality)) == modality
+    assert picture_key("wrist", modality) == f"observation.images.{stream_name('wrist', modality)}"
 
 
 @given(

@@ -24,7 +24,8 @@ CUSTOM = {
 def tower() -> MultimodalTower:
     torch.manual_seed(0)
     config = FourMConfig(
-        dim=16, encoder_depth=2, num_heads=2, image_size=SIDE, patch_size=8, domains_in=tuple(CUSTOM), custom_domains=CUSTOM
+        dim=16, encoder_depth=2, num_heads=2, image_size=SIDE, patch_size=8, domains_in=tuple(CUSTOM),
+        custom_domains=CUSTOM
     )  # fmt: skip
     encoder = FourMEncoder(config, list(CUSTOM)).eval()
     return MultimodalTower(encoder, DOMAINS, tokenizers(), SIDE)
@@ -122,7 +123,7 @@ def test_cells_without_a_valid_depth_pixel_are_absent(tower):
     )
 
 
-# -- fingerprint: did a fault reach the encoder? -----------------------------------------------------------------------
+# -- fingerprint: did a fault reach the encoder? -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -156,7 +157,7 @@ def test_the_same_frames_have_the_same_fingerprint(tower):
     assert all(one[d] != swapped[d] for d in one)
 
 
-# -- construction ------------------------------------------------------------------------------------------------------
+# -- construction --------------------------------------------------------------------------------------------
 
 
 def test_a_modality_without_a_tokenizer_is_named(tower):
@@ -168,5 +169,4 @@ def test_a_modality_without_a_tokenizer_is_named(tower):
 def test_the_order_of_modalities_is_the_projects_whatever_the_options_say(tower):
     shuffled = MultimodalTower(tower.encoder, dict(reversed(DOMAINS.items())), tokenizers(), SIDE)
     assert tuple(shuffled.domains) == MODALITIES
-    assert shuffled.grid("thermal") == (2, 2)
     assert shuffled.num_globals == 0

@@ -1,4 +1,6 @@
-"""Streams that feed several encoder domains: grids are fused, global tokens stay apart, rows of numbers pass a trained map."""
+"""Streams that feed several encoder domains: grids are fused, global tokens stay apart, rows of numbers pass
+a trained map.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class Route:
 
 def encoder(*names: str) -> FourMEncoder:
     config = FourMConfig(
-        dim=DIM, encoder_depth=2, num_heads=2, image_size=SIDE, patch_size=8, domains_in=tuple(CUSTOM), custom_domains=CUSTOM
+        dim=DIM, encoder_depth=2, num_heads=2, image_size=SIDE, patch_size=8, domains_in=tuple(CUSTOM),
+        custom_domains=CUSTOM
     )  # fmt: skip
     made = FourMEncoder(config, names, torch.Generator().manual_seed(0)).eval()
     return made.requires_grad_(False)
@@ -183,7 +186,7 @@ def test_several_gridless_domains_have_masks_of_their_own() -> None:
     assert made.num_globals == 5
 
 
-# -- rows of numbers -----------------------------------------------------------------------------------------------------
+# -- rows of numbers -----------------------------------------------------------------------------------------
 
 
 def test_soft_rows_reach_the_encoder_and_only_their_map_learns() -> None:
@@ -231,7 +234,7 @@ def test_rows_cannot_be_cached_and_wrong_ones_are_named() -> None:
         soft_modality("tok_depth@224", (4, 4), WIDTH)
 
 
-# -- construction --------------------------------------------------------------------------------------------------------
+# -- construction --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

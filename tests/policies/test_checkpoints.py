@@ -13,7 +13,8 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from safetensors.torch import load_file, save_file
 from tiny_policy import actions, chunk, common_options, rgb_features
 
-from lerobot_policy_multismolvla.checkpoints import resolve_weights, tensors_hash
+from lerobot_policy_multismolvla.checkpoints import tensors_hash
+from lerobot_policy_multismolvla.losses import teacher_tokens
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 
 
@@ -32,7 +33,7 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-# -- base checkpoint --------------------------------------------------------------------------------------------------
+# -- base checkpoint -----------------------------------------------------------------------------------------
 
 
 def test_the_bases_language_model_and_expert_are_taken(make_policy, hub):
@@ -137,10 +138,10 @@ def test_a_truncated_file_is_named(broken, make_policy, hub, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{tmp}", "has no model.safetensors.*pretrained_model"),
-        ("{tmp}/nowhere", "does not exist.*checkpoint folder"),
-        ("./nowhere", "does not exist"),
-        ("outputs/train/nowhere", "does not exist"),
+        ("{tmp}", "has no model.safetensors"),
+        ("{tmp}/nowhere", "neither a folder nor a hub id"),
+        ("./nowhere", "neither a folder nor a hub id"),
+        ("outputs/train/nowhere", "neither a folder nor a hub id"),
         (
             "someone/nothing",
             "(?s)Cannot get model.safetensors of 'someone/nothing'.*By hand: put model.safetensors",
@@ -149,13 +150,12 @@ def test_a_truncated_file_is_named(broken, make_policy, hub, tmp_path):
             "lerobot/smolvla_base",
             "(?s)Licence of lerobot/smolvla_base: Apache-2.0.*hf download lerobot/smolvla_base",
         ),
-        ("one/two/three", "neither a folder nor a hub id"),
     ],
 )
-def test_a_base_that_is_not_there_is_named(source, message, tmp_path, monkeypatch):
+def test_a_base_that_is_not_there_is_named(source, message, make_policy, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=message):
-        resolve_weights(source.format(tmp=tmp_path))
+        make_policy(base_checkpoint=source.format(tmp=tmp_path))
 
 
 def test_stage_one_without_a_teacher_is_named(make_policy):
@@ -181,10 +181,10 @@ def test_a_restored_stage_one_policy_has_the_same_teacher(make_policy, batch, tm
     policy = make_policy(stage="connector")
     policy.save_pretrained(tmp_path)
     again = MultiSmolVLAPolicy.from_pretrained(tmp_path)
-    assert torch.equal(again.teacher_tokens(dict(batch))[0], policy.teacher_tokens(dict(batch))[0])
+    assert torch.equal(teacher_tokens(again, dict(batch))[0], teacher_tokens(policy, dict(batch))[0])
 
 
-# -- the frozen encoder -------------------------------------------------------------------------------------------------
+# -- the frozen encoder --------------------------------------------------------------------------------------
 
 
 def test_another_encoder_than_the_one_trained_with_is_refused(make_policy, hub, tmp_path):
@@ -233,7 +233,7 @@ def test_the_hash_covers_names_shapes_and_values():
     assert len({tensors_hash(m) for m in (net(), *different)}) == 4
 
 
-# -- own checkpoints ------------------------------------------------------------------------------------------------------
+# -- own checkpoints -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def picture(channels: int) -> PolicyFeature:
             {"provenance": {"front": {"depth": "sensor"}}},
             "--policy.provenance keys='front'.*'image', 'image2'",
         ),
-        ({"provenance": {"image": {"depth": "guess"}}}, "--policy.provenance.image..depth.='guess'"),
+        ({"provenance": {"image": {"depth": "guess"}}}, "--policy.provenance.image.depth.='guess'"),
         ({"provenance": {"image": "derived"}}, "--policy.provenance keys='image'"),
         ({"half_turns": {"front": 1}}, "--policy.half_turns keys='front'.*'image', 'image2'"),
         ({"domains": {"lidar": "tok"}}, "--policy.domains keys='lidar'"),
@@ -66,8 +66,10 @@ def test_defaults_that_protect_the_user():
 
 def test_config_json_gives_the_same_configuration_back(tmp_path):
     config = MultiSmolVLAConfig(
-        device="cpu", views=default_view_map(("front",)), half_turns={"front": 1}, depth_range_m=(0.2, 3.0), stage="robust",
-        provenance={"rgb": "sensor", "depth": "derived", "front": {"depth": "sensor"}}, curriculum_step=7, curriculum_stage="robust", encoder_hash="ab",
+        device="cpu", views=default_view_map(("front",)), half_turns={"front": 1}, depth_range_m=(0.2, 3.0),
+        stage="robust",
+        provenance={"rgb": "sensor", "depth": "derived", "front": {"depth": "sensor"}}, curriculum_step=7,
+        curriculum_stage="robust", encoder_hash="ab",
         input_features=all_features(), dropout_p_max=0.4,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -91,7 +93,8 @@ def test_options_are_typed_as_the_errors_say(tmp_path):
         '--provenance={"thermal": "derived", "front": {"depth": "derived"}}',
     ]
     config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=overrides)
-    # draccus merges a dictionary into the saved one, so a view can be added to a checkpoint but not taken away
+    # draccus merges a dictionary into the saved one, so a view can be added to a checkpoint but not taken
+    # away
     assert list(config.views) == ["image", "image2", "front"]
     assert config.views["front"] == {
         "rgb": "observation.images.front",
@@ -107,7 +110,7 @@ def test_options_are_typed_as_the_errors_say(tmp_path):
     assert fresh.tower_modalities == ("rgb", "depth")
 
 
-# -- features ---------------------------------------------------------------------------------------------------------
+# -- features ------------------------------------------------------------------------------------------------
 
 
 def validated(features: dict[str, PolicyFeature], **options) -> MultiSmolVLAConfig:
@@ -149,7 +152,8 @@ def test_keys_that_no_data_have_are_named_with_what_there_is():
 
 
 def test_features_in_another_order_follow_the_view_map():
-    # upstream walks the features, we walk the views: the teacher's tokens of one camera must not be the target of another
+    # upstream walks the features, we walk the views: the teacher's tokens of one camera must not be the
+    # target of another
     config = validated(dict(reversed(all_features().items())))
     assert [k for k in config.image_features if k in config.rgb_keys] == config.rgb_keys
 
@@ -157,7 +161,8 @@ def test_features_in_another_order_follow_the_view_map():
 def test_recorded_presence_flags_are_not_normalised(make_config):
     from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 
-    # LeRobot types everything under "observation." that is no picture as STATE, which is normalised by mean and spread
+    # LeRobot types everything under "observation." that is no picture as STATE, which is normalised by mean
+    # and spread
     flag = padding_mask_key("observation.images.image_depth")
     config = make_config(input_features=all_features() | {flag: PolicyFeature(FeatureType.STATE, (1,))})
     config.validate_features()
@@ -174,7 +179,8 @@ def test_recorded_presence_flags_are_not_normalised(make_config):
 
 @pytest.mark.parametrize("tower", ["siglip", "fourm"])
 def test_cached_ids_and_flags_of_streams_that_nobody_declared_are_no_inputs(tower):
-    # a stage that reads RGB alone, on a dataset with ids and flags of everything: LeRobot types them all as STATE
+    # a stage that reads RGB alone, on a dataset with ids and flags of everything: LeRobot types them all as
+    # STATE
     rgb = {view: {"rgb": streams["rgb"]} for view, streams in default_view_map().items()}
     extra = {
         k: PolicyFeature(FeatureType.STATE, (4,))

@@ -1,4 +1,6 @@
-"""Corruption in training: it reaches the encoder from pictures and from ids, costs nothing when off, and resumes exactly."""
+"""Corruption in training: it reaches the encoder from pictures and from ids, costs nothing when off, and
+resumes exactly.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import torch
 from tiny_policy import SIDE, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla import training_faults
-from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla.corruption.tokens import SWAPPED_FRACTION, TOKEN_TYPES, corrupt_tokens
+from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
 from multismolvla.tokenizers.recipe import token_recipe
 from multismolvla.tower import tokenize_view
@@ -207,14 +209,15 @@ def test_consistency_compares_with_the_undisturbed(make_policy, batch):
     assert faulty.forward(dict(batch), **flow_inputs())[1]["consistency"] > 0.0
 
 
-# -- told at the start ---------------------------------------------------------------------------------------------------
+# -- told at the start ---------------------------------------------------------------------------------------
 
 
 def test_live_without_pictures_is_refused_at_the_start(make_config):
     key = token_key("image", "depth")
     cfg = make_config(**ALWAYS, corruption_source="live")
     info = token_recipe(cfg, "image", "depth", num_labels=cfg.num_labels)
-    ids_only = {key: {"dtype": "int16", "shape": (64,), "info": info}}
+    rgb = {streams["rgb"]: {"dtype": "image"} for streams in VIEWS.values()}
+    ids_only = rgb | {key: {"dtype": "int16", "shape": (64,), "info": info}}
     with pytest.raises(
         ValueError, match=r"only ids of .*image_depth.*--keep_pictures=true.*corruption_source=ids"
     ):
@@ -250,7 +253,7 @@ def test_a_wrong_option_is_named(option, message, make_config):
         make_config(**option)
 
 
-# -- faults of ids -------------------------------------------------------------------------------------------------------
+# -- faults of ids -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])

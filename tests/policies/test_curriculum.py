@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from tiny_policy import canonical_batch, chunk, flow_inputs
 
-from lerobot_policy_multismolvla import modeling_multismolvla
+from lerobot_policy_multismolvla import flow, losses
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 
 
@@ -89,7 +87,7 @@ def test_masks_depend_on_seed_step_and_rank_alone(robust, monkeypatch):
     batch = canonical_batch(size=8)
 
     def masks(rank: int = 0, **options) -> torch.Tensor:
-        monkeypatch.setattr(modeling_multismolvla, "_rank", lambda: rank)
+        monkeypatch.setattr(losses, "rank", lambda: rank)
         settings = {"dropout_mode": "fixed", "curriculum_stage": "robust", "curriculum_step": 5} | options
         policy = robust(**settings).train()
         torch.manual_seed(torch.seed())  # the global generator has no part in it
@@ -106,10 +104,10 @@ def test_masks_depend_on_seed_step_and_rank_alone(robust, monkeypatch):
 def test_the_rank_is_the_process_groups(rank):
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    assert modeling_multismolvla._rank() == 0
+    assert flow.rank() == 0
     torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
     try:
-        assert modeling_multismolvla._rank() == rank
+        assert flow.rank() == rank
     finally:
         torch.distributed.destroy_process_group()
 
@@ -128,7 +126,7 @@ def test_all_ranks_start_stage_one_from_one_norm(make_policy, batch, monkeypatch
     assert torch.allclose(together.model.bridge.connector.gain, 2 * mine)
 
 
-# -- the counter over checkpoints and stages -----------------------------------------------------------------------------
+# -- the counter over checkpoints and stages -----------------------------------------------------------------
 
 
 def test_the_counter_survives_save_and_load(robust, batch, tmp_path):
@@ -156,10 +154,8 @@ def test_a_new_stage_begins_at_zero(make_policy, batch, tmp_path):
     assert (other.config.curriculum_stage, other.config.curriculum_step) == ("robust", 0)
 
 
-def test_a_stage_without_a_length_warns_at_once_and_fails_when_trained(robust, batch, caplog):
-    with caplog.at_level(logging.WARNING):
-        policy = robust(curriculum_steps=0)
-    assert "--policy.curriculum_steps is not set" in caplog.text
+def test_a_stage_without_a_length_acts_but_fails_when_trained(robust, batch):
+    policy = robust(curriculum_steps=0)
     chunk(policy, batch)  # acting needs no curriculum
     with pytest.raises(ValueError, match="--policy.curriculum_steps=0.*--steps.*--policy.dropout_mode=none"):
         policy.train().forward(dict(batch), **flow_inputs())

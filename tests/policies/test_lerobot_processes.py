@@ -21,8 +21,8 @@ from processes import command, common, environment, finish, logged, start
 from safetensors.torch import load_file
 from tiny_dataset import REPO_ID
 
-from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from multismolvla.dropout import dropout_probability, sample_presence, step_generator
+from multismolvla.fourm import MINI_DOMAINS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -46,16 +46,20 @@ def stage_one(data: Path, hub: Path, folder: Path) -> list[str]:
     return [
         *common(data, folder, STEPS, SAVE), "--policy.type=multismolvla", "--policy.stage=connector",
         f"--policy.base_checkpoint={hub / 'base'}", f"--policy.vlm_model_name={hub / 'vlm'}",
-        f"--policy.encoder={hub / 'fourm'}", f"--policy.domains={json.dumps(MINI_DOMAINS)}", "--policy.image_size=64",
+        f"--policy.encoder={hub / 'fourm'}", f"--policy.domains={json.dumps(MINI_DOMAINS)}",
+        "--policy.image_size=64",
         "--policy.load_vlm_weights=false", "--policy.fusion_grid=8", "--policy.connector_grid=8",
-        "--policy.connector_hidden=64", "--policy.chunk_size=4", "--policy.n_action_steps=2", "--policy.num_vlm_layers=2",
-        "--policy.resize_imgs_with_padding=[64,64]", "--policy.dtype=float32", "--policy.device=cpu", "--policy.num_steps=3",
+        "--policy.connector_hidden=64", "--policy.chunk_size=4", "--policy.n_action_steps=2",
+        "--policy.num_vlm_layers=2",
+        "--policy.resize_imgs_with_padding=[64,64]", "--policy.dtype=float32", "--policy.device=cpu",
+        "--policy.num_steps=3",
     ]  # fmt: skip
 
 
 def stage_two(data: Path, checkpoint: Path, folder: Path) -> list[str]:
     return [
-        *common(data, folder, STEPS, SAVE), f"--policy.path={checkpoint}", "--policy.stage=robust", f"--policy.curriculum_steps={STEPS}",
+        *common(data, folder, STEPS, SAVE), f"--policy.path={checkpoint}", "--policy.stage=robust",
+        f"--policy.curriculum_steps={STEPS}",
         "--peft.method_type=LORA", "--peft.r=4",
     ]  # fmt: skip
 
@@ -190,8 +194,10 @@ def test_lerobot_eval_plays_an_episode_of_the_mini_suite(robust_run, tmp_path):
     run(
         "lerobot-eval",
         f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
-        "--env.type=multismolvla_libero", "--env.task_ids=[0]", "--env.episode_length=6", "--env.condition=C1:-rgb",
-        "--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false", f"--output_dir={tmp_path}", "--seed=3",
+        "--env.type=multismolvla_libero", "--env.task_ids=[0]", "--env.episode_length=6",
+        "--env.condition=C1:-rgb",
+        "--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false",
+        f"--output_dir={tmp_path}", "--seed=3",
     )  # fmt: skip
     result = json.loads((tmp_path / "eval_info.json").read_text())
     assert result["overall"]["n_episodes"] == 1
@@ -202,8 +208,10 @@ def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(robust_r
     report = tmp_path / "report.json"
     run(
         "lerobot-rollout",
-        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu", "--device=cpu",
-        "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test", f"--robot.report={report}",
+        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
+        "--device=cpu",
+        "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test",
+        f"--robot.report={report}",
         "--task=put the cube in the basket", "--fps=20", "--duration=1.5", "--play_sounds=false",
         "--return_to_initial_position=false",
     )  # fmt: skip

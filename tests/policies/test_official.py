@@ -29,7 +29,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make(files, make_policy):
     def policy(route: str = "vision", **options) -> MultiSmolVLAPolicy:
-        return make_policy(**(official_options(files, route) | options))
+        absent = {"absent_streams": ["image.rgb", "image2.rgb"]}  # as in `one_view` and where RGB is dead
+        return make_policy(**(official_options(files, route) | absent | options))
 
     return policy
 
@@ -74,7 +75,7 @@ def test_a_robot_that_sees_only_global_tokens_acts_on_them(make, one_view):
     assert policy.train().forward(dict(blind), **flow_inputs())[0].isfinite()
 
 
-# -- cached ids -------------------------------------------------------------------------------------------------------------
+# -- cached ids ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_training_from_ids_needs_no_tokenizer_and_says_so(cached, files, make_co
         policy = reader(
             make_config, files, cached, tokenizer_sources=gone, imagebind=str(tmp_path / "imagebind")
         )
-    assert "Training reads cached token ids of observation.tokens.image.depth" in caplog.text
+    assert "Training reads cached ids of observation.tokens.image.depth" in caplog.text
     assert policy.train().forward(frames(cached), **flow_inputs(2))[0].isfinite()
     # what made the ids is remembered, so that acting later with other weights is refused
     recorded = dict(policy.config.tokenizer_hashes)
@@ -213,7 +214,7 @@ def test_a_family_of_two_grids_and_a_soft_domain_without_its_route_are_named(mak
         make("bridge", domains=PICTURES | {"thermal": THERMAL["vision"]})
 
 
-# -- soft rows ----------------------------------------------------------------------------------------------------------------
+# -- soft rows -----------------------------------------------------------------------------------------------
 
 
 def test_the_map_of_soft_rows_learns_in_stage_one_and_is_saved(make, one_view, tmp_path):

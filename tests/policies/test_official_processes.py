@@ -1,4 +1,6 @@
-"""Rule 9 with the official stack in miniature: both stages through ``lerobot-train``, from ids and from pictures."""
+"""Rule 9 with the official stack in miniature: both stages through ``lerobot-train``, from ids and from
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,10 @@ def ids(files, tiny_dataset, tmp_path_factory) -> Path:
     names = ("tokenizers", "tokenizer_sources", "seg_labels", "imagebind", "imagebind_rows", "image_size")
     return cache_tokens(
         TokensConfig(
-            dataset=tiny_dataset, output=tmp_path_factory.mktemp("ids") / "ids", encoder=files / "fourm21", views=VIEWS,
-            domains={m: d for m, d in options["domains"].items() if m != "rgb"}, **{n: options[n] for n in names},
+            dataset=tiny_dataset, output=tmp_path_factory.mktemp("ids") / "ids", encoder=files / "fourm21",
+            views=VIEWS,
+            domains={m: d for m, d in options["domains"].items() if m != "rgb"},
+            **{n: options[n] for n in names},
         )
     )  # fmt: skip
 
@@ -54,9 +58,12 @@ def runs(files, ids, hub, tiny_dataset, tmp_path_factory) -> dict[str, tuple[Pat
     data = {"vision": ids, "soft": tiny_dataset}
     folders = {route: (root / f"{route}_one", root / f"{route}_two") for route in data}
     fixed = {
-        "type": "multismolvla", "stage": "connector", "base_checkpoint": str(hub / "base"), "vlm_model_name": str(hub / "vlm"),
-        "load_vlm_weights": False, "connector_hidden": 64, "chunk_size": 4, "n_action_steps": 2, "num_vlm_layers": 2,
-        "resize_imgs_with_padding": [64, 64], "dtype": "float32", "device": "cpu", "num_steps": 3, "views": VIEWS,
+        "type": "multismolvla", "stage": "connector", "base_checkpoint": str(hub / "base"),
+        "vlm_model_name": str(hub / "vlm"),
+        "load_vlm_weights": False, "connector_hidden": 64, "chunk_size": 4, "n_action_steps": 2,
+        "num_vlm_layers": 2,
+        "resize_imgs_with_padding": [64, 64], "dtype": "float32", "device": "cpu", "num_steps": 3,
+        "views": VIEWS,
     }  # fmt: skip
     first = {
         route: start(
@@ -69,9 +76,11 @@ def runs(files, ids, hub, tiny_dataset, tmp_path_factory) -> dict[str, tuple[Pat
     logs = {route: finish(process, folders[route][0]) for route, process in first.items()}
     second = {
         route: start(
-            two, *common(data[route], two, STEPS, STEPS), f"--policy.path={one / 'checkpoints/last/pretrained_model'}",
+            two, *common(data[route], two, STEPS, STEPS),
+            f"--policy.path={one / 'checkpoints/last/pretrained_model'}",
             *as_options({
-                "stage": "robust", "curriculum_steps": STEPS, "corruption_probability": 0.9, "corruption_ramp": 0.5,
+                "stage": "robust", "curriculum_steps": STEPS, "corruption_probability": 0.9,
+                "corruption_ramp": 0.5,
                 "corruption_source": "ids" if route == "vision" else "live",
             }),
             "--peft.method_type=LORA", "--peft.r=2",

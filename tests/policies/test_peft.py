@@ -1,4 +1,6 @@
-"""LoRA as lerobot-train applies it in stage 2: what is trained, what is saved, and that nothing is lost on the way."""
+"""LoRA as lerobot-train applies it in stage 2: what is trained, what is saved, and that nothing is lost on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Metadata:
     """The part of a dataset's metadata that make_policy reads."""
 
     features = {
-        **{k: {"dtype": "image", "shape": (f.shape[1], f.shape[2], f.shape[0]), "names": ["height", "width", "channels"]}
+        **{k: {"dtype": "image", "shape": (f.shape[1], f.shape[2], f.shape[0]), "names": ["height", "width",
+            "channels"]}
            for k, f in all_features().items() if len(f.shape) == 3},
         "observation.state": {"dtype": "float32", "shape": (8,), "names": None},
         "action": {"dtype": "float32", "shape": actions()["action"].shape, "names": None},

@@ -1,4 +1,6 @@
-"""LeRobot finds the plugin by the distribution's name, in a fresh process, without being told and without the simulator."""
+"""LeRobot finds the plugin by the distribution's name, in a fresh process, without being told and without the
+simulator.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from lerobot.processor import ProcessorStepRegistry
 print(json.dumps({
     "policies": list(PreTrainedConfig.get_known_choices()),
     "steps": ProcessorStepRegistry.list(),
-    "modules": sorted(m for m in sys.modules if m.split(".")[0] in ("mujoco", "robosuite", "libero", "transformers")),
+    "modules": sorted(m for m in sys.modules if m.split(".")[0] in ("mujoco", "robosuite", "libero",
+        "transformers")),
     "modeling": "lerobot_policy_multismolvla.modeling_multismolvla" in sys.modules,
     "took": took,
 }))

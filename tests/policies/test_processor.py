@@ -1,4 +1,6 @@
-"""The step that makes sensors canonical: units, validity, ids, orientation; and the pipelines saved with a checkpoint."""
+"""The step that makes sensors canonical: units, validity, ids, orientation; and the pipelines saved with a
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def metres(*values: float) -> torch.Tensor:
     return torch.tensor(values).view(1, 1, 1, -1)
 
 
-# -- depth ----------------------------------------------------------------------------------------------------------
+# -- depth ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_nan_depth_is_named():
         run({DEPTH: metres(0.5, torch.nan)})
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- pictures ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.float16])
@@ -142,7 +144,7 @@ def test_only_the_last_frame_of_a_history_counts():
     assert torch.equal(out[DEPTH], depth[:, -1])
 
 
-# -- ids -------------------------------------------------------------------------------------------------------------
+# -- ids -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -174,7 +176,7 @@ def test_wrong_ids_are_named(given, message):
         run({SEG: given})
 
 
-# -- orientation, presence, absence ------------------------------------------------------------------------------------
+# -- orientation, presence, absence --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
@@ -232,7 +234,7 @@ def test_a_wrong_view_map_fails_when_the_step_is_made():
         step(views={"front": {"lidar": "observation.lidar"}})
 
 
-# -- pipelines ---------------------------------------------------------------------------------------------------------
+# -- pipelines -----------------------------------------------------------------------------------------------
 
 
 STATS = {
@@ -320,7 +322,8 @@ def test_the_overrides_of_lerobots_scripts_find_their_steps(config, tmp_path):
         # as lerobot-train 0.6.1 starts the second stage; lerobot-eval gives the first and the last
         preprocessor_overrides={
             "device_processor": {"device": "cpu"},
-            "normalizer_processor": {"features": features, "norm_map": config.normalization_mapping, "stats": stats},
+            "normalizer_processor": {"features": features, "norm_map": config.normalization_mapping,
+                "stats": stats},
             "rename_observations_processor": {"rename_map": {"observation.front": RGB}},
         },
         # ... and the asynchronous server the second

@@ -1,4 +1,6 @@
-"""ProvenanceMap: the dataset's word is adopted, told and kept, a contradiction is refused, and views may differ."""
+"""ProvenanceMap: the dataset's word is adopted, told and kept, a contradiction is refused, and views may
+differ.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,17 @@ from lerobot.configs.policies import PreTrainedConfig
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
-from multismolvla.provenance import adopt_provenance, provenance_table
+from multismolvla.provenance import ProvenanceMap
 
 VIEWS = default_view_map()
 SENSORS = dict.fromkeys(MODALITIES, "sensor")
 
 
 def said(**provenance: str) -> dict[str, dict]:
-    """Features of a dataset; ``image_depth="derived"`` speaks of one picture, ``tokens_image_depth`` of its ids."""
-    features = {}
+    """Features of a dataset; ``image_depth="derived"`` speaks of one picture, ``tokens_image_depth`` of its
+    ids.
+    """
+    features: dict[str, dict] = {streams["rgb"]: {} for streams in VIEWS.values()}
     for name, kind in provenance.items():
         ids = name.startswith("tokens_")
         view, modality = name.removeprefix("tokens_").split("_")
@@ -46,8 +50,8 @@ def test_what_the_dataset_derived_is_derived_for_the_policy_and_stays_so(kind, c
     features = annotated(kind)
     adopted = {"rgb": "sensor", "depth": "derived", "seg": "derived", "thermal": "derived"}
     with caplog.at_level(logging.INFO):
-        provenance = adopt_provenance({}, VIEWS, features)
-    assert provenance == adopted
+        provenance = ProvenanceMap.parse({}, VIEWS).adopt(features)
+    assert provenance.option() == adopted
     (line,) = [r.message for r in caplog.records]
     assert line == "Provenance as the dataset says: rgb sensor, depth derived, seg derived, thermal derived."
     if kind:
@@ -61,12 +65,12 @@ def test_what_the_dataset_derived_is_derived_for_the_policy_and_stays_so(kind, c
 
 
 def test_a_dataset_that_says_nothing_or_sensor_leaves_what_old_checkpoints_say(tmp_path):
-    assert adopt(config(), {}).provenance == SENSORS
+    assert adopt(config(), said()).provenance == SENSORS
     assert adopt(config(), said(image_rgb="sensor", image_depth="sensor")).provenance == SENSORS
     old = config(provenance=dict(SENSORS))
     old.save_pretrained(tmp_path)
     assert adopt(PreTrainedConfig.from_pretrained(tmp_path), said(image_depth="sensor")).provenance == SENSORS
-    given = adopt(config(provenance={"depth": "derived"}), {})
+    given = adopt(config(provenance={"depth": "derived"}), said())
     assert given.provenance == SENSORS | {"depth": "derived"}
 
 
@@ -78,7 +82,7 @@ def test_views_may_differ_and_nothing_more_than_the_difference_is_written(tmp_pa
     expected = {"rgb": "sensor", "seg": "derived", "thermal": "sensor"}
     assert cfg.provenance == expected | {"image": {"depth": "sensor"}, "image2": {"depth": "derived"}}
     assert (cfg.is_derived("image", "depth"), cfg.is_derived("image2", "depth")) == (False, True)
-    assert provenance_table(cfg.provenance, VIEWS) == expected | {
+    assert cfg.provenance_map.table() == expected | {
         "image.depth": "sensor",
         "image2.depth": "derived",
     }
@@ -91,7 +95,7 @@ def test_views_may_differ_and_nothing_more_than_the_difference_is_written(tmp_pa
     [
         (
             {"depth": "sensor"}, said(image2_depth="derived"),
-            r'"depth": "sensor".*image2.depth is derived \(policy: sensor\).*\'{"image2": {"depth": "derived"}}\'',
+            r'image2.depth is derived \(policy: sensor\).*\'{"image2": {"depth": "derived"}}\'',
         ),
         ({"depth": "derived"}, said(image_depth="sensor"), r"image.depth is sensor \(policy: derived\)"),
         (SENSORS, annotated(), r"image.depth is derived .*image2.thermal is derived"),
@@ -107,7 +111,7 @@ def test_a_contradiction_names_both_sides_and_the_remedy(given, features, messag
 def test_pictures_and_ids_that_disagree_count_as_derived():
     for picture, ids in (("sensor", "derived"), ("derived", "sensor")):
         features = said(image_depth=picture, tokens_image_depth=ids)
-        assert adopt_provenance({}, VIEWS, features)["image"] == {"depth": "derived"}
+        assert ProvenanceMap.parse({}, VIEWS).adopt(features).is_derived("image", "depth")
 
 
 def test_an_unknown_origin_in_the_dataset_is_named():

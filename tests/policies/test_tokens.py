@@ -13,8 +13,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from tiny_policy import chunk, flow_inputs
 
-from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.processor_multismolvla import SensorStep
+from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 from multismolvla_data.tokens import TokensConfig, cache_tokens
 

@@ -133,7 +133,7 @@ def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str,
         declares. ``modalities`` and ``views`` (cameras) of these pictures. ``provenance`` per modality, where the policy's
         configuration has a say in them.
     """
-    from multismolvla.provenance import provenance_table
+    from multismolvla.provenance import ProvenanceMap
 
     pictures = {k for keys in streams_of(config).values() for k in keys}
     others = {k for k in config.input_features or {} if k not in config.image_features}
@@ -147,7 +147,7 @@ def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str,
         "views": [c for c, found in given.items() if found],
     }
     if hasattr(config, "provenance"):
-        provenance = provenance_table(config.provenance, config.views)
+        provenance = ProvenanceMap.parse(config.provenance, config.views).table()
         facts["provenance"] = {k: o for k, o in provenance.items() if k.split(".")[-1] in facts["modalities"]}
     return facts
 

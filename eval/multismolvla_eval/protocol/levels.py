@@ -193,7 +193,7 @@ def level_conditions(name: str) -> Level:
 
 
 def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ...]:
-    """Parse conditions and check them against the machine and the environment.
+    """Parse conditions and check them against the environment.
 
     Args:
         texts: condition texts; duplicates are dropped, C0 is added in front if missing, because nothing can be said
@@ -203,10 +203,7 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
     Raises:
         ValueError: a text cannot be read, names a camera that the environment does not have, or exchanges the cameras of
             an environment with one.
-        ModuleNotFoundError: a condition needs the optional package with ImageNet-C's definitions.
     """
-    from multismolvla.corruption import imagenet_c_available, needs_imagecorruptions  # imports torch
-
     conditions = list(dict.fromkeys((CLEAN, *(parse_condition(t) for t in texts))))
     for condition in conditions:
         if len(cameras) < 2 and any(f.type == "swapped" for f in condition.faults):
@@ -218,11 +215,6 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
             if unknown:
                 raise ValueError(
                     f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has {list(cameras)}."
-                )
-            if fault.modality == "rgb" and needs_imagecorruptions(fault.type) and not imagenet_c_available():
-                raise ModuleNotFoundError(
-                    f"Condition {condition.id!r} needs the package imagecorruptions: `pip install imagecorruptions`, or "
-                    "choose a builtin_* type, e.g. C3:rgb=builtin_noise@3."
                 )
     return tuple(conditions)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multismolvla.corruption import Fault, parse_condition, with_derived
+from multismolvla.corruption import Fault, parse_condition
 from multismolvla.modalities import MODALITIES, Provenance, default_view_map
+from multismolvla.provenance import with_derived
 
 
 def reaching_faults(condition_id: str, manifest: Mapping[str, Any]) -> tuple[Fault, ...]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import pytest
 
-from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
+from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, parse_condition
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.environments import LeRobotSource, load_sources, require_libero_plus
 from multismolvla_eval.evaluate import evaluate
@@ -104,14 +104,6 @@ def test_resolve():
         resolve(["C1:camera=left"], ("image",))
     with pytest.raises(ValueError, match="Known levels"):
         level_conditions("huge")
-
-
-def test_types_of_our_own_need_no_package(monkeypatch):
-    monkeypatch.setattr(imagenet_c, "available", lambda: False)
-    assert len(resolve([f"C3:rgb={t}@1" for t in ("fog", "glass_blur", "builtin_noise")], ("image",))) == 4
-    assert not imagenet_c.needs_package("fog")
-    with pytest.raises(ModuleNotFoundError, match="pip install imagecorruptions"):
-        resolve(["C3:rgb=frost@1"], ("image",))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from multismolvla.corruption import IMAGENET_C_TYPES, imagenet_c, needs_imagecorruptions
+from multismolvla.corruption import IMAGENET_C_TYPES, imagenet_c
 from multismolvla.corruption.names import COMMON_TYPES, SEVERITIES, STATIC_TYPES
 from multismolvla.corruption.soft import apply_soft
 
 OWN = ("impulse_noise", "gaussian_blur", "glass_blur", "fog")
-needs_package = pytest.mark.skipif(not imagenet_c.available(), reason="imagecorruptions is not installed")
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -34,8 +33,7 @@ def corrupted(image: torch.Tensor, type_: str, severity: int, seed: int = 3) -> 
 def test_all_nineteen_are_there_and_only_four_are_ours():
     assert len(COMMON_TYPES) == 15
     assert len(set(IMAGENET_C_TYPES)) == 19
-    assert {t for t in IMAGENET_C_TYPES if not needs_imagecorruptions(t)} == set(OWN)
-    assert not needs_imagecorruptions("builtin_noise")
+    assert set(imagenet_c.OWN) == set(OWN)
 
 
 @pytest.fixture
@@ -72,7 +70,6 @@ def package(monkeypatch):
     return call
 
 
-@needs_package
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("type_", OWN)
 def test_ours_equal_the_published_code(package, type_, severity):
@@ -84,7 +81,6 @@ def test_ours_equal_the_published_code(package, type_, severity):
     assert (difference > 0).float().mean() < 1e-3
 
 
-@needs_package
 @pytest.mark.parametrize("type_", ["gaussian_noise", "frost", "jpeg_compression"])
 def test_the_package_gets_the_seed_of_the_generator(package, type_):
     image = picture(48, 70)
@@ -116,7 +112,6 @@ def test_ours_work_at_any_size_and_repeat(type_, shape):
     assert torch.equal(result, corrupted(image, type_, 4, seed=4)) == (type_ == "gaussian_blur")
 
 
-@needs_package
 @pytest.mark.parametrize("shape", [(128, 360), (200, 129)])
 @pytest.mark.parametrize("type_", [t for t in IMAGENET_C_TYPES if t not in OWN])
 def test_the_packages_types_keep_the_shape_of_pictures_that_are_not_square(type_, shape, capfd):
@@ -130,10 +125,6 @@ def test_what_sits_on_the_lens_stays_for_the_episode():
     assert not {"gaussian_noise", "snow", "motion_blur", "impulse_noise"} & STATIC_TYPES
 
 
-def test_pictures_that_are_too_small_and_a_missing_package_are_named(monkeypatch):
+def test_pictures_that_are_too_small_are_named():
     with pytest.raises(ValueError, match="at least 32 pixels"):
         corrupted(picture(31, 64), "fog", 1)
-    monkeypatch.setattr(imagenet_c, "available", lambda: False)
-    with pytest.raises(ModuleNotFoundError, match="pip install imagecorruptions"):
-        corrupted(picture(32, 64), "frost", 1)
-    assert corrupted(picture(32, 64), "fog", 1).shape == (3, 32, 64)

@@ -1,9 +1,8 @@
-"""Builders: from the configuration's plain values to tower and bridge. Core modules never see a configuration object."""
+"""Build tower and bridge from the configuration; the core's modules take plain values."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX, add_soft_modality, soft_modality
 from multismolvla.fusion import GatedFusion
 from multismolvla.tokenizers import make_tokenizers
+from multismolvla.tokenizers.factory import LazyTokenizer
 from multismolvla.tokenizers.recipe import split_domains
 from multismolvla.tower import MultimodalTower
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _SOFT_GRID = (14, 14)
 _OFFICIAL_SOFT_WIDTH = 768  # of ImageBind-Huge's thermal branch
-#: Whose modality embedding a soft thermal modality starts from: what 4M-21 learned about ImageBind's features.
+#: A soft thermal modality starts from this one's embedding: what 4M-21 learned about ImageBind's features.
 _KINDRED = "tok_imagebind@224"
 
 
@@ -31,8 +31,8 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
     """Load the frozen encoder and check that it is the one the configuration was trained with.
 
     Raises:
-        ValueError: the encoder's tensors hash to something else than ``cfg.encoder_hash``, or a tokenizer's weights to
-            something else than ``cfg.tokenizer_hashes``.
+        ValueError: the encoder's tensors hash to something else than ``cfg.encoder_hash``, or a tokenizer's
+            weights to something else than ``cfg.tokenizer_hashes``.
     """
     domains = {m: split_domains(cfg.domains[m]) for m in cfg.tower_modalities}
     names = [d for several in domains.values() for d in several]
@@ -44,8 +44,9 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
         cfg.encoder_hash = found
     elif cfg.encoder_hash != found:
         raise ValueError(
-            f"The encoder at {cfg.encoder!r} hashes to {found[:12]}…, but this policy was trained with {cfg.encoder_hash[:12]}…. "
-            "Point --policy.encoder at the original weights, or set --policy.encoder_hash=null to retrain the connector."
+            f"The encoder at {cfg.encoder!r} hashes to {found[:12]}…, but this policy was trained with "
+            f"{cfg.encoder_hash[:12]}…. Point --policy.encoder at the original weights, or set "
+            "--policy.encoder_hash=null to retrain the connector."
         )
     for name in names:
         if name.startswith(SOFT_PREFIX):
@@ -61,23 +62,18 @@ def build_tower(cfg: MultiSmolVLAConfig) -> MultimodalTower:
         fingerprints=cfg.tokenizer_hashes,
         unread=unread,
     )
-    if cfg.tokenizers == "official":
-        _recognise(cfg, {m: t for m, t in tokenizers.items() if m not in unread})
+    for modality, tokenizer in tokenizers.items():
+        if isinstance(tokenizer, LazyTokenizer) and modality not in unread:
+            cfg.tokenizer_hashes |= tokenizer.check_fingerprints()
     joined = {m: "+".join(several) for m, several in domains.items()}
     return MultimodalTower(encoder, joined, tokenizers, cfg.image_size, cfg.square)
-
-
-def _recognise(cfg: MultiSmolVLAConfig, tokenizers: dict[str, Any]) -> None:
-    """Record the fingerprints of the tokenizers' weights, or compare them with the recorded ones."""
-    for tokenizer in tokenizers.values():
-        cfg.tokenizer_hashes |= tokenizer.check_fingerprints()
 
 
 def _add_soft(cfg: MultiSmolVLAConfig, encoder: FourMEncoder, name: str) -> None:
     if cfg.tokenizers != "official" or cfg.thermal_route != "soft":
         raise ValueError(
-            f"The domain {name!r} takes rows of numbers, which only --policy.tokenizers=official with thermal_route=soft makes "
-            f"(here: {cfg.tokenizers}, {cfg.thermal_route})."
+            f"The domain {name!r} takes rows of numbers, which only --policy.tokenizers=official with "
+            f"thermal_route=soft makes (here: {cfg.tokenizers}, {cfg.thermal_route})."
         )
     if cfg.soft_width is None:
         from multismolvla.thermal.imagebind_checkpoint import branch_sizes

@@ -1,0 +1,124 @@
+"""The losses of the two training stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_multismolvla import training_faults
+from lerobot_policy_multismolvla.flow import FlowDraw, Loss, draw_noise_and_time, flow_loss, rank
+from lerobot_policy_multismolvla.visual import (
+    VisualPrefix,
+    rgb_pictures,
+    rgb_views,
+    siglip_tokens,
+)
+from multismolvla.objectives.alignment import alignment_loss, consistency_loss
+
+
+def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
+    """``flow_weight`` x flow matching through the frozen rest + ``align_weight`` x distillation."""
+    cfg = policy.config
+    loss = torch.zeros((), device=batch[OBS_STATE].device)
+    logs: dict[str, float] = {}
+    target = teacher_tokens(policy, batch) if policy.teacher is not None and rgb_views(cfg, batch) else None
+    if policy.training and cfg.curriculum_step == 0:
+        _match_norm(policy, batch, None if target is None else target[0])
+    visual = policy.prepare_images(batch)
+    if target is not None:
+        align, align_logs = _alignment(rgb_views(cfg, batch), visual, *target)
+        loss = loss + cfg.align_weight * align
+        logs |= align_logs
+    if cfg.flow_weight > 0:
+        flow, flow_logs = flow_loss(policy, batch, visual, draw)
+        loss = loss + cfg.flow_weight * flow
+        logs |= flow_logs
+    return loss, logs
+
+
+@torch.no_grad()
+def teacher_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """SigLIP-after-connector of the clean pictures: (B, V_rgb, N, D) and masks bool (B, V_rgb)."""
+    policy.teacher.load(str(policy.config.base_checkpoint))
+    images, masks = rgb_pictures(policy, batch)
+    return policy.teacher.tokens(images), torch.stack(masks, 1)
+
+
+def _alignment(views: list[int], visual: VisualPrefix, teacher: Tensor, seen: Tensor) -> Loss:
+    student = torch.stack([visual.tokens[v] for v in views], 1)[:, :, : teacher.shape[2]]
+    mask = seen & torch.stack([visual.alive[v] for v in views], 1)
+    return alignment_loss(student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten())
+
+
+@torch.no_grad()
+def _match_norm(policy: SmolVLAPolicy, batch: dict[str, Tensor], teacher: Tensor | None) -> None:
+    """Start the connector at the norm of the tokens it replaces; before the first forward (in place)."""
+    if teacher is not None:
+        reference = teacher
+    elif policy.config.vision_tower == "siglip+fourm":
+        reference = torch.cat(list(siglip_tokens(policy, batch).values()) or [torch.ones(1)])
+    else:
+        return
+    connector = policy.model.bridge.connector
+    connector.match_norm(reference)
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        # each rank saw other pictures, and DDP never compares weights
+        distributed.all_reduce(connector.gain)
+        connector.gain /= distributed.get_world_size()
+
+
+def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
+    """Flow matching under both curricula, optionally with consistency to the complete sample."""
+    cfg = policy.config
+    drops, corrupts = policy.training and cfg.dropout_mode != "none", policy.training and cfg.corrupts
+    available = policy.availability(batch)
+    presence = training_faults.drop_sensors(cfg, available, rank()) if drops else available
+    faults = training_faults.draw_corruption(cfg, presence, rank()) if corrupts else None
+    visual = policy.visual_tokens(batch, presence, faults)
+    if cfg.consistency_weight == 0:
+        loss, logs = flow_loss(policy, batch, visual, draw)
+    else:
+        loss, logs = _consistent_flow(policy, batch, visual, available, draw)
+    if drops:
+        logs["dropout_p"] = training_faults.dropout_p(cfg)
+        logs["modalities_kept"] = (presence.float().sum() / available.float().sum().clamp_min(1)).item()
+    if corrupts:
+        logs["corruption_p"] = training_faults.corruption_p(cfg)
+        logs["pictures_disturbed"] = 0.0 if faults is None else (faults.severity > 0).float().mean().item()
+    return loss, logs
+
+
+def _consistent_flow(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], dropped: VisualPrefix, available: Tensor, draw: FlowDraw
+) -> Loss:
+    """Flow matching with the dropped sensors, plus the distance to the complete sample's velocity."""
+    if draw.noise is None or draw.time is None:
+        noise, time = draw_noise_and_time(policy, policy.prepare_action(batch))
+        draw = replace(draw, noise=noise, time=time)
+    with torch.no_grad():
+        clean, _, _ = _velocity(policy, batch, policy.visual_tokens(batch, available), draw)
+    velocity, loss, logs = _velocity(policy, batch, dropped, draw)
+    real = batch.get("action_is_pad")
+    weight = torch.ones_like(velocity[..., :1]) if real is None else (~real)[..., None].to(velocity.dtype)
+    width = policy.config.action_feature.shape[0]
+    distance = consistency_loss(velocity[..., :width], clean[..., :width], weight)
+    logs["consistency"] = distance.item()
+    return loss + policy.config.consistency_weight * distance, logs
+
+
+def _velocity(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, draw: FlowDraw
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Velocity, loss and logs; the velocity is taken from upstream's last layer, which returns none."""
+    seen: list[Tensor] = []
+    handle = policy.model.action_out_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    try:
+        loss, logs = flow_loss(policy, batch, visual, draw)
+    finally:
+        handle.remove()
+    return seen[-1], loss, logs

@@ -1,0 +1,255 @@
+"""The options of the MultiSmolVLA policy and what follows from them alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lerobot.configs.types import NormalizationMode
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+from multismolvla import dropout
+from multismolvla.corruption import SEVERITIES
+from multismolvla.fourm.soft import SOFT_PREFIX
+from multismolvla.geometry import SQUARE_MODES
+from multismolvla.modalities import (
+    MODALITIES,
+    Modality,
+    ViewMap,
+    default_view_map,
+    token_key,
+    validate_view_map,
+)
+from multismolvla.pretrained import IMAGEBIND
+from multismolvla.provenance import ProvenanceMap, ProvenanceOption
+from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
+from multismolvla.tokenizers.recipe import OFFICIAL_LABELS
+
+#: Option -> the values that it may have.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "vision_tower": ("fourm", "siglip", "siglip+fourm"),
+    "stage": ("connector", "robust"),
+    "tokenizers": TOKENIZER_FAMILIES,
+    "square": SQUARE_MODES,
+    "depth_unit": ("m", "mm"),
+    "corruption_source": ("live", "ids"),
+}
+
+
+@dataclass
+class MultiSmolVLAOptions(SmolVLAConfig):
+    """SmolVLA whose vision tower is the 4M-21 multimodal encoder.
+
+    Args (those that SmolVLA does not have; sizes are those of 4M-21 unless a preset says otherwise):
+        views: ``{view: {modality: key}}``; declares *possible* sensors, a missing one is masked.
+        absent_streams: declared streams (``view.modality`` or key) that the training data lack on purpose.
+            Any other declared RGB must be in them, because a misspelt camera would be lost without a word.
+        provenance: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which goes before it; a
+            derived stream is absent when its view's RGB is. Empty = as the dataset says, else a sensor.
+        vision_tower: ``fourm`` (the product), ``siglip`` (vanilla SmolVLA), ``siglip+fourm`` (both).
+        base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken;
+            ``pretrained_path`` is LeRobot's name for checkpoints of this very policy.
+        encoder, encoder_revision, encoder_hash: the frozen 4M encoder and what its tensors hash to.
+        tokenizers: ``patch`` or ``official``; the options after it say which official networks make the ids.
+    """
+
+    # -- input ----------------------------------------------------------------------------------------------
+    views: ViewMap = field(default_factory=default_view_map)
+    absent_streams: list[str] = field(default_factory=list)
+    provenance: ProvenanceOption = field(default_factory=dict)
+    # Unit of *float* depth; integers are millimetres, LeRobot's rule. LeRobot 0.6.1 delivers millimetres by
+    # default, simulators give metres: train with --dataset.depth_output_unit=m.
+    depth_unit: str = "m"
+    depth_range_m: tuple[float, float] = (0.011, 10.0)  # else invalid; LeRobot's invalid pixels are 10 mm
+    num_labels: int = 8  # size of the segmentation pictures' label set, id 0 = background (official: 134)
+    # View -> 180-degree turns of a camera mounted upside down.
+    half_turns: dict[str, int] = field(default_factory=dict)
+    square: str = "crop"  # how a non-square view becomes square, for all its streams alike
+
+    # -- tower ----------------------------------------------------------------------------------------------
+    vision_tower: str = "fourm"
+    encoder: str = "EPFL-VILAB/4M-21_B"  # hub repository or folder in the official layout
+    encoder_revision: str | None = None
+    encoder_hash: str | None = None  # filled when first built, checked at every reload
+    # Modality -> encoder domain; several joined by "+": thermal: tok_imagebind@224+tok_imagebind_global.
+    domains: dict[str, str] = field(
+        default_factory=lambda: {"rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224"}
+    )
+    tokenizers: str = "patch"  # "patch": weight-free ones of the mini preset; "official": 4M's own
+    # Of depth, seg, imagebind, imagebind_global -> hub id or folder; left out = the official one.
+    tokenizer_sources: dict[str, str] = field(default_factory=dict)
+    # Filled when first seen, checked ever after: what makes ids must not change.
+    tokenizer_hashes: dict[str, str] = field(default_factory=dict)
+    seg_labels: str = OFFICIAL_LABELS  # official: label table of the segmentation pictures, a name or a file
+    seg_unknown: str = "error"  # official: ids outside that table: error or void (= nothing)
+    thermal_route: str = "vision"  # official: vision, bridge or soft (domain soft_thermal@224, a trained map)
+    imagebind: str = IMAGEBIND  # official, thermal: hub id, folder or .pth file of ImageBind-Huge
+    imagebind_rows: str = "trunk"  # rows that the ImageBind tokenizers know: trunk or norm
+    bridge_map: str | None = None  # route bridge: file of the learned map; without it rows must be norm
+    soft_width: int | None = None  # route soft: width of the rows, filled when first built
+    image_size: int = 224  # side at which pictures enter the encoder, pixels
+    fusion_grid: int = 14  # side of the common grid on which modalities are fused
+    connector_grid: int = 16  # side after 2-D resampling
+    connector_unshuffle: int = 2  # block folded into channels; (16 / 2)^2 = 64 tokens per view
+    connector_hidden: int = 2048  # hidden width of the connector's MLP
+
+    # -- stages ---------------------------------------------------------------------------------------------
+    stage: str = "connector"
+    base_checkpoint: str | None = None
+    flow_weight: float = 1.0  # weight of the action loss in stage 1
+    align_weight: float = 1.0  # weight of the distillation in stage 1
+    consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; a second forward
+    flow_samples: int = 1  # draws of noise and time per observation; more than upstream's 1 cost the expert
+    bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
+
+    # -- dropout curriculum (stage 2) -----------------------------------------------------------------------
+    dropout_mode: str = "linear"
+    dropout_p_max: float = 0.5
+    dropout_ramp: float = 0.6  # share of the stage over which "linear" rises
+    dropout_clean: float = 0.1  # last share of the stage without dropout
+    dropout_complete: float = 0.1  # share of each batch that stays complete
+    curriculum_steps: int = 0  # length of the stage; set it to --steps
+    curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)
+    curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
+    curriculum_seed: int = 0
+
+    # -- corruption curriculum (stage 2), per sample, view and modality -------------------------------------
+    corruption_probability: float = 0.0  # greatest probability that a picture is disturbed; 0 = never
+    corruption_max_severity: int = 3  # 1 (weak) to 5; drawn evenly up to this
+    corruption_ramp: float = 0.6  # share of the stage over which the probability rises from 0
+    corruption_clean: float = 0.1  # last share of the stage without corruption
+    # Of depth, seg and thermal, "live" disturbs pictures and tokenizes them anew; "ids" disturbs the ids.
+    corruption_source: str = "live"
+
+    # -- defaults that differ from SmolVLA's ----------------------------------------------------------------
+    n_action_steps: int = 10  # far better than 50 on LIBERO (lerobot issue 4614)
+    push_to_hub: bool = False  # LeRobot's default would demand a repo_id for every local run
+    dtype: str = "bfloat16"  # mixed precision of the trainer; read by lerobot-train 0.6.1
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {
+            "VISUAL": NormalizationMode.IDENTITY,
+            "STATE": NormalizationMode.MEAN_STD,
+            "ACTION": NormalizationMode.MEAN_STD,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self)
+
+    # -- what follows from the options ----------------------------------------------------------------------
+
+    @property
+    def uses_fourm(self) -> bool:
+        """Whether the 4M tower is part of the policy."""
+        return "fourm" in self.vision_tower
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether training disturbs pictures."""
+        return self.uses_fourm and self.stage == "robust" and self.corruption_probability > 0
+
+    @property
+    def rgb_keys(self) -> list[str]:
+        """RGB keys in view order."""
+        return [streams["rgb"] for streams in self.views.values() if "rgb" in streams]
+
+    @property
+    def tower_modalities(self) -> tuple[str, ...]:
+        """Modalities the 4M tower reads: declared in some view and mapped to a domain."""
+        declared = {m for streams in self.views.values() for m in streams}
+        return tuple(m for m in MODALITIES if m in declared and m in self.domains)
+
+    @property
+    def provenance_map(self) -> ProvenanceMap:
+        """Where every declared stream comes from."""
+        return ProvenanceMap.parse(self.provenance, self.views)
+
+    def is_derived(self, view: str, modality: str) -> bool:
+        """Whether a stream is computed from its view's RGB."""
+        return self.provenance_map.is_derived(view, modality)
+
+    def is_soft(self, modality: str) -> bool:
+        """Whether rows of numbers stand for a modality, so that there are no ids of it."""
+        return any(d.startswith(SOFT_PREFIX) for d in self.domains.get(modality, "").split("+"))
+
+    def stream_keys(self) -> dict[str, tuple[str, str]]:
+        """Key -> (view, modality) of every declared stream."""
+        return {key: (view, m) for view, streams in self.views.items() for m, key in streams.items()}
+
+    def token_keys(self) -> dict[str, tuple[str, str]]:
+        """Key of cached ids -> (view, modality), for every declared stream that is tokenized."""
+        return {token_key(v, m): (v, m) for v, m in self.stream_keys().values() if m != Modality.RGB}
+
+    def official_options(self) -> OfficialOptions:
+        """Which official networks make ids."""
+        return OfficialOptions.of(self)
+
+
+def check_options(cfg: MultiSmolVLAOptions) -> None:
+    """Check a configuration by itself; what the data must fulfil is asked when they are known.
+
+    Raises:
+        ValueError: an unknown name, a number outside its range, or options that exclude each other.
+    """
+    validate_view_map(cfg.views)
+    for option, allowed in _CHOICES.items():
+        _check_choice(option, getattr(cfg, option), allowed)
+    for view in cfg.half_turns:
+        _check_choice("half_turns keys", view, tuple(cfg.views))
+    for modality in cfg.domains:
+        _check_choice("domains keys", modality, MODALITIES)
+    streams = cfg.stream_keys()
+    for stream in cfg.absent_streams:
+        _check_choice("absent_streams", stream, (*(f"{v}.{m}" for v, m in streams.values()), *streams))
+    cfg.official_options()  # its own checks
+    _ = cfg.provenance_map  # its own checks
+    _check_combinations(cfg)
+    _check_curricula(cfg)
+
+
+def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"--policy.{option}={value!r} is unknown. Expected one of {list(allowed)}.")
+
+
+def _check_combinations(cfg: MultiSmolVLAOptions) -> None:
+    # adapt_to_pi_aloha changes the batch in place (lerobot 0.6.1)
+    for option in ("adapt_to_pi_aloha", "add_image_special_tokens"):
+        if getattr(cfg, option) and cfg.uses_fourm:
+            raise ValueError(f"--policy.{option}=true is only supported with --policy.vision_tower=siglip.")
+    if cfg.empty_cameras and cfg.uses_fourm:
+        raise ValueError(
+            f"--policy.empty_cameras={cfg.empty_cameras} is SmolVLA's way of declaring absent cameras; with "
+            "the 4M tower declare them in --policy.views and --policy.absent_streams."
+        )
+    if cfg.flow_samples < 1:
+        raise ValueError(f"--policy.flow_samples={cfg.flow_samples} must be at least 1.")
+    if cfg.flow_samples > 1 and cfg.consistency_weight > 0:
+        raise ValueError(
+            f"--policy.flow_samples={cfg.flow_samples} and consistency_weight={cfg.consistency_weight} "
+            "exclude each other: consistency compares two velocities at one draw of noise and time. Set one "
+            "of them to its default."
+        )
+    low, high = cfg.depth_range_m
+    if not 0 <= low < high:
+        raise ValueError(f"--policy.depth_range_m={cfg.depth_range_m} must be 0 <= near < far, in metres.")
+
+
+def _check_curricula(cfg: MultiSmolVLAOptions) -> None:
+    if not 0 <= cfg.corruption_probability <= 1:
+        raise ValueError(f"--policy.corruption_probability={cfg.corruption_probability} must lie in [0, 1].")
+    if cfg.corruption_max_severity not in SEVERITIES:
+        raise ValueError(
+            f"--policy.corruption_max_severity={cfg.corruption_max_severity} must be one of "
+            f"{list(SEVERITIES)}."
+        )
+    if cfg.corruption_probability and not cfg.uses_fourm:
+        raise ValueError(
+            f"--policy.corruption_probability={cfg.corruption_probability} is not supported with "
+            "--policy.vision_tower=siglip: its pictures go to upstream's SmolVLA as they are."
+        )
+    # the curricula's own checks, so that a wrong value fails before the first step and not at the last tenth
+    dropout.curriculum_share(0, 1, ramp=cfg.corruption_ramp, clean=cfg.corruption_clean, name="corruption")
+    dropout.dropout_probability(
+        0, 1, mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean
+    )

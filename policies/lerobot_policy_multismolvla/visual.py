@@ -1,0 +1,182 @@
+"""What a batch holds of the declared sensors, and the visual tokens that the language model reads of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.training_faults import Corruption, corrupt_inputs, corrupt_pictures
+from multismolvla.inspection import LastLook
+from multismolvla.modalities import (
+    DEPTH_VALID,
+    MODALITIES,
+    Modality,
+    ids_name,
+    padding_mask_key,
+    token_key,
+    valid_key,
+)
+
+logger = logging.getLogger(__name__)
+
+_RGB = MODALITIES.index(Modality.RGB)
+
+
+class VisualPrefix(NamedTuple):
+    """What the prefix holds of the pictures: an entry per view, then one per view of each gridless domain.
+
+    Attributes:
+        tokens: float (B, N, D) each; upstream's own pictures (B, 3, H, W) with ``vision_tower=siglip``.
+        alive: bool (B,) each, whether any of it is there.
+    """
+
+    tokens: list[Tensor]
+    alive: list[Tensor]
+
+
+class PreparedBatch(dict[str, Tensor]):
+    """A batch whose visual tokens are ready, so that upstream's ``forward`` can be used as it is."""
+
+    def __init__(self, batch: dict[str, Tensor], visual: VisualPrefix):
+        super().__init__(batch)
+        self.visual = visual
+
+
+# -- the batch ----------------------------------------------------------------------------------------------
+
+
+def available_sensors(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor:
+    """Which sensors each sample has, bool (B, V, M): by keys, presence flags, and provenance."""
+    state = batch[OBS_STATE]
+    there = torch.zeros(len(state), len(cfg.views), len(MODALITIES), dtype=torch.bool, device=state.device)
+    for v, (view, streams) in enumerate(cfg.views.items()):
+        for modality, key in streams.items():
+            if key in batch or token_key(view, modality) in batch:
+                mask = batch.get(padding_mask_key(key))
+                there[:, v, MODALITIES.index(modality)] = True if mask is None else mask.bool()
+    return cfg.provenance_map.drop_with_rgb(there)
+
+
+def streams_of(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], view: str) -> dict[str, Tensor]:
+    """Canonical pictures of a view, and cached ids where the batch has them instead."""
+    streams = cfg.views[view]
+    out = {m: batch[key] for m, key in streams.items() if key in batch}
+    for modality in streams:
+        ids = batch.get(token_key(view, modality))
+        if ids is not None and not cfg.is_soft(modality):
+            out[ids_name(modality)] = ids.flatten(1).to(torch.int64)
+    depth = streams.get(Modality.DEPTH)
+    if depth in batch:
+        valid = batch.get(valid_key(depth))
+        if valid is None:
+            raise KeyError(
+                f"{valid_key(depth)} is missing: the batch did not pass the policy's pre-processor (step "
+                "'multismolvla_sensors'). Build it with make_pre_post_processors and call it on every "
+                "observation."
+            )
+        out[DEPTH_VALID] = valid
+    return out
+
+
+class SensorWatch:
+    """Logs a warning when a sensor that was there is gone, and when it is back."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] | None = None  # what the last observation had
+
+    def look(self, cfg: MultiSmolVLAConfig, there: Tensor) -> None:
+        """Compare presence (B, V, M) with that of the last observation."""
+        now = there.any(0).tolist()
+        names = {
+            f"{view}.{m}" for v, view in enumerate(cfg.views) for i, m in enumerate(MODALITIES) if now[v][i]
+        }
+        if self._seen is not None and names != self._seen:
+            for lost in sorted(self._seen - names):
+                logger.warning("Sensor lost: %s. The policy goes on without it.", lost)
+            for back in sorted(names - self._seen):
+                logger.warning("Sensor back: %s.", back)
+        self._seen = names
+
+
+# -- the tokens ---------------------------------------------------------------------------------------------
+
+
+def rgb_pictures(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> VisualPrefix:
+    """Upstream's pictures and masks of the declared RGB streams that the batch has, at least one."""
+    others = set(policy.config.image_features) - set(policy.config.rgb_keys)
+    pictures = {k: v for k, v in batch.items() if k not in others}
+    return VisualPrefix(*SmolVLAPolicy.prepare_images(policy, pictures))
+
+
+def rgb_views(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> list[int]:
+    """Numbers of the views whose RGB is in the batch."""
+    return [v for v, streams in enumerate(cfg.views.values()) if streams.get("rgb") in batch]
+
+
+def visual_tokens(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None
+) -> tuple[VisualPrefix, LastLook]:
+    """Run tower and bridge.
+
+    Args:
+        policy: with a 4M tower.
+        batch: canonical.
+        presence: bool (B, V, M), what may be looked at.
+        faults: what is disturbed before that.
+    """
+    cfg, tower = policy.config, policy.model.tower
+    if faults is not None:
+        batch = corrupt_pictures(cfg, batch, faults, tower)
+    inputs = tower.encoder_inputs([streams_of(cfg, batch, view) for view in cfg.views], presence)
+    if faults is not None:
+        inputs = corrupt_inputs(cfg, inputs, faults, tower.vocabularies)
+    views = (len(presence), len(cfg.views))
+    weights: dict[str, Tensor] = {}
+    extra, extra_alive = [], []  # global tokens, masked apart from the grid tokens of their view
+    if not inputs.values:
+        shape = (*views, policy.model.bridge_tokens, policy.model.text_width)
+        tokens = torch.zeros(shape, device=presence.device)
+        alive = torch.zeros(views, dtype=torch.bool, device=presence.device)
+    else:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
+            encoded = tower.encode(inputs)
+        made = policy.model.bridge(encoded.tokens, encoded.present, encoded.globals)
+        weights = made.modality_weights
+        tokens = made.tokens.unflatten(0, views)  # (B, V, N, D)
+        alive = made.alive.unflatten(0, views)  # (B, V)
+        for domain, rows in made.global_tokens.items():
+            extra += rows.unflatten(0, views).unbind(1)
+            extra_alive += encoded.globals_present[domain].unflatten(0, views).unbind(1)
+    if cfg.vision_tower == "siglip+fourm":
+        tokens = _beside_siglip(policy, batch, tokens, presence)
+    visual = VisualPrefix([*tokens.unbind(1), *extra], [*alive.unbind(1), *extra_alive])
+    return visual, LastLook(inputs, weights)
+
+
+def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, Tensor]:
+    """``siglip+fourm``: SigLIP's tokens (B, N, D) by the view's number; empty when no camera delivers RGB."""
+    views = rgb_views(policy.config, batch)
+    if not views:
+        return {}
+    vlm = policy.model.vlm_with_expert
+    images = rgb_pictures(policy, batch).tokens
+    return {v: SmolVLMWithExpertModel.embed_image(vlm, i) for v, i in zip(views, images, strict=True)}
+
+
+def _beside_siglip(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, presence: Tensor
+) -> Tensor:
+    """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone."""
+    seen = presence[:, :, _RGB]
+    out = tokens.clone()
+    for v, siglip in siglip_tokens(policy, batch).items():
+        both = siglip + policy.model.fourm_gate(tokens[:, v])
+        out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
+    return out
