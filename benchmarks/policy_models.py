@@ -1,4 +1,4 @@
-"""Randomly initialised policies and batches of given sizes. Weights live in a temporary folder, or nowhere."""
+"""Randomly initialised policies and batches of given sizes; weights are in a temporary folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def sizes(preset: str, stage: str) -> Sizes:
 
     Args:
         preset: name of the preset.
-        stage: training stage; the mini preset draws noise and time several times per observation, differently by stage.
+        stage: training stage; the mini preset draws noise and time several times per observation, differently
+            by stage.
 
     Raises:
         ValueError: unknown preset.
@@ -61,7 +62,8 @@ def sizes(preset: str, stage: str) -> Sizes:
 def _mini(stage: str, smallest: bool) -> Sizes:
     import yaml
 
-    from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
+    from lerobot_policy_multismolvla.mini.pretrain import IMAGE_SIZE, PATCH_SIZE, PretrainConfig
+    from multismolvla.fourm import MINI_DOMAINS, FourMConfig
 
     preset = yaml.safe_load((REPO / "configs" / "mini.yaml").read_text())
     stages = {name: values.get("args", {}) for name, values in preset["stages"].items()}
@@ -77,16 +79,18 @@ def _mini(stage: str, smallest: bool) -> Sizes:
     policy |= {"num_steps": 2, "chunk_size": 4, "n_action_steps": 2} if smallest else {}
     return Sizes(
         vlm={
-            "text_width": towers.text_width, "text_layers": towers.text_layers, "text_mlp": 8 * towers.text_width // 3,
+            "text_width": towers.text_width, "text_layers": towers.text_layers,
+            "text_mlp": 8 * towers.text_width // 3,
             "vision_width": towers.vision_width, "vision_layers": towers.vision_layers,
-            "image_size": towers.image_size, "patch_size": towers.patch_size,
+            "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE,
         },
         vocab=264,
-        fourm=lambda: mini_fourm_config(towers),
+        fourm=lambda: FourMConfig.mini(towers.dim, towers.depth, towers.heads),
         domains=dict(MINI_DOMAINS),
-        policy=policy | {"resize_imgs_with_padding": (towers.image_size,) * 2},
-        bridge={k: read[k] for k in ("image_size", "fusion_grid", "connector_grid", "connector_unshuffle", "connector_hidden")},
-        side=towers.image_size,
+        policy=policy | {"resize_imgs_with_padding": (IMAGE_SIZE,) * 2},
+        bridge={k: read[k] for k in ("image_size", "fusion_grid", "connector_grid", "connector_unshuffle",
+            "connector_hidden")},
+        side=IMAGE_SIZE,
         batch_size=2 if smallest else preset["train_args"]["batch_size"],
         language=28,  # the mini preset's tokenizer makes one token per byte of the instruction
     )  # fmt: skip
@@ -108,8 +112,8 @@ def _real() -> Sizes:
         },
         vocab=49280,
         fourm=official,
-        # The weight-free tokenizers' ids fit the official vocabularies (1024 of 8192, 4096 of 4096); the official
-        # route of thermal is another one than theirs, hence no thermal here.
+        # The weight-free tokenizers' ids fit the official vocabularies (1024 of 8192, 4096 of 4096); the
+        # official route of thermal is another one than theirs, hence no thermal here.
         domains={"rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224"},
         policy={"num_vlm_layers": 16, "resize_imgs_with_padding": (512, 512)},
         bridge={},  # the configuration's defaults are the official sizes
@@ -130,12 +134,13 @@ class Options:
 
 
 class PolicyFactory:
-    """Builds policies that share sizes; language model, expert and projections are the same class and size in all.
+    """Builds policies that share sizes: language model, expert and projections are the same in all.
 
     Args:
         preset: the sizes.
         options: see :class:`Options`.
-        scratch: folder for random weights that some class insists on reading from disk; the caller deletes it.
+        scratch: folder for random weights that some class insists on reading from disk; the caller deletes
+            it.
     """
 
     def __init__(self, preset: Sizes, options: Options, scratch: Path):
@@ -156,7 +161,8 @@ class PolicyFactory:
 
         torch.manual_seed(self.options.seed)
         policy = MultiSmolVLAPolicy(MultiSmolVLAConfig(**self._config(tower)))
-        # Stage 1 knows no adapters, neither may the policy it is compared with have them: they slow down acting, too.
+        # Stage 1 knows no adapters, neither may the policy it is compared with have them: they slow down
+        # acting, too.
         if self.options.trained == "lora" and self.options.stage == "robust":
             policy.config.pretrained_path = (
                 policy.config.pretrained_path or "random"
@@ -174,7 +180,8 @@ class PolicyFactory:
         full = self.options.trained == "full"
         values: dict[str, Any] = {
             "vision_tower": tower, "vlm_model_name": str(self.scratch / "vlm"), "load_vlm_weights": False,
-            "device": self.options.device, "dtype": "float32", "stage": self.options.stage, "dropout_mode": "none",
+            "device": self.options.device, "dtype": "float32", "stage": self.options.stage,
+            "dropout_mode": "none",
             "freeze_vision_encoder": not full, "train_expert_only": not full,
             "input_features": self._features(tower), "output_features": self._action(), **self.preset.policy,
         }  # fmt: skip
@@ -229,7 +236,7 @@ class PolicyFactory:
         return {"action": PolicyFeature(FeatureType.ACTION, (7,))}
 
     def batch(self, size: int, chunk: int) -> dict[str, torch.Tensor]:
-        """Random canonical batch of two views with the chosen modalities, as it leaves the policy's pre-processor."""
+        """Random canonical batch of two views with the chosen modalities, as the pre-processor leaves it."""
         import torch
 
         from multismolvla.modalities import default_view_map

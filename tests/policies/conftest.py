@@ -14,20 +14,20 @@ from tiny_dataset import write_dataset
 from tiny_policy import SIDE, TINY, actions, all_features, canonical_batch, common_options, rgb_features
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
 from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-from multismolvla.fourm import FourMEncoder
+from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
 
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``vlm`` (SmolVLM), ``fourm`` (4M-21 layout) and ``base`` (a SmolVLA checkpoint), all random."""
+    """A folder with ``vlm`` (SmolVLM), ``fourm`` (4M-21 layout) and ``base`` (a SmolVLA checkpoint), all
+    random.
+    """
     root = tmp_path_factory.mktemp("hub")
     build_tiny_vlm(root / "vlm", TINY)
     torch.manual_seed(0)
-    small = mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2))
-    FourMEncoder(small, list(MINI_DOMAINS.values())).save_pretrained(root / "fourm")
+    FourMEncoder(FourMConfig.mini(32, 2, 2), list(MINI_DOMAINS.values())).save_pretrained(root / "fourm")
     base = SmolVLAPolicy(
         SmolVLAConfig(**common_options(root), input_features=rgb_features(), output_features=actions())
     )
@@ -50,8 +50,10 @@ def make_config(hub: Path) -> Callable[..., MultiSmolVLAConfig]:
         defaults: dict[str, Any] = common_options(hub) | {
             "input_features": rgb_features() if tower == "siglip" else all_features(),
             "output_features": actions(),
-            "encoder": str(hub / "fourm"), "domains": MINI_DOMAINS, "image_size": SIDE, "fusion_grid": 8, "dtype": "float32",
-            "connector_grid": 8, "connector_hidden": 64, "base_checkpoint": str(hub / "base"), "curriculum_steps": 100,
+            "encoder": str(hub / "fourm"), "domains": MINI_DOMAINS, "image_size": SIDE, "fusion_grid": 8,
+            "dtype": "float32",
+            "connector_grid": 8, "connector_hidden": 64, "base_checkpoint": str(hub / "base"),
+            "curriculum_steps": 100,
         }  # fmt: skip
         return MultiSmolVLAConfig(**(defaults | options))
 

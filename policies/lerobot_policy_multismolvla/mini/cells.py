@@ -1,7 +1,6 @@
 """Targets and heads of the mini preset's pre-training: what is in each cell of the pictures?
 
-The vision half of the stand-in for pre-training, the same for both towers; `.grounding` is the language half. Targets come from
-the recorded modalities, so nothing but the recorded frames is needed.
+The vision half of the stand-in for pre-training, the same for both towers; `.grounding` is the language half.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ class CellHeads:
         self.labels = labels
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            self.net: nn.Module = nn.Linear(
-                dim, 4 * labels + 4 + 4 + 12
-            )  # labels, depth, temperature, colour of 4 quadrants
+            # labels, depth, temperature and colour of four quadrants
+            self.net: nn.Module = nn.Linear(dim, 4 * labels + 4 + 4 + 12)
 
     def loss(
         self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor

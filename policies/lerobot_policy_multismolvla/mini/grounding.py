@@ -1,8 +1,8 @@
-"""Grounding for the tiny language model of the mini preset: where in the pictures is what the instruction names?
+"""Grounding for the tiny language model of the mini preset: where is what the instruction names?
 
-SmolVLM2 arrives knowing how to find a named thing in a picture; a random language model does not, and through the action loss
-alone it takes tens of thousands of samples to learn it. This is the language half of the mini preset's stand-in for
-pre-training; targets are centroids of segmentation labels, so nothing but the recorded frames is needed.
+SmolVLM2 knows how to find a named thing in a picture; a random language model does not, and through the
+action loss alone it takes tens of thousands of samples to learn it. This is the language half of the mini
+preset's stand-in for pre-training; its targets are centroids of the recorded segmentation labels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ from multismolvla.modalities import MINI_LABELS
 def named_labels(instruction: str, labels: Sequence[str] = MINI_LABELS) -> list[int]:
     """Ids of the labels that an instruction names, in the order of the words, then the gripper's.
 
-    Args:
-        instruction: e.g. ``"put the cube in the basket"``.
-        labels: the label set.
-
-    Returns:
-        e.g. ``[3, 5, 2]``.
+    ``"put the cube in the basket"`` gives ``[3, 5, 2]``.
 
     Raises:
         ValueError: it does not name exactly two labels (what to take and where to put it).
@@ -35,8 +30,8 @@ def named_labels(instruction: str, labels: Sequence[str] = MINI_LABELS) -> list[
     named = [labels.index(w) for w in words if w in labels and w != "gripper"]
     if len(named) != 2:
         raise ValueError(
-            f"Instruction {instruction!r} names {[labels[i] for i in named]} of the label set {list(labels)}. The mini preset's "
-            "pre-training expects two: what to take and where to put it."
+            f"Instruction {instruction!r} names {[labels[i] for i in named]} of the label set "
+            f"{list(labels)}. The mini preset's pre-training expects two: what to take and where to put it."
         )
     return [*named, labels.index("gripper")]
 
@@ -61,7 +56,7 @@ def centroids(seg: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Grounding(nn.Module):
-    """Heads on the language model's last prefix token: position and visibility of the named things in each view.
+    """Heads on the language model's last prefix token: position and visibility of the named things.
 
     Args:
         width: hidden size of the language model.
@@ -82,7 +77,7 @@ class Grounding(nn.Module):
         )
 
     def forward(self, hidden: Tensor, where: Tensor, visible: Tensor) -> tuple[Tensor, float]:
-        """Loss of hidden states (B, D, width) against :func:`centroids`, and the last head's mean error in sides of the picture."""
+        """Loss of hidden states (B, D, width) against `centroids`, and the last head's mean error."""
         seen = visible[..., None].float()
         count = seen.sum().clamp_min(1)
         loss = hidden.new_zeros(())
@@ -107,8 +102,8 @@ def prefix_state(model: Any, images: list[Tensor], tokens: Tensor, mask: Tensor,
         state: float (B, max_state_dim), normalised.
 
     Returns:
-        Hidden states (B, D, width) of the last token (the state token, which sees everything), as they *enter* the last
-        D = 2 layers: that is what the action expert reads there. The output of the last layer reaches nobody.
+        Hidden states (B, D, width) of the last token, which sees everything, as they *enter* the last D = 2
+        layers: that is what the action expert reads. The last layer's output is read by nothing.
     """
     there = [torch.ones(len(state), dtype=torch.bool, device=state.device)] * len(images)
     embs, pad, att = model.embed_prefix(images, there, tokens, mask, state=state)

@@ -1,15 +1,16 @@
 """Stage 0 of the mini preset: make tiny "foundation models" out of the recorded frames, in a minute or two.
 
-With official weights this stage does not exist. Offline there are none, and a tower trained from scratch through the action
-loss alone learns to localise slowly (0 of 20 successes in ten minutes). So both towers get what stands in for their web-scale
-pre-training, on the same frames and for the same number of steps, so that the comparison stays fair:
+With official weights this stage does not exist. Offline there are none, and a tower trained from scratch
+through the action loss alone learns to localise slowly (0 of 20 successes in ten minutes). So both towers get
+what stands in for their web-scale pre-training, on the same frames and for the same number of steps, so that
+the comparison stays fair:
 
-* the tiny **4M encoder** learns 4M's own task in small: random subsets of modalities and of tokens are visible, the whole
-  scene (labels, depth, temperature, colour) is predicted for every cell;
+* the tiny **4M encoder** learns 4M's own task in small: random subsets of modalities and of tokens are
+  visible, the whole scene (labels, depth, temperature, colour) is predicted for every cell;
 * the tiny **SigLIP** learns to predict the same targets from RGB.
 
-Writes, each in the format of its official counterpart: ``vlm/`` (SmolVLM folder), ``fourm/`` (4M-21 folder) and
-``smolvla_init/`` (a SmolVLA checkpoint whose language model and expert are untrained).
+Writes, each in the format of its official counterpart: ``vlm/`` (SmolVLM folder), ``fourm/`` (4M-21 folder)
+and ``smolvla_init/`` (a SmolVLA checkpoint whose language model and expert are untrained).
 """
 
 from __future__ import annotations
@@ -21,20 +22,36 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from lerobot_policy_multismolvla.mini.cells import CellHeads, cell_targets, class_weight
-from multismolvla.fourm import MINI_DOMAINS, FourMConfig
-from multismolvla.modalities import MODALITIES
+from multismolvla.dropout import sample_presence
+from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
+from multismolvla.fusion import GatedFusion
+from multismolvla.modalities import DEPTH_VALID, MINI_LABELS, MODALITIES, Modality, picture_key
 from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
+from multismolvla.tokenizers import (
+    PatchDepthTokenizer,
+    QuadrantSegTokenizer,
+    ThermalGridTokenizer,
+    structured_token_embedding,
+)
+from multismolvla.tower import MultimodalTower
+
+if TYPE_CHECKING:
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
 logger = logging.getLogger(__name__)
 
 DONE = "pretrain.json"
+#: The domains are for pictures of 64 pixels in patches of 8.
+IMAGE_SIZE, PATCH_SIZE, GRID = 64, 8, 8
+#: One row per logged step: its number, and losses and measures by name.
+History = list[dict[str, float]]
 
 
 @dataclass
@@ -58,9 +75,6 @@ class PretrainConfig:
     chunk_size: int = 16
     n_action_steps: int = 8
     log_every: int = 50
-    image_size: int = 64
-    patch_size: int = 8
-    num_labels: int = 8
     cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
 
 
@@ -84,6 +98,18 @@ class Frames:
         views = len(self.rgb) // len(self)
         return (frames[:, None] * views + torch.arange(views)).flatten()
 
+    def canonical(self, frames: Tensor) -> dict[str, Tensor]:
+        """Pictures of the given frames as the tower takes those of one view."""
+        rows = self.rows(frames)
+        depth = self.depth[rows]
+        return {
+            "rgb": self.rgb[rows].float() / 255,
+            "depth": depth,
+            DEPTH_VALID: depth > 0.011,
+            "seg": self.seg[rows].long(),
+            "thermal": self.thermal[rows].float() / 255,
+        }
+
 
 def load_frames(cfg: PretrainConfig) -> Frames:
     """Decode up to ``max_frames`` frames, spread evenly over the dataset.
@@ -95,63 +121,50 @@ def load_frames(cfg: PretrainConfig) -> Frames:
     from tqdm import tqdm
 
     data = LeRobotDataset(cfg.dataset.name, root=cfg.dataset, depth_output_unit="m", return_uint8=True)
-    keys = [f"observation.images.{cam}{s}" for cam in cfg.cameras for s in ("", "_depth", "_seg", "_thermal")]
-    lacking = [k for k in keys if k not in data.features]
+    lacking = [k for c in cfg.cameras for m in MODALITIES if (k := picture_key(c, m)) not in data.features]
     if lacking:
         raise ValueError(
             f"{cfg.dataset} lacks {lacking}. The mini preset pre-trains on all four modalities: record with "
             "multismolvla-record."
         )
     count = min(cfg.max_frames, len(data))
-    rows = torch.linspace(0, len(data) - 1, count).long().tolist()
-    parts: dict[str, list[Tensor]] = {"": [], "_depth": [], "_seg": [], "_thermal": []}
+    pictures: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
     states, tasks = [], []
-    for row in tqdm(rows, desc="decode frames", unit="frame"):
+    for row in tqdm(torch.linspace(0, len(data) - 1, count).long().tolist(), "decode frames", unit="frame"):
         item = data[row]
         states.append(item["observation.state"].float())
         tasks.append(item["task"])
-        for cam in cfg.cameras:
-            for suffix, store in parts.items():
-                picture = item[f"observation.images.{cam}{suffix}"]
-                if picture.shape[-2:] != (cfg.image_size, cfg.image_size):
+        for camera in cfg.cameras:
+            for modality, store in pictures.items():
+                picture = item[picture_key(camera, modality)]
+                if picture.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
                     raise ValueError(
-                        f"{cfg.dataset}: pictures are {tuple(picture.shape)}, expected side {cfg.image_size} (--image_size)."
+                        f"{cfg.dataset}: a picture is {tuple(picture.shape)}, expected side {IMAGE_SIZE}."
                     )
-                store.append(picture if suffix == "" else picture[:1])
-    as_u8 = {k: torch.stack(v) for k, v in parts.items()}
-    pictures = (_u8(as_u8[""]), as_u8["_depth"].float(), _u8(as_u8["_seg"]), _u8(as_u8["_thermal"]))
-    return Frames(*pictures, torch.stack(states), tasks)
+                store.append(picture if modality == Modality.RGB else picture[:1])
+    rgb, depth, seg, thermal = (torch.stack(pictures[m]) for m in MODALITIES)
+    return Frames(_u8(rgb), depth.float(), _u8(seg), _u8(thermal), torch.stack(states), tasks)
 
 
 def _u8(x: Tensor) -> Tensor:
-
     return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
 
 
-def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
-    """Run the stage; see the module's docstring. Returns the log of the last steps."""
+def pretrain(cfg: PretrainConfig) -> History:
+    """Run the stage; see the module's docstring."""
     from tqdm import trange
 
     generator = torch.Generator().manual_seed(cfg.seed)
     torch.manual_seed(cfg.seed)
     frames = load_frames(cfg)
     tower, policy = _build(cfg, generator)
-    grid = cfg.image_size // cfg.patch_size
-    heads = {
-        "fourm": CellHeads(cfg.dim, cfg.num_labels, generator),
-        "siglip": CellHeads(cfg.vision_width, cfg.num_labels, generator),
-    }
-    fusion = _fusion(cfg, grid)
+    fourm_heads = CellHeads(cfg.dim, len(MINI_LABELS), generator)
+    siglip_heads = CellHeads(cfg.vision_width, len(MINI_LABELS), generator)
+    fusion = GatedFusion(cfg.dim, MODALITIES, GRID)
     language = LanguageHalf(cfg, policy, frames)
-    trained = [
-        tower.encoder,
-        fusion,
-        heads["fourm"].net,
-        heads["siglip"].net,
-        policy.model.vlm_with_expert.vlm.model,
-    ]
-    trained += [policy.model.state_proj, language.grounding]
-    parameters = [p for m in trained for p in m.parameters()]
+    trained = [tower.encoder, fusion, fourm_heads.net, siglip_heads.net]
+    trained += [policy.model.vlm_with_expert.vlm.model, policy.model.state_proj, language.grounding]
+    parameters = [p for module in trained for p in module.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)  # upstream freezes the last layer, which the action loss cannot reach
     optimizer = torch.optim.AdamW(parameters, cfg.lr, weight_decay=0.01)
@@ -159,20 +172,17 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / cfg.steps)) + 0.02)
     )
-    weight = class_weight(frames.seg, cfg.num_labels)
-    history: list[dict[str, float]] = []
+    weight = class_weight(frames.seg, len(MINI_LABELS))
+    history: History = []
     bar = trange(cfg.steps, desc="pretrain towers", unit="step")
     for step in bar:
         chosen = torch.randint(len(frames), (cfg.batch_size,), generator=generator)
-        rows = frames.rows(chosen)
-        rgb, depth = frames.rgb[rows].float() / 255, frames.depth[rows]
-        seg, thermal = frames.seg[rows].long(), frames.thermal[rows].float() / 255
-        target = cell_targets(rgb, depth, seg, thermal, grid)
-        views = [{"rgb": rgb, "depth": depth, "depth_valid": depth > 0.011, "seg": seg, "thermal": thermal}]
-        fourm = fused_features(tower, fusion, views, generator)
-        loss_f, log_f = heads["fourm"].loss(fourm, target, weight)
-        siglip, loss_g, where_error = language.loss(chosen, rgb, seg)
-        loss_s, log_s = heads["siglip"].loss(siglip, target, weight)
+        views = frames.canonical(chosen)
+        target = cell_targets(views["rgb"], views["depth"], views["seg"], views["thermal"], GRID)
+        features = fused_features(tower, fusion, views, generator)
+        loss_f, log_f = fourm_heads.loss(features, target, weight)
+        siglip, loss_g, where_error = language.loss(chosen, views["rgb"], views["seg"])
+        loss_s, log_s = siglip_heads.loss(siglip, target, weight)
         log_s["where_error"] = where_error
         optimizer.zero_grad()
         (loss_f + loss_s + loss_g).backward()
@@ -185,13 +195,13 @@ def pretrain(cfg: PretrainConfig) -> dict[str, Any]:
             history.append(row)
             bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k != "step"})
     _write(cfg, tower, policy, history)
-    return {"history": history}
+    return history
 
 
 class LanguageHalf:
-    """Instruction, state and pictures of a batch -> grounding loss through SigLIP, connector and language model."""
+    """Instruction, state and pictures -> grounding loss through SigLIP, connector and language model."""
 
-    def __init__(self, cfg: PretrainConfig, policy: Any, frames: Frames):
+    def __init__(self, cfg: PretrainConfig, policy: SmolVLAPolicy, frames: Frames):
         from transformers import AutoTokenizer
 
         from lerobot_policy_multismolvla.mini.grounding import Grounding, named_labels
@@ -212,7 +222,7 @@ class LanguageHalf:
         self.state = F.pad(state, (0, policy.config.max_state_dim - state.shape[1]))
 
     def loss(self, chosen: Tensor, rgb: Tensor, seg: Tensor) -> tuple[Tensor, Tensor, float]:
-        """SigLIP's features (R, N, D) on the way, the grounding loss, and the mean position error in sides of the picture."""
+        """SigLIP's features (R, N, D), the grounding loss, and the mean position error in picture sides."""
         from lerobot_policy_multismolvla.mini.grounding import centroids, prefix_state
 
         seen: list[Tensor] = []
@@ -230,15 +240,13 @@ class LanguageHalf:
 
 
 def fused_features(
-    tower: Any, fusion: nn.Module, views: list[dict[str, Tensor]], generator: torch.Generator
+    tower: MultimodalTower, fusion: GatedFusion, views: dict[str, Tensor], generator: torch.Generator
 ) -> Tensor:
     """Encode a random subset of modalities and tokens, and fuse to one feature per cell (R, N, D)."""
-    from multismolvla.dropout import sample_presence
-
-    rows = len(views[0]["rgb"])
+    rows = len(views["rgb"])
     available = torch.ones(rows, 1, len(MODALITIES), dtype=torch.bool)
     presence = sample_presence(available, 0.5, generator, complete_share=0.25)
-    inputs = tower.encoder_inputs(views, presence)
+    inputs = tower.encoder_inputs([views], presence)
     # a quarter of the samples keeps every token; the others lose a random share of each modality's tokens
     share = 0.5 * torch.rand(rows, 1, 1, generator=generator)
     share[: rows // 4] = 0
@@ -249,47 +257,17 @@ def fused_features(
     return fused.flatten(1, 2)
 
 
-def _fusion(cfg: PretrainConfig, grid: int) -> nn.Module:
-    from multismolvla.fusion import GatedFusion
-
-    return GatedFusion(cfg.dim, MODALITIES, grid)
-
-
-def mini_fourm_config(cfg: PretrainConfig) -> FourMConfig:
-    """Configuration of the tiny encoder: the official class, other sizes and the mini preset's domains.
-
-    Raises:
-        ValueError: pictures or patches of another size than the domains'.
-    """
-    sizes = FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads)
-    if (cfg.image_size, cfg.patch_size) != (sizes.image_size, sizes.patch_size):
-        raise ValueError(
-            f"--image_size={cfg.image_size} --patch_size={cfg.patch_size}: the mini preset's domains "
-            f"{list(sizes.domains_in)} are for pictures of 64 pixels in patches of 8."
-        )
-    return sizes
-
-
-def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
+def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[MultimodalTower, SmolVLAPolicy]:
     """The tiny 4M tower and an upstream SmolVLA policy around the tiny VLM folder."""
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     from lerobot_policy_multismolvla.mini.tiny_vlm import TinyVLMConfig, build_tiny_vlm
-    from multismolvla.fourm import FourMEncoder
-    from multismolvla.tokenizers import (
-        PatchDepthTokenizer,
-        QuadrantSegTokenizer,
-        ThermalGridTokenizer,
-        structured_token_embedding,
-    )
-    from multismolvla.tower import MultimodalTower
 
-    grid = cfg.image_size // cfg.patch_size
-    encoder = FourMEncoder(mini_fourm_config(cfg), list(MINI_DOMAINS.values()))
+    encoder = FourMEncoder(FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads), list(MINI_DOMAINS.values()))
     encoder.init_weights(generator)
     tokenizers = {
-        "depth": PatchDepthTokenizer(grid=grid),
-        "seg": QuadrantSegTokenizer(grid=grid, num_labels=cfg.num_labels),
+        "depth": PatchDepthTokenizer(grid=GRID),
+        "seg": QuadrantSegTokenizer(grid=GRID, num_labels=len(MINI_LABELS)),
         "thermal": ThermalGridTokenizer(grid=4),
     }
     with torch.no_grad():
@@ -297,15 +275,19 @@ def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[Any, Any]:
             table = structured_token_embedding(tokenizer, cfg.dim, generator)
             rows = encoder.get_parameter(f"encoder_embeddings.{MINI_DOMAINS[modality]}.token_emb.weight")
             rows[: len(table)].copy_(table)
-    tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, cfg.image_size)
+    tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, IMAGE_SIZE)
     build_tiny_vlm(
         cfg.output / "vlm",
         TinyVLMConfig(
-            text_width=cfg.text_width, text_layers=cfg.text_layers, text_mlp=8 * cfg.text_width // 3,
-            vision_width=cfg.vision_width, vision_layers=cfg.vision_layers,
-            image_size=cfg.image_size, patch_size=cfg.patch_size,
+            text_width=cfg.text_width,
+            text_layers=cfg.text_layers,
+            text_mlp=8 * cfg.text_width // 3,
+            vision_width=cfg.vision_width,
+            vision_layers=cfg.vision_layers,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
         ),
-    )  # fmt: skip
+    )
     return tower, SmolVLAPolicy(_smolvla_config(cfg))
 
 
@@ -313,16 +295,14 @@ def _smolvla_config(cfg: PretrainConfig) -> Any:
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-    side = cfg.image_size
-    cams = {
-        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for c in cfg.cameras
-    }
+    picture = PolicyFeature(FeatureType.VISUAL, (3, IMAGE_SIZE, IMAGE_SIZE))
+    cams = {picture_key(camera, Modality.RGB): picture for camera in cfg.cameras}
     return SmolVLAConfig(
         vlm_model_name=str(cfg.output / "vlm"),
         load_vlm_weights=False,
         chunk_size=cfg.chunk_size,
         n_action_steps=cfg.n_action_steps,
-        resize_imgs_with_padding=(side, side),
+        resize_imgs_with_padding=(IMAGE_SIZE, IMAGE_SIZE),
         num_vlm_layers=cfg.text_layers,
         freeze_vision_encoder=False,
         train_expert_only=False,
@@ -333,7 +313,7 @@ def _smolvla_config(cfg: PretrainConfig) -> Any:
     )
 
 
-def _write(cfg: PretrainConfig, tower: Any, policy: Any, history: list[dict[str, float]]) -> None:
+def _write(cfg: PretrainConfig, tower: MultimodalTower, policy: SmolVLAPolicy, history: History) -> None:
     """Write the three folders; the marker file comes last, so that a killed run is seen as unfinished."""
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors

@@ -1,16 +1,18 @@
 """A tiny SmolVLM folder: configuration, byte-level tokenizer and processor, no weights.
 
-Stands in for ``HuggingFaceTB/SmolVLM2-500M-Video-Instruct`` in the mini preset and in tests, so that every path which
-reads "the language model's folder" runs offline on a CPU. It is built, not committed: 264 vocabulary entries (256 bytes
-and 8 special tokens), under 10 KB, loadable by transformers 5.x as the official folder is.
+Stands in for ``HuggingFaceTB/SmolVLM2-500M-Video-Instruct`` in the mini preset and in tests. It is built, not
+committed: 264 vocabulary entries (256 bytes and 8 special tokens), loadable by transformers as the official
+one.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -26,21 +28,7 @@ _SPECIAL_TOKENS = (
 
 @dataclass(frozen=True)
 class TinyVLMConfig:
-    """Sizes of the tiny language model and vision tower.
-
-    Attributes:
-        text_width: hidden size of the language model.
-        text_layers: number of its layers (SmolVLA uses all of them here).
-        text_heads: attention heads; head size = text_width / text_heads.
-        text_kv_heads: key/value heads.
-        text_mlp: hidden size of the language model's MLP.
-        vision_width: hidden size of the SigLIP tower.
-        vision_layers: its layers.
-        vision_heads: its heads.
-        image_size: side of the square input in pixels.
-        patch_size: side of a patch in pixels.
-        scale_factor: pixel-shuffle factor of SmolVLM's connector; tokens per view = (image/patch/scale)^2.
-    """
+    """Sizes of the tiny language model (``text_``) and SigLIP (``vision_``); widths are hidden sizes."""
 
     text_width: int = 96
     text_layers: int = 4
@@ -50,34 +38,18 @@ class TinyVLMConfig:
     vision_width: int = 64
     vision_layers: int = 3
     vision_heads: int = 4
-    image_size: int = 64
+    image_size: int = 64  # pixels
     patch_size: int = 8
-    scale_factor: int = 2
+    scale_factor: int = 2  # pixel-shuffle of SmolVLM's connector; tokens per view = (image / patch / scale)^2
 
 
 def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
-    """Write a tiny SmolVLM folder (no weights).
-
-    Args:
-        folder: created if absent; existing files of the same names are replaced.
-        sizes: model sizes, default ``TinyVLMConfig()``.
-
-    Returns:
-        ``folder``, to be passed as ``--policy.vlm_model_name``.
-    """
-    from transformers import (
-        SmolVLMConfig,
-        SmolVLMImageProcessor,
-        SmolVLMProcessor,
-        SmolVLMVideoProcessor,
-    )
+    """Write a tiny SmolVLM folder; returns it, to be passed as ``--policy.vlm_model_name``."""
+    from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
     sizes = sizes or TinyVLMConfig()
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _byte_tokenizer(folder)
-    vocab = len(tokenizer)
-    head = sizes.text_width // sizes.text_heads
+    tokenizer = _byte_tokenizer()
     SmolVLMConfig(
         text_config={
             "model_type": "llama",
@@ -86,8 +58,8 @@ def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
             "num_hidden_layers": sizes.text_layers,
             "num_attention_heads": sizes.text_heads,
             "num_key_value_heads": sizes.text_kv_heads,
-            "head_dim": head,
-            "vocab_size": vocab,
+            "head_dim": sizes.text_width // sizes.text_heads,
+            "vocab_size": len(tokenizer),
             "max_position_embeddings": 1024,
             "initializer_range": 0.1,
             "pad_token_id": 0,
@@ -115,34 +87,20 @@ def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
     return folder
 
 
-def _byte_tokenizer(folder: Path):
-    """A byte-level BPE tokenizer without merges, written to and read back from ``folder``."""
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer without merges."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteDecoder
+    from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
-    symbols = sorted(ByteLevel.alphabet())
-    vocab = {tok: i for i, tok in enumerate((*_SPECIAL_TOKENS, *symbols))}
-    definition: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}
-            for i, t in enumerate(_SPECIAL_TOKENS)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": vocab, "merges": []},
-    }  # fmt: skip
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(definition, ensure_ascii=False))
+    symbols = (*_SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()))
+    tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL_TOKENS])
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteDecoder()
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(path),
+        tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
         eos_token="<end_of_utterance>",
         pad_token="<|endoftext|>",

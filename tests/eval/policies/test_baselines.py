@@ -61,10 +61,9 @@ def checkpoints(tmp_path_factory):
     from tiny_policy import SIDE, TINY, actions, all_features, common_options, rgb_features
 
     from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-    from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS, PretrainConfig, mini_fourm_config
     from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
     from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-    from multismolvla.fourm import FourMEncoder
+    from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
 
     root = tmp_path_factory.mktemp("policies")
     build_tiny_vlm(root / "vlm", TINY)
@@ -80,7 +79,7 @@ def checkpoints(tmp_path_factory):
         views={c: {"rgb": f"observation.images.{c}"} for c in ("image", "image2")},
     )  # fmt: skip
     paths["siglip"] = save(MultiSmolVLAPolicy(ours), root / "siglip")
-    sizes = mini_fourm_config(PretrainConfig(dim=32, depth=2, heads=2))
+    sizes = FourMConfig.mini(32, 2, 2)
     FourMEncoder(sizes, list(MINI_DOMAINS.values())).save_pretrained(root / "encoder")
     ours = MultiSmolVLAConfig(
         **{**options, "input_features": all_features()}, encoder=str(root / "encoder"), domains=MINI_DOMAINS,
