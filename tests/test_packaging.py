@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import os
 import re
 import resource
@@ -14,9 +13,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-from multismolvla.pretrained import SOURCES
-from multismolvla_run import doctor
 
 REPO = Path(__file__).resolve().parents[1]
 DISTRIBUTION = "lerobot_policy_multismolvla"
@@ -148,111 +144,3 @@ def test_tracked_files_name_no_machine_and_no_registry():
             continue
         found = pattern.search(text)
         assert found is None, f"{name}: {found and found.group()}"
-
-
-def test_doctor_and_make_install_the_same_system_packages():
-    script = (REPO / "scripts/system-packages.sh").read_text()
-    listed = re.search(r'packages="([^"]+)"', script)
-    assert listed is not None
-    assert set(doctor.APT_PACKAGES) == set(listed[1].split()) - {
-        "make",
-        "g++",
-        "$*",
-    }  # further ones may be named
-
-
-class TestDoctor:
-    """The doctor names what is missing and how to mend it, and fails only for what is required."""
-
-    def run(self, monkeypatch, capsys, *args: str) -> tuple[int, dict]:
-        code = doctor.main(["--skip-threads", "--json", *args])
-        return code, json.loads(capsys.readouterr().out)
-
-    @pytest.fixture(autouse=True)
-    def no_graphics(self, monkeypatch):
-        monkeypatch.setattr(
-            doctor, "render_works", lambda backend: (0.001, "") if backend == "egl" else (None, "no")
-        )
-
-    def test_healthy_machine(self, monkeypatch, capsys, tmp_path):
-        code, report = self.run(
-            monkeypatch, capsys, "--output", str(tmp_path), "--report", str(tmp_path / "a/r.json")
-        )
-        assert code == 0
-        assert report["healthy"]
-        assert report["env"] == {"MUJOCO_GL": "egl"}
-        assert json.loads((tmp_path / "a/r.json").read_text()) == report
-
-    def test_no_renderer_names_the_packages(self, monkeypatch, capsys):
-        monkeypatch.setattr(doctor, "render_works", lambda backend: (None, "libEGL.so.1 not found"))
-        code, report = self.run(monkeypatch, capsys)
-        assert code == 1
-        check = next(c for c in report["checks"] if c["name"] == "Rendering")
-        assert check["status"] == "fail"
-        assert "libEGL.so.1 not found" in check["found"]
-        assert "apt-get install -y --no-install-recommends libegl1" in check["remedy"]
-
-    def test_osmesa_is_the_second_choice(self, monkeypatch):
-        works = {"egl": (None, "broken"), "osmesa": (0.002, "")}
-        monkeypatch.setattr(doctor, "render_works", works.__getitem__)
-        assert doctor.check_rendering().env == {"MUJOCO_GL": "osmesa"}
-
-    def test_full_disk(self, monkeypatch, capsys, tmp_path):
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: _Usage(free=1e8))
-        code, report = self.run(monkeypatch, capsys, "--output", str(tmp_path / "not/yet/there"))
-        assert code == 1
-        check = next(c for c in report["checks"] if c["name"] == "Disk")
-        assert "--output" in check["remedy"]
-
-    def test_missing_and_old_packages(self, monkeypatch):
-        version = importlib.metadata.version
-
-        def without(name):
-            if name == "mujoco":
-                raise importlib.metadata.PackageNotFoundError(name)
-            return version(name)
-
-        monkeypatch.setattr(doctor.importlib.metadata, "version", without)
-        assert "mujoco" in doctor.check_packages().found
-        monkeypatch.setattr(
-            doctor.importlib.metadata, "version", lambda n: "0.5.9" if n == "lerobot" else version(n)
-        )
-        assert doctor.check_packages().status == "fail"
-
-    def test_half_downloaded_libero_assets(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(tmp_path))
-        for name in ("stable_hope_objects", "scenes"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "x.xml").write_text("")
-        found = doctor.check_libero_assets()
-        assert found.status == "note"
-        assert "lacks ['articulated_objects', 'stable_scanned_objects', 'turbosquid_objects']" in found.found
-
-    def test_offline_hub_is_a_note(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-        (tmp_path / "models--a--b").mkdir()
-        check = doctor.check_hub()
-        assert check.status == "note"
-        assert "1 repositories cached" in check.found
-
-    def test_published_weights_with_cache_and_licence(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-        assert doctor.check_weights().found.startswith("0 of ")
-        folder = tmp_path / "models--EPFL-VILAB--4M-21_B/snapshots/0123"
-        folder.mkdir(parents=True)
-        for name in ("config.json", "model.safetensors"):
-            (folder / name).write_text("x")
-        check = doctor.check_weights()
-        assert check.status == "note"
-        assert check.found.endswith("cached: EPFL-VILAB/4M-21_B")
-        assert doctor.main(["--weights"]) == 0
-        rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
-        assert rows["EPFL-VILAB/4M-21_B"].startswith("yes")
-        assert rows["EPFL-VILAB/4M-21_L"].startswith("no")
-        assert all(source.licence in rows[repo] for repo, source in SOURCES.items())
-
-
-class _Usage:
-    def __init__(self, free: float):
-        self.free = free

@@ -1,27 +1,27 @@
 """``make demo``: the whole story as five visible commands, continued where it was interrupted.
 
-doctor -> record demonstrations -> train -> evaluate -> report. Every chapter is a program of this package that can be
-called alone; the demo only chooses folders and sizes, shows the commands, and keeps the time. What need not be done
-again is for each program to find out: it compares settings and data, where the demo would know command lines only.
+doctor -> record demonstrations -> train -> evaluate -> report. Each chapter is a program that can be called
+alone, and finds out by itself what it need not do again; the demo chooses folders and sizes, shows the
+commands and keeps the time.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.files import write_json
 from multismolvla_run.presets import load_preset, result_folder
 from multismolvla_run.process import (
-    BusyError,
+    child_environment,
     die_with_parent,
     folder_lock,
     show_command,
@@ -30,12 +30,14 @@ from multismolvla_run.process import (
 )
 
 # Shown in the report: what a reader must know before comparing the two rows.
-_BUDGET_NOTE = json.dumps(
+_NOTES = json.dumps(
     [
         "MultiSmolVLA continues from the baseline and has had more training steps than it.",
         "Segmentation ids and depth come from the simulator: they are exact, as no real sensor is.",
     ]
 )
+#: For everything but training, which runs one process per core.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,30 @@ class Size:
     preset: str
     episodes: int
     level: str
-    minutes: dict[str, float]
+    minutes: Mapping[str, float]
 
 
-SIZES = {
-    "demo": Size("mini", 40, "quick", {"doctor": 0.3, "record": 4, "train": 17, "eval": 7, "report": 0.5}),
-    "smoke": Size(
-        "mini_smoke", 4, "smoke", {"doctor": 0.3, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
-    ),
-}
+_DEMO = {"doctor": 0.2, "record": 4, "train": 17, "eval": 7, "report": 0.5}
+_SMOKE = {"doctor": 0.2, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
+SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4, "smoke", _SMOKE)}
+
+
+@dataclass
+class DemoOptions:
+    """Options of the demo."""
+
+    # demo or smoke (a few minutes, for CI)
+    size: str = "demo"
+    # folder of everything
+    output: Path = Path("outputs/demo")
+    # simulator processes
+    workers: int = 2
+    # print the commands and end
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"--size={self.size}: expected one of {sorted(SIZES)}.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,18 @@ class Chapter:
     hint: str = ""
 
 
-class ChapterError(RuntimeError):
+class ChapterRecord(msgspec.Struct):
+    """What the demo remembers of a chapter: its last command, how that ended, and the seconds of the work."""
+
+    command: list[str]
+    status: str = "interrupted"
+    seconds: float = 0.0
+
+
+Diary = dict[str, ChapterRecord]
+
+
+class ChapterError(CommandError):
     """A chapter ended with an error."""
 
 
@@ -90,16 +118,13 @@ def _tool(name: str) -> str:
 
 
 def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
-    """The chapters of the demo.
+    """The chapters of the demo in order.
 
     Args:
         size: how much.
         out: folder of the demo.
         configs: folder of the training presets.
         workers: simulator processes.
-
-    Returns:
-        Chapters in order.
     """
     preset = load_preset(size.preset, configs)
     train = out / "train"
@@ -108,8 +133,7 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
     return [
         Chapter(
             "doctor", "Is this machine fit for it?",
-            (_tool("multismolvla-doctor"), f"--output={out}", f"--thread-cache={train / 'threads.json'}",
-             f"--report={out / 'doctor.json'}"),
+            (_tool("multismolvla-doctor"), f"--output={out}", f"--report={out / 'doctor.json'}"),
         ),
         Chapter(
             "record", f"A scripted expert shows each task of the mini suite {size.episodes} times",
@@ -122,8 +146,9 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         ),
         Chapter(
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
-            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]", "--baseline=smolvla",
-             f"--level={size.level}", f"--output={out / 'eval'}", f"--workers={workers}", f"--note={_BUDGET_NOTE}"),
+            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]",
+             "--baseline=smolvla", f"--level={size.level}", f"--output={out / 'eval'}",
+             f"--workers={workers}", f"--note={_NOTES}"),
             hint=f"If a policy has changed: delete {out / 'eval'} to evaluate the new policies.",
         ),
         Chapter(
@@ -133,16 +158,15 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
     ]  # fmt: skip
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The demo's memory: chapter -> command, status, seconds. Empty when absent or damaged."""
+def read_diary(path: Path) -> Diary:
+    """The demo's memory by chapter. Empty when absent or damaged."""
     try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return msgspec.json.decode(path.read_bytes(), type=Diary)
+    except (OSError, msgspec.DecodeError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
-def run_chapter(chapter: Chapter, env: dict[str, str]) -> None:
+def run_chapter(chapter: Chapter, env: Mapping[str, str]) -> None:
     """Run one command with the terminal as its own.
 
     Args:
@@ -153,10 +177,7 @@ def run_chapter(chapter: Chapter, env: dict[str, str]) -> None:
         ChapterError: it ended with an error.
         KeyboardInterrupt: after the child has been ended.
     """
-    full_env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
-    if not sys.stderr.isatty():
-        full_env.setdefault("TQDM_MININTERVAL", "15")
-    with subprocess.Popen(chapter.command, env=full_env, preexec_fn=die_with_parent) as child:
+    with subprocess.Popen(chapter.command, env=child_environment(env), preexec_fn=die_with_parent) as child:
         try:
             code = child.wait()
         except BaseException:
@@ -169,18 +190,17 @@ def run_chapter(chapter: Chapter, env: dict[str, str]) -> None:
         raise ChapterError(f"{message}\n{chapter.hint}".rstrip())
 
 
-def doctor_env(out: Path) -> dict[str, str]:
-    """Environment that the doctor recommends for simulator processes: its renderer, one thread for each process."""
+def chapter_environment(chapter: Chapter, out: Path) -> dict[str, str]:
+    """The renderer that the doctor found to work, and one thread for each process unless it trains."""
     try:
-        found = json.loads((out / "doctor.json").read_text())["env"]
+        renderer = json.loads((out / "doctor.json").read_text())["env"]
     except (OSError, ValueError, KeyError):
-        found = {}
-    single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-    return {**single, **{k: v for k, v in found.items() if k == "MUJOCO_GL"}}
+        renderer = {}
+    return {**({} if chapter.name == "train" else _ONE_THREAD), **renderer}
 
 
 def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
-    """Run the chapters and print the time table. Those that find their work done end at once.
+    """Run the chapters and print the time table.
 
     Args:
         chapters: in order.
@@ -191,48 +211,39 @@ def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
         ChapterError: a chapter failed.
     """
     path = out / "demo.json"
-    record = read_record(path)
+    diary = read_diary(path)
     for number, chapter in enumerate(chapters, start=1):
-        known = record.get(chapter.name, {})
-        _say(
-            f"\n[{number}/{len(chapters)}] {chapter.name}: {chapter.title}\n$ {show_command(list(chapter.command))}"
-        )
-        entry = {"command": list(chapter.command), "status": "interrupted"}
+        command = list(chapter.command)
+        _say(f"\n[{number}/{len(chapters)}] {chapter.name}: {chapter.title}\n$ {show_command(command)}")
+        known, record = diary.get(chapter.name), ChapterRecord(command)
         start = time.monotonic()
         try:
-            run_chapter(chapter, doctor_env(out))
-            entry["status"] = "finished"
+            run_chapter(chapter, chapter_environment(chapter, out))
+            record.status = "finished"
         finally:
-            record[chapter.name] = {
-                **entry,
-                "seconds": _total_seconds(known, entry, time.monotonic() - start),
-            }
-            write_json(path, record)
-    _say("\n" + time_table(chapters, record, size))
+            record.seconds = _total_seconds(known, command, time.monotonic() - start)
+            diary[chapter.name] = record
+            write_json(path, msgspec.to_builtins(diary))
+    _say("\n" + time_table(chapters, diary, size))
 
 
-def _total_seconds(known: dict[str, Any], entry: dict[str, Any], seconds: float) -> float:
+def _total_seconds(known: ChapterRecord | None, command: list[str], seconds: float) -> float:
     """Seconds that a chapter's work took over all starts of the demo.
 
-    An interrupted chapter continues, so its seconds add up. A finished one has little or nothing left to do: the
-    moments it takes to find that out must not hide how long the work took. Another command is other work.
+    An interrupted chapter continues, so its seconds add up. A finished one only finds out that there is
+    nothing to do, which must not hide how long the work took.
     """
-    if known.get("command") != entry["command"]:
+    if known is None or known.command != command:
         return seconds
-    before = float(known.get("seconds", 0.0))
-    return max(before, seconds) if known.get("status") == "finished" else before + seconds
+    return max(known.seconds, seconds) if known.status == "finished" else known.seconds + seconds
 
 
-def time_table(chapters: Sequence[Chapter], record: dict[str, Any], size: Size) -> str:
+def time_table(chapters: Sequence[Chapter], diary: Diary, size: Size) -> str:
     """Minutes of each chapter beside the expectation."""
-    lines = [f"{'chapter':<10}{'minutes':>9}{'expected':>10}"]
-    total = expected = 0.0
-    for chapter in chapters:
-        minutes = record.get(chapter.name, {}).get("seconds", 0.0) / 60
-        total, expected = total + minutes, expected + size.minutes[chapter.name]
-        lines.append(f"{chapter.name:<10}{minutes:>9.1f}{size.minutes[chapter.name]:>10.1f}")
-    lines.append(f"{'together':<10}{total:>9.1f}{expected:>10.1f}")
-    return "\n".join(lines)
+    rows = [(c.name, diary[c.name].seconds / 60, size.minutes[c.name]) for c in chapters]
+    rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    table = [f"{name:<10}{minutes:>9.1f}{expected:>10.1f}" for name, minutes, expected in rows]
+    return "\n".join([f"{'chapter':<10}{'minutes':>9}{'expected':>10}", *table])
 
 
 def _say(text: str) -> None:
@@ -240,39 +251,26 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+@entry_point("error", failure=2, interrupted="\nInterrupted. Start the same command again to continue.")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0 when the report is there, 1 when a chapter failed, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m multismolvla_run.demo", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--size", choices=sorted(SIZES), default="demo")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of everything")
-    parser.add_argument("--workers", type=int, default=2, help="simulator processes")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
-    options = parser.parse_args(argv)
-    if not Path("train.py").is_file():
-        sys.stderr.write(
-            "error: no train.py here. Start the demo in the repository's root, or with `make demo`.\n"
-        )
-        return 2
+    options = parse_options(DemoOptions, argv)
     out, size = options.output, SIZES[options.size]
+    if not Path("train.py").is_file():
+        raise CommandError("no train.py here. Start the demo in the repository's root, or with `make demo`.")
     chapters = story(size, out, Path("configs"), options.workers)
     if options.dry_run:
         for chapter in chapters:
             _say(f"# {chapter.name}: {chapter.title}\n{show_command(list(chapter.command))}\n")
         return 0
-    _say(
-        f"Demo of size {options.size!r} in {out}: about {sum(size.minutes.values()):.0f} minutes on two cores."
-    )
+    minutes = sum(size.minutes.values())
+    _say(f"Demo of size {options.size!r} in {out}: about {minutes:.0f} minutes on two cores.")
     try:
         with folder_lock(out), terminate_as_interrupt():
             tell(chapters, out, size)
-    except (ChapterError, BusyError) as error:
+    except ChapterError as error:
         sys.stderr.write(f"\nerror: {error}\nStart the same command again to continue.\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. Start the same command again to continue.\n")
-        return 130
     _say(f"\nThe report: {out / 'report'}")
     for page in sorted((out / "report").glob("*.*")):
         _say(f"  {page}")

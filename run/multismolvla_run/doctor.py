@@ -1,12 +1,12 @@
 """``multismolvla-doctor``: can this machine do the job, and if not, which command mends it?
 
-It looks and measures; it installs nothing, and fetches only what ``--fetch-assets`` asks for. Each check stands alone and imports nothing heavy into this process, so that
-the doctor can still speak when torch, LeRobot or the graphics libraries are the patient.
+It installs nothing, and fetches only what ``--fetch_assets`` asks for. What may be broken (torch, graphics,
+OpenCV) is imported in processes of its own, so that the doctor can still speak then.
 """
 
 from __future__ import annotations
 
-import argparse
+import ctypes.util
 import importlib.metadata
 import json
 import os
@@ -15,27 +15,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from multismolvla.pretrained import SOURCES
-from multismolvla.system.command import CommandError, entry_point
+from multismolvla.system.command import entry_point, parse_options
 from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.system.versions import installed
+from multismolvla_run.fetch_assets import fetch_assets
 from multismolvla_run.hub import cache_folder, is_cached
-from multismolvla_run.threads import (
-    ThreadTrial,
-    available_cores,
-    best_thread_env,
-    describe,
-    fastest,
-    measure_all,
-)
+from multismolvla_run.threads import available_cores, seconds_per_step, training_threads
 
-__all__ = ["APT_PACKAGES", "Check", "best_thread_env", "main", "render_works", "run_checks"]
-
-#: Debian packages of the software renderer and of OpenCV; `scripts/system-packages.sh` installs the same ones.
+#: Debian packages of the software renderer and of OpenCV, as in `scripts/system-packages.sh`.
 APT_PACKAGES = ("libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libgl1", "libglib2.0-0")
 _OWN = "lerobot_policy_multismolvla"
 _MIN_DISK_GB = 3.0
@@ -44,7 +36,8 @@ _MIN_MEMORY_GB = 4.0
 _RENDER = """
 import mujoco, time
 model = mujoco.MjModel.from_xml_string(
-    "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.2' rgba='1 0 0 1'/></worldbody></mujoco>")
+    "<mujoco><worldbody><light pos='0 0 3'/>"
+    "<geom type='sphere' size='.2' rgba='1 0 0 1'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 64, 64) as renderer:
@@ -56,6 +49,27 @@ with mujoco.Renderer(model, 64, 64) as renderer:
         renderer.render()
     print((time.perf_counter() - start) / 10)
 """
+_GPU = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none')"
+
+
+@dataclass
+class DoctorOptions:
+    """Options of ``multismolvla-doctor``."""
+
+    # print JSON instead of a table
+    json: bool = False
+    # also write the JSON into this file
+    report: Path | None = None
+    # folder the job will write to; its disk is looked at
+    output: Path = Path("outputs")
+    # measure how many threads train fastest (half a minute)
+    measure_threads: bool = False
+    # download LIBERO's meshes and scenes, and end
+    fetch_assets: bool = False
+    # where to; default: our cache folder, in which the environments find them by themselves
+    assets: Path | None = None
+    # list the published weights (cached, size, licence), and end
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,82 +90,74 @@ class Check:
     remedy: str = ""
     env: dict[str, str] = field(default_factory=dict)
 
-
-def _as_root(command: str) -> str:
-    return command if hasattr(os, "geteuid") and os.geteuid() == 0 else f"sudo {command}"
-
-
-def _apt_command(packages: tuple[str, ...] = APT_PACKAGES) -> str:
-    return _as_root("apt-get update && ") + _as_root(
-        f"apt-get install -y --no-install-recommends {' '.join(packages)}"
-    )
+    def __str__(self) -> str:
+        remedy = f"\n{'':24}-> {self.remedy}" if self.remedy else ""
+        return f"{self.status:>4}  {self.name:<16}  {self.found}{remedy}"
 
 
-def check_python() -> Check:
-    """Python is at least 3.12, as LeRobot 0.6 demands."""
-    version = platform.python_version()
-    if tuple(int(part) for part in platform.python_version_tuple()[:2]) >= (3, 12):
-        return Check("Python", "ok", f"{version} ({sys.prefix})")
-    return Check("Python", "fail", f"{version}, need >= 3.12", "make venv")
+def _apt_command(*packages: str) -> str:
+    root = "" if os.geteuid() == 0 else "sudo "
+    install = f"apt-get install -y --no-install-recommends {' '.join(packages)}"
+    return f"{root}apt-get update && {root}{install}"
 
 
-def check_packages() -> Check:
-    """The packages that the job imports are installed; LeRobot is in the supported range."""
-    versions = {name: version for name, version in installed().items() if name != _OWN}
-    missing = [name for name, version in versions.items() if version is None]
-    if missing:
-        return Check("Packages", "fail", f"not installed: {', '.join(missing)}", "make venv")
-    lerobot = tuple(int(part) for part in str(versions["lerobot"]).split(".")[:3] if part.isdigit())
-    found = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if not (0, 6, 1) <= lerobot < (0, 7):
-        return Check(
-            "Packages", "fail", f"lerobot {versions['lerobot']}, need >= 0.6.1 and < 0.7", "make venv"
-        )
-    return Check("Packages", "ok", found)
-
-
-def check_plugin() -> Check:
-    """The distribution is installed under the name by which LeRobot finds plugins."""
-    try:
-        name = importlib.metadata.distribution(_OWN).metadata["Name"]
-    except importlib.metadata.PackageNotFoundError:
-        return Check(
-            "LeRobot plugin", "fail", "lerobot_policy_multismolvla is not installed", "pip install -e ."
-        )
-    if name != "lerobot_policy_multismolvla":
-        remedy = "install with setuptools >= 77, which keeps underscores in the metadata"
-        return Check(
-            "LeRobot plugin", "fail", f"the metadata calls it {name!r}, LeRobot will not find it", remedy
-        )
-    return Check("LeRobot plugin", "ok", f"{name} {importlib.metadata.version(name)}")
-
-
-def render_works(backend: str, timeout_s: float = 60.0) -> tuple[float | None, str]:
-    """Render a picture with MuJoCo in a process of its own.
-
-    Args:
-        backend: value of ``MUJOCO_GL``: ``egl``, ``osmesa`` or ``glfw``.
-        timeout_s: give up after this many seconds.
-
-    Returns:
-        ``(seconds per 64x64 picture, "")`` or ``(None, last line of the error)``.
-    """
-    env = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+def run_python(code: str, timeout_s: float = 60.0, **env: str) -> tuple[bool, str]:
+    """Run Python code in a process of its own: whether it ended well, and the last line it printed."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _RENDER],
-            env=env,
+            [sys.executable, "-c", code],
+            env={**os.environ, **env},
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, f"no picture within {timeout_s:.0f} s"
-    if done.returncode == 0:
-        return float(done.stdout.strip().splitlines()[-1]), ""
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return None, lines[-1] if lines else f"exit code {done.returncode}"
+        return False, f"no answer within {timeout_s:.0f} s"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def check_python() -> Check:
+    """Python is at least 3.12, as LeRobot 0.6 demands."""
+    version = f"{platform.python_version()} ({sys.prefix})"
+    if platform.python_version_tuple() >= ("3", "12"):
+        return Check("Python", "ok", version)
+    return Check("Python", "fail", f"{version}, need >= 3.12", "make venv")
+
+
+def check_packages() -> Check:
+    """What the project requires is installed, in the versions that it requires."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    try:
+        wanted = importlib.metadata.requires(_OWN) or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check("Packages", "fail", f"{_OWN} is not installed, so LeRobot does not find it", "make venv")
+    for requirement in map(Requirement, wanted):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+        else:
+            if not requirement.specifier.contains(version, prereleases=True):
+                wrong.append(f"{requirement.name} {version}, need {requirement.specifier}")
+    if wrong:
+        return Check("Packages", "fail", "; ".join(wrong), "make venv")
+    return Check("Packages", "ok", ", ".join(f"{name} {version}" for name, version in installed().items()))
+
+
+def render_works(backend: str) -> tuple[float | None, str]:
+    """Render with MuJoCo: seconds per 64x64 picture, or ``None`` and the reason.
+
+    Args:
+        backend: value of ``MUJOCO_GL``: ``egl`` or ``osmesa``.
+    """
+    good, said = run_python(_RENDER, MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend)
+    return (float(said), "") if good else (None, said)
 
 
 def check_rendering() -> Check:
@@ -163,32 +169,24 @@ def check_rendering() -> Check:
             found = f"{backend}, {1000 * seconds:.1f} ms for a 64x64 test picture"
             return Check("Rendering", "ok", found, env={"MUJOCO_GL": backend})
         errors.append(f"{backend}: {error}")
-    return Check("Rendering", "fail", "; ".join(errors), _apt_command())
+    return Check("Rendering", "fail", "; ".join(errors), _apt_command(*APT_PACKAGES))
 
 
 def check_opencv() -> Check:
     """OpenCV loads (its wheel links to libGL and glib of the system)."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import cv2; print(cv2.__version__)"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return Check("OpenCV", "ok", done.stdout.strip())
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return Check("OpenCV", "fail", lines[-1], _apt_command(("libgl1", "libglib2.0-0")))
+    good, said = run_python("import cv2; print(cv2.__version__)")
+    remedy = "" if good else _apt_command("libgl1", "libglib2.0-0")
+    return Check("OpenCV", "ok" if good else "fail", said, remedy)
 
 
 def check_disk(folder: Path) -> Check:
-    """There is room for the demonstrations, checkpoints and clips in ``folder``."""
+    """There is room for the demonstrations, checkpoints and clips in ``folder``, which need not exist."""
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     found = f"{free:.0f} GB free in {existing}"
     if free < _MIN_DISK_GB:
-        return Check(
-            "Disk", "fail", found, f"free {_MIN_DISK_GB:.0f} GB, or choose another folder with --output"
-        )
+        remedy = f"free {_MIN_DISK_GB:.0f} GB, or choose another folder with --output"
+        return Check("Disk", "fail", found, remedy)
     return Check("Disk", "ok", found)
 
 
@@ -198,25 +196,32 @@ def check_machine() -> Check:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     found = f"{cores} core{'s' if cores > 1 else ''}, {memory:.0f} GB memory"
     if memory < _MIN_MEMORY_GB:
-        return Check("Machine", "note", found, "with less than 4 GB run record and eval with --workers 1")
+        return Check("Machine", "note", found, "with less than 4 GB run record and eval with --workers=1")
     return Check("Machine", "ok", found)
 
 
 def check_gpu() -> Check:
     """Whether there is a CUDA device; none is needed for the mini preset."""
-    code = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Check("GPU", "fail", f"torch does not load: {lines[-1]}", "make venv")
-    name = done.stdout.strip()
-    return Check("GPU", "ok" if name else "note", name or "none; the mini preset is made for CPUs")
+    good, said = run_python(_GPU)
+    if not good:
+        return Check("GPU", "fail", f"torch does not load: {said}", "make venv")
+    if said == "none":
+        return Check("GPU", "note", "none; the mini preset is made for CPUs")
+    return Check("GPU", "ok", said)
+
+
+def check_video() -> Check:
+    """Whether LeRobot's default decoder finds FFmpeg. Our presets take PyAV, which brings its own."""
+    if ctypes.util.find_library("avcodec"):
+        return Check("Video", "ok", "FFmpeg is there")
+    remedy = f"only for long videos, which torchcodec decodes faster: {_apt_command('ffmpeg')}"
+    return Check("Video", "note", "no FFmpeg: LeRobot's programs say so at length and take PyAV", remedy)
 
 
 def check_hub() -> Check:
     """Whether the model hub can be reached, and where its cache lies. The mini preset needs neither."""
     cache = cache_folder()
-    held = len([*cache.glob("models--*"), *cache.glob("datasets--*")]) if cache.is_dir() else 0
+    held = len([*cache.glob("models--*"), *cache.glob("datasets--*")])
     cached = f"{held} repositories cached in {cache}" if held else "nothing cached"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return Check("Model hub", "note", f"switched off by HF_HUB_OFFLINE; {cached}")
@@ -234,148 +239,105 @@ def check_weights() -> Check:
     found = f"{len(cached)} of {len(SOURCES)} cached{': ' if cached else ''}{', '.join(cached)}"
     if len(cached) == len(SOURCES):
         return Check("Official weights", "ok", found)
-    remedy = "only for official presets: `python train.py PRESET --dry-run` says which ones it needs; list: --weights"
+    remedy = "only for official presets: which ones, says `python train.py PRESET --dry-run`; all: --weights"
     return Check("Official weights", "note", found, remedy)
 
 
 def weights_table() -> str:
     """All published weights that the package can read: cached or not, size, licence."""
     width = max(len(repo) for repo in SOURCES)
-    rows = [
-        f"{'yes' if is_cached(s.repo) else 'no':<6}  {s.repo:<{width}}  {s.size:>18}  {s.licence}"
-        for s in SOURCES.values()
-    ]
-    return "\n".join([f"{'cached':<6}  {'repository':<{width}}  {'size':>18}  licence", *rows])
+    rows = [("cached", "repository", "size", "licence")]
+    rows += [("yes" if is_cached(s.repo) else "no", s.repo, s.size, s.licence) for s in SOURCES.values()]
+    return "\n".join(f"{there:<6}  {repo:<{width}}  {size:>18}  {terms}" for there, repo, size, terms in rows)
 
 
 def check_libero_assets() -> Check:
     """LIBERO's own meshes and scenes. The mini suite brings its own and needs none of them."""
+    name = "LIBERO assets"
     remedy = (
         "only for the LIBERO suites: multismolvla-doctor --fetch-assets, or set MULTISMOLVLA_LIBERO_ASSETS"
     )
     try:
         folder = find_libero_assets()
     except FileNotFoundError as error:
-        return Check("LIBERO assets", "note", str(error), remedy)
+        return Check(name, "note", str(error), remedy)
     if folder is None:
-        return Check("LIBERO assets", "note", "absent", remedy)
-    missing = missing_files(folder)
-    if missing:
+        return Check(name, "note", "absent", remedy)
+    if missing := missing_files(folder):
         found = f"{folder} lacks {len(missing)} files of the four suites, e.g. {missing[0]}"
-        return Check("LIBERO assets", "note", found, remedy)
+        return Check(name, "note", found, remedy)
     identity = identify(folder)
-    whose = {
+    kinds = {
         True: "some are visual stand-ins",
         False: "LIBERO's own as far as known",
         None: "some are unknown",
     }
-    return Check("LIBERO assets", "ok", f"{folder} (assets {identity.hash}, {whose[identity.standins]})")
+    return Check(name, "ok", f"{folder} (assets {identity.hash}, {kinds[identity.standins]})")
 
 
-def check_threads(cache_path: Path | None) -> Check:
-    """The thread setting that trains fastest here, measured (or read from ``cache_path``)."""
-    if cache_path is not None:
-        env = best_thread_env(cache_path)
-        trials = [
-            ThreadTrial(t["env"], t["seconds_per_step"]) for t in json.loads(cache_path.read_text())["trials"]
-        ]
-    else:
-        trials = measure_all()
-        env = fastest(trials)
-    if all(t.seconds is None for t in trials):
-        return Check("Threads", "fail", "a small training step failed under every setting", "make venv", env)
-    timings = "; ".join(
-        f"{describe(t.env)}: {1000 * t.seconds:.0f} ms/step" for t in trials if t.seconds is not None
-    )
-    return Check("Threads", "ok", f"best: {describe(env)}  ({timings})", env=env)
+def check_threads(measure: bool) -> Check:
+    """How many threads training takes, and on request whether another setting is faster."""
+    default = " ".join(f"{k}={v}" for k, v in training_threads().items() if k != "MKL_NUM_THREADS")
+    if not measure:
+        return Check("Threads", "ok", f"{default} for training; compare with others: --measure_threads")
+    try:
+        seconds = seconds_per_step()
+    except subprocess.CalledProcessError as error:
+        return Check("Threads", "fail", f"a small training step fails: {error.stderr[-200:]}", "make venv")
+    found = "; ".join(f"{setting}: {1000 * value:.0f} ms/step" for setting, value in seconds.items())
+    best = min(seconds, key=lambda setting: seconds[setting])
+    if seconds[best] > 0.8 * seconds[default]:
+        return Check("Threads", "ok", f"{found}; training takes {default}")
+    return Check("Threads", "note", f"{found}; training takes {default}", f"{best} python train.py ...")
 
 
-def run_checks(output: Path, thread_cache: Path | None = None, skip_threads: bool = False) -> list[Check]:
-    """Run every check.
-
-    Args:
-        output: folder where the job will write; its disk is looked at. Need not exist.
-        thread_cache: where the thread measurement is remembered.
-        skip_threads: leave that measurement (about ten seconds) out.
-
-    Returns:
-        The checks in the order of the table.
-    """
-    checks: list[Callable[[], Check]] = [
-        check_python, check_packages, check_plugin, check_rendering, check_opencv,
-        lambda: check_disk(output), check_machine, check_gpu, check_hub, check_weights, check_libero_assets,
-    ]  # fmt: skip
-    if not skip_threads:
-        checks.append(lambda: check_threads(thread_cache))
-    return [check() for check in checks]
+def run_checks(options: DoctorOptions) -> Iterator[Check]:
+    """Examine one thing after the other."""
+    yield check_python()
+    yield check_machine()
+    yield check_disk(options.output)
+    yield check_packages()
+    yield check_rendering()
+    yield check_opencv()
+    yield check_gpu()
+    yield check_video()
+    yield check_hub()
+    yield check_weights()
+    yield check_libero_assets()
+    yield check_threads(options.measure_threads)
 
 
-def format_table(checks: list[Check]) -> str:
-    """The checks as a text table, remedies on lines of their own."""
-    width = max(len(c.name) for c in checks)
-    lines = []
+def _shown(checks: Iterable[Check]) -> Iterator[Check]:
+    """The same checks, each printed as soon as it is there."""
     for check in checks:
-        lines.append(f"{check.status:>4}  {check.name:<{width}}  {check.found}")
-        if check.remedy:
-            lines.append(f"{'':>4}  {'':<{width}}  -> {check.remedy}")
-    return "\n".join(lines)
+        sys.stdout.write(f"{check}\n")
+        sys.stdout.flush()
+        yield check
 
 
-@entry_point(
-    "error",
-    errors=(CommandError,),
-    interrupted="\nInterrupted. What was fetched is kept; the same command continues.",
-)
-def _fetch(folder: Path) -> int:
-    from multismolvla_run.fetch_assets import fetch_assets
-
-    sys.stdout.write("\n".join(fetch_assets(folder)) + "\n")
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
+@entry_point("error", interrupted="\nInterrupted. What was fetched is kept; the same command continues.")
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 1 only when something required is missing."""
-    parser = argparse.ArgumentParser(
-        prog="multismolvla-doctor",
-        description="Can this machine do the job, and if not, which command mends it? Looks, measures, installs nothing.",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--report", type=Path, help="also write the JSON into this file")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder the job will write to")
-    parser.add_argument("--thread-cache", type=Path, help="file that remembers the thread measurement")
-    parser.add_argument("--skip-threads", action="store_true", help="leave out the thread measurement (10 s)")
-    parser.add_argument(
-        "--fetch-assets",
-        nargs="?",
-        type=Path,
-        const=own_folder(),
-        metavar="FOLDER",
-        help="download LIBERO's meshes and scenes into FOLDER (default: our cache folder) and end",
-    )
-    parser.add_argument(
-        "--weights", action="store_true", help="list the published weights (cached, size, licence) and end"
-    )
-    options = parser.parse_args(argv)
+    options = parse_options(DoctorOptions, argv)
     if options.weights:
         sys.stdout.write(weights_table() + "\n")
         return 0
-    if options.fetch_assets is not None:
-        return _fetch(options.fetch_assets)
-    checks = run_checks(options.output, options.thread_cache, options.skip_threads)
-    healthy = all(c.status != "fail" for c in checks)
-    env = {k: v for c in checks for k, v in c.env.items()}
-    report = (
-        json.dumps({"healthy": healthy, "env": env, "checks": [asdict(c) for c in checks]}, indent=2) + "\n"
-    )
+    if options.fetch_assets:
+        sys.stdout.write("\n".join(fetch_assets(options.assets or own_folder())) + "\n")
+        return 0
+    checks = list(run_checks(options) if options.json else _shown(run_checks(options)))
+    healthy = all(check.status != "fail" for check in checks)
+    env = {name: value for check in checks for name, value in check.env.items()}
+    report = json.dumps({"healthy": healthy, "env": env, "checks": [asdict(c) for c in checks]}, indent=1)
     if options.report:
         options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text(report)
+        options.report.write_text(report + "\n")
     if options.json:
-        sys.stdout.write(report)
+        sys.stdout.write(report + "\n")
     else:
-        settings = " ".join(f"{k}={v}" for k, v in env.items())
+        settings = " ".join(f"{name}={value}" for name, value in env.items())
         verdict = f"Recommended environment: {settings}" if healthy else "Something required is missing."
-        sys.stdout.write(f"{format_table(checks)}\n\n{verdict}\n")
+        sys.stdout.write(f"\n{verdict}\n")
     return 0 if healthy else 1
 
 

@@ -1,9 +1,10 @@
-r"""``multismolvla-export``: a slim encoder, or a policy with merged adapters and a model card; uploads on request.
+r"""``multismolvla-export``: a slim encoder, or a policy with merged adapters and a model card.
 
 Example:
-    $ multismolvla-export --slim-encoder --encoder=EPFL-VILAB/4M-21_XL --modalities='[rgb@224, tok_depth@224]' \
-        --output=outputs/encoder_xl
-    $ multismolvla-export --checkpoint=outputs/libero_b/train/robust/checkpoints/last/pretrained_model --output=outputs/policy
+    $ multismolvla-export --slim-encoder --encoder=EPFL-VILAB/4M-21_XL \
+        --modalities='[rgb@224, tok_depth@224]' --output=outputs/encoder_xl
+    $ multismolvla-export --checkpoint=outputs/libero_b/train/robust/checkpoints/last/pretrained_model \
+        --output=outputs/policy
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ExportConfig:
         """
         if self.slim_encoder and self.checkpoint is None and not (self.encoder and self.modalities):
             raise ValueError(
-                "--slim-encoder needs --encoder (folder or hub id) and --modalities, or a policy's --checkpoint that names them."
+                "--slim-encoder needs --encoder (folder or hub id) and --modalities, or a --checkpoint."
             )
         if not self.slim_encoder and self.checkpoint is None:
             raise ValueError("Nothing to export: name a policy with --checkpoint, or give --slim-encoder.")

@@ -1,4 +1,4 @@
-"""``multismolvla-doctor --fetch-assets``: bring LIBERO's meshes and scenes to this machine."""
+"""``multismolvla-doctor --fetch_assets``: bring LIBERO's meshes and scenes to this machine."""
 
 from __future__ import annotations
 
@@ -15,33 +15,29 @@ from multismolvla.system.libero_assets import (
     own_folder,
 )
 
-#: Where hf-libero's own code looks without being told; also the by-hand source of the files.
-_REPOSITORY = "github.com/Lifelong-Robot-Learning/LIBERO, folder libero/libero/assets"
 LICENCE = (
-    "Licence: LIBERO publishes the files in its MIT-licensed repository. The objects come from NVIDIA HOPE, Google Scanned Objects "
-    "and TurboSquid, which have terms of their own; do not redistribute them without checking."
+    "Licence: LIBERO publishes the files in its MIT-licensed repository. The objects come from NVIDIA HOPE, "
+    "Google Scanned Objects and TurboSquid, which have terms of their own; do not redistribute them without "
+    "checking."
 )
 
 
-class FetchError(CommandError):
-    """The assets could not be brought here; the message says how to do it by hand."""
-
-
-def fetch_assets(folder: Path | None = None) -> list[str]:
+def fetch_assets(folder: Path) -> list[str]:
     """Download the hub data set with a progress bar, or continue a download that was cut.
 
     Args:
-        folder: where to; default: our cache folder, where the environment finds it by itself.
+        folder: where to.
 
     Returns:
         Lines to print: what is there now, and what to set.
 
     Raises:
-        FetchError: the hub cannot be reached or has no such data set, the disk is full, or what arrived is incomplete.
+        CommandError: the hub cannot be reached or has no such data set, the disk is full, or what arrived is
+            incomplete.
     """
-    target = (folder or own_folder()).expanduser().absolute()
+    target = folder.expanduser().absolute()
     if not missing_folders(target) and not missing_files(target):
-        return [f"Already complete: {target}", *_describe(target, folder)]
+        return [f"Already complete: {target}", *_what_is_there(target)]
     sys.stderr.write(f"Fetching the hub data set {HUB_DATASET} (a few hundred MB) into {target}\n{LICENCE}\n")
     # Imported here: the doctor must speak where huggingface_hub does not load.
     from huggingface_hub import snapshot_download
@@ -50,33 +46,31 @@ def fetch_assets(folder: Path | None = None) -> list[str]:
     try:
         snapshot_download(HUB_DATASET, repo_type="dataset", local_dir=target)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise FetchError(
-            f"Cannot fetch {HUB_DATASET}: {type(error).__name__}: {reason}\nThe same command continues where it stopped. "
-            f"{_by_hand(target)}"
+        raise CommandError(
+            f"Cannot fetch {HUB_DATASET}: {type(error).__name__}: {error}\n"
+            f"The same command continues where it stopped. {_by_hand(target)}"
         ) from error
     missing = missing_folders(target) or missing_files(target)
     if missing:
-        raise FetchError(
-            f"{target} is incomplete after the download: {len(missing)} missing, the first is {missing[0]}. The same command "
-            f"fetches what is missing. {_by_hand(target)}"
+        raise CommandError(
+            f"{target} is incomplete after the download: {len(missing)} missing, the first is {missing[0]}. "
+            f"The same command fetches what is missing. {_by_hand(target)}"
         )
-    return [f"Fetched: {target}", *_describe(target, folder)]
+    return [f"Fetched: {target}", *_what_is_there(target)]
 
 
-def _describe(target: Path, chosen: Path | None) -> list[str]:
+def _what_is_there(target: Path) -> list[str]:
     files = [p for p in target.rglob("*") if p.is_file() and ".cache" not in p.relative_to(target).parts]
+    megabytes = sum(p.stat().st_size for p in files) / 1e6
     identity = identify(target)
-    whose = {
-        True: "with visual stand-ins: figures are not comparable with published ones",
-        False: "LIBERO's own as far as known",
-        None: f"unknown: {len(identity.differing)} files differ from LIBERO's, e.g. {(*identity.differing, '')[0]}",
-    }[identity.standins]
-    lines = [
-        f"{len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.0f} MB; assets {identity.hash}, {whose}",
-        LICENCE,
-    ]
-    if chosen is not None and target != own_folder():
+    if identity.standins:
+        whose = "with visual stand-ins: figures are not comparable with published ones"
+    elif identity.differing:
+        whose = f"unknown: {len(identity.differing)} files differ from LIBERO's, e.g. {identity.differing[0]}"
+    else:
+        whose = "LIBERO's own as far as known"
+    lines = [f"{len(files)} files, {megabytes:.0f} MB; assets {identity.hash}, {whose}", LICENCE]
+    if target != own_folder():
         lines.append(
             f"Tell the environment: export {ASSETS_VARIABLE}={target} (or --env.libero_assets={target})"
         )
@@ -85,7 +79,8 @@ def _describe(target: Path, chosen: Path | None) -> list[str]:
 
 def _by_hand(target: Path) -> str:
     return (
-        f"By hand: on a machine with network access `hf download {HUB_DATASET} --repo-type dataset --local-dir assets` (or copy the "
-        f"assets of {_REPOSITORY}), bring that folder here, and set {ASSETS_VARIABLE} to it or put its content into {target}. "
-        "HF_HUB_OFFLINE must not be set while fetching. The mini suite needs no assets."
+        f"By hand: on a machine with network access `hf download {HUB_DATASET} --repo-type dataset "
+        "--local-dir assets` (or copy libero/libero/assets of github.com/Lifelong-Robot-Learning/LIBERO), bring "
+        f"that folder here, and set {ASSETS_VARIABLE} to it or put its content into {target}. HF_HUB_OFFLINE "
+        "must not be set while fetching. The mini suite needs no assets."
     )

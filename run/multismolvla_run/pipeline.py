@@ -1,34 +1,35 @@
-"""``python train.py PRESET``: run the stages of a preset, each as one visible command, and continue an interrupted run.
+"""``python train.py PRESET``: run the stages of a preset, each as one visible command; continue an old run.
 
-The driver trains nothing itself. It prints and starts ``lerobot-train`` (unpatched) and small modules, and remembers for
-every stage what it was started with. On the next start a finished stage is skipped, an interrupted one resumed from its
-last checkpoint, and a stage whose settings have changed since is refused rather than mixed with the old ones.
+The driver trains nothing itself: it prints and starts ``lerobot-train`` and small modules, and remembers what
+each stage was started with. On the next start a finished stage is skipped, an interrupted one resumed from
+its last checkpoint, and a stage whose settings have changed is refused.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import os
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from multismolvla.system.command import entry_point
-from multismolvla_run.dry_run import describe, how_to_make
+import msgspec
+
+from multismolvla.system.command import entry_point, parse_options
+from multismolvla_run.dry_run import dry_run_text, how_to_make
 from multismolvla_run.presets import (
     Preset,
     PresetError,
     available_presets,
     dataset_id,
     final_checkpoint,
+    fingerprint,
     load_preset,
 )
 from multismolvla_run.process import (
-    BusyError,
     ChildFailedError,
     Progress,
     folder_lock,
@@ -36,16 +37,53 @@ from multismolvla_run.process import (
     show_command,
     terminate_as_interrupt,
 )
-from multismolvla_run.stages import Action, Run, StageError, Step, is_finished, plan, read_state, write_state
-from multismolvla_run.threads import best_thread_env
+from multismolvla_run.stages import (
+    Action,
+    StageError,
+    StageRecord,
+    Step,
+    TrainingRun,
+    is_finished,
+    plan,
+    read_record,
+    write_record,
+)
+from multismolvla_run.threads import training_threads
 
 
-def execute(run: Run, step: Step, env: Mapping[str, str]) -> float:
-    """Carry out one step.
+@dataclass
+class TrainOptions:
+    """Options of ``train.py PRESET``.
+
+    After ``--`` follow arguments of lerobot-train: --key=value for every stage, STAGE:--key=value for one.
+    """
+
+    # name of a file in configs/, or the path of a YAML file; may be given without --preset=
+    preset: str = ""
+    # list the presets and end
+    list: bool = False
+    # print what would be downloaded, run and needed, and end
+    dry_run: bool = False
+    # folder of the run; default: the preset's
+    output: Path | None = None
+    # folder of the LeRobotDataset; default: the preset's
+    dataset: Path | None = None
+    # discard and repeat this stage and what is built on it
+    repeat: str | None = None
+    # end after this stage
+    until: str | None = None
+    # words before lerobot-train, e.g. 'accelerate launch'
+    launcher: str = ""
+    # folder of the presets
+    configs: Path = Path("configs")
+
+
+def execute(run: TrainingRun, step: Step, env: Mapping[str, str]) -> float:
+    """Carry out one step that is not finished.
 
     Args:
         run: folders.
-        step: what to do; a finished one is left alone.
+        step: what to do.
         env: environment variables for the child.
 
     Returns:
@@ -55,80 +93,62 @@ def execute(run: Run, step: Step, env: Mapping[str, str]) -> float:
         StageError: the child ended well, but what it should have written is not there.
         ChildFailedError: the child failed.
     """
-    if step.action is Action.SKIP:
-        return 0.0
     stage, folder, state = step.stage, run.out / step.stage.name, run.state_file(step.stage)
-    record = read_state(state) or {}
-    spent = float(record.get("seconds", 0.0)) if step.action is Action.RESUME else 0.0
-    if (
-        step.action is not Action.RESUME
-        and folder.exists()
-        and not (stage.keep_partial and step.action is Action.RESTART)
-    ):
+    before = read_record(state) if step.action is Action.RESUME else None
+    if before is None and folder.exists():
         shutil.rmtree(folder)
-    mark = {
-        "stage": stage.name,
-        "fingerprint": step.fingerprint,
-        "settings": step.settings,
-        "command": step.command,
-    }
-    write_state(state, {**mark, "status": "running", "seconds": spent})
+    spent = before.seconds if before else 0.0
+    record = StageRecord(fingerprint(step.settings), step.settings, step.command, seconds=spent)
+    write_record(state, record)
     progress = Progress(stage.name, stage.steps, step.resume_step) if stage.trains and stage.steps else None
     start = time.monotonic()
+    record.status = "interrupted"
     try:
         run_logged(step.command, run.out / "logs" / f"{stage.name}.log", env, progress)
+        record.status = "finished"
     finally:
         seconds = time.monotonic() - start
-        write_state(state, {**mark, "status": "interrupted", "seconds": spent + seconds})
-    record = {**mark, "status": "finished", "seconds": spent + seconds}
+        record.seconds = spent + seconds
+        write_record(state, record)
     if not is_finished(stage, run.out, record):
-        wanted = (
-            final_checkpoint(stage, run.out) if stage.trains else [str(folder / p) for p in stage.produces]
-        )
+        files = [str(folder / name) for name in stage.produces]
+        wanted = final_checkpoint(stage, run.out) if stage.trains else files
         raise StageError(f"Stage {stage.name!r} ended without an error, but {wanted} is not there.")
-    write_state(state, record)
     return seconds
 
 
-def run_pipeline(run: Run, until: str | None = None, say: Any = None) -> None:
+def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
     """Run all stages that are not finished.
 
     Args:
         run: preset, folders and wishes.
         until: name of the last stage to run, ``None`` for all.
-        say: function that takes a line of text for the user; default writes to stdout.
 
     Raises:
         StageError, ChildFailedError, BusyError: see there.
     """
-    say = say or _say
     steps = _up_to(plan(run), until)
-    if (
-        any(s.stage.uses_dataset() and s.action is not Action.SKIP for s in steps)
-        and dataset_id(run.dataset) is None
-    ):
+    todo = [step for step in steps if step.action is not Action.SKIP]
+    if any(step.stage.uses_dataset() for step in todo) and dataset_id(run.dataset) is None:
         how = "\n".join(how_to_make(run.preset, run.dataset))
         raise StageError(
             f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
         )
+    # What the user has set stays, and a launcher divides the cores among its processes by itself.
+    env = {} if "OMP_NUM_THREADS" in os.environ or run.launcher else training_threads()
     with folder_lock(run.out), terminate_as_interrupt():
-        env = (
-            best_thread_env(run.out / "threads.json")
-            if any(s.action is not Action.SKIP for s in steps)
-            else {}
-        )
         for number, step in enumerate(steps, start=1):
-            title = f"[{number}/{len(steps)}] {step.stage.name}: {step.action}"
+            title = f"[{number}/{len(steps)}] {step.stage.name}"
             if step.action is Action.SKIP:
-                say(title)
+                _say(f"{title}: {step.action}")
                 continue
             where = f" from step {step.resume_step}" if step.action is Action.RESUME else ""
-            say(f"{title}{where}\n{show_command(step.command, env)}")
+            _say(f"{title}: {step.action}{where}\n{show_command(step.command, env)}")
             seconds = execute(run, step, env)
-            say(f"[{number}/{len(steps)}] {step.stage.name}: finished in {seconds / 60:.1f} min")
+            _say(f"{title}: finished in {seconds / 60:.1f} min")
 
 
-def _up_to(steps: list[Step], until: str | None) -> list[Step]:
+def _up_to(steps: Sequence[Step], until: str | None) -> Sequence[Step]:
     if until is None:
         return steps
     return steps[: [s.stage.name for s in steps].index(until) + 1]
@@ -139,6 +159,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+#: Options of lerobot-train that are not the user's to set, with what to do instead.
 _DRIVER_OPTIONS = {
     "output_dir": "Use --output.",
     "resume": "Start the same command again to resume.",
@@ -162,17 +183,16 @@ def override_steps(preset: Preset, extra: dict[str, list[str]]) -> Preset:
     """
     stages = []
     for stage in preset.stages:
-        for words in (extra.get("", []), extra.get(stage.name, [])):
-            for word in words if stage.trains else []:
-                if word.startswith("--steps="):
-                    value = word.removeprefix("--steps=")
-                    if not value.isdigit() or int(value) < 1:
-                        raise PresetError(f"{word}: expected a positive whole number of steps.")
-                    stage = dataclasses.replace(stage, steps=int(value))
+        for word in [*extra.get("", []), *extra.get(stage.name, [])] if stage.trains else []:
+            if word.startswith("--steps="):
+                value = word.removeprefix("--steps=")
+                if not value.isdigit() or int(value) < 1:
+                    raise PresetError(f"{word}: expected a positive whole number of steps.")
+                stage = msgspec.structs.replace(stage, steps=int(value))
         stages.append(stage)
     for name, words in extra.items():
         extra[name] = [word for word in words if not word.startswith("--steps=")]
-    return dataclasses.replace(preset, stages=tuple(stages))
+    return msgspec.structs.replace(preset, stages=tuple(stages))
 
 
 def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
@@ -186,16 +206,15 @@ def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
         Stage name (or ``""``) -> arguments.
 
     Raises:
-        PresetError: unknown stage, an argument that is not ``--key=value``, or one that is the driver's to set.
+        PresetError: unknown stage, an argument that is not ``--key=value``, or one that is the driver's to
+            set.
     """
     extra: dict[str, list[str]] = {}
     for word in words:
         name, found, option = word.partition(":--")
         key = (option if found else word.removeprefix("--")).partition("=")[0]
         if key in _DRIVER_OPTIONS:
-            raise PresetError(
-                f"Additional argument {word!r}: {key} is set by the driver. {_DRIVER_OPTIONS[key]}"
-            )
+            raise PresetError(f"Additional argument {word!r}: the driver sets {key}. {_DRIVER_OPTIONS[key]}")
         if found and not name.startswith("-"):
             extra.setdefault(preset.stage(name).name, []).append("--" + option)
         elif word.startswith("--") and "=" in word:
@@ -205,57 +224,24 @@ def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
     return extra
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Run the stages of a preset, each as one visible command; continue an interrupted run.",
-        epilog="After `--`: arguments for lerobot-train, --key=value for every stage or <stage>:--key=value for one.",
-    )
-    parser.add_argument("preset", nargs="?", help="name of a file in configs/, or the path of a YAML file")
-    parser.add_argument("--list", action="store_true", help="list the presets and end")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be downloaded, run and needed, and end"
-    )
-    parser.add_argument("--output", type=Path, help="folder of the run (default: the preset's)")
-    parser.add_argument("--dataset", type=Path, help="folder of the LeRobotDataset (default: the preset's)")
-    parser.add_argument(
-        "--from", dest="first", metavar="STAGE", help="discard and repeat this stage and the later ones"
-    )
-    parser.add_argument("--until", metavar="STAGE", help="end after this stage")
-    parser.add_argument("--launcher", default="", help="words before lerobot-train, e.g. 'accelerate launch'")
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help=argparse.SUPPRESS)
-    return parser
-
-
-def _make_run(options: argparse.Namespace, extra: Sequence[str]) -> Run:
+def _training_run(options: TrainOptions, words: Sequence[str]) -> TrainingRun:
     preset = load_preset(options.preset, options.configs)
     names = [stage.name for stage in preset.stages]
-    repeat = names[names.index(preset.stage(options.first).name) :] if options.first else []
-    if options.until:
-        preset.stage(options.until)
-    wishes = parse_extra(extra, preset)
-    return Run(
-        preset=override_steps(preset, wishes),
+    for name in (options.repeat, options.until):
+        if name is not None:
+            preset.stage(name)
+    extra = parse_extra(words, preset)
+    return TrainingRun(
+        preset=override_steps(preset, extra),
         out=options.output or Path(preset.output),
         dataset=options.dataset or Path(preset.dataset),
-        extra=wishes,
+        extra=extra,
         launcher=tuple(shlex.split(options.launcher)),
-        repeat=frozenset(repeat),
+        repeat=frozenset(names[names.index(options.repeat) :] if options.repeat else ()),
     )
 
 
-def _list_presets(folder: Path) -> None:
-    for name in available_presets(folder):
-        preset = load_preset(name, folder)
-        _say(f"{name:<12} {preset.description} ({' -> '.join(stage.name for stage in preset.stages)})")
-
-
-@entry_point(
-    "error",
-    errors=(PresetError, StageError, BusyError),
-    failure=2,
-    interrupted="\nInterrupted. Start the same command again to continue.",
-)
+@entry_point("error", failure=2, interrupted="\nInterrupted. Start the same command again to continue.")
 def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
     """Command line of ``train.py``.
 
@@ -267,21 +253,23 @@ def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
         Exit code: 0 done, 1 a stage failed, 2 a wrong request, 130 interrupted (start again to continue).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    own, extra = (
-        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    )
-    parser = _parser()
+    end = words.index("--") if "--" in words else len(words)
+    own, extra = words[:end], words[end + 1 :]
+    if own and not own[0].startswith("-"):
+        own[0] = f"--preset={own[0]}"
     if configs is not None:
-        parser.set_defaults(configs=configs)
-    options = parser.parse_args(own)
+        own.insert(0, f"--configs={configs}")
+    options = parse_options(TrainOptions, own)
     if options.list:
-        _list_presets(options.configs)
+        for name in available_presets(options.configs):
+            preset = load_preset(name, options.configs)
+            _say(f"{name:<12} {preset.description} ({' -> '.join(stage.name for stage in preset.stages)})")
         return 0
     if not options.preset:
-        parser.error(f"name a preset: {', '.join(available_presets(options.configs))}")
-    run = _make_run(options, extra)
+        raise PresetError(f"Name a preset: {', '.join(available_presets(options.configs))}.")
+    run = _training_run(options, extra)
     if options.dry_run:
-        _say(describe(run, _up_to(plan(run), options.until)))
+        _say(dry_run_text(run, _up_to(plan(run), options.until)))
         return 0
     try:
         run_pipeline(run, options.until)

@@ -67,15 +67,15 @@ def test_a_whole_download_is_described_and_not_repeated(hub, capsys):
 def test_a_cut_download_is_named_and_continued(hub, tmp_path, capsys):
     folder = tmp_path / "assets"
     hub(100, ConnectionError("the line broke"))
-    assert doctor.main(["--fetch-assets", str(folder)]) == 1
+    assert doctor.main(["--fetch-assets", f"--assets={folder}"]) == 1
     error = capsys.readouterr().err
     assert "the line broke" in error
     assert "continues where it stopped" in error
     hub(20)
-    assert doctor.main(["--fetch-assets", str(folder)]) == 1
+    assert doctor.main(["--fetch-assets", f"--assets={folder}"]) == 1
     assert "34 missing" in capsys.readouterr().err
     hub()
-    assert doctor.main(["--fetch-assets", str(folder)]) == 0
+    assert doctor.main(["--fetch-assets", f"--assets={folder}"]) == 0
     assert f"export MULTISMOLVLA_LIBERO_ASSETS={folder}" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 from multismolvla_run import demo
 
 NAMES = ["doctor", "record", "train", "eval", "report"]
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 WRITE = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); sys.exit(int(sys.argv[3]))"
 
 
@@ -38,7 +38,7 @@ def play(tmp_path, monkeypatch):
         (tmp_path / "codes.json").write_text(json.dumps({n: (codes or {}).get(n, 0) for n in NAMES}))
         diary.write_text("")
         monkeypatch.setattr(demo, "story", story)
-        code = demo.main(["--size", "smoke", "--output", str(tmp_path / "out")])
+        code = demo.main(["--size=smoke", f"--output={tmp_path / 'out'}"])
         return code, diary.read_text().split()
 
     return run
@@ -100,7 +100,7 @@ def test_outside_the_repository_it_says_where_to_start(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("size", sorted(demo.SIZES))
 def test_story_uses_the_presets_final_checkpoints(size, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(REPO)
-    assert demo.main(["--dry-run", "--size", size, "--output", str(tmp_path / "out")]) == 0
+    assert demo.main(["--dry-run", f"--size={size}", f"--output={tmp_path / 'out'}"]) == 0
     output = capsys.readouterr().out
     assert "train.py " + demo.SIZES[size].preset in output
     assert "smolvla=" in output

@@ -18,10 +18,10 @@ from multismolvla.fourm import MODALITY_INFO, FourMConfig
 from multismolvla.pretrained import SOURCES
 from multismolvla_run import dry_run, estimate, hub, pipeline, presets
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "configs"
 OFFICIAL = ("libero_b", "libero_l", "libero_xl", "so101")
-STAGES = ["base", "connector", "gate", "robust"]
+STAGES = ["base", "connector", "sensor_use_check", "robust"]
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_downloads_must_be_a_mapping(tmp_path) -> None:
     (tmp_path / "x.yaml").write_text(
         "dataset: a\noutput: b\nstages: {s: {run: lerobot-train, steps: 1}}\ndownloads: [a/b]\n"
     )
-    with pytest.raises(presets.PresetError, match="expected a mapping from hub id to purpose"):
+    with pytest.raises(presets.PresetError, match="downloads"):
         presets.load_preset("x", tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_make_dataset_must_be_a_list(tmp_path) -> None:
     (tmp_path / "x.yaml").write_text(
         "dataset: a\noutput: b\nstages: {s: {run: lerobot-train, steps: 1}}\nmake_dataset: record\n"
     )
-    with pytest.raises(presets.PresetError, match="make_dataset is 'record', expected a list"):
+    with pytest.raises(presets.PresetError, match="make_dataset"):
         presets.load_preset("x", tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_operations_of_the_tower() -> None:
     for size, expected in table.items():
         numbers = estimate.TOWERS[f"EPFL-VILAB/4M-21_{size}"]
         for tokens, gflop in zip((196, 256, 392, 604, 784, 844, 860), expected, strict=True):
-            assert estimate.tower_operations(*numbers, tokens) / 1e9 == pytest.approx(gflop, rel=0.005)
+            assert numbers.operations(tokens) / 1e9 == pytest.approx(gflop, rel=0.005)
 
 
 def test_parameters_are_those_of_the_real_policy() -> None:
@@ -333,7 +333,7 @@ def test_an_encoder_in_a_folder_is_looked_at(tmp_path) -> None:
     config = FourMConfig(32, 2, 2, ("rgb@224",))
     FourMEncoder(config, ["rgb@224"]).save_pretrained(tmp_path)
     assert estimate.tower_size(str(tmp_path)) == (32, 2, config.mlp_hidden)
-    with pytest.raises(ValueError, match="'some/where' is unknown"):
+    with pytest.raises(ValueError, match="'some/where'"):
         estimate.tower_size("some/where")
-    with pytest.raises(ValueError, match="domain 'tok_clip@224'"):
+    with pytest.raises(ValueError, match="'tok_clip@224'"):
         estimate.estimate({"domains": {"rgb": "tok_clip@224"}}, {})

@@ -20,7 +20,7 @@ import yaml
 
 from multismolvla_run import pipeline, presets, process, stages, threads
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 # Understands what the driver passes; `die_at` makes it end there: by an error, or as `kill -9` would.
 FAKE_TRAINER = """
@@ -104,7 +104,6 @@ def sandbox(tmp_path, monkeypatch):
         return [sys.executable, str(tmp_path / "fake_trainer.py")] if stage.trains else program(run, stage)
 
     monkeypatch.setattr(stages, "program", fake_program)
-    monkeypatch.setattr(pipeline, "best_thread_env", lambda path: {"OMP_NUM_THREADS": "1"})
     return tmp_path
 
 
@@ -180,8 +179,8 @@ def test_changed_setting_is_refused_by_name(sandbox, capsys):
     assert drive(sandbox) == 2
     error = capsys.readouterr().err
     assert "steps: 5 -> 7" in error
-    assert "--from base" in error
-    assert drive(sandbox, "--from", "base") == 0
+    assert "--repeat=base" in error
+    assert drive(sandbox, "--repeat=base") == 0
     assert trace(sandbox)[5:12] == [f"base {i}" for i in range(1, 8)]
 
 
@@ -194,7 +193,7 @@ def test_changed_dataset_is_refused(sandbox, capsys):
 
 def test_repeat_takes_later_stages_along(sandbox):
     assert drive(sandbox) == 0
-    assert drive(sandbox, "--from", "top") == 0
+    assert drive(sandbox, "--repeat=top") == 0
     assert trace(sandbox) == [*ALL, *ALL[5:]]
 
 
@@ -237,7 +236,7 @@ def test_length_of_a_stage_can_be_given(sandbox, capsys):
 @pytest.mark.parametrize("word", ["--output_dir=x", "base:--resume=true", "--config_path=x"])
 def test_driver_keeps_its_own_options(sandbox, capsys, word):
     assert drive(sandbox, "--dry-run", "--", word) == 2
-    assert "is set by the driver" in capsys.readouterr().err
+    assert "the driver sets" in capsys.readouterr().err
 
 
 def test_missing_dataset_names_the_recorder(sandbox, capsys):
@@ -249,7 +248,7 @@ def test_missing_dataset_names_the_recorder(sandbox, capsys):
 def test_two_drivers_do_not_share_a_folder(sandbox, capsys):
     with process.folder_lock(sandbox / "out"):
         assert drive(sandbox) == 2
-    assert "in use by process" in capsys.readouterr().err
+    assert "in use" in capsys.readouterr().err
 
 
 def test_interrupt_ends_the_child_and_leaves_a_resumable_state(sandbox):
@@ -259,7 +258,6 @@ def test_interrupt_ends_the_child_and_leaves_a_resumable_state(sandbox):
         "old = stages.program\n"
         f"stages.program = lambda run, stage: [sys.executable, {str(sandbox / 'fake_trainer.py')!r}]"
         " if stage.trains else old(run, stage)\n"
-        "pipeline.best_thread_env = lambda path: {}\n"
         f"sys.exit(pipeline.main(['toy'], configs=Path({str(sandbox / 'configs')!r})))"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True)
@@ -312,14 +310,14 @@ def test_unknown_preset_lists_the_known_ones(sandbox, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stages": {"base": {"steps": 0}}}, "expected a positive whole number"),
+        ({"stages": {"base": {"steps": 0}}}, "`int` >= 1 - at `$.steps`"),
         ({"stages": {"base": {"args": {"policy.path": "{stage:top}"}}}}, "does not come before it"),
         ({"stages": {"base": {"args": {"policy.path": "{stag}"}}}}, "unknown placeholder {stag}"),
-        ({"stages": {"base": {"stesp": 3}}}, "unknown keys ['stesp']"),
-        ({"stages": {"warm": {"produces": None}}}, "must list under 'produces'"),
-        ({"stages": {"new": {"steps": 3}}}, "lacks 'run'"),
-        ({"typo": 1}, "unknown keys ['typo']"),
-        ({"dataset": None}, "lacks 'dataset'"),
+        ({"stages": {"base": {"stesp": 3}}}, "`stesp`"),
+        ({"stages": {"warm": {"produces": None}}}, "lacks 'produces'"),
+        ({"stages": {"new": {"steps": 3}}}, "`run`"),
+        ({"typo": 1}, "`typo`"),
+        ({"dataset": None}, "`dataset`"),
         ({"extends": "child"}, "extends itself"),
         ({"extends": "nothing"}, "Unknown preset 'nothing'"),
     ],
@@ -355,31 +353,23 @@ def test_shipped_presets_can_be_planned(name, tmp_path, capsys):
     assert "lerobot-train" in capsys.readouterr().out
 
 
-def test_thread_choice_prefers_one_thread_unless_clearly_slower():
-    one, two, spinning = threads.candidates(2)
-    trial = threads.ThreadTrial
-    assert threads.fastest([trial(one, 1.0), trial(two, 0.95)]) == one
-    assert threads.fastest([trial(one, 1.0), trial(two, 0.5)]) == two
-    assert threads.fastest([trial(one, None), trial(two, 0.5)]) == two
-    assert threads.fastest([trial(one, None), trial(two, None)]) == one
-    assert threads.fastest([trial(one, 1.0), trial(two, 0.5), trial(spinning, 0.45)]) == two
-    assert threads.fastest([trial(one, 1.0), trial(two, 0.5), trial(spinning, 0.3)]) == spinning
-    assert threads.candidates(1) == [one]
+def test_training_waits_passively_with_a_thread_per_core_unless_told_otherwise(sandbox, monkeypatch, capsys):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert drive(sandbox, "--until=warm") == 0
+    assert "OMP_NUM_THREADS=3 MKL_NUM_THREADS=3 OMP_WAIT_POLICY=PASSIVE" in capsys.readouterr().out
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert drive(sandbox, "--until=base") == 0
+    assert "OMP_NUM_THREADS" not in capsys.readouterr().out
 
 
-def test_thread_measurement_is_cached_and_a_damaged_cache_replaced(tmp_path, monkeypatch):
-    calls = []
-
-    def fake_measure(env):
-        calls.append(env)
-        return threads.ThreadTrial(env, 0.1)
-
-    monkeypatch.setattr(threads, "measure", fake_measure)
-    cache = tmp_path / "threads.json"
-    first = threads.best_thread_env(cache)
-    measured = len(calls)
-    assert threads.best_thread_env(cache) == first
-    assert len(calls) == measured
-    cache.write_text("{half")
-    assert threads.best_thread_env(cache) == first
-    assert len(calls) == 2 * measured
+def test_progress_in_a_log_is_a_line_per_state(capsys):
+    progress = process.Progress("base", 100, 40)
+    progress.feed("INFO step:40 loss:0.25 lr:1e-3 updt_s:0.1")
+    progress.feed("Training:  50%|#####     | 30/60 [00:10<00:10, 3.0step/s]")
+    assert progress.step == 70
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("base: step 40/100")
+    assert lines[-1].startswith("base: step 70/100")
+    assert "loss=0.25" in lines[-1]
