@@ -278,7 +278,9 @@ def load_policy(cfg: GateConfig, meta: Any) -> tuple[Any, Callable[[dict[str, An
     """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import make_policy, make_pre_post_processors
+    from lerobot.utils.import_utils import register_third_party_plugins
 
+    register_third_party_plugins()  # the policy's type is in one
     if not (cfg.policy / "config.json").is_file():
         raise FileNotFoundError(
             f"--policy={cfg.policy} is no checkpoint (no config.json). Expected a folder like .../checkpoints/last/pretrained_model."
