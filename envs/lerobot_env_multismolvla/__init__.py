@@ -1,7 +1,7 @@
-"""LIBERO with depth, segmentation and simulated thermal, and the mini suite. Registers ``--env.type=multismolvla_libero``.
+"""LIBERO with depth, segmentation and thermal, and the mini suite: ``--env.type=multismolvla_libero``.
 
-LeRobot imports this package to discover the environment, so it must import in a fraction of a second and without the
-simulator: ``multimodal_env``, ``mini.suite`` and ``rendering`` are imported when an environment is created.
+LeRobot imports this package to discover the environment, so it must import fast and without the simulator:
+``multimodal_env``, ``mini.suite`` and ``rendering`` are imported when an environment is created.
 """
 
 from lerobot_env_multismolvla.configuration_multismolvla_libero import MultiSmolVLALiberoConfig

@@ -11,17 +11,21 @@ import gymnasium as gym
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.processor import PolicyProcessorPipeline
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_env_multismolvla import mini
 from lerobot_env_multismolvla.processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 from multismolvla.corruption import parse_condition
-from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.modalities import MODALITIES, Modality, default_view_map
 
+QUALITIES = ("default", "fast")
+INIT_SPLITS = ("eval", "train", "all")
+#: Whose ids segmentation pictures hold.
+SEG_LABELS = ("suite", "coco")
 #: LeRobot's camera names of LIBERO -> ours, third-person first.
 CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
-#: No-op steps after a reset of LIBERO's suites: LeRobot's number, for figures that can be compared. The expert is measured
-#: with the same.
+#: No-op steps after a reset of LIBERO's suites: LeRobot's number, for figures that can be compared. The
+#: expert is measured with the same.
 LIBERO_SETTLE_STEPS = 10
 
 
@@ -30,9 +34,9 @@ LIBERO_SETTLE_STEPS = 10
 class MultiSmolVLALiberoConfig(EnvConfig):
     """LIBERO suites and the mini suite with several sensors per camera.
 
-    Evaluation takes the initial states that recording leaves out (``init_split="eval"``): of the 50 states that LIBERO
-    stores for a task, the first 20. LeRobot's own protocol uses all 50; for numbers beside published ones of LIBERO's
-    suites say ``--env.init_split=all``.
+    Evaluation takes the initial states that recording leaves out (``init_split="eval"``): the first 20 of
+    LIBERO's 50 per task. LeRobot's own protocol uses all: for figures beside published ones say
+    ``--env.init_split=all``.
 
     Raises:
         ValueError: an option has a value the environment cannot serve; the message names the option.
@@ -55,18 +59,18 @@ class MultiSmolVLALiberoConfig(EnvConfig):
     render_quality: str = "default"
     # Which initial states: "eval", "train" (disjoint from eval) or "all".
     init_split: str = "eval"
-    # No-op steps after a reset; -1 means 3 for the mini suite (nothing falls there) and LeRobot's 10 otherwise. With mujoco >= 3.4
-    # the objects of libero_10's tasks 0, 1 and 7 are still falling after 10 (a warning says so); 20 let everything come to rest,
-    # but the figures are then not made as LeRobot's are.
+    # No-op steps after a reset; -1: 3 for the mini suite, where nothing falls, else LeRobot's 10. With mujoco
+    # >= 3.4 some objects of libero_10 still fall then (a warning says so); 20 let them rest, but differ from
+    # LeRobot's figures.
     num_steps_wait: int = -1
-    # Rebuild the model at each reset. LIBERO's fixtures need it; the mini suite has none and saves 0.7 s per episode.
+    # Rebuild the model at each reset; default: for LIBERO's suites, whose fixtures need it (0.7 s).
     hard_reset: bool | None = None
     # Relative (delta) or absolute end-effector control, as in LeRobot.
     control_mode: str = "relative"
-    # Folder of LIBERO's assets; default: environment variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
+    # Folder of LIBERO's assets; default: variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
     libero_assets: str | None = None
-    # Class ids in segmentation pictures: "suite" (the suite's own classes, what policies' seg_labels `libero` maps) or "coco"
-    # (already mapped to the ids of 4M's tokenizer: 0 = none, COCO panoptic class + 1).
+    # Class ids in segmentation pictures: "suite" (its own classes, which a policy's seg_labels maps) or
+    # "coco" (mapped to the ids of 4M's tokenizer: 0 = none, COCO panoptic class + 1).
     seg_labels: str = "suite"
     # Sensor faults, e.g. "C1:-rgb" (RGB gone and announced); grammar in multismolvla.corruption.conditions.
     condition: str | None = None
@@ -91,8 +95,15 @@ class MultiSmolVLALiberoConfig(EnvConfig):
                 f"--env.observation_height/width are {self.observation_height}x{self.observation_width}; "
                 "expected at least 8x8 pixels."
             )
+        for option, known in (
+            ("render_quality", QUALITIES),
+            ("init_split", INIT_SPLITS),
+            ("seg_labels", SEG_LABELS),
+        ):
+            if getattr(self, option) not in known:
+                raise ValueError(f"--env.{option}={getattr(self, option)}: expected one of {known}.")
         if self.condition is not None:
-            parse_condition(self.condition)  # a typing error must show before a simulator starts
+            parse_condition(self.condition)
         self._declare_features()
 
     @property
@@ -102,7 +113,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`~lerobot_env_multismolvla.multimodal_env.MultiModalLiberoEnv`."""
+        """Keyword arguments of the environment."""
         return {
             "streams": list(self.streams),
             "render_quality": self.render_quality,
@@ -127,17 +138,13 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         return {**self.gym_kwargs, "num_steps_wait": wait, "hard_reset": hard}
 
     def create_envs(
-        self, n_envs: int, use_async_envs: bool = False, condition: Any = None
+        self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
-        """Vector environments of all chosen tasks.
+        """Vector environments of all chosen tasks, by suite and task id.
 
         Args:
-            n_envs: environments per task; environment i starts with initial state i and advances by ``n_envs``.
+            n_envs: environments per task; number i starts with initial state i and advances by ``n_envs``.
             use_async_envs: one process per environment (needs ``n_envs > 1``).
-            condition: a :class:`multismolvla.corruption.Condition` instead of the option ``condition``.
-
-        Returns:
-            ``{suite: {task_id: vector environment}}``.
 
         Raises:
             ValueError: unknown suite or task id.
@@ -149,14 +156,14 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         from lerobot.envs.libero import _get_suite, _select_task_ids  # lerobot 0.6.1
         from lerobot.envs.utils import _LazyAsyncVectorEnv  # lerobot 0.6.1
 
-        from lerobot_env_multismolvla.mini import suite as _  # noqa: F401 - registers the mini suite with LIBERO
+        from lerobot_env_multismolvla.mini import suite as _  # noqa: F401 - registers the suite
 
         envs: dict[str, dict[int, gym.vector.VectorEnv]] = {}
         for name in self.suites:
             suite = _get_suite(name)
             spaces: tuple[Any, ...] = (None, None, None)
             for task_id in _select_task_ids(len(suite.tasks), self.task_ids):
-                makers = [self.env_maker(name, task_id, i, n_envs, condition) for i in range(n_envs)]
+                makers = [self.env_maker(name, task_id, i, n_envs) for i in range(n_envs)]
                 if use_async_envs and n_envs > 1:
                     vector = _LazyAsyncVectorEnv(makers, *spaces)
                     spaces = (vector.observation_space, vector.action_space, vector.metadata)
@@ -167,7 +174,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         return envs
 
     def env_maker(
-        self, suite: str, task_id: int, episode_index: int = 0, n_envs: int = 1, condition: Any = None
+        self, suite: str, task_id: int, episode_index: int = 0, n_envs: int = 1
     ) -> Callable[[], gym.Env]:
         """A picklable function that makes one environment, in this or in another process.
 
@@ -176,12 +183,9 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             task_id: number of the task.
             episode_index: first initial state.
             n_envs: stride from one initial state to the next.
-            condition: fault condition instead of the option ``condition``.
         """
-        if condition is None and self.condition is not None:
-            condition = parse_condition(self.condition)
-        kwargs = {**self.suite_kwargs(suite), "episode_index": episode_index, "n_envs": n_envs}
-        return partial(_make_env, suite, task_id, kwargs, condition, self.fault_seed)
+        options = {**self.suite_kwargs(suite), "episode_index": episode_index, "n_envs": n_envs}
+        return partial(_make_env, suite, task_id, self.condition, self.fault_seed, **options)
 
     def get_env_processors(self) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
         """The step that makes dataset frames from raw observations, and nothing for actions."""
@@ -194,26 +198,20 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             ACTION: PolicyFeature(FeatureType.ACTION, (7,)),
             OBS_STATE: PolicyFeature(FeatureType.STATE, (8,)),
         }
-        for camera in CAMERAS.values():
-            for modality in (m for m in MODALITIES if m in self.streams):
-                suffix = "" if modality == Modality.RGB else f"_{modality}"
-                channels = 1 if modality == Modality.DEPTH else 3
-                features[f"{OBS_IMAGES}.{camera}{suffix}"] = PolicyFeature(
-                    FeatureType.VISUAL, (self.observation_height, self.observation_width, channels)
-                )
+        for streams in default_view_map(tuple(CAMERAS.values())).values():
+            for modality, key in streams.items():
+                if modality in self.streams:
+                    channels = 1 if modality == Modality.DEPTH else 3
+                    shape = (self.observation_height, self.observation_width, channels)
+                    features[key] = PolicyFeature(FeatureType.VISUAL, shape)
         self.features = features
         self.features_map = {key: key for key in features}
 
 
-def _make_env(
-    suite_name: str, task_id: int, kwargs: dict[str, Any], condition: Any, fault_seed: int
-) -> gym.Env:
+def _make_env(suite: str, task_id: int, condition: str | None, fault_seed: int, **options: Any) -> gym.Env:
     """Make one environment; runs in the worker process."""
+    from lerobot_env_multismolvla.faults import FaultWrapper
     from lerobot_env_multismolvla.multimodal_env import MultiModalLiberoEnv, get_suite
 
-    env: gym.Env = MultiModalLiberoEnv(get_suite(suite_name), task_id, suite_name, **kwargs)
-    if condition is not None:
-        from lerobot_env_multismolvla.faults import FaultWrapper
-
-        env = FaultWrapper(env, condition, fault_seed)
-    return env
+    env = MultiModalLiberoEnv(get_suite(suite), task_id, suite, **options)
+    return env if condition is None else FaultWrapper(env, parse_condition(condition), fault_seed)

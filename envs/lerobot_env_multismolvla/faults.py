@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from lerobot.lerobot_types import RobotObservation
 from torch import Tensor
 
+from lerobot_env_multismolvla.processor_multismolvla_libero import upright
 from multismolvla.corruption import (
     Condition,
     Fault,
@@ -22,28 +24,24 @@ from multismolvla.corruption import (
 from multismolvla.corruption.hard import apply_hard
 from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.temporal import WINDOW_TYPES
-from multismolvla.modalities import MODALITIES, Modality, Provenance
+from multismolvla.modalities import MODALITIES, Modality, Provenance, stream_name
 from multismolvla.provenance import with_derived
-
-#: Suffix of a modality's raw observation key after the camera's name.
-_SUFFIX = {"rgb": "", "depth": "_depth", "seg": "_seg", "thermal": "_thermal"}
 
 
 class FaultWrapper(gym.Wrapper):
     """Applies an evaluation condition to the raw observations of a :class:`MultiModalLiberoEnv`.
 
-    It draws from generators of its own that depend on run seed, suite, task, initial state, camera, modality, fault
-    and step only. Physics, the other sensors and every other random number stay what they are without it, so a clean
-    and a faulted episode differ in nothing but the fault.
+    Its generators depend on run seed, suite, task, initial state, camera, modality, fault and step alone, and
+    it touches no other random number: a clean and a faulted episode differ in nothing but the fault.
 
-    ``drop`` empties the stream and tells the policy (``presence`` 0, if the fault is announced). ``zero``, ``grey`` and
-    ``freeze`` (the first frame of the episode stays) leave ``presence`` at 1. Soft and cross-modal faults change the
-    content. Temporal faults show an earlier picture or none; the earlier ones that are still needed are kept here. Depth
-    pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share the faults of
-    RGB, see :func:`multismolvla.provenance.with_derived`.
+    ``drop`` empties the stream, with ``presence`` 0 if the fault is announced. ``zero``, ``grey`` and
+    ``freeze`` (the episode's first frame stays) leave ``presence`` at 1. Soft and cross-modal faults change
+    the content, temporal ones show an earlier picture or none. Depth pixels that a fault makes invalid become
+    0. Modalities that the environment computes from RGB share its faults, see
+    :func:`multismolvla.provenance.with_derived`.
 
-    ``info["fault_active"]`` says whether any stream is changed in this step: a fault in time may begin after the episode
-    has ended.
+    ``info["fault_active"]`` says whether any stream is changed in this step: a temporal fault may begin later
+    than the episode ends.
 
     Args:
         env: the environment, not vectorised.
@@ -51,31 +49,28 @@ class FaultWrapper(gym.Wrapper):
         run_seed: seed of the evaluation run.
 
     Raises:
-        ValueError: the condition names a camera that the environment does not have, or exchanges the cameras of an
-            environment with one.
+        ValueError: the condition names a camera that the environment does not have, or exchanges the cameras
+            of an environment with one.
 
     Example:
-        >>> env = FaultWrapper(config.env_maker("multismolvla_mini", 0)(), parse_condition("C1:-rgb"), run_seed=0)
+        >>> env = FaultWrapper(config.env_maker("multismolvla_mini", 0)(), parse_condition("C1:-rgb"), 0)
     """
 
-    def __init__(self, env: gym.Env, condition: Condition | None, run_seed: int) -> None:
+    def __init__(self, env: gym.Env, condition: Condition, run_seed: int) -> None:
         super().__init__(env)
         self.condition = condition
         self.run_seed = run_seed
         inner: Any = env.unwrapped
         self._cameras: tuple[str, ...] = inner.cameras
-        faults = condition.faults if condition is not None else ()
-        for fault in faults:
+        for fault in condition.faults:
             unknown = sorted(set(fault.cameras or ()) - set(self._cameras))
             if unknown or (fault.type == "swapped" and len(self._cameras) < 2):
+                wish = f"names camera {unknown[0]!r}" if unknown else "exchanges cameras"
                 raise ValueError(
-                    f"Condition {condition.id if condition else None!r} "
-                    + (f"names camera {unknown[0]!r}" if unknown else "exchanges cameras")
-                    + f"; this environment has {list(self._cameras)}."
+                    f"Condition {condition.id!r} {wish}; this environment has {list(self._cameras)}."
                 )
-        provenance: Mapping[str, str] = getattr(inner, "provenance", {})
-        self._derived = {m for m, kind in provenance.items() if kind == Provenance.DERIVED}
-        self._faults = with_derived(faults, self._derived, self._cameras)
+        self._derived = {m for m, kind in inner.provenance.items() if kind == Provenance.DERIVED}
+        self._faults = with_derived(condition.faults, self._derived, self._cameras)
         self._step_index = 0
         self._init_state = 0
         self._active = False
@@ -83,7 +78,7 @@ class FaultWrapper(gym.Wrapper):
         self._kept: dict[tuple[str, str], deque[Tensor]] = {}
         self._shown: np.ndarray | None = None
 
-    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, **kwargs: Any) -> tuple[RobotObservation, dict[str, Any]]:
         """Start an episode; the initial state's number seeds the faults."""
         observation, info = self.env.reset(**kwargs)
         self._step_index = 0
@@ -91,7 +86,7 @@ class FaultWrapper(gym.Wrapper):
         self._init_state = int(info.get("init_state_id", 0))
         return self._break(observation), {**info, "fault_active": self._active}
 
-    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[RobotObservation, Any, bool, bool, dict[str, Any]]:
         """One control step; only the returned observation is changed."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._step_index += 1
@@ -102,37 +97,37 @@ class FaultWrapper(gym.Wrapper):
         """The third-person picture that the policy gets, upright, at least 256 pixels high."""
         if self._shown is None:
             return self.env.render()
-        factor = max(1, -(-256 // self._shown.shape[0]))
-        return self._shown[::-1, ::-1].repeat(factor, 0).repeat(factor, 1)
+        return upright(self._shown, at_least=256)
 
-    def _break(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def _break(self, observation: RobotObservation) -> RobotObservation:
         """A copy of the observation with all faults applied."""
         broken = dict(observation)
         broken["pixels"] = dict(observation.get("pixels", {}))
         broken["presence"] = observation["presence"].copy()
         self._active = False
-        for fault in self._faults:
-            for camera in self._cameras:
-                if fault.hits(camera, fault.modality):
-                    self._break_stream(observation, broken, fault, camera)
+        for fault, camera in product(self._faults, self._cameras):
+            if fault.hits(camera, fault.modality):
+                self._break_stream(observation, broken, fault, camera)
         if not broken["pixels"]:
             broken.pop("pixels")
         self._shown = broken.get("pixels", {}).get(self._cameras[0])
         return broken
 
     def _break_stream(
-        self, observation: Mapping[str, Any], broken: dict[str, Any], fault: Fault, camera: str
+        self, observation: RobotObservation, broken: RobotObservation, fault: Fault, camera: str
     ) -> None:
         """Change one stream of ``broken`` in place."""
         source = camera
         if fault.type == "swapped":
             source = self._cameras[(self._cameras.index(camera) + 1) % len(self._cameras)]
-        picture = _stream(observation, source, fault.modality)
+        depth = fault.modality == Modality.DEPTH
+        pictures = observation if depth else observation.get("pixels", {})
+        picture = pictures.get(stream_name(source, fault.modality))
         gone = fault.type == "drop"
-        if picture is not None:
+        if picture is not None:  # the environment renders it
             result, gone = self._break_picture(picture, fault, camera)
-            place = broken if fault.modality == Modality.DEPTH else broken["pixels"]
-            place[camera + _SUFFIX[fault.modality]] = result
+            place = broken if depth else broken["pixels"]
+            place[stream_name(camera, fault.modality)] = result
         if gone and fault.announced:
             view, modality = self._cameras.index(camera), MODALITIES.index(fault.modality)
             broken["presence"][view * len(MODALITIES) + modality] = 0.0
@@ -181,8 +176,8 @@ class FaultWrapper(gym.Wrapper):
     def _seed(self, fault: Fault, camera: str) -> int:
         """The fault's seed in this episode.
 
-        Windows in time are those of the episode, not of the stream. What is computed from RGB misses the frames that RGB
-        misses.
+        Windows in time are the episode's, not the stream's. What is computed from RGB misses the frames that
+        RGB misses.
         """
         env: Any = self.env.unwrapped
         window = fault.type in WINDOW_TYPES
@@ -197,9 +192,3 @@ class FaultWrapper(gym.Wrapper):
             fault.type.removesuffix("_silent"),
             fault.severity if fault.parameter is None else fault.parameter,
         )
-
-
-def _stream(observation: Mapping[str, Any], camera: str, modality: str) -> np.ndarray | None:
-    """A raw picture (H, W, C), ``None`` if the environment does not render it."""
-    place = observation if modality == Modality.DEPTH else observation.get("pixels", {})
-    return place.get(camera + _SUFFIX[modality])

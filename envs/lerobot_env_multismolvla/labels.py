@@ -1,12 +1,14 @@
 """Fixed class tables: what a segmentation id and a temperature mean, in every task of a suite alike.
 
-The simulator's own ids depend on a task's object list. Here each geom is assigned a class of a fixed table and an
-instance number by the body it belongs to.
+The simulator's own ids depend on a task's objects. Here each geom gets a class of a fixed table, and an
+instance number by the body that it belongs to.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,38 +19,10 @@ from multismolvla.modalities import MINI_LABELS
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC, LIBERO, LIBERO_90
 from multismolvla.tokenizers.labels import LabelTable
 
-#: Relative temperature by class in [0, 1]: 0 = fridge, 1 = freshly heated. Classes not named stand at room level.
-TEMPERATURES: dict[str, float] = {
-    "background": 0.30,
-    "robot": 0.52,
-    "gripper": 0.62,
-    "mount": 0.36,
-    "cube": 0.92,
-    "can": 0.06,
-    "basket": 0.42,
-    "plate": 0.74,
-    # LIBERO: what comes from the fridge, what comes from the stove.
-    "milk": 0.08,
-    "orange_juice": 0.10,
-    "butter": 0.10,
-    "cream_cheese": 0.12,
-    "chocolate_pudding": 0.14,
-    "wine_bottle": 0.18,
-    "alphabet_soup": 0.70,
-    "tomato_sauce": 0.38,
-    "moka_pot": 0.85,
-    "porcelain_mug": 0.72,
-    "red_coffee_mug": 0.78,
-    "white_yellow_mug": 0.75,
-    "flat_stove": 0.55,
-    "microwave": 0.48,
-    "chefmate_8_frypan": 0.66,
-}
+#: Relative temperature of a class in [0, 1]: 0 = fridge, 1 = freshly heated. What is not named stands at room
+#: level.
+TEMPERATURES: dict[str, float] = json.loads(Path(__file__).with_name("temperatures.json").read_text())
 ROOM_TEMPERATURE = 0.34
-
-
-#: Numbers that segmentation pictures can hold: the suite's own classes, or COCO's with which 4M was trained.
-SEG_LABELS = ("suite", "coco")
 
 
 def label_set(suite: str, seg_labels: str = "suite") -> tuple[str, ...]:
@@ -56,7 +30,7 @@ def label_set(suite: str, seg_labels: str = "suite") -> tuple[str, ...]:
 
     Args:
         suite: name of the suite. libero_90 has five classes more than LIBERO's other suites, after theirs.
-        seg_labels: one of `SEG_LABELS`; ``"coco"`` are the ids of 4M's tokenizer, 0 = none and COCO panoptic class + 1.
+        seg_labels: ``"suite"``, or ``"coco"``: ids of 4M's tokenizer, 0 = none and COCO panoptic class + 1.
     """
     if seg_labels == "coco":
         return ("none", *COCO_PANOPTIC)
@@ -66,7 +40,7 @@ def label_set(suite: str, seg_labels: str = "suite") -> tuple[str, ...]:
 
 
 def label_table(suite: str) -> str:
-    """Name of the label table that maps a suite's own ids to COCO: what ``--policy.seg_labels`` has to say."""
+    """Name of the label table that maps a suite's own ids to COCO, for ``--policy.seg_labels``."""
     if suite == SUITE_NAME:
         return "mini"
     return "libero_90" if suite == "libero_90" else "libero"
@@ -88,12 +62,7 @@ class GeomTables:
 
 
 def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTables:
-    """Assign a class, an instance and a temperature to every geom of a LIBERO problem.
-
-    Args:
-        domain: LIBERO's problem object (``ControlEnv.env``) with its simulation loaded.
-        suite: name of the suite, which decides the label set.
-        seg_labels: whose class ids, see :func:`label_set`.
+    """Assign a class, an instance and a temperature to every geom of a LIBERO problem (``ControlEnv.env``).
 
     Raises:
         ValueError: more than 253 objects in the scene, which uint8 instance numbers cannot hold.
@@ -133,9 +102,10 @@ def geom_tables(domain: Any, suite: str, seg_labels: str = "suite") -> GeomTable
 
 
 def object_categories(domain: Any) -> dict[str, str]:
-    """Category of each object and fixture with a body of its own (the floor or table named as a fixture has none).
+    """Category of each object and fixture that has a body of its own (a floor or table has none).
 
-    As the task file names it: the objects' own ``category_name`` is "chefmate8_frypan" for ``chefmate_8_frypan``.
+    As the task file names it: the objects' own ``category_name`` is "chefmate8_frypan" for
+    ``chefmate_8_frypan``.
     """
     declared = [*domain.parsed_problem["fixtures"].items(), *domain.parsed_problem["objects"].items()]
     categories = {name: category for category, names in declared for name in names}

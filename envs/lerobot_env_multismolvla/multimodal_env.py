@@ -1,8 +1,7 @@
 """LeRobot's LIBERO environment with depth, segmentation and simulated thermal next to RGB.
 
-Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself does not. Parts with modules of their
-own: the pictures (``streams``), what a reset of the simulator forgets (``libero_simulator``), the initial states of LIBERO
-(``initial_states``) and of the mini suite (``mini.initial_states``), the assets (``libero_setup``).
+Importing this module imports the simulator; ``lerobot_env_multismolvla`` itself does not. The pictures are
+made in ``streams``, initial states come from ``libero.initial_states`` and ``mini.initial_states``.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from lerobot_env_multismolvla.facts import EnvironmentFacts
 from lerobot_env_multismolvla.libero.initial_states import (
     EVALUATION_STATES,
     read_states,
@@ -23,23 +23,23 @@ from lerobot_env_multismolvla.libero.initial_states import (
     split_ranges,
     split_states,
 )
-from lerobot_env_multismolvla.libero.initial_states import SPLITS as INIT_SPLITS
 from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config, require_libero_assets
-from multismolvla.modalities import MODALITIES, Provenance
+from multismolvla.modalities import MODALITIES, Modality, Provenance, stream_name
 from multismolvla.system.libero_assets import AssetIdentity, identify
 
 ensure_libero_config()
 
 from lerobot.envs.libero import LiberoEnv, _get_suite  # noqa: E402
+from lerobot.lerobot_types import RobotObservation  # noqa: E402
 from libero.libero import get_libero_path  # noqa: E402
 
 from lerobot_env_multismolvla import mini  # noqa: E402
-from lerobot_env_multismolvla.labels import SEG_LABELS, label_set  # noqa: E402
+from lerobot_env_multismolvla.labels import label_set  # noqa: E402
 from lerobot_env_multismolvla.libero.simulator import Simulator  # noqa: E402
 from lerobot_env_multismolvla.mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
 from lerobot_env_multismolvla.mini.initial_states import STATES_PER_SPLIT, SimulatorStates  # noqa: E402
-from lerobot_env_multismolvla.rendering import QUALITIES  # noqa: E402
-from lerobot_env_multismolvla.streams import PIXEL_SUFFIXES, StreamCameras, observation_space  # noqa: E402
+from lerobot_env_multismolvla.processor_multismolvla_libero import upright  # noqa: E402
+from lerobot_env_multismolvla.streams import StreamCameras, observation_space  # noqa: E402
 from lerobot_env_multismolvla.thermal import ThermalCamera  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -54,37 +54,36 @@ MOVING = 0.05
 class MultiModalLiberoEnv(LiberoEnv):
     """LIBERO task with several sensors per camera, all rendered from one simulator state.
 
-    Differs from :class:`lerobot.envs.libero.LiberoEnv` (lerobot 0.6.1) in how observations are made, in where
-    initial states come from, and in a step limit of its own for the mini suite; control, success and the order of
-    initial states are LeRobot's.
+    Differs from :class:`lerobot.envs.libero.LiberoEnv` (lerobot 0.6.1) in its observations, in where initial
+    states come from, and in the mini suite's step limit; control, success and the order of initial states are
+    LeRobot's. Options are checked by its configuration.
 
-    Raw observation (before LeRobot's and our processor step; pictures bottom row first):
-        ``pixels``: ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8
-        (H, W, 3); ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 = invalid; ``presence`` float32
-        (views * modalities,), view-major, 1 = the sensor is there; ``robot_state`` as upstream.
+    Raw observation, before LeRobot's and our processor step (pictures bottom row first): under ``pixels``
+    ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8 (H, W,
+    3); ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 = invalid; ``presence`` float32 (views *
+    modalities,), view-major, 1 = the sensor is there; ``robot_state`` as upstream.
 
     Args:
         task_suite: LIBERO benchmark object.
         task_id: number of the task in the suite.
         task_suite_name: name of the suite.
-        streams: modalities to render, a subset of ``("rgb", "depth", "seg", "thermal")``.
+        streams: modalities to render.
         render_quality: ``"default"`` or ``"fast"``.
         init_split: ``"eval"``, ``"train"`` or ``"all"`` initial states; the first two are disjoint.
         libero_assets: folder with LIBERO's own assets; unused by the mini suite.
-        seg_labels: ``"suite"``: class ids of :func:`~lerobot_env_multismolvla.labels.label_set`; ``"coco"``: those of 4M's
-            segmentation tokenizer.
+        seg_labels: ``"suite"`` or ``"coco"``, see :func:`~lerobot_env_multismolvla.labels.label_set`.
+        hard_reset: whether each reset rebuilds the model.
         **kwargs: as upstream.
 
     Attributes:
-        init_state_splits: numbers of the first and the last initial state of the evaluation's (``"eval"``) and of the
-            recorder's (``"train"``) split, as this environment counts its states; only the splits that it offers.
-        render_observations: while False, ``step`` renders nothing and its observations have no pictures; physics, success
-            and every random number stay what they are. For callers that know which observations nobody will look at.
-            ``reset`` sets it to True.
+        init_state_splits: first and last number, as this environment counts its initial states, of those for
+            evaluation (``"eval"``) and those for recording (``"train"``), as far as it offers them.
+        render_observations: while False, ``step`` makes no pictures; physics, success and random numbers stay
+            the same. For observations that no policy looks at. ``reset`` sets it to True.
         render_seconds: time spent on pictures so far [s].
 
     Raises:
-        ValueError: unknown stream, quality, split or label set, or a file of initial states that holds anything else.
+        ValueError: the file of initial states holds anything else.
         FileNotFoundError: a LIBERO suite without LIBERO's assets or initial states.
 
     Example:
@@ -108,11 +107,9 @@ class MultiModalLiberoEnv(LiberoEnv):
         init_split: str = "eval",
         libero_assets: str | None = None,
         seg_labels: str = "suite",
-        init_states: bool = True,
         hard_reset: bool = True,
         **kwargs: Any,
     ) -> None:
-        _check_options(streams, render_quality, init_split, seg_labels)
         self.suite = task_suite_name
         self.streams = tuple(m for m in MODALITIES if m in streams)
         self.render_quality = render_quality
@@ -122,13 +119,14 @@ class MultiModalLiberoEnv(LiberoEnv):
         self._assets = mini.ASSETS if self._is_mini else require_libero_assets(task_suite_name, libero_assets)
         if self._is_mini:
             kwargs["episode_length"] = kwargs.get("episode_length") or mini.MAX_STEPS
-        # Upstream reads the states itself, with a pickle loader that runs what the file says: it must not try.
+        # Upstream must not read the states: its pickle loader runs what the file says.
         super().__init__(task_suite, task_id, task_suite_name, init_states=False, **kwargs)
-        self.init_states = init_states
+        self.init_states = True
         self.hard_reset = hard_reset
-        self._init_states: Any = None  # the mini suite's depend on the model and are made at reset
-        counts = (STATES_PER_SPLIT, STATES_PER_SPLIT) if init_states and self._is_mini else (0, 0)
-        if init_states and not self._is_mini:
+        if self._is_mini:
+            self._init_states: Any = None  # they depend on the model and are made at reset
+            counts = (STATES_PER_SPLIT, STATES_PER_SPLIT)
+        else:
             task = task_suite.get_task(task_id)
             path = Path(get_libero_path("init_states"), task.problem_folder, Path(task.init_states_file).name)
             stored = read_states(path)
@@ -161,15 +159,34 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     @property
     def assets(self) -> AssetIdentity:
-        """Which assets the pictures are made with. Those of the mini suite belong to it, so they stand in for nothing."""
+        """Which assets the pictures are made with. The mini suite's are its own and stand in for nothing."""
         if self._is_mini:
             return AssetIdentity(mini.assets_hash(), False, ())
         return identify(self._assets)
 
     @property
-    def assets_hash(self) -> str:
-        """Hash over the asset files of the mini suite or of LIBERO's four suites, 16 hexadecimal digits."""
-        return self.assets.hash
+    def facts(self) -> EnvironmentFacts:
+        """What the records of an evaluation keep of this environment."""
+        assets = self.assets
+        return EnvironmentFacts(
+            type="multismolvla_libero",
+            tasks={self.task_id: self.task_description},
+            max_steps=self._max_episode_steps,
+            init_states=sum(last - first + 1 for first, last in self.init_state_splits.values()),
+            init_state_splits=self.init_state_splits,
+            init_split=self.init_split,
+            render_quality=self.render_quality,
+            num_steps_wait=self.num_steps_wait,
+            mini_version=mini.MINI_VERSION if self._is_mini else None,
+            faultable=True,
+            fps=self.control_freq,
+            streams=self.streams,
+            provenance=self.provenance,
+            labels=self.labels,
+            assets=assets.hash,
+            assets_standins=assets.standins,
+            assets_differing=assets.differing,
+        )
 
     @property
     def simulation(self) -> Any:
@@ -178,14 +195,15 @@ class MultiModalLiberoEnv(LiberoEnv):
             raise RuntimeError("The simulator starts at the first reset; call reset() first.")
         return self._env.env
 
-    def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[RobotObservation, dict[str, Any]]:
         """Upstream's reset plus an episode seed for the thermal camera.
 
-        ``info`` names the initial state used (``init_state_id``), the split it is of (``init_split``; ``"train"`` is what
-        `multismolvla-record` records from) and the speed of the fastest object [m/s] when the episode
-        begins (``object_speed``): with mujoco >= 3.4 some of LIBERO's stored states need more settle steps than LeRobot's 10.
-
         With ``options={"init_state_id": i}`` the episode starts from state ``i`` instead of the next one.
+
+        Returns:
+            The observation, and ``info`` with the initial state used (``init_state_id``), its split
+            (``init_split``) and the speed of the fastest object [m/s] when the episode begins
+            (``object_speed``).
         """
         options = kwargs.get("options") or {}
         if "init_state_id" in options:
@@ -196,33 +214,30 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.render_observations = True
         with asset_root(self._assets):
             self._ensure_env()
-            if self._is_mini and self.init_states:
+            if self._is_mini:
                 self._init_states = SimulatorStates(self.simulation, self.task_id, self.init_split)
             observation, info = super().reset(seed=seed, **kwargs)
-        info |= {
-            "init_state_id": used,
-            "init_split": split_of(self.init_state_splits, used),
-            "object_speed": self._object_speed(),
-        }
-        if info["object_speed"] > MOVING and not self._warned_of_motion:
+        speed = self._object_speed()
+        if speed > MOVING and not self._warned_of_motion:
             self._warned_of_motion = True
             logger.warning(
-                "%s task %d begins while an object moves at %.2f m/s, after %d settle steps (LeRobot's 10 are the default, for "
-                "comparable figures). It comes to rest first with --env.num_steps_wait=20.",
+                "%s task %d begins while an object moves at %.2f m/s, after %d settle steps. "
+                "It comes to rest first with --env.num_steps_wait=20 (default: 10, as in LeRobot's figures).",
                 self.suite,
                 self.task_id,
-                info["object_speed"],
+                speed,
                 self.num_steps_wait,
             )
-        return observation, info
+        split = split_of(self.init_state_splits, used)
+        return observation, {**info, "init_state_id": used, "init_split": split, "object_speed": speed}
 
     def _object_speed(self) -> float:
-        """Speed of the fastest free body [m/s]."""
+        """Speed of the fastest free body [m/s]; with mujoco >= 3.4 some stored states let things fall."""
         model, data = self.simulation.sim.model._model, self.simulation.sim.data._data
         free = model.jnt_dofadr[model.jnt_type == 0]  # mjJNT_FREE; its first three velocities are m/s
         return max((float(np.linalg.norm(data.qvel[start : start + 3])) for start in free), default=0.0)
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[RobotObservation, float, bool, bool, dict[str, Any]]:
         """As upstream; the step number indexes the thermal camera's noise."""
         self._step_index += 1
         return super().step(action)
@@ -232,13 +247,13 @@ class MultiModalLiberoEnv(LiberoEnv):
         """Flattened simulator state, float64 (1 + nq + nv,): time, joint positions, joint velocities."""
         return self.simulation.sim.get_state().flatten()
 
-    def restore(self, state: np.ndarray, observe: bool = True) -> dict[str, Any]:
-        """Put the simulator into a recorded state, e.g. of a demonstration. The environment must have been reset.
+    def restore(self, state: np.ndarray, observe: bool = True) -> RobotObservation:
+        """Put the simulator into a recorded state. The environment must have been reset.
 
         Args:
             state: as :attr:`state` gives it, of this task's model. Fixtures are not in it, see
                 :meth:`place_fixtures`.
-            observe: whether to render; without it the result is LIBERO's raw observation, which has no pictures.
+            observe: whether to render; without it the result is LIBERO's raw observation, without pictures.
 
         Raises:
             ValueError: the state has another width than this task's model.
@@ -257,13 +272,13 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     @property
     def fixture_bodies(self) -> tuple[str, ...]:
-        """Names of the fixtures' bodies. Each reset draws their place, about 1 cm either way; no state holds it."""
+        """Bodies of the fixtures. Each reset draws their place, about 1 cm either way; no state holds it."""
         names = (f.root_body for f in self.simulation.fixtures_dict.values() if hasattr(f, "root_body"))
         known = set(self.simulation.sim.model.body_names)
         return tuple(name for name in names if name in known)
 
     def place_fixtures(self, poses: dict[str, np.ndarray]) -> None:
-        """Move fixtures (body name -> (7,) position in metres and quaternion w x y z) until the next reset."""
+        """Move fixtures until the next reset: body -> (7,) position in metres and quaternion w x y z."""
         model = self.simulation.sim.model
         for name, pose in poses.items():
             body = model.body_name2id(name)
@@ -276,12 +291,11 @@ class MultiModalLiberoEnv(LiberoEnv):
         picture = self._last_pictures.get(self.cameras[0])
         if picture is None:
             picture = self._render_camera(self.camera_name[0], ("rgb",))["rgb"]
-        factor = max(1, -(-256 // picture.shape[0]))
-        return picture[::-1, ::-1].repeat(factor, 0).repeat(factor, 1)
+        return upright(picture, at_least=256)
 
     def clean_rgb(self) -> dict[str, np.ndarray]:
-        """RGB of the last observation per camera, before any fault and turned as in our data sets; uint8 (H, W, 3)."""
-        return {c: self._last_pictures[c][::-1, ::-1] for c in self.cameras if c in self._last_pictures}
+        """RGB of the last observation per camera, before any fault, upright; uint8 (H, W, 3)."""
+        return {c: upright(self._last_pictures[c]) for c in self.cameras if c in self._last_pictures}
 
     def close(self) -> None:
         """Free renderer and simulator."""
@@ -302,11 +316,11 @@ class MultiModalLiberoEnv(LiberoEnv):
             )
             env.forget = self._is_mini or not self.hard_reset
             # Mini states name every pose: LIBERO's sampler (global generator) must not run in between.
-            env.env.deterministic_reset = self._is_mini and self.init_states
+            env.env.deterministic_reset = self._is_mini
             env.reset()
         self._env = env
 
-    def _format_raw_obs(self, raw_obs: dict[str, Any]) -> dict[str, Any]:
+    def _format_raw_obs(self, raw_obs: RobotObservation) -> RobotObservation:
         """Unlike upstream: pictures of all streams, rendered here; the robot state stays upstream's."""
         placeholders = dict.fromkeys(self.camera_name)
         observation = super()._format_raw_obs({**raw_obs, **placeholders})
@@ -320,12 +334,9 @@ class MultiModalLiberoEnv(LiberoEnv):
         pixels: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.camera_name):
             camera = self.camera_name_mapping[name]
-            pictures = self._render_camera(name, self.streams, number)
-            for stream, suffix in PIXEL_SUFFIXES.items():
-                if stream in pictures:
-                    pixels[camera + suffix] = pictures[stream]
-            if "depth" in pictures:
-                observation[f"{camera}_depth"] = pictures["depth"]
+            for stream, picture in self._render_camera(name, self.streams, number).items():
+                place = observation if stream == Modality.DEPTH else pixels
+                place[stream_name(camera, stream)] = picture
         self._last_pictures = pixels
         if pixels:
             observation["pixels"] = pixels
@@ -344,15 +355,3 @@ def get_suite(name: str) -> Any:
         ValueError: no such suite.
     """
     return _get_suite(name)
-
-
-def _check_options(streams: Sequence[str], quality: str, split: str, seg_labels: str) -> None:
-    unknown = [s for s in streams if s not in MODALITIES]
-    if unknown or not streams:
-        raise ValueError(f"--env.streams is {list(streams)}; expected at least one of {list(MODALITIES)}.")
-    if quality not in QUALITIES:
-        raise ValueError(f"--env.render_quality is {quality!r}; expected one of {QUALITIES}.")
-    if split not in INIT_SPLITS:
-        raise ValueError(f"--env.init_split is {split!r}; expected one of {INIT_SPLITS}.")
-    if seg_labels not in SEG_LABELS:
-        raise ValueError(f"--env.seg_labels is {seg_labels!r}; expected one of {SEG_LABELS}.")

@@ -1,6 +1,6 @@
 """Environment processor step: raw LIBERO observation -> the keys, orientation and state of our datasets.
 
-Recorder and evaluation run this same step, so that a frame in the data set is a frame in the evaluation.
+Recorder and evaluation run this same step, so that a frame of a dataset is a frame of an evaluation.
 """
 
 from __future__ import annotations
@@ -8,27 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs import PipelineFeatureType, PolicyFeature
+from lerobot.lerobot_types import RobotObservation
 from lerobot.processor import ObservationProcessorStep, ProcessorStepRegistry
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from torch import Tensor
 
-from multismolvla.modalities import MODALITIES, padding_mask_key
+from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
+
+
+def upright(picture: np.ndarray, at_least: int = 0) -> np.ndarray:
+    """A raw picture (H, W, C) turned as in datasets, enlarged until it is ``at_least`` pixels high."""
+    factor = max(1, -(-at_least // picture.shape[0]))
+    turned = picture[::-1, ::-1]
+    return turned if factor == 1 else turned.repeat(factor, 0).repeat(factor, 1)
 
 
 def canonical_quaternion(quaternion: Tensor) -> Tensor:
-    """Choose between the two quaternions of one rotation: the one with x >= 0.
+    """The quaternion (..., 4), x y z w, of the same rotation whose first non-zero component is positive.
 
-    A gripper that points straight down is turned by pi about x, where the sign of the quaternion decides between the
-    axis-angle +pi and -pi. Uncorrected, the first axis-angle component jumps by 2 pi between frames of top-down
-    episodes, in training and in evaluation at different places.
-
-    Args:
-        quaternion: (..., 4) float, x y z w.
-
-    Returns:
-        (..., 4), the same rotation with its first non-zero component positive.
+    A gripper that points straight down is turned by pi about x, where the sign decides between the axis-angle
+    +pi and -pi. Uncorrected, the first component jumps by 2 pi between frames of an episode, in training and
+    in evaluation at different places.
     """
     sign = torch.zeros_like(quaternion[..., :1])
     for component in range(4):
@@ -37,13 +40,9 @@ def canonical_quaternion(quaternion: Tensor) -> Tensor:
 
 
 def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
-    """Rotation vectors of unit quaternions.
+    """Rotation vectors (B, 3) float32 of unit quaternions (B, 4), x y z w.
 
-    Args:
-        quaternion: (B, 4) float, x y z w.
-
-    Returns:
-        (B, 3) float32, axis times angle, angle in [0, 2 pi). Not wrapped: wrapping would bring the jump back.
+    The angle lies in [0, 2 pi). It is not wrapped: wrapping would bring the jump back.
     """
     quaternion = quaternion.to(torch.float32)
     w = quaternion[:, 3:].clamp(-1.0, 1.0)
@@ -57,15 +56,14 @@ def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
 class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
     """Turns every stream by 180 degrees, builds the 8-dimensional state, expands presence to padding masks.
 
-    Replaces lerobot 0.6.1's ``LiberoProcessorStep``, which turns only RGB and leaves the quaternion's sign to chance.
-
-    Input, after LeRobot's ``preprocess_observation``: ``observation.images.<name>`` float (B, 3, H, W) in [0, 1];
+    Replaces lerobot 0.6.1's ``LiberoProcessorStep``, which turns only RGB and leaves the quaternion's sign to
+    chance. Input, after LeRobot's ``preprocess_observation``: pictures float (B, 3, H, W) in [0, 1];
     ``observation.<camera>_depth`` float (B, H, W, 1) metres; ``observation.presence`` float (B, V * M);
     ``observation.robot_state`` nested.
 
-    Output: ``observation.images.<name>`` turned; ``observation.images.<camera>_depth`` float32 (B, 1, H, W) metres,
-    0 = invalid; ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``observation.state``
-    float32 (B, 8): position (3, metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
+    Output: pictures turned; ``observation.images.<camera>_depth`` float32 (B, 1, H, W) metres, 0 = invalid;
+    ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``observation.state`` float32
+    (B, 8): position (3, metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
 
     Args:
         cameras: camera names in the order of the presence vector.
@@ -73,7 +71,7 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
 
     cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
 
-    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def observation(self, observation: RobotObservation) -> RobotObservation:
         """Apply the step to one batch; see the class."""
         processed = dict(observation)
         for key in [k for k in processed if k.startswith(f"{OBS_IMAGES}.")]:
@@ -81,10 +79,8 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
         for camera in self.cameras:
             depth = processed.pop(f"{OBS_PREFIX}{camera}_depth", None)
             if depth is not None:
-                channels_first = depth.to(torch.float32).permute(0, 3, 1, 2)
-                processed[f"{OBS_IMAGES}.{camera}_depth"] = torch.flip(
-                    channels_first, dims=[2, 3]
-                ).contiguous()
+                turned = torch.flip(depth.to(torch.float32).permute(0, 3, 1, 2), dims=[2, 3])
+                processed[f"{OBS_IMAGES}.{camera}_depth"] = turned.contiguous()
         presence = processed.pop(f"{OBS_PREFIX}presence", None)
         if presence is not None:
             processed.update(self._padding_masks(presence))
@@ -100,16 +96,11 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
                 f"observation.presence has shape {tuple(presence.shape)}; expected (batch, {expected}): "
                 f"{len(self.cameras)} cameras {self.cameras} times modalities {list(MODALITIES)}."
             )
-        masks = {}
-        for v, camera in enumerate(self.cameras):
-            for m, modality in enumerate(MODALITIES):
-                suffix = "" if modality == MODALITIES[0] else f"_{modality}"
-                key = f"{OBS_IMAGES}.{camera}{suffix}"
-                masks[padding_mask_key(key)] = presence[:, v * len(MODALITIES) + m] > 0.5
-        return masks
+        keys = [key for view in default_view_map(tuple(self.cameras)).values() for key in view.values()]
+        return {padding_mask_key(key): presence[:, place] > 0.5 for place, key in enumerate(keys)}
 
     @staticmethod
-    def _state(robot: dict[str, Any]) -> Tensor:
+    def _state(robot: RobotObservation) -> Tensor:
         """(B, 8) float32 from LIBERO's nested robot state."""
         parts = [robot["eef"]["pos"], robot["eef"]["quat"], robot["gripper"]["qpos"]]
         position, quaternion, fingers = (p if p.ndim == 2 else p.unsqueeze(0) for p in parts)

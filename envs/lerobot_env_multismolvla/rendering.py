@@ -1,8 +1,8 @@
-"""Renders colour, metric depth and segmentation of one simulator state, each camera with a single scene update.
+"""Renders colour, metric depth and segmentation of one simulator state.
 
-LIBERO's own camera observations are not used: they cannot give depth in metres, they break on segmentation with
-NumPy 2, and they render every modality in a scene update of its own. All pictures come in robosuite's raw
-orientation (bottom row first); the environment's processor step turns them.
+LIBERO's own camera observations give no depth in metres, break on segmentation with NumPy 2, and update the
+scene for every modality. All pictures have robosuite's raw orientation (bottom row first); the processor step
+turns them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 import mujoco
 import numpy as np
 
-QUALITIES = ("default", "fast")
-
 #: Farther than this a depth sensor sees nothing; also the end of LeRobot's depth video range.
 MAX_DEPTH_M = 10.0
 
@@ -25,7 +23,8 @@ MAX_DEPTH_M = 10.0
 def _gl_context(width: int, height: int) -> Any:
     """An off-screen GL context of the back end in ``MUJOCO_GL`` (default ``egl``).
 
-    ``mujoco.GLContext`` is bound at the first import of mujoco, which may come before anybody chose a back end.
+    ``mujoco.GLContext`` is bound at the first import of mujoco, which may come before anybody chose a back
+    end.
 
     Raises:
         ValueError: unknown back end.
@@ -34,10 +33,9 @@ def _gl_context(width: int, height: int) -> Any:
     backend = os.environ.get("MUJOCO_GL", "").lower() or "egl"
     if backend not in ("egl", "osmesa", "glfw", "glx"):
         raise ValueError(f"MUJOCO_GL={backend!r} is not known; expected 'egl' (default) or 'osmesa'.")
+    module = "glfw" if backend == "glx" else backend
     try:
-        context = importlib.import_module(f"mujoco.{'glfw' if backend == 'glx' else backend}").GLContext(
-            width, height
-        )
+        context = importlib.import_module(f"mujoco.{module}").GLContext(width, height)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise RuntimeError(
             f"No off-screen GL context with MUJOCO_GL={backend}: {error}. On Debian: "
@@ -50,7 +48,8 @@ def _gl_context(width: int, height: int) -> Any:
     return context
 
 
-#: Contexts not yet collected. One that lives on at the end of the process complains about modules that are gone.
+#: Contexts not yet collected. One that lives on at the end of the process complains about modules that are
+#: gone.
 _ALIVE: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -60,23 +59,18 @@ def _free_all() -> None:
 
 
 class SceneRenderer:
-    """Off-screen renderer of one MuJoCo model.
+    """Off-screen renderer of one MuJoCo model; a hard reset of LIBERO builds a new model.
 
     Args:
-        model: the model; a new model (LIBERO's hard reset) needs a new renderer.
+        model: the model.
         width: picture width in pixels.
         height: picture height in pixels.
-        quality: ``"default"`` (4 samples per pixel, reflections) or ``"fast"`` (neither; on a CPU up to twice as
-            fast, the picture changes by about 1 %). Multisampled depth is that of one sample per pixel, 0.4 pixels
-            beside its centre: up to 3 mm on a slanted floor one metre away. Single-sampled depth is exact.
-
-    Raises:
-        ValueError: unknown quality.
+        quality: ``"default"`` (4 samples per pixel, reflections) or ``"fast"`` (neither; on a CPU up to twice
+            as fast, the picture changes by about 1 %). With multisampling depth is that of a point 0.4 pixels
+            beside the pixel's centre: up to 3 mm off on a slanted floor one metre away.
     """
 
     def __init__(self, model: Any, width: int, height: int, quality: str = "default") -> None:
-        if quality not in QUALITIES:
-            raise ValueError(f"Unknown render_quality {quality!r}; expected one of {QUALITIES}.")
         self._model = model
         # A frame buffer of the picture's own size: software GL clears the whole buffer in every pass.
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
@@ -108,13 +102,10 @@ class SceneRenderer:
         Args:
             data: the simulation's ``MjData``.
             camera: camera name in the model.
-            color: whether to return ``"rgb"``.
-            depth: whether to return ``"depth"``.
-            geoms: whether to return ``"geoms"`` (one more pass).
-
-        Returns:
-            ``"rgb"`` uint8 (H, W, 3); ``"depth"`` float32 (H, W, 1) metres along the optical axis, 0 = nothing within
-            10 m; ``"geoms"`` int32 (H, W) geom ids, -1 = none. Raw orientation.
+            color: whether to return ``"rgb"``: uint8 (H, W, 3).
+            depth: whether to return ``"depth"``: float32 (H, W, 1) metres along the optical axis, 0 = nothing
+                within 10 m.
+            geoms: whether to return ``"geoms"`` (one more pass): int32 (H, W) geom ids, -1 = none.
 
         Raises:
             ValueError: the model has no such camera.

@@ -1,6 +1,6 @@
-"""The pictures in an observation: under which keys and in which spaces they stand, and how each camera's are made.
+"""The pictures in an observation: their keys and spaces, and how each camera's are made.
 
-Everything is drawn by :mod:`~lerobot_env_multismolvla.rendering`; segmentation and thermal are then looked up by geom.
+:mod:`~lerobot_env_multismolvla.rendering` draws; classes and temperatures are then looked up by geom.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from gymnasium import Space, spaces
 from lerobot_env_multismolvla.labels import GeomTables, geom_tables
 from lerobot_env_multismolvla.rendering import SceneRenderer
 from lerobot_env_multismolvla.thermal import ThermalCamera
-from multismolvla.modalities import MODALITIES, Modality
-
-#: What each stream under ``pixels`` adds to its camera's name. Depth is not uint8 and has a key beside ``pixels``.
-PIXEL_SUFFIXES: dict[str, str] = {Modality.RGB: "", Modality.SEG: "_seg", Modality.THERMAL: "_thermal"}
+from multismolvla.modalities import MODALITIES, Modality, stream_name
 
 
 def observation_space(
@@ -34,11 +31,11 @@ def observation_space(
     pixels: dict[str, Space] = {}
     top: dict[str, Space] = {}
     for camera in cameras:
-        for stream, suffix in PIXEL_SUFFIXES.items():
-            if stream in streams:
-                pixels[camera + suffix] = spaces.Box(0, 255, (*size, 3), np.uint8)
-        if Modality.DEPTH in streams:
-            top[f"{camera}_depth"] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
+        for stream in streams:
+            if stream == Modality.DEPTH:  # no uint8: beside `pixels`
+                top[stream_name(camera, stream)] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
+            else:
+                pixels[stream_name(camera, stream)] = spaces.Box(0, 255, (*size, 3), np.uint8)
     top["presence"] = spaces.Box(0.0, 1.0, (len(cameras) * len(MODALITIES),), np.float32)
     if pixels:
         top["pixels"] = spaces.Dict(pixels)
@@ -46,11 +43,11 @@ def observation_space(
 
 
 class StreamCameras:
-    """Makes the pictures of one environment's cameras; a new model gets a new renderer and new tables by itself.
+    """Makes the pictures of one environment's cameras; a new model gets a new renderer and new tables.
 
     Args:
         size: height and width of the pictures in pixels.
-        quality: one of :data:`~lerobot_env_multismolvla.rendering.QUALITIES`.
+        quality: ``"default"`` or ``"fast"``.
         suite: name of the suite, which decides classes and temperatures.
         seg_labels: whose class ids, see :func:`~lerobot_env_multismolvla.labels.label_set`.
 
@@ -71,7 +68,7 @@ class StreamCameras:
     def render(
         self, simulation: Any, camera: str, streams: Sequence[str], step: int, number: int
     ) -> dict[str, np.ndarray]:
-        """All ``streams`` of one camera from the current simulator state.
+        """All ``streams`` of one camera from the current simulator state, as in the raw observation.
 
         Args:
             simulation: LIBERO's problem object.
@@ -79,14 +76,10 @@ class StreamCameras:
             streams: modalities to render.
             step: control step in the episode, for the thermal camera's noise.
             number: number of the camera, for the same.
-
-        Returns:
-            Modality -> picture, dtypes and shapes as in the raw observation; bottom row first.
         """
         sim = simulation.sim
         if self._model is not sim.model._model:  # first frame, or a hard reset built a new model
-            if self._renderer is not None:
-                self._renderer.close()
+            self.close()
             self._model = sim.model._model
             self._renderer = SceneRenderer(self._model, self._width, self._height, self._quality)
             self.tables = geom_tables(simulation, self._suite, self._seg_labels)

@@ -1,14 +1,15 @@
 """Simulated thermal camera: a temperature per body, rendered through segmentation, blurred, noisy.
 
-It uses no colour, so it is an independent sensor: it still sees when RGB is gone, and it sees other things (the red
-cube is hot, the blue can is cold). Real microbolometers are soft and noisy, hence blur and noise.
+It uses no colour, so it is an independent sensor: it still sees when RGB is gone, and it sees other things
+(the red cube is hot, the blue can is cold). Real microbolometers are soft and noisy, hence blur and noise.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Standard deviation of the temporal noise, and half range of an episode's constant offset (relative temperature).
+#: Standard deviation of the temporal noise, and half range of an episode's constant offset (relative
+#: temperature).
 NOISE_STD = 0.012
 OFFSET = 0.02
 
@@ -25,15 +26,12 @@ class ThermalCamera:
         self._offset = np.random.default_rng([*self._seed, 0xC01D]).uniform(-OFFSET, OFFSET)
 
     def picture(self, temperatures: np.ndarray, step: int, camera: int) -> np.ndarray:
-        """One frame.
+        """One frame, uint8 (H, W, 3), grey: 0..255 = relative temperature 0..1.
 
         Args:
             temperatures: (H, W) float32, true relative temperature per pixel in [0, 1].
             step: control step in the episode.
             camera: number of the camera, so that two cameras have different noise.
-
-        Returns:
-            uint8 (H, W, 3), grey, 0..255 = relative temperature 0..1.
         """
         rng = np.random.default_rng([*self._seed, step, camera])
         soft = _blur(temperatures)

@@ -267,7 +267,7 @@ def test_soft_faults_repeat_with_the_seed_and_change_with_it(mini_env):
 
 def test_clean_condition_is_the_identity(mini_env):
     env = mini_env(0)
-    clean, wrapped = run(env, 1), run(FaultWrapper(env, None, run_seed=0), 1)
+    clean, wrapped = run(env, 1), run(FaultWrapper(env, parse_condition("C0"), run_seed=0), 1)
     assert (clean[1]["pixels"]["image"] == wrapped[1]["pixels"]["image"]).all()
 
 

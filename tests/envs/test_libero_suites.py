@@ -1,6 +1,6 @@
 """One task of each public LIBERO suite: LeRobot's own picture, all streams beside it, in one place.
 
-All 40 tasks: ``python -m lerobot_env_multismolvla.survey`` (minutes).
+All 40 tasks: ``python docs/libero_survey.py`` (minutes).
 """
 
 import numpy as np

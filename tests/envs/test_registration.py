@@ -53,6 +53,24 @@ def test_vector_envs_run_and_agree(asynchronous, mini_env):
         env.close()
 
 
+def test_facts_are_those_that_an_evaluation_records(mini_env):
+    import dataclasses
+
+    from multismolvla_eval.records.schema import EnvironmentFacts
+
+    facts = mini_env(1).facts
+    assert {f.name for f in dataclasses.fields(facts)} == set(EnvironmentFacts.__struct_fields__)
+    assert facts.tasks == {1: "put the can on the plate"}
+    assert (facts.max_steps, facts.init_states, facts.init_state_splits) == (
+        MAX_STEPS,
+        1000,
+        {"eval": (0, 999)},
+    )
+    assert facts.streams == ("rgb", "depth", "seg", "thermal")
+    assert set(facts.provenance.values()) == {"sensor"}
+    assert facts.assets_standins is False
+
+
 @pytest.mark.sim
 def test_unknown_suite_and_task_are_named():
     with pytest.raises(ValueError, match="libero_nowhere"):
@@ -62,7 +80,7 @@ def test_unknown_suite_and_task_are_named():
 
 
 def test_libero_suite_without_assets_says_what_to_do(tmp_path, monkeypatch):
-    from lerobot_env_multismolvla.libero.setup import find_libero_assets
+    from multismolvla.system.libero_assets import find_libero_assets
 
     monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="scenes"):

@@ -190,7 +190,7 @@ def test_bad_options_of_the_simulator_are_named(options, match):
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 
     with pytest.raises(ValueError, match=match):
-        MultiSmolVLALiberoConfig(**options).env_maker("multismolvla_mini", 0)()
+        MultiSmolVLALiberoConfig(**options)
 
 
 def test_fast_quality_changes_the_picture_little(mini_env):

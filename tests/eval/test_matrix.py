@@ -306,7 +306,7 @@ def test_the_fields_read_from_the_source_are_those_of_the_configuration():
     from lerobot.envs.configs import LiberoEnv
 
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from lerobot_env_multismolvla.libero.initial_states import SPLITS
+    from lerobot_env_multismolvla.configuration_multismolvla_libero import INIT_SPLITS
     from multismolvla_eval.forecast import _LIBERO_STATES, _refuse_unknown_options
 
     for type_, config in (("multismolvla_libero", MultiSmolVLALiberoConfig), ("libero", LiberoEnv)):
@@ -314,7 +314,7 @@ def test_the_fields_read_from_the_source_are_those_of_the_configuration():
             {} if type_ == "libero" else {"init_split": "all"}
         )
         _refuse_unknown_options(EnvironmentArguments(type_, "libero_object", None, options))
-    assert set(SPLITS) == set(_LIBERO_STATES)
+    assert set(INIT_SPLITS) == set(_LIBERO_STATES)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""What LIBERO's tasks read from the disk, seen before a run: a task whose files are missing crashes in every episode.
+"""Refuses tasks whose files are missing before a run: they would crash in every episode.
 
-The files of the four public suites are known (:mod:`multismolvla.system.libero_assets`). What libero_90 needs beyond them is written
-down nowhere, so LIBERO's own classes are asked: each object of a task's definition (BDDL) is made once, and every file that
-its model names must be there. The scenes of libero_90 are those of libero_10.
+The files of the four public suites are known (:mod:`multismolvla.system.libero_assets`), what libero_90 needs
+beyond them is not. So each object of a task's definition (BDDL) is made once by LIBERO's own classes, and
+every file that its model names must be there. The scenes of libero_90 are those of libero_10.
 """
 
 from __future__ import annotations
@@ -15,15 +15,10 @@ NAMED = 10
 
 
 def refuse_missing_files(definitions: Iterable[Path], assets: Path) -> None:
-    """See that tasks can start at all.
-
-    Args:
-        definitions: BDDL files of the tasks.
-        assets: LIBERO's asset folder.
+    """See to it that the tasks of these definitions (BDDL files) can start.
 
     Raises:
-        FileNotFoundError: a definition, a model or a file that a model names is not there; names up to ten of them and the
-            remedy.
+        FileNotFoundError: a definition, a model or a file that a model names is missing; names up to ten.
     """
     definitions = list(definitions)
     lost = [str(path) for path in definitions if not path.is_file()]
@@ -35,8 +30,8 @@ def refuse_missing_files(definitions: Iterable[Path], assets: Path) -> None:
     missing = sorted({str(path) for name in _objects(definitions) for path in _missing(name, assets)})
     if missing:
         raise FileNotFoundError(
-            f"{assets} lacks {len(missing)} of the files that these tasks read: {_list(missing)}. Fetch them: "
-            "multismolvla-doctor --fetch-assets. Or leave out the tasks that need them, with --env.task_ids."
+            f"{assets} lacks {len(missing)} of the files that these tasks read: {_list(missing)}. "
+            "Fetch them (multismolvla-doctor --fetch-assets), or leave out these tasks with --env.task_ids."
         )
 
 

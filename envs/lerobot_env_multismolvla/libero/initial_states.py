@@ -1,7 +1,7 @@
 """LIBERO's stored initial states, read without running what a pickle file may ask for.
 
-hf-libero and LeRobot read them with ``torch.load(weights_only=False)``, which executes any code that the file names. The
-files hold one NumPy array each, so the few functions that rebuild an array are all that may be called here.
+hf-libero and LeRobot read them with ``torch.load(weights_only=False)``, which executes any code that the file
+names. Each file holds one NumPy array, so nothing but the functions that rebuild an array may be called here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-SPLITS = ("eval", "train", "all")
 #: LIBERO's own suites ship 50 states per task: the first 20 are for evaluation, the others for recording.
 EVALUATION_STATES = 20
 
@@ -34,13 +33,7 @@ _DAMAGE = (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, 
 
 
 def read_states(path: Path) -> np.ndarray:
-    """Read one ``*.pruned_init`` file.
-
-    Args:
-        path: the file, of hf-libero or of one's own making.
-
-    Returns:
-        float64 (states, 1 + nq + nv): time, joint positions, joint velocities of each state.
+    """Read one ``*.pruned_init`` file: float64 (states, 1 + nq + nv): time, joint positions and velocities.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -48,8 +41,8 @@ def read_states(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"No initial states at {path}. They come with hf-libero; reinstall it (pip install --force-reinstall "
-            "hf-libero), or correct 'init_states' in the file that LIBERO_CONFIG_PATH names."
+            f"No initial states at {path}. They come with hf-libero; reinstall it, or correct 'init_states' "
+            "in the file that LIBERO_CONFIG_PATH names."
         )
     try:
         with torch.serialization.safe_globals(_ALLOWED):
@@ -57,8 +50,9 @@ def read_states(path: Path) -> np.ndarray:
     except (*_DAMAGE, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{path} is refused as a file of initial states: it is damaged, or it asks for more than rebuilding one NumPy "
-            f"array ({reason}). Nothing in it was run. Reinstall hf-libero, or find out who changed the file."
+            f"{path} is refused as a file of initial states: it is damaged, or it asks for more than to "
+            f"rebuild one NumPy array ({reason}). Nothing in it was run. Reinstall hf-libero, or find out "
+            "who changed it."
         ) from error
     if not (
         isinstance(states, np.ndarray) and states.dtype == np.float64 and states.ndim == 2 and len(states)
@@ -68,27 +62,39 @@ def read_states(path: Path) -> np.ndarray:
     return states
 
 
-def split_states(states: np.ndarray, split: str) -> np.ndarray:
-    """The states of a split; ``"all"`` keeps upstream's order of 50.
+def state_numbers(text: str) -> list[int]:
+    """The initial states that a text such as ``"20-29,3"`` names, in its order.
 
-    Args:
-        states: (states, width) of one task.
-        split: one of `SPLITS`.
+    Raises:
+        ValueError: not such a list, or a number outside LIBERO's 50 states.
     """
+    numbers: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise ValueError(
+                f"Initial states {text!r}: expected numbers and ranges such as '20-29' or '0,3,7'."
+            )
+        numbers += range(int(low), int(high or low) + 1)
+    if not numbers or max(numbers) > 49:
+        raise ValueError(f"Initial states {text!r}: LIBERO stores states 0 to 49 for each task.")
+    return list(dict.fromkeys(numbers))
+
+
+def split_states(states: np.ndarray, split: str) -> np.ndarray:
+    """The states (states, width) of a split of one task; ``"all"`` keeps upstream's order of 50."""
     return {"all": states, "eval": states[:EVALUATION_STATES], "train": states[EVALUATION_STATES:]}[split]
 
 
 def split_ranges(split: str, evaluation: int, training: int) -> dict[str, tuple[int, int]]:
-    """Which of the states that an environment offers belong to evaluation, and which to recording.
+    """First and last number of the states for evaluation and for recording that an environment offers.
+
+    It counts from 0, also with ``split="train"``.
 
     Args:
-        split: one of `SPLITS`, the environment's.
+        split: the environment's: ``"eval"``, ``"train"`` or ``"all"``.
         evaluation: number of states for evaluation.
-        training: number of states for recording; of all states they are the last.
-
-    Returns:
-        ``"eval"`` and ``"train"``, as far as the environment offers them: numbers of the first and the last state, as the
-        environment counts (from 0, also with ``split="train"``).
+        training: number of states for recording, which are the last ones.
     """
     offered = {"eval": evaluation if split != "train" else 0, "train": training if split != "eval" else 0}
     ranges, start = {}, 0
@@ -100,11 +106,6 @@ def split_ranges(split: str, evaluation: int, training: int) -> dict[str, tuple[
 
 
 def split_of(ranges: dict[str, tuple[int, int]], number: int) -> str | None:
-    """The split of an initial state; after the last one the first follows again. ``None`` without stored states.
-
-    Args:
-        ranges: from :func:`split_ranges`.
-        number: of the state, as the environment counts.
-    """
+    """Split of initial state ``number``, ``None`` if none are stored; after the last the first follows."""
     total = sum(last - first + 1 for first, last in ranges.values())
     return next((k for k, (first, last) in ranges.items() if first <= number % total <= last), None)

@@ -1,14 +1,13 @@
-"""Makes LIBERO importable and offline: its configuration file, its asset root, the GL back end, where things are written.
+"""Makes LIBERO importable and offline: its configuration, assets, GL back end, and where things are written.
 
-``import libero.libero`` asks a question on stdin when it finds no configuration file, and hf-libero 0.1.4 looks for
-assets on the hub although a simulation may need none of them. Both are answered here, before the first import, with
-files of our own cache folder. Nothing here imports the simulator at module level.
+``import libero.libero`` asks a question on stdin when it finds no configuration file, and hf-libero 0.1.4
+looks for assets on the hub although a simulation may need none. Both are answered here, before the first
+import.
 
-What an environment writes, all of it in our cache folder (``$XDG_CACHE_HOME/multismolvla``, else
-``~/.cache/multismolvla``): LIBERO's ``config.yaml``, the shader cache of Mesa, and matplotlib's and numba's caches. Left to
-themselves, the libraries would write to ``/tmp/robosuite.log`` (which a second user of the machine cannot open, so that
-robosuite does not import), ``~/.config/matplotlib``, ``~/.cache/mesa_shader_cache``, the installed robosuite package (numba)
-and ``MUJOCO_LOG.TXT`` in the working directory.
+All that an environment writes goes to our cache folder (``$XDG_CACHE_HOME/multismolvla``, else
+``~/.cache/multismolvla``): LIBERO's ``config.yaml``, Mesa's shaders, and matplotlib's and numba's caches. By
+themselves the libraries would write to ``/tmp/robosuite.log`` (which a second user of the machine cannot
+open, so that robosuite does not import), ``~/.config``, ``~/.cache`` and the installed robosuite package.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import logging
 import os
 import sys
 import tempfile
@@ -24,19 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from multismolvla.system.libero_assets import ASSETS_VARIABLE, find_libero_assets, own_folder
-
-__all__ = [
-    "ASSETS_VARIABLE",
-    "asset_root",
-    "ensure_libero_config",
-    "find_libero_assets",
-    "libero_package_folder",
-    "require_libero_assets",
-    "set_asset_root",
-]
-
-logger = logging.getLogger(__name__)
+from multismolvla.system.files import whole_file
+from multismolvla.system.libero_assets import find_libero_assets, own_folder
 
 #: Environment variables by which libraries are told where to write, with the folder inside our cache.
 _CACHES = {"MESA_SHADER_CACHE_DIR": "", "MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba"}
@@ -45,10 +32,8 @@ _CACHES = {"MESA_SHADER_CACHE_DIR": "", "MPLCONFIGDIR": "matplotlib", "NUMBA_CAC
 def _cache_folder() -> Path:
     """Our own cache folder, or a temporary one where the home folder is not writable."""
     root = own_folder().parent
-    try:
+    with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.gettempdir()) / f"multismolvla-{os.getuid()}"
     return root if os.access(root, os.W_OK) else Path(tempfile.gettempdir()) / f"multismolvla-{os.getuid()}"
 
 
@@ -64,16 +49,15 @@ def libero_package_folder() -> Path:
         if (folder / "bddl_files").is_dir():
             return folder
     raise ModuleNotFoundError(
-        "The LIBERO simulator (distribution 'hf-libero') is not installed. Install it with: "
-        "pip install 'lerobot[libero]'"
+        "The LIBERO simulator (distribution 'hf-libero') is not installed: pip install 'lerobot[libero]'"
     )
 
 
 def ensure_libero_config() -> Path:
-    """Make sure that importing ``libero.libero`` asks nothing and writes nowhere else; call it before the first import.
+    """See to it that importing ``libero.libero`` asks nothing; to be called before the first import.
 
-    An existing configuration (``LIBERO_CONFIG_PATH`` or ``~/.libero``) is respected. Otherwise one is written to our
-    cache folder, and ``LIBERO_CONFIG_PATH`` is set so that child processes find it, too.
+    An existing configuration (``LIBERO_CONFIG_PATH`` or ``~/.libero``) is respected. Otherwise one is written
+    to our cache folder, and ``LIBERO_CONFIG_PATH`` is set so that child processes find it, too.
 
     Returns:
         The configuration file in use.
@@ -81,34 +65,30 @@ def ensure_libero_config() -> Path:
     Raises:
         ModuleNotFoundError: hf-libero is not installed.
     """
-    os.environ.setdefault(
-        "MUJOCO_GL", "egl"
-    )  # robosuite reads it at import; without a display only egl/osmesa work
+    # robosuite reads it when it is imported; without a display only egl and osmesa work
+    os.environ.setdefault("MUJOCO_GL", "egl")
     _keep_writes_in_the_cache()
     named = os.environ.get("LIBERO_CONFIG_PATH")
     existing = Path(named) if named else Path.home() / ".libero"
     if (existing / "config.yaml").is_file():
         return existing / "config.yaml"
     package = libero_package_folder()
-    text = "".join(
-        f"{key}: {value}\n"
-        for key, value in {
-            "benchmark_root": package,
-            "bddl_files": package / "bddl_files",
-            "init_states": package / "init_files",
-            "datasets": package.parent / "datasets",
-            "assets": package / "assets",
-        }.items()
-    )
+    folders = {
+        "benchmark_root": package,
+        "bddl_files": package / "bddl_files",
+        "init_states": package / "init_files",
+        "datasets": package.parent / "datasets",
+        "assets": package / "assets",
+    }
+    text = "".join(f"{key}: {folder}\n" for key, folder in folders.items())
     # One folder per installation: two virtual environments of one user must not share package paths.
     digest = hashlib.sha256(str(package).encode()).hexdigest()[:12]
     folder = Path(named) if named else _cache_folder() / f"libero-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "config.yaml"
     if not target.is_file() or target.read_text() != text:
-        partial = folder / f".config-{os.getpid()}.yaml"
-        partial.write_text(text)
-        os.replace(partial, target)  # several workers start at once; each must see a whole file
+        with whole_file(target) as partial:  # several workers start at once; each must see a whole file
+            partial.write_text(text)
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
     return target
 
@@ -125,10 +105,10 @@ def _keep_writes_in_the_cache() -> None:
 
 
 def _silence_robosuite() -> None:
-    """Load robosuite's settings before robosuite does and switch its log file off.
+    """Load robosuite's settings before robosuite does, and switch its log file off.
 
-    robosuite 1.4 opens ``/tmp/robosuite.log`` while it is imported, so there is no later moment; an empty module of private
-    settings, unless the user has one, spares its three warnings that there is none.
+    robosuite 1.4 opens ``/tmp/robosuite.log`` while it is imported, so there is no later moment. An empty
+    module of private settings, unless the user has one, spares its three warnings that there is none.
     """
     package = Path(importlib.util.find_spec("robosuite").origin).parent  # type: ignore[union-attr, arg-type]
     spec = importlib.util.spec_from_file_location("robosuite.macros", package / "macros.py")
@@ -143,11 +123,7 @@ def _silence_robosuite() -> None:
 
 
 def require_libero_assets(suite: str, explicit: str | None = None) -> Path:
-    """LIBERO's assets, for a suite that cannot do without.
-
-    Args:
-        suite: name of the suite, for the message.
-        explicit: the folder if the user named one; default: the environment variable, then hf-libero's places.
+    """LIBERO's assets, in a folder that the user named or in the usual places, for a suite that needs them.
 
     Raises:
         FileNotFoundError: there are none; names the remedies.
@@ -155,9 +131,9 @@ def require_libero_assets(suite: str, explicit: str | None = None) -> Path:
     folder = find_libero_assets(explicit)
     if folder is None:
         raise FileNotFoundError(
-            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with --env.libero_assets or "
-            "MULTISMOLVLA_LIBERO_ASSETS, fetch them with `multismolvla-doctor --fetch-assets`, or use the "
-            "mini suite (multismolvla_mini), which needs none."
+            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with "
+            "--env.libero_assets or MULTISMOLVLA_LIBERO_ASSETS, fetch them with "
+            "`multismolvla-doctor --fetch-assets`, or use the mini suite, which needs none."
         )
     return folder
 
@@ -166,8 +142,8 @@ def require_libero_assets(suite: str, explicit: str | None = None) -> Path:
 def asset_root(folder: Path) -> Iterator[None]:
     """Let LIBERO load models from ``folder`` inside the block.
 
-    hf-libero 0.1.4 ignores its configuration key ``assets``; the module attribute is the only hook that neither
-    touches the user's home folder nor the installed package, and it must be set again in every process.
+    hf-libero 0.1.4 ignores its configuration key ``assets``. Its module attribute is the only hook that
+    touches neither the user's home folder nor the installed package, and it must be set in every process.
     """
     import libero.libero as libero_module
 
@@ -180,11 +156,7 @@ def asset_root(folder: Path) -> Iterator[None]:
 
 
 def set_asset_root(folder: Path) -> None:
-    """Let LIBERO load models from ``folder`` from now on, also in environments that are not ours, as LeRobot's own.
-
-    hf-libero's own choice, its package's folder and else a download into ``~/.cache/libero``, is made when it is first asked
-    for a model and holds for the rest of the process.
-    """
+    """Let LIBERO load models from ``folder`` from now on, also in LeRobot's own environments."""
     import libero.libero as libero_module
 
     libero_module._assets_path_cache = str(folder)

@@ -1,10 +1,9 @@
-"""LIBERO's simulator with resets that depend on nothing but the seed and the state. Importing it imports LIBERO."""
+"""LIBERO's simulator with resets that depend on the seed and the state alone. Importing it imports LIBERO."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from lerobot.lerobot_types import RobotObservation
 
 from lerobot_env_multismolvla.libero.setup import ensure_libero_config
 
@@ -17,17 +16,18 @@ class Simulator(ControlEnv):
     """LIBERO's simulator whose episodes do not depend on the one before.
 
     Attributes:
-        forget: clear what a soft reset keeps. Off for hard resets of LIBERO's suites, which are then upstream's.
+        forget: clear what a soft reset keeps. Off for hard resets of LIBERO's suites, which are then
+            upstream's.
     """
 
     forget = False
 
-    def reset(self) -> dict[str, Any]:
+    def reset(self) -> RobotObservation:
         """As upstream, but every hard reset draws as many random numbers as the first.
 
-        hf-libero 0.1.4 appends the samplers of doors and knobs that a task opens or turns on to this list whenever it
-        builds the model, and never empties it. Each draws once per reset before the fixtures' places are drawn, so that
-        in libero_spatial 4 and libero_10 3, 8 and 9 the fixtures' places depended on the number of resets before.
+        Whenever hf-libero 0.1.4 builds the model, it appends samplers for the doors and knobs of a task to
+        this list, and never empties it. They draw before the fixtures' places are drawn, which therefore
+        depended on the number of resets before in libero_spatial 4 and libero_10 3, 8 and 9.
         """
         if self.env.hard_reset:  # a soft reset builds no model and needs the samplers there are
             self.env.object_property_initializers.clear()

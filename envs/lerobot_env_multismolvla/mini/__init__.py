@@ -10,9 +10,9 @@ from pathlib import Path
 SUITE_NAME = "multismolvla_mini"
 ASSETS = Path(__file__).parent / "assets"
 
-#: Part of a recording's identity. Raise it with every change that changes what a recording of the same settings
-#: holds: scenes, initial states, expert, action noise, labels, thermal camera, step limit. Otherwise an old data set
-#: passes for a new one. Changed asset files need no new number: their hash is part of the identity, too.
+#: Part of a recording's identity, or an old dataset passes for a new one. Raise it with every change of what
+#: the same settings record: initial states, expert, action noise, labels, thermal camera, step limit. Asset
+#: files are hashed.
 MINI_VERSION = 2
 
 #: Task names in suite order; the instruction is the name with blanks.
@@ -29,7 +29,8 @@ TASK_OBJECTS: tuple[tuple[str, str], ...] = (
     ("can_1", "basket_1"),
 )
 
-#: Category of LIBERO's object registry -> class of MINI_LABELS.
+#: Category of LIBERO's object registry -> class of MINI_LABELS: a red cube of 4.5 cm, a blue can 4.5 cm wide
+#: and 7.5 cm high, a yellow tray-like basket of 14 x 14 x 5 cm, a magenta plate 14 cm wide and 1 cm high.
 CATEGORY_LABELS: dict[str, str] = {
     "mini_cube": "cube",
     "mini_can": "can",
@@ -37,8 +38,8 @@ CATEGORY_LABELS: dict[str, str] = {
     "mini_plate": "plate",
 }
 
-#: Step limit of an episode. The expert needs 80 steps in the mean and 112 at worst; the rest is for a policy that
-#: moves more slowly or has to go back for an object.
+#: Step limit of an episode. The expert needs 80 steps in the mean and 112 at worst; the rest is for a policy
+#: that moves more slowly or has to go back for an object.
 MAX_STEPS = 140
 
 

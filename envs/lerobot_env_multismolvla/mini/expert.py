@@ -13,17 +13,17 @@ import numpy as np
 
 from lerobot_env_multismolvla.mini import TASK_OBJECTS
 
-#: Height of the grip site above the floor when grasping, metres. The palm begins 30 mm above the site and the finger
-#: tips end 10 mm below it, so the can is taken near its top and the cube just above the floor.
+#: Height of the grip site above the floor when grasping, metres. The palm begins 30 mm above it, the finger
+#: tips end 10 mm below, so the can is taken near its top and the cube just above the floor.
 GRASP_HEIGHT = {"cube_1": 0.020, "can_1": 0.050}
 #: Height of the grip site while carrying: the can's underside clears the basket's rim.
 CARRY_HEIGHT = 0.145
-#: Height of the carried object's origin above the goal's origin when the fingers open. Above the success region:
-#: the demonstration must show the release, not only the way there.
+#: Height of the carried object's origin above the goal's when the fingers open: above the success region,
+#: because the demonstration must show the release, too.
 RELEASE_HEIGHT = {"basket_1": 0.068, "plate_1": 0.058}
 
-#: Action per metre; constant action 1 moves 13 mm per step. A stiffer controller arrives sooner, but its actions depend on
-#: millimetres that a 64-pixel picture does not show: at 32 per metre the label noise was larger than the lesson.
+#: Action per metre; constant action 1 moves 13 mm per step. At 32 per metre the actions depended on
+#: millimetres that a 64-pixel picture does not show, and policies learned less.
 _GAIN = 20.0
 _CLOSE_STEPS = 7  # the fingers ramp up and need this long to hold
 _OPEN, _CLOSE = -1.0, 1.0
@@ -61,10 +61,7 @@ def snapshot(domain: Any, task_id: int) -> Snapshot:
 
 
 class MiniExpert:
-    """Expert of one episode.
-
-    Args:
-        task_id: task of the mini suite.
+    """Expert of one episode of a task of the mini suite.
 
     Attributes:
         phase: what it is doing; noise is scaled by it.
@@ -77,9 +74,6 @@ class MiniExpert:
 
     def action(self, state: Snapshot) -> np.ndarray:
         """The clean action for this state, and advance the phase.
-
-        Args:
-            state: the current privileged state.
 
         Returns:
             (7,) float32 in [-1, 1]: delta position, delta rotation (always 0), gripper (-1 open, +1 close).

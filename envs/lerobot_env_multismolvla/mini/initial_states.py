@@ -1,8 +1,7 @@
-"""Initial states of the mini suite: numbered, regenerated from their number, training and evaluation disjoint.
+"""Initial states of the mini suite: regenerated from their number; training and evaluation disjoint.
 
-State ``i`` of a split is a pure function of (split, task, i), so nothing is stored and nothing can drift. The two
-splits draw from differently seeded generators. Objects and goal are drawn anew in every state: a policy that does
-not look cannot solve the task.
+State ``i`` is a pure function of (split, task, i); the splits have differently seeded generators. Objects and
+goal are drawn anew in every state: a policy that does not look cannot solve the task.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ GOAL_REGION = ((-0.08, 0.04), (-0.24, -0.12))
 #: Height of the body origin when the object stands on the floor, metres.
 REST_HEIGHT = {"cube_1": 0.0225, "can_1": 0.0375, "basket_1": 0.0, "plate_1": 0.0}
 
-#: Joint angles with the grip site at (-0.02, 0.00, 0.16) m, pointing straight down, finger axis along world y.
+#: Joint angles with the grip site at (-0.02, 0.00, 0.16) m, pointing straight down, finger axis along world
+#: y.
 HOME_QPOS = np.array([0.0, 0.334798, 0.0, -2.107747, 0.0, 2.442545, np.pi / 4])
 
 
@@ -45,12 +45,7 @@ class InitialState:
 
 
 def initial_state(split: str, task_id: int, index: int) -> InitialState:
-    """State number ``index`` of a task.
-
-    Args:
-        split: ``"train"`` or ``"eval"``.
-        task_id: 0, 1 or 2.
-        index: any number >= 0.
+    """State number ``index`` (any number >= 0) of a task.
 
     Raises:
         ValueError: unknown split, task or negative index.
@@ -74,7 +69,7 @@ class SimulatorStates:
     """A task's states as upstream wants them: indexable, each a flattened simulator state.
 
     Args:
-        simulation: LIBERO's problem object; its model of the moment says where in a state each joint is.
+        simulation: LIBERO's problem object; its present model says where in a state each joint is.
         task_id: 0, 1 or 2.
         split: ``"train"``, ``"eval"``, or ``"all"``: the states for evaluation, then those for training.
     """
@@ -88,9 +83,7 @@ class SimulatorStates:
     def __getitem__(self, index: int) -> np.ndarray:
         split = self._split
         if split == "all":
-            split, index = (
-                ("eval", index) if index < STATES_PER_SPLIT else ("train", index - STATES_PER_SPLIT)
-            )
+            split, index = ("train" if index >= STATES_PER_SPLIT else "eval"), index % STATES_PER_SPLIT
         state = initial_state(split, self._task_id, index)
         model = self._simulation.sim.model._model
         qpos = np.zeros(model.nq)

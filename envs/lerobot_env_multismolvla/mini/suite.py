@@ -1,8 +1,8 @@
-"""Registers the mini suite's objects, problem class and benchmark with LIBERO. Importing it starts the simulator.
+"""Registers the mini suite's objects, problem class and benchmark with LIBERO; imports the simulator.
 
-Besides LIBERO's own floor problem the problem class does three things: it aims the third-person camera at the
-workspace, starts the arm right above it (episodes stay short), and draws the robot by its collision meshes. The
-Panda's visual meshes are 0.33 million vertices, most of the price of a software-rendered frame.
+To LIBERO's own floor problem the problem class adds three things: the third-person camera looks at the
+workspace, the arm starts right above it (episodes stay short), and the robot is drawn by its collision
+meshes. The Panda's visual meshes are 0.33 million vertices, most of the price of a software-rendered frame.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from libero.libero.envs.bddl_base_domain import TASK_MAPPING, register_problem  
 from libero.libero.envs.regions import REGION_SAMPLERS, TableRegionSampler  # noqa: E402
 from robosuite.models.objects import MujocoXMLObject  # noqa: E402
 
-from lerobot_env_multismolvla.mini import ASSETS, SUITE_NAME, TASKS  # noqa: E402
+from lerobot_env_multismolvla.mini import ASSETS, CATEGORY_LABELS, SUITE_NAME, TASKS  # noqa: E402
 from lerobot_env_multismolvla.mini.initial_states import HOME_QPOS  # noqa: E402
 
 # hf-libero 0.1.4: its class decorator returns None, so the class is only to be had from the registry.
@@ -52,42 +52,13 @@ class _MiniObject(MujocoXMLObject):
         self.category_name = self.xml
         self.rotation = (0.0, 0.0)
         self.rotation_axis = "z"
-        self.object_properties: dict[str, Any] = {"vis_site_names": {}}
-
-
-class MiniCube(_MiniObject):
-    """Red cube, 4.5 cm."""
-
-    xml = "mini_cube"
-
-
-class MiniCan(_MiniObject):
-    """Blue can, 4.5 cm wide, 7.5 cm high."""
-
-    xml = "mini_can"
-
-
-class MiniBasket(_MiniObject):
-    """Yellow tray-like basket, 14 x 14 x 5 cm."""
-
-    xml = "mini_basket"
-
-
-class MiniPlate(_MiniObject):
-    """Magenta plate, 14 cm wide, 1 cm high."""
-
-    xml = "mini_plate"
+        self.object_properties: dict[str, dict[str, str]] = {"vis_site_names": {}}
 
 
 def camera_quaternion(position: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Orientation of a MuJoCo camera (looks along its -z, +y is up) at ``position`` that looks at ``target``.
+    """Orientation (4,), w x y z, of a MuJoCo camera at ``position`` (3,) that looks at ``target`` (3,).
 
-    Args:
-        position: (3,) metres, world.
-        target: (3,) metres, world; not straight above or below ``position``.
-
-    Returns:
-        (4,) quaternion, w x y z.
+    It looks along its -z, +y is up; the target must not be straight above or below.
     """
     import mujoco
 
@@ -103,7 +74,7 @@ def camera_quaternion(position: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _simplify_robot(root: Any) -> None:
     """Draw the robot by its collision meshes: about 300 vertices per link instead of 10 to 50 thousand.
 
-    The names of the visual geoms stay, because robosuite maps them to ids; a body's first visual geom takes over the
+    The visual geoms stay, because robosuite maps their names to ids: a body's first one takes over the
     collision mesh, the others become points in a group that is never drawn.
     """
     robot = root.find(".//body[@name='robot0_base']")
@@ -181,9 +152,9 @@ class MULTISMOLVLA_MINI(Benchmark):  # noqa: N801 - the class name is the suite'
 
 def _register() -> None:
     """Register once; LIBERO asserts on doubles and the module may be executed again in tests."""
-    for cls in (MiniCube, MiniCan, MiniBasket, MiniPlate):
-        if f"mini_{cls.__name__[4:].lower()}" not in OBJECTS_DICT:
-            register_object(cls)
+    for category in CATEGORY_LABELS:
+        if category not in OBJECTS_DICT:  # LIBERO makes "mini_cube" of the class name MiniCube
+            register_object(type(category.title().replace("_", ""), (_MiniObject,), {"xml": category}))
     name = MultiSmolVLA_Mini_Floor.__name__.lower()
     if name not in TASK_MAPPING:
         register_problem(MultiSmolVLA_Mini_Floor)
