@@ -186,7 +186,7 @@ def _carry_metadata(source: Path, target: Path) -> None:
         shutil.copy2(own, target / "meta" / own.name)
 
 
-@entry_point("multismolvla-tokens", interrupted=AGAIN)
+@entry_point("multismolvla-tokens", interrupted=AGAIN, loads="lerobot")
 def main() -> int:
     """Entry point of ``multismolvla-tokens``.
 

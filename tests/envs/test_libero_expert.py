@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from libero_expert import MeasureConfig, MeasuredState, physics_env, table
 
+from lerobot_env_multismolvla.libero.initial_states import state_numbers
 from lerobot_env_multismolvla.libero_expert.geometry import (
     DOWN,
     grasp_height,
@@ -18,7 +20,6 @@ from lerobot_env_multismolvla.libero_expert.geometry import (
     tilted,
     turn_between,
 )
-from lerobot_env_multismolvla.libero_expert.measure import MeasureConfig, state_numbers, table
 
 
 def rectangle(width: float, length: float, angle: float, center=(0.3, -0.2)) -> np.ndarray:
@@ -115,8 +116,7 @@ def test_states_are_named_and_checked():
 
 
 def test_table_counts_and_bounds():
-    row = {"task": 0, "name": "x", "state": 0, "variants": [0], "steps": 100, "attempts": 1, "wall_s": 2.0}
-    rows = [{**row, "state": i, "solved": i > 0, "variants": [int(i == 1)]} for i in range(10)]
+    rows = [MeasuredState(0, "x", i, i > 0, [int(i == 1)], 100, 1, 2.0) for i in range(10)]
     text = table(rows)
     assert "9/10" in text
     assert "59.6%  98.2%" in text  # Wilson's interval of 9 in 10
@@ -126,8 +126,6 @@ def test_table_counts_and_bounds():
 @pytest.fixture(scope="module")
 def basket_env(libero_assets):
     """libero_object's first task, physics only."""
-    from lerobot_env_multismolvla.libero_expert.simulation import physics_env
-
     env = physics_env("libero_object", 0, libero_assets=str(libero_assets))
     env.reset(seed=0, options={"init_state_id": 27})
     yield env
@@ -183,7 +181,6 @@ def test_expert_solves_a_held_out_state_step_by_step_as_the_search_did(basket_en
     ],  # a region of the table; the microwave
 )
 def test_goals_become_skills(libero_assets, task_id, kinds):
-    from lerobot_env_multismolvla.libero_expert.simulation import physics_env
     from lerobot_env_multismolvla.libero_expert.tasks import skills_for
     from lerobot_env_multismolvla.libero_expert.world import World
 
@@ -210,11 +207,7 @@ def test_act_before_reset_says_what_to_do():
 
 
 def test_the_expert_is_measured_from_the_starts_that_the_evaluation_gives_it():
-    import inspect
-
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from lerobot_env_multismolvla.libero_expert.simulation import physics_env
 
     evaluation = MultiSmolVLALiberoConfig(task="libero_10").suite_kwargs("libero_10")["num_steps_wait"]
     assert MeasureConfig().settle_steps == evaluation
-    assert inspect.signature(physics_env).parameters["settle_steps"].default == evaluation

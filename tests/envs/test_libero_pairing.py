@@ -12,14 +12,10 @@ SUITE, TASK = "libero_10", 8
 @pytest.fixture(scope="module")
 def kitchen(libero_assets):
     """Environment with hard resets, as evaluations have it, that renders nothing."""
-    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from lerobot_env_multismolvla.libero_expert.simulation import PhysicsOnlyEnv
-    from lerobot_env_multismolvla.multimodal_env import get_suite
+    from libero_expert import physics_env
 
-    config = MultiSmolVLALiberoConfig(task=SUITE, num_steps_wait=1, libero_assets=str(libero_assets))
-    options = config.suite_kwargs(SUITE)
-    assert options["hard_reset"]
-    env = PhysicsOnlyEnv(get_suite(SUITE), TASK, SUITE, **options)
+    options = {"hard_reset": True, "num_steps_wait": 1, "libero_assets": str(libero_assets)}
+    env = physics_env(SUITE, TASK, **options)
     yield env
     env.close()
 

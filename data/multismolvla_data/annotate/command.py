@@ -235,7 +235,7 @@ def _draw(job: Job, annotator: Annotator, root: Path) -> None:
     )
 
 
-@entry_point("multismolvla-annotate")
+@entry_point("multismolvla-annotate", loads="lerobot")
 def main() -> int:
     """Entry point of ``multismolvla-annotate``.
 

@@ -202,7 +202,7 @@ class _Assembler:
         logger.info("expert: %d of %d starts solved", solved, solved + failed)
 
 
-@entry_point("multismolvla-record")
+@entry_point("multismolvla-record", loads="lerobot")
 def main() -> int:
     """Entry point of ``multismolvla-record``.
 

@@ -163,7 +163,7 @@ def check_states(text: str, allow_evaluation: bool) -> tuple[int, ...]:
     Raises:
         ValueError: not a list of states, or states that the evaluation uses.
     """
-    from lerobot_env_multismolvla.libero_expert.measure import state_numbers
+    from lerobot_env_multismolvla.libero.initial_states import state_numbers
 
     states = tuple(state_numbers(text))
     taken = [state for state in states if state in EVALUATION_STATES]

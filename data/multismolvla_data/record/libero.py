@@ -38,9 +38,7 @@ def record_libero_episode(settings: LiberoEpisodeSettings, task_id: int, number:
     Raises:
         RuntimeError: the rendered episode did not repeat the one that the search found.
     """
-    from lerobot_env_multismolvla.libero_expert.noise import noisy
-    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert
-    from lerobot_env_multismolvla.libero_expert.simulation import episode_seed
+    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, episode_seed, noisy
 
     env, processor = simulator(
         settings.suite,

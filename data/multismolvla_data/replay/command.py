@@ -211,7 +211,7 @@ class _Assembler:
         }
 
 
-@entry_point("multismolvla-replay")
+@entry_point("multismolvla-replay", loads="lerobot")
 def main() -> int:
     """Entry point of ``multismolvla-replay``.
 

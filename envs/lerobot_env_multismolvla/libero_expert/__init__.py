@@ -1,6 +1,6 @@
-"""Scripted expert for LIBERO's four suites, from privileged state: skills, their composition, the search for variants.
+"""Scripted expert for LIBERO's four suites, which reads the simulator's state.
 
-Importing this package is cheap; ``search`` and ``world`` import MuJoCo, ``simulation`` the simulator.
+Importing this package is cheap; ``search`` and ``world`` import MuJoCo.
 """
 
 import hashlib

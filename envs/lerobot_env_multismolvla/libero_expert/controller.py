@@ -1,6 +1,6 @@
 """The hand's proportional controller and its elementary motions.
 
-A motion is a generator of :class:`Command`; whoever runs it steps the simulation between two commands. Skills are
+A motion is a generator of :class:`Command`; its caller steps the simulation between two commands. Skills are
 longer motions, put together with ``yield from``.
 """
 
@@ -16,18 +16,18 @@ from lerobot_env_multismolvla.libero_expert.world import World
 
 OPEN, CLOSE = -1.0, 1.0
 
-#: Action per metre and per radian. Action 1 moves 13 mm (0.066 rad) per step; beyond these gains the hand overshoots.
+#: Action per metre and per radian. Action 1 moves 13 mm (0.066 rad) per step; beyond these gains the hand
+#: overshoots.
 _POSITION_GAIN = 1.6 / 0.05
 _ROTATION_GAIN = 1.2 / 0.5
 _ROTATION_LIMIT = 0.6
 
 #: The fingers ramp up and need this many steps to hold and to let go.
-CLOSE_STEPS = 10
+CLOSE_STEPS, OPEN_STEPS = 10, 9
 
 #: A motion without progress for this many steps is over.
 PATIENCE = 10
 _METRES_PER_RADIAN = 0.1  # what a remaining turn counts in progress
-OPEN_STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Command:
     """One control step.
 
     Attributes:
-        action: (7,) float32 in [-1, 1]: delta position, delta rotation (world axes), gripper (-1 open, +1 close).
+        action: (7,) float32 in [-1, 1]: position and rotation (world axes) deltas, gripper (+1 closes).
         free: the hand is in free transit, where a disturbance does no harm.
     """
 
@@ -51,9 +51,7 @@ def towards(
 ) -> np.ndarray:
     """Action (7,) float32 that moves the hand towards a pose; ``rotation=None`` keeps the orientation."""
     move = _POSITION_GAIN * (position - world.grip)
-    move *= min(
-        1.0, speed / max(float(np.abs(move).max()), 1e-6)
-    )  # straight line: all axes slow down together
+    move *= min(1.0, speed / max(float(np.abs(move).max()), 1e-6))  # all axes alike: a straight line
     turn: np.ndarray = np.zeros(3)
     if rotation is not None:
         turn = _ROTATION_GAIN * turn_between(world.hand, rotation)
@@ -73,7 +71,7 @@ def move(
     limit: int = 80,
     free: bool = True,
 ) -> Motion:
-    """Move in a straight line until the pose is reached, or no progress is made: something is in the way then.
+    """Move in a straight line until the pose is reached, or something is in the way and no progress is made.
 
     Args:
         world: the simulation.

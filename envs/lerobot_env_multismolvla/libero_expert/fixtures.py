@@ -33,30 +33,22 @@ from lerobot_env_multismolvla.libero_expert.world import World
 
 
 def facing(direction: np.ndarray, lean: float) -> np.ndarray:
-    """Hand (3, 3) that points down and leans by ``lean`` radians towards a horizontal ``direction`` (3,).
-
-    The fingers are one above the other then, not side by side.
-    """
+    """Hand (3, 3) ``lean`` radians from down towards ``direction`` (3,), one finger above the other."""
     pointing = np.cos(lean) * DOWN + np.sin(lean) * direction
     return hand_rotation(np.cos(lean) * direction - np.sin(lean) * DOWN, pointing)
 
 
 @dataclass(frozen=True)
 class OpenDrawer:
-    """Grip a drawer's bar from the front and pull. From above the palm would hit the cabinet.
+    """Grip a drawer's bar from the front and pull. From above the palm would hit the cabinet."""
 
-    Attributes:
-        region: the drawer's region, e.g. ``"wooden_cabinet_1_top_region"``.
-    """
-
-    region: str
+    region: str  # e.g. "wooden_cabinet_1_top_region"
 
     def variants(self, world: World) -> Sequence[float]:
         """Lean of the hand in radians; at pi/2 it lies flat."""
         return (1.2, 1.35, 1.05, 1.5)
 
     def run(self, world: World, variant: float) -> Motion:
-        """See :class:`~.skills.Skill`."""
         drawer = world.drawer(self.region)
         hand = facing(-drawer.opening, variant)
         yield from approach_bar(world, drawer.handle, drawer.opening, hand, OPEN)
@@ -75,13 +67,12 @@ class OpenDrawer:
         )
 
     def done(self, world: World) -> bool:
-        """See :class:`~.skills.Skill`."""
         return world.holds(["open", self.region])
 
 
 @dataclass(frozen=True)
 class CloseDrawer:
-    """Push a drawer's bar with closed fingers, leaning towards the cabinet so that the palm clears the bars above."""
+    """Push a drawer's bar with closed fingers, leaning so that the palm clears the bars above."""
 
     region: str
 
@@ -90,19 +81,16 @@ class CloseDrawer:
         return (0.7, 0.9, 0.5, 1.1)
 
     def run(self, world: World, variant: float) -> Motion:
-        """See :class:`~.skills.Skill`."""
         drawer = world.drawer(self.region)
         pointing = np.cos(variant) * DOWN - np.sin(variant) * drawer.opening
-        hand = hand_rotation(
-            np.cross(drawer.opening, DOWN), pointing
-        )  # fingers side by side: the palm clears the table
+        # fingers side by side: the palm clears the table
+        hand = hand_rotation(np.cross(drawer.opening, DOWN), pointing)
         yield from approach_bar(world, drawer.handle, drawer.opening, hand, CLOSE)
         for _ in range(90):  # only the very end counts as closed
             beyond = world.drawer(self.region).handle - 0.03 * drawer.opening
             yield Command(towards(world, beyond, hand, CLOSE, speed=0.7))
 
     def done(self, world: World) -> bool:
-        """See :class:`~.skills.Skill`."""
         return world.holds(["close", self.region])
 
 
@@ -122,11 +110,7 @@ def approach_bar(world: World, bar: np.ndarray, opening: np.ndarray, hand: np.nd
 
 @dataclass(frozen=True)
 class TurnOn:
-    """Grip the stove's knob and turn it.
-
-    Attributes:
-        stove: name of the stove.
-    """
+    """Grip the stove's knob and turn it."""
 
     stove: str
 
@@ -135,7 +119,6 @@ class TurnOn:
         return (0.012, 0.018, 0.008)
 
     def run(self, world: World, variant: float) -> Motion:
-        """See :class:`~.skills.Skill`."""
         knob = f"{self.stove}_button"
         points = world.body_corners(knob)
         center = (points.min(0) + points.max(0))[:2] / 2
@@ -154,25 +137,20 @@ class TurnOn:
         yield from let_go(world, world.grip)
 
     def done(self, world: World) -> bool:
-        """See :class:`~.skills.Skill`."""
         return world.holds(["turnon", self.stove])
 
 
 @dataclass(frozen=True)
 class Push:
-    """Push a flat object over the table: the open fingers are two points of contact behind it.
-
-    The hand leans forward over the object, because behind it may stand a cabinet.
-    """
+    """Push a flat object with the open fingers, leaning over it: behind it may stand a cabinet."""
 
     predicate: tuple[str, str, str]
 
     def variants(self, world: World) -> Sequence[tuple[float, float]]:
-        """(lean of the hand in radians, bow of the way in metres): a detour round what lies on the straight way."""
+        """(lean of the hand in radians, detour in metres round what lies on the straight way)."""
         return ((0.5, 0.07), (0.5, 0.10), (0.7, 0.05), (0.5, 0.0), (0.35, -0.07), (0.8, 0.12))
 
     def run(self, world: World, variant: tuple[float, float]) -> Motion:
-        """See :class:`~.skills.Skill`."""
         _, item, region = self.predicate
         lean, bow = variant
         goal, start = world.position(region)[:2], world.position(item)[:2]
@@ -201,7 +179,8 @@ class Push:
             if left < 0.012 or (end - center) @ way < 0:
                 break
             best, since = (left, 0) if left < best - 0.001 else (best, since + 1)
-            # The fingers touch 6 cm behind the centre; a lead of 4 cm overcomes friction. Steering: stay behind it.
+            # The fingers touch 6 cm behind the centre; a lead of 4 cm overcomes friction. Steering: stay
+            # behind it.
             ahead = center + 0.04 * (end - center) / left - 0.06 * way
             yield Command(towards(world, np.array([*ahead, level]), hand, OPEN, speed=0.5))
         back = world.grip - 0.03 * np.array([*way, 0])  # or the fingers lift the rim
@@ -209,7 +188,6 @@ class Push:
         yield from move(world, back + np.array([0, 0, 0.08]), hand, grip=OPEN, tolerance=0.02, free=False)
 
     def done(self, world: World) -> bool:
-        """See :class:`~.skills.Skill`."""
         return world.holds(list(self.predicate))
 
 
@@ -218,7 +196,6 @@ class LayOnSlope(PickAndPlace):
     """Put a bottle onto the rack: tilt it to the rack's slope and let go just above."""
 
     def run(self, world: World, variant: Grasp) -> Motion:
-        """See :class:`~.skills.Skill`."""
         yield from take(world, self.item, variant)
         normal = world.rotation(self.target)[:, 2]
         axis = np.cross([0.0, 0.0, 1.0], normal)
@@ -241,7 +218,6 @@ class StandInCompartment(PickAndPlace):
     """Lower a book between two walls: its thin side across the compartment, its middle over the middle."""
 
     def run(self, world: World, variant: Grasp) -> Motion:
-        """See :class:`~.skills.Skill`."""
         yield from take(world, self.item, variant)
         region = world.position(self.target)
         hand = hand_rotation(np.array([1.0, 0.0]))
@@ -258,10 +234,9 @@ class StandInCompartment(PickAndPlace):
 
 @dataclass(frozen=True)
 class SlipUnderBars(PickAndPlace):
-    """Put a bowl into a drawer below others: lower it in front of their bars, then back behind the drawer's front."""
+    """Put a bowl into a lower drawer: down in front of the bars above, then back behind its front."""
 
     def run(self, world: World, variant: Grasp) -> Motion:
-        """See :class:`~.skills.Skill`."""
         yield from take(world, self.item, variant)
         region, opening = world.position(self.target), world.drawer(self.target).opening
         front = region[:2] + 0.034 * opening[:2]

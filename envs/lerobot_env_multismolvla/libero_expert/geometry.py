@@ -1,7 +1,7 @@
 """Geometry of grasping: the narrow side of an object, hand orientations, heights. NumPy and SciPy only.
 
-A hand orientation is a rotation matrix whose columns are the gripper's own axes in the world: the second is the finger
-axis (from one finger to the other), the third points from the palm to the fingertips.
+A hand orientation is a rotation matrix whose columns are the gripper's own axes in the world: the second is
+the finger axis (from one finger to the other), the third points from the palm to the fingertips.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ DOWN = np.array([0.0, 0.0, -1.0])
 
 #: The fingertips end this far below the grip site, metres; the site cannot come closer to a surface.
 FINGERTIP = 0.010
-#: Lowest grip site above the underside of what is grasped. Tips pressed onto the surface would stick to it and not close.
+#: Lowest grip site above the underside of what is grasped: tips pressed onto the surface stick to it and do
+#: not close.
 LOWEST_GRASP = FINGERTIP + 0.002
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The narrowest strip between two parallel lines that holds a planar point set, and its bounding rectangle.
+    """A strip between two parallel lines that holds a planar point set, and its bounding rectangle.
 
     Attributes:
         center: (2,) centre of the rectangle.
@@ -70,7 +71,7 @@ def narrowest_strip(points: np.ndarray, prefer: np.ndarray | None = None, slack:
 
 
 def hand_rotation(finger_axis: np.ndarray, pointing: np.ndarray = DOWN) -> np.ndarray:
-    """Orientation (3, 3) with the finger axis nearest to ``finger_axis`` (2,) or (3,) and the hand along ``pointing`` (3,)."""
+    """Orientation (3, 3) along ``pointing``, the finger axis nearest to ``finger_axis`` (2,) or (3,)."""
     z = np.asarray(pointing, float) / np.linalg.norm(pointing)
     y = np.zeros(3)
     y[: len(finger_axis)] = finger_axis
@@ -82,11 +83,8 @@ def hand_rotation(finger_axis: np.ndarray, pointing: np.ndarray = DOWN) -> np.nd
 def turn_between(current: np.ndarray, goal: np.ndarray, symmetric: bool = True) -> np.ndarray:
     """Rotation vector (3,), radians, world axes, that turns one hand orientation (3, 3) into another.
 
-    Args:
-        current: where the hand is.
-        goal: where it should be.
-        symmetric: the two fingers are alike, so half a turn about the hand's pointing axis changes nothing; the
-            shorter of the two ways is taken.
+    The shorter way if ``symmetric``: the fingers are alike, so half a turn about the pointing axis changes
+    nothing.
     """
     goals = [goal, goal * [-1.0, -1.0, 1.0]] if symmetric else [goal]
     turns = [Rotation.from_matrix(g @ current.T).as_rotvec() for g in goals]
@@ -100,7 +98,7 @@ def tilted(rotation: np.ndarray, axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 def grasp_height(bottom: float, top: float, depth: float) -> float:
-    """Height of the grip site: ``depth`` below the top, but not through the surface the object stands on (metres)."""
+    """Height of the grip site, metres: ``depth`` below the top, but not through the surface underneath."""
     return max(top - depth, bottom + LOWEST_GRASP)
 
 
@@ -108,8 +106,7 @@ def shape_corners(kind: str, size: np.ndarray) -> np.ndarray:
     """Points (n, 3) in a collision shape's own frame whose convex hull is the shape or a little more.
 
     Args:
-        kind: ``"box"`` (half sizes), ``"cylinder"`` or ``"capsule"`` (radius, half length), ``"sphere"`` (radius) or
-            ``"ellipsoid"`` (half axes).
+        kind: box, cylinder, capsule, sphere or ellipsoid.
         size: (3,) MuJoCo's ``geom_size``, metres.
 
     Raises:
@@ -121,16 +118,15 @@ def shape_corners(kind: str, size: np.ndarray) -> np.ndarray:
         ring = size[0] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         return np.concatenate([np.insert(ring, 2, z, axis=1) for z in (-half, half)])
     if kind not in ("box", "sphere", "ellipsoid"):
-        raise ValueError(
-            f"Corners of a {kind!r} shape are not known; expected box, cylinder, capsule, sphere or ellipsoid."
-        )
+        known = "box, cylinder, capsule, sphere or ellipsoid"
+        raise ValueError(f"Corners of a {kind!r} shape are not known; expected {known}.")
     half_sizes = np.full(3, size[0]) if kind == "sphere" else size
     signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
     return signs * half_sizes
 
 
-#: The open hand around the grip site in its own axes (x, finger axis, pointing), metres: low and high corner of the palm
-#: with what follows it on the way down (an open drawer may hang over the object), and of the two fingers.
+#: The open hand around the grip site in its own axes (x, finger axis, pointing), metres: low and high corner
+#: of the palm with the wrist above it (an open drawer may hang over the object), and of the two fingers.
 HAND_BOXES = np.array(
     [
         [[-0.037, -0.100, -0.250], [0.037, 0.100, -0.032]],
@@ -141,16 +137,13 @@ HAND_BOXES = np.array(
 
 
 def hand_overlap(place: np.ndarray, rotation: np.ndarray, boxes: np.ndarray, margin: float = 0.002) -> int:
-    """How much of the open hand would be inside obstacles.
+    """Number of the open hand's sample points that would lie in obstacles.
 
     Args:
         place: (3,) grip site, metres.
         rotation: (3, 3) hand orientation.
         boxes: (n, 2, 3) axis-aligned obstacles, low and high corners.
         margin: obstacles are made larger by this, metres.
-
-    Returns:
-        Number of sample points of the hand that lie in an obstacle; 0 = free.
     """
     if not len(boxes):
         return 0

@@ -24,7 +24,8 @@ from lerobot_env_multismolvla.libero_expert.world import World
 
 #: Grip site inside the handle's outer edge, metres: the tips reach further and stop at the mug's wall.
 _HANDLE_INSET = 0.003
-#: Grip site below the door's top edge, metres: the fingers push it, the palm stays above it and above the housing.
+#: Grip site below the door's top edge, metres: the fingers push it, the palm stays above it and above the
+#: housing.
 _DOOR_DEPTH = 0.020
 #: How far along the door from its hinge it is pushed, metres: between the hinge and the handle.
 _DOOR_LEVER = 0.18
@@ -32,10 +33,10 @@ _DOOR_LEVER = 0.18
 
 @dataclass(frozen=True)
 class SlideIn(Relocation):
-    """Take a mug by its handle, opposite to the opening, and slide it in: by the rim the palm would hit the housing.
+    """Take a mug by its handle and slide it in; held by the rim, the palm would hit the housing.
 
-    LIBERO's mug starts with its handle away from the microwave; the hand comes from there, almost level. The places in
-    the housing are those of LIBERO's microwave and its white and yellow mug.
+    LIBERO's mug starts with its handle away from the microwave, and the hand comes from there, almost level.
+    The places are those of LIBERO's microwave and its white and yellow mug.
     """
 
     def variants(self, world: World) -> Sequence[float]:
@@ -43,7 +44,6 @@ class SlideIn(Relocation):
         return (1.2, 1.0, 1.35)
 
     def run(self, world: World, variant: float) -> Motion:
-        """See :class:`~.skills.Skill`."""
         direction = self.handle_direction(world)
         into = np.array([*-direction, 0.0])
         hand = hand_rotation(np.array([-into[1], into[0]]), np.cos(variant) * DOWN + np.sin(variant) * into)
@@ -72,7 +72,7 @@ class SlideIn(Relocation):
         yield from move(world, out + np.array([0, 0, 0.15]), hand, grip=OPEN, tolerance=0.03)
 
     def handle_direction(self, world: World) -> np.ndarray:
-        """Unit vector (2,) from the middle of the mug's foot, which has no handle, to that of the whole mug."""
+        """Unit vector (2,) from the middle of the mug's foot to that of the mug with its handle."""
         points = world.corners(self.item)
         foot = points[points[:, 2] < points[:, 2].min() + 0.022, :2]
         shift = (points[:, :2].min(0) + points[:, :2].max(0) - foot.min(0) - foot.max(0)) / 2
@@ -88,11 +88,9 @@ class SlideIn(Relocation):
         return np.array(middle)
 
     def inside(self, world: World) -> tuple[float, np.ndarray]:
-        """Height of the housing's floor, and where the mug's origin goes (2,), metres.
-
-        The origin lies 19 mm towards the handle from the mug's axis; 4 cm to the side the hand clears the right panel.
-        """
+        """Height of the housing's floor, and where the mug's origin goes (2,), metres."""
         region = world.position(self.target)
+        # The origin lies 19 mm from the mug's axis; 4 cm to the side the hand clears the right panel.
         return float(region[2] - 0.072), region[:2] + np.array([-0.040, -0.020])
 
 
@@ -113,7 +111,6 @@ class SwingShut:
         return (_DOOR_LEVER, _DOOR_LEVER - 0.03, _DOOR_LEVER - 0.06)
 
     def run(self, world: World, variant: float) -> Motion:
-        """See :class:`~.skills.Skill`."""
         hand = hand_rotation(np.array([0.0, 1.0]))
         level = float(world.body_corners(self.door)[:, 2].max()) - _DOOR_DEPTH
         start = self.contact(world, world.joint_position(self.door), variant, 0.10, level)
@@ -134,5 +131,4 @@ class SwingShut:
         return np.array([*(hinge + lever * along + outside * normal), level])
 
     def done(self, world: World) -> bool:
-        """See :class:`~.skills.Skill`."""
         return world.holds(["close", self.fixture])

@@ -1,13 +1,13 @@
-"""Find the variants of a task's skills that work from a given state, and act them out.
+"""Find the variants of a task's skills that work from a given state, and carry them out.
 
-The search runs in the very simulation that the episode will run in: it notes the whole state, tries variants without
-rendering, and puts everything back. What it found then happens again bit for bit.
+The search runs in the simulation of the episode itself: it notes the whole state, tries variants without
+rendering, and restores the state. What it found then happens again bit for bit.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from lerobot_env_multismolvla.libero_expert.controller import OPEN, Command, Mot
 from lerobot_env_multismolvla.libero_expert.skills import Skill
 from lerobot_env_multismolvla.libero_expert.tasks import skills_for
 from lerobot_env_multismolvla.libero_expert.world import World
+from lerobot_env_multismolvla.mini.expert import ActionNoise, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,30 @@ def undisturbed(stage: int, variant: int) -> Disturbance:
     return lambda command: command.action
 
 
+def noisy(entropy: Sequence[int], scale: float) -> DisturbanceMaker:
+    """The mini suite's action noise for the LIBERO expert, reproducible per skill and variant.
+
+    Args:
+        entropy: what names the episode, e.g. ``[seed, task, state]``.
+        scale: 0 switches it off.
+    """
+    if scale == 0:
+        return undisturbed
+
+    def maker(stage: int, variant: int) -> Disturbance:
+        noise = ActionNoise(np.random.default_rng([*entropy, stage, variant]), scale)
+        return lambda command: noise.disturb(command.action, Phase.CARRY if command.free else Phase.GRASP)
+
+    return maker
+
+
+def episode_seed(seed: int, task_id: int, state: int) -> int:
+    """Seed of an episode's reset: it decides where fixtures stand, which no stored state says."""
+    return int(np.random.SeedSequence([seed, task_id, state]).generate_state(1)[0])
+
+
 @dataclass(frozen=True)
-class Plan:
+class SkillPlan:
     """What a search found.
 
     Attributes:
@@ -51,10 +74,10 @@ class Plan:
     solved: bool
 
 
-def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed) -> Plan:
+def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed) -> SkillPlan:
     """Try variants until the task is solved within ``limit`` steps; the world is left as it was found.
 
-    Depth first: when no variant of a skill works after the one chosen for the skill before, that one is changed.
+    Depth first: when no variant of a skill works, another one of the skill before is tried.
 
     Args:
         world: the simulation, at the start of an episode.
@@ -66,7 +89,7 @@ def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed
     skills = skills_for(world)
     attempts = 0
 
-    def descend(stage: int, chosen: tuple[int, ...], used: int) -> Plan | None:
+    def descend(stage: int, chosen: tuple[int, ...], used: int) -> SkillPlan | None:
         nonlocal attempts
         before = world.snapshot()
         for variant in range(len(skills[stage].variants(world))):
@@ -84,7 +107,7 @@ def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed
                 world.step(disturb(command))
                 steps += 1
                 if world.solved():
-                    return Plan((*chosen, variant), steps, attempts, True)
+                    return SkillPlan((*chosen, variant), steps, attempts, True)
             world.refresh()
             if stage + 1 < len(skills) and steps < limit and skills[stage].done(world):
                 found = descend(stage + 1, (*chosen, variant), steps)
@@ -94,14 +117,14 @@ def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed
 
     found = descend(0, (), 0) if skills else None
     world.restore(start)
-    return found or Plan((0,) * len(skills), limit, attempts, False)
+    return found or SkillPlan((0,) * len(skills), limit, attempts, False)
 
 
-def stage_motion(world: World, skills: Any, stage: int, variant: int) -> Motion:
+def stage_motion(world: World, skills: Sequence[Skill], stage: int, variant: int) -> Motion:
     """One skill's motion; the first waits until everything has come to rest."""
     if stage == 0:
         yield from settle(world)
-    skill: Skill = skills[stage]
+    skill = skills[stage]
     yield from skill.run(world, skill.variants(world)[variant])
 
 
@@ -122,15 +145,15 @@ class LiberoExpert:
     def __init__(self, disturbance: DisturbanceMaker = undisturbed) -> None:
         self._disturbance = disturbance
         self._world: World | None = None
-        self._commands: Any = None
-        self.plan: Plan | None = None
+        self._commands: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        self.plan: SkillPlan | None = None
         self.executed: np.ndarray = np.zeros(7, np.float32)
 
-    def reset(self, env: Any, state: int | None = None) -> Plan:
-        """Search from the environment's present state, which is left as it is.
+    def reset(self, env: Any, state: int | None = None) -> SkillPlan:
+        """Search from the present state of an environment that was reset; it is left as it is.
 
         Args:
-            env: a reset :class:`~lerobot_env_multismolvla.multimodal_env.MultiModalLiberoEnv`, bare or wrapped.
+            env: a ``MultiModalLiberoEnv``, bare or wrapped.
             state: number of the initial state, for the log only.
         """
         bare = env.unwrapped
@@ -152,7 +175,7 @@ class LiberoExpert:
         clean, self.executed = next(self._commands)
         return clean
 
-    def _run(self, world: World, plan: Plan) -> Any:
+    def _run(self, world: World, plan: SkillPlan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         skills = skills_for(world)
         for stage, variant in enumerate(plan.variants):
             disturb = self._disturbance(stage, variant)

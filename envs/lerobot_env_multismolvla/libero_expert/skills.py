@@ -1,7 +1,7 @@
 """Skills of the LIBERO expert: grasp, carry, place. Each is a small object whose ``run`` is a motion.
 
-A skill has a fixed list of variants (which grasp, how deep, which side). The search (:mod:`.search`) tries them one
-after the other from the same state; a skill only has to be right in one of them.
+A skill has variants (which grasp, how deep, which side), which the search tries one after the other from the
+same state: one of them must work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lerobot_env_multismolvla.libero_expert.world import World
 
 #: Free space kept under what is carried, metres.
 CLEARANCE = 0.025
-#: The hand's own finger axis at the start of an episode. Turning away from it costs time, so it wins near ties.
+#: The finger axis at the start of an episode. Turning away from it costs time, so it wins near ties.
 _HOME_AXIS = np.array([0.0, 1.0])
 
 
@@ -77,7 +77,6 @@ class BoxGrasp:
     turned: bool = False
 
     def pose(self, world: World, item: str) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Grasp`."""
         points = world.corners(item)
         strip = narrowest_strip(points[:, :2], prefer=_HOME_AXIS, slack=0.004)
         axis = np.array([-strip.axis[1], strip.axis[0]]) if self.turned else strip.axis
@@ -91,7 +90,7 @@ class RimGrasp:
     """One finger inside, one outside the wall of a bowl or mug; the finger axis is radial.
 
     Attributes:
-        angle: direction of the rim point from the object's axis, radians in the world; pi/2 = +y needs no yaw.
+        angle: of the rim point about the object's axis, radians in the world; pi/2 = +y needs no yaw.
         depth: grip site below the rim, metres.
         inset: rim point inside the outer radius, metres.
         lean: hand turned about its finger axis, radians, to keep it off what hangs over one side.
@@ -108,7 +107,6 @@ class RimGrasp:
         return np.array([np.cos(self.angle), np.sin(self.angle)])
 
     def pose(self, world: World, item: str) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Grasp`."""
         outwards = self.outwards
         center, radius = rim(world, item)
         place = center + (radius - self.inset) * outwards
@@ -195,7 +193,7 @@ def take(world: World, item: str, grasp: Grasp) -> Motion:
 def carry_over(
     world: World, item: str, target: np.ndarray, above: float, rotation: np.ndarray | None = None
 ) -> Generator[Command, None, bool]:
-    """Lift what is held and bring its origin over ``target`` (2,), its underside ``CLEARANCE`` above ``above`` (metres).
+    """Lift what is held and bring it over ``target`` (2,), ``CLEARANCE`` above ``above`` (metres).
 
     Returns:
         Whether it came along; a motion with empty fingers is ended early.
@@ -221,7 +219,7 @@ def carry_over(
 
 
 def way_out(world: World, item: str) -> np.ndarray:
-    """Shift (2,), metres, from under what hangs over an object, such as an open drawer; zero when it can rise freely."""
+    """Shift (2,), metres, from under what hangs over an object (an open drawer); zero when it can rise."""
     boxes = world.boxes(ignore=(item,))
     points = world.corners(item)
     low, high = points.min(0), points.max(0)
@@ -267,13 +265,9 @@ def let_go(world: World, place: np.ndarray) -> Motion:
 
 @dataclass(frozen=True)
 class Relocation:
-    """What skills share that bring an object to a place.
+    """What skills share that bring an object to a place."""
 
-    Attributes:
-        predicate: LIBERO's goal, e.g. ``("in", "milk_1", "basket_1_contain_region")``.
-    """
-
-    predicate: tuple[str, str, str]
+    predicate: tuple[str, str, str]  # LIBERO's goal, e.g. ("in", "milk_1", "basket_1_contain_region")
 
     @property
     def item(self) -> str:
@@ -286,26 +280,19 @@ class Relocation:
         return self.predicate[2]
 
     def done(self, world: World) -> bool:
-        """See :class:`Skill`."""
         return world.holds(list(self.predicate))
 
 
 @dataclass(frozen=True)
 class PickAndPlace(Relocation):
-    """Take an object and put it onto an object or region, or into a container.
+    """Take an object and put it onto an object or region, or into a container."""
 
-    Attributes:
-        shift: (x, y) offset of the place from the target's centre, metres.
-    """
-
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[float, float] = (0.0, 0.0)  # of the place from the target's centre, metres
 
     def variants(self, world: World) -> Sequence[Grasp]:
-        """See :class:`Skill`."""
         return free_first(world, self.item, grasps_for(world, self.item))
 
     def run(self, world: World, variant: Grasp) -> Motion:
-        """See :class:`Skill`."""
         yield from take(world, self.item, variant)
         place = world.position(self.target)[:2] + np.array(self.shift)
         above, underside = place_heights(world, self.target)
@@ -315,7 +302,7 @@ class PickAndPlace(Relocation):
 
 
 def place_heights(world: World, target: str) -> tuple[float, float]:
-    """Where to release over a target: (height to clear on the way, height of the object's underside), metres."""
+    """Height to clear on the way to a target, and of the object's underside when it is released; metres."""
     if not world.is_region(target):
         top = world.top(target)
         inside = world.category(target) in RIM_CATEGORIES
@@ -334,22 +321,15 @@ def place_heights(world: World, target: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class MoveAside:
-    """Take away what keeps the hand from an object, and put it down where nothing is.
-
-    Attributes:
-        item: what is moved.
-        freed: the object that the hand could not reach.
-    """
+    """Take away an item that keeps the hand from another one, and put it down where nothing is."""
 
     item: str
     freed: str
 
     def variants(self, world: World) -> Sequence[Grasp]:
-        """See :class:`Skill`."""
         return free_first(world, self.item, grasps_for(world, self.item))
 
     def run(self, world: World, variant: Grasp) -> Motion:
-        """See :class:`Skill`."""
         floor = world.bottom(self.item)
         place = self.free_place(world)
         yield from take(world, self.item, variant)
@@ -375,5 +355,4 @@ class MoveAside:
         return np.array(here + 0.10 * (here - freed) / np.linalg.norm(here - freed))
 
     def done(self, world: World) -> bool:
-        """See :class:`Skill`."""
         return float(np.linalg.norm(world.position(self.item)[:2] - world.position(self.freed)[:2])) > 0.12

@@ -30,8 +30,8 @@ _IN_THE_WAY = {
 def skills_for(world: World) -> tuple[Skill, ...]:
     """Skills for the task that a world holds, derived from LIBERO's goal predicates.
 
-    Open and switch on first, then move things, close last; a goal that holds already needs no skill. A closed drawer
-    that something belongs into is opened although the goal does not say so.
+    Open and switch on first, then move things, close last; a goal that holds already needs no skill. A closed
+    drawer that something belongs into is opened although the goal does not say so.
     """
     first: list[Skill] = []
     then: list[Skill] = []

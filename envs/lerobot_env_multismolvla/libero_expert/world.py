@@ -1,8 +1,7 @@
-"""Privileged view of a LIBERO simulation: where things are, how large they are, and whole-state snapshots.
+"""What the expert sees of a LIBERO simulation: where things are, how large, and snapshots of it all.
 
-Everything read here is a function of the joint positions alone (kinematics is brought up to date first; MuJoCo leaves
-it one substep behind). An expert that sees the same state therefore acts the same, whether it got there by stepping
-or through a restored snapshot.
+All of it is a function of the joint positions alone (kinematics, which MuJoCo leaves one substep behind, is
+brought up to date first). So the expert acts the same in a state that was stepped to and in a restored one.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that decides the further course of a simulation: MuJoCo's state and the robot controller's memory."""
+    """All that decides a simulation's further course: MuJoCo's state and the controller's memory."""
 
     physics: np.ndarray
-    controller: dict[str, Any]
+    controller: dict[str, np.ndarray | float | None]
     gripper_command: np.ndarray
 
 
@@ -51,12 +50,7 @@ class Drawer:
 
 
 class World:
-    """Reads and steps one LIBERO problem.
-
-    Args:
-        domain: LIBERO's problem object (``MultiModalLiberoEnv.simulation``), already reset. A hard reset builds a new
-            model: make a new ``World`` then.
-    """
+    """Reads and steps one LIBERO problem (``MultiModalLiberoEnv.simulation``) until its model is rebuilt."""
 
     def __init__(self, domain: Any) -> None:
         self.domain = domain
@@ -66,7 +60,8 @@ class World:
         self._fingers = [self._model.body(f"gripper0_{side}finger").id for side in ("left", "right")]
         self._shapes: dict[str, list[tuple[int, np.ndarray]]] = {}
 
-    # --- the hand -------------------------------------------------------------------------------------------------
+    # --- the hand
+    # -------------------------------------------------------------------------------------------------
 
     @property
     def grip(self) -> np.ndarray:
@@ -75,10 +70,8 @@ class World:
 
     @property
     def hand(self) -> np.ndarray:
-        """Hand orientation (3, 3) as in :mod:`.geometry`.
-
-        The finger axis comes from the two finger bodies: the site's own frame is turned against the fingers.
-        """
+        """Hand orientation (3, 3) as in :mod:`.geometry`."""
+        # The finger axis comes from the two finger bodies: the site's own frame is turned against them.
         pointing = self._data.site_xmat[self._grip_site].reshape(3, 3)[:, 2]
         left, right = (self._data.xpos[f] for f in self._fingers)
         across = left - right
@@ -86,7 +79,8 @@ class World:
         across /= np.linalg.norm(across)
         return np.stack([np.cross(across, pointing), across, pointing], axis=1)
 
-    # --- objects, fixtures, regions ---------------------------------------------------------------------------------
+    # --- objects, fixtures, regions
+    # ---------------------------------------------------------------------------------
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -105,7 +99,7 @@ class World:
 
     @property
     def goal(self) -> list[list[str]]:
-        """The task's goal: predicates that must all hold, e.g. ``["in", "milk_1", "basket_1_contain_region"]``."""
+        """Predicates that must all hold, e.g. ``["in", "milk_1", "basket_1_contain_region"]``."""
         return list(self.domain.parsed_problem["goal_state"])
 
     def category(self, name: str) -> str:
@@ -182,9 +176,9 @@ class World:
     def clearance(
         self, start: np.ndarray, end: np.ndarray, ignore: tuple[str, ...], margin: float = 0.06
     ) -> float:
-        """Highest top of all that stands within ``margin`` of the straight way from ``start`` to ``end`` (2,), metres.
+        """Highest top of the objects and fixtures on the straight way from ``start`` to ``end`` (2,), metres.
 
-        Objects and fixtures count by the bounding rectangle of each; -inf when the way is free.
+        Those whose bounding rectangle is within ``margin`` of it count; -inf when the way is free.
         """
         way = start + np.linspace(0.0, 1.0, 12)[:, None] * (end - start)
         highest = -np.inf
@@ -199,16 +193,12 @@ class World:
         return highest
 
     def boxes(self, ignore: tuple[str, ...] = ()) -> np.ndarray:
-        """Axis-aligned bounding boxes (n, 2, 3), low and high corner, of every collision shape of objects and fixtures."""
+        """Axis-aligned bounding boxes (n, 2, 3), low and high corner, of all collision shapes."""
         boxes = []
         for name in (*self.objects, *self.fixtures):
             if name not in ignore:
                 boxes += [(p.min(0), p.max(0)) for p in self._shape_corners(name, self._bodies(name))]
         return np.array(boxes).reshape(-1, 2, 3)
-
-    def shape_position(self, geom: str) -> np.ndarray:
-        """Centre (3,) of a named collision shape."""
-        return np.array(self._data.geom_xpos[self._model.geom(geom).id])
 
     def holds(self, predicate: list[str]) -> bool:
         """Whether a goal predicate holds now, by LIBERO's own test."""
@@ -226,17 +216,18 @@ class World:
             fastest = max(fastest, float(np.abs(self._data.qvel[start : start + 3]).max()))
         return fastest < speed
 
-    # --- time --------------------------------------------------------------------------------------------------------
+    # --- time
+    # --------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Bring positions up to date with the joints; changes nothing that the dynamics depends on."""
         mujoco.mj_kinematics(self._model, self._data)
 
     def step(self, action: np.ndarray) -> None:
-        """One control step, bit for bit what ``domain.step`` does, without observations, reward or bookkeeping.
+        """One control step, bit for bit that of ``domain.step``, without observations, reward or bookkeeping.
 
-        robosuite 1.4 computes the forward dynamics three times per substep (before the action, in the controller's
-        update, in the step); the first of them is enough, because nothing has moved in between.
+        robosuite 1.4 computes the forward dynamics three times per substep (before the action, in the
+        controller's update, in the step). The first is enough: nothing moves in between.
         """
         domain, sim = self.domain, self.domain.sim
         policy_step = True
@@ -273,7 +264,8 @@ class World:
         robot.gripper.current_action = np.array(snapshot.gripper_command)
         self.domain._post_process()  # the stove's burner is switched with its knob
 
-    # --- corners -----------------------------------------------------------------------------------------------------
+    # --- corners
+    # -----------------------------------------------------------------------------------------------------
 
     def _bodies(self, name: str) -> list[int]:
         root = self.domain.obj_body_id[name]

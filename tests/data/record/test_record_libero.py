@@ -73,7 +73,7 @@ def recorded(libero_assets, tmp_path_factory) -> tuple[RecordConfig, Path]:
 def test_recorded_episode_is_whole_and_repeatable(recorded):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_env_multismolvla.libero_expert.simulation import episode_seed
+    from lerobot_env_multismolvla.libero_expert.search import episode_seed
     from multismolvla_data.formats import simulators
     from multismolvla_data.record import libero as libero_recording
 
