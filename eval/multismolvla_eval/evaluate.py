@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@entry_point("error", errors=(ValueError, OSError, RuntimeError, ModuleNotFoundError), failure=2)
+@entry_point(
+    "error", errors=(ValueError, OSError, RuntimeError, ModuleNotFoundError), failure=2, loads="lerobot"
+)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 

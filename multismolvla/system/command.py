@@ -25,6 +25,7 @@ def entry_point[**P](
     errors: tuple[type[Exception], ...] = (CommandError, ValueError, OSError),
     failure: int = 1,
     interrupted: str | None = None,
+    loads: str = "",
 ) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Decorator of a ``main()``: named errors and Ctrl-C become a sentence on stderr and an exit code.
 
@@ -33,6 +34,7 @@ def entry_point[**P](
         errors: exceptions whose message is for the user; all others are bugs and keep their traceback.
         failure: exit code after one of them; 130 after Ctrl-C.
         interrupted: what is said after Ctrl-C; by default that the same command continues.
+        loads: package that takes seconds to import, announced so that the terminal does not stay silent.
 
     Returns:
         What makes of ``main`` a function that returns the exit code in every one of these cases.
@@ -44,6 +46,8 @@ def entry_point[**P](
             # lerobot 0.6.1 tries torchcodec whenever it opens a dataset. Without FFmpeg's libraries it takes PyAV
             # and warns with 120 lines of tracebacks; multismolvla-doctor says it in one.
             logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+            if loads and loads not in sys.modules and not {"-h", "--help"} & {*sys.argv}:
+                sys.stderr.write(f"Loading {loads} ...\n")
             try:
                 return main(*args, **kwargs)
             except errors as error:

@@ -87,15 +87,9 @@ def export(cfg: ExportConfig) -> str:
     return said
 
 
-@entry_point(
-    "multismolvla-export", interrupted="multismolvla-export: interrupted; nothing half-written was left."
-)
+@entry_point("error", interrupted="Interrupted; nothing half-written was left.", loads="lerobot")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``multismolvla-export``.
-
-    Returns:
-        0 when all is done, 1 on an error named on stderr, 130 when interrupted.
-    """
+    """Command line. Returns 0 when all is done, 1 on an error named on stderr, 130 when interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.stdout.write(export(parse_options(ExportConfig, argv)) + "\n")
     return 0

@@ -370,7 +370,7 @@ def _lerobot_version() -> str:
     return version("lerobot")
 
 
-@entry_point("error", interrupted=AGAIN)
+@entry_point("error", interrupted=AGAIN, loads="lerobot")
 def main() -> int:
     """Command line entry; 0 = the gate is open (or ``--strict=false``), 1 = it is closed."""
     cfg = parse_options(GateConfig)

@@ -41,7 +41,7 @@ class ReportConfig:
     title: str | None = None
 
 
-@entry_point("error", failure=2, interrupted=AGAIN)
+@entry_point("error", failure=2, interrupted=AGAIN, loads="matplotlib")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 
