@@ -118,14 +118,7 @@ def _tool(name: str) -> str:
 
 
 def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
-    """The chapters of the demo in order.
-
-    Args:
-        size: how much.
-        out: folder of the demo.
-        configs: folder of the training presets.
-        workers: simulator processes.
-    """
+    """The chapters of the demo in order; presets are read from ``configs``."""
     preset = load_preset(size.preset, configs)
     train = out / "train"
     ours = result_folder(preset.stage("robust"), train)
@@ -169,10 +162,6 @@ def read_diary(path: Path) -> Diary:
 def run_chapter(chapter: Chapter, env: Mapping[str, str]) -> None:
     """Run one command with the terminal as its own.
 
-    Args:
-        chapter: what to run.
-        env: environment variables to set on top of the present ones.
-
     Raises:
         ChapterError: it ended with an error.
         KeyboardInterrupt: after the child has been ended.
@@ -201,11 +190,6 @@ def chapter_environment(chapter: Chapter, out: Path) -> dict[str, str]:
 
 def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
     """Run the chapters and print the time table.
-
-    Args:
-        chapters: in order.
-        out: folder of the demo.
-        size: for the expected minutes.
 
     Raises:
         ChapterError: a chapter failed.

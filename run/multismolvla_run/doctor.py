@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -119,11 +119,8 @@ def run_python(code: str, timeout_s: float = 60.0, **env: str) -> tuple[bool, st
 
 
 def check_python() -> Check:
-    """Python is at least 3.12, as LeRobot 0.6 demands."""
-    version = f"{platform.python_version()} ({sys.prefix})"
-    if platform.python_version_tuple() >= ("3", "12"):
-        return Check("Python", "ok", version)
-    return Check("Python", "fail", f"{version}, need >= 3.12", "make venv")
+    """Which Python runs; on one older than 3.12 this program does not start."""
+    return Check("Python", "ok", f"{platform.python_version()} ({sys.prefix})")
 
 
 def check_packages() -> Check:
@@ -151,11 +148,7 @@ def check_packages() -> Check:
 
 
 def render_works(backend: str) -> tuple[float | None, str]:
-    """Render with MuJoCo: seconds per 64x64 picture, or ``None`` and the reason.
-
-    Args:
-        backend: value of ``MUJOCO_GL``: ``egl`` or ``osmesa``.
-    """
+    """Seconds per 64x64 picture by MuJoCo with a ``MUJOCO_GL``, or ``None`` and the reason."""
     good, said = run_python(_RENDER, MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend)
     return (float(said), "") if good else (None, said)
 
@@ -292,27 +285,11 @@ def check_threads(measure: bool) -> Check:
 
 
 def run_checks(options: DoctorOptions) -> Iterator[Check]:
-    """Examine one thing after the other."""
-    yield check_python()
-    yield check_machine()
-    yield check_disk(options.output)
-    yield check_packages()
-    yield check_rendering()
-    yield check_opencv()
-    yield check_gpu()
-    yield check_video()
-    yield check_hub()
-    yield check_weights()
-    yield check_libero_assets()
-    yield check_threads(options.measure_threads)
-
-
-def _shown(checks: Iterable[Check]) -> Iterator[Check]:
-    """The same checks, each printed as soon as it is there."""
-    for check in checks:
-        sys.stdout.write(f"{check}\n")
-        sys.stdout.flush()
-        yield check
+    """Examine one thing after the other, those first that are known at once."""
+    yield from (check_python(), check_machine(), check_disk(options.output), check_video())
+    for check in (check_packages, check_rendering, check_opencv, check_gpu):
+        yield check()
+    yield from (check_hub(), check_weights(), check_libero_assets(), check_threads(options.measure_threads))
 
 
 @entry_point("error", interrupted="\nInterrupted. What was fetched is kept; the same command continues.")
@@ -325,7 +302,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.fetch_assets:
         sys.stdout.write("\n".join(fetch_assets(options.assets or own_folder())) + "\n")
         return 0
-    checks = list(run_checks(options) if options.json else _shown(run_checks(options)))
+    checks = []
+    for check in run_checks(options):
+        checks.append(check)
+        if not options.json:
+            sys.stdout.write(f"{check}\n")
+            sys.stdout.flush()
     healthy = all(check.status != "fail" for check in checks)
     env = {name: value for check in checks for name, value in check.env.items()}
     report = json.dumps({"healthy": healthy, "env": env, "checks": [asdict(c) for c in checks]}, indent=1)

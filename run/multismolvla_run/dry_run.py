@@ -18,12 +18,7 @@ from multismolvla_run.stages import Action, Step, TrainingRun
 
 
 def dry_run_text(run: TrainingRun, steps: Sequence[Step]) -> str:
-    """The whole answer.
-
-    Args:
-        run: preset, folders and wishes.
-        steps: the stages with their decisions.
-    """
+    """The whole answer for a run and the decisions on its stages."""
     preset = _with_extra(run)
     run = dataclasses.replace(run, preset=preset, extra={})
     fetched = dict(sources(preset))
@@ -52,8 +47,7 @@ def _with_extra(run: TrainingRun) -> Preset:
 def policy_options(preset: Preset, stage: Stage) -> tuple[Options, Options]:
     """Options of policy and adapters that a training stage ends up with, without their prefixes.
 
-    A stage that starts from another one's checkpoint (``policy.path``) keeps that one's options where it sets
-    none.
+    A stage that starts from another one's checkpoint inherits the options that it does not set.
     """
     own = _below("policy.", stage.args)
     path = str(own.get("path", ""))

@@ -89,7 +89,8 @@ _SIGLIP, _SIGLIP_WIDTH, _SIGLIP_LAYERS, _SIGLIP_TOKENS = 98_229_504, 768, 12, 10
 _LANGUAGE_TOKENS, _CHUNK, _VIEW_TOKENS = 48, 50, 64
 
 #: MB that one sample keeps for the backward pass, measured by benchmarks/activations.py: real sizes, bf16,
-#: two views, `_SAVED_PREFIX` tokens before the actions, tower B with three modalities. Frozen towers keep nothing.
+#: two views, `_SAVED_PREFIX` tokens before the actions, tower B with three modalities. Frozen towers keep
+#: nothing.
 _SAVED_MB = {"base": 152.0, "connector": 154.0, "robust": 202.0}
 _SAVED_PREFIX, _SAVED_FUSION = 145, 3 * 768
 

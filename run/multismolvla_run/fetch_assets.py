@@ -25,15 +25,11 @@ LICENCE = (
 def fetch_assets(folder: Path) -> list[str]:
     """Download the hub data set with a progress bar, or continue a download that was cut.
 
-    Args:
-        folder: where to.
-
     Returns:
         Lines to print: what is there now, and what to set.
 
     Raises:
-        CommandError: the hub cannot be reached or has no such data set, the disk is full, or what arrived is
-            incomplete.
+        CommandError: the hub or its data set cannot be had, the disk is full, or what arrived is incomplete.
     """
     target = folder.expanduser().absolute()
     if not missing_folders(target) and not missing_files(target):
@@ -80,7 +76,7 @@ def _what_is_there(target: Path) -> list[str]:
 def _by_hand(target: Path) -> str:
     return (
         f"By hand: on a machine with network access `hf download {HUB_DATASET} --repo-type dataset "
-        "--local-dir assets` (or copy libero/libero/assets of github.com/Lifelong-Robot-Learning/LIBERO), bring "
-        f"that folder here, and set {ASSETS_VARIABLE} to it or put its content into {target}. HF_HUB_OFFLINE "
-        "must not be set while fetching. The mini suite needs no assets."
+        "--local-dir assets` (or copy libero/libero/assets of github.com/Lifelong-Robot-Learning/LIBERO), "
+        f"bring that folder here, and set {ASSETS_VARIABLE} to it or put its content into {target}. "
+        "HF_HUB_OFFLINE must not be set while fetching. The mini suite needs no assets."
     )

@@ -79,12 +79,7 @@ class TrainOptions:
 
 
 def execute(run: TrainingRun, step: Step, env: Mapping[str, str]) -> float:
-    """Carry out one step that is not finished.
-
-    Args:
-        run: folders.
-        step: what to do.
-        env: environment variables for the child.
+    """Carry out one step that is not finished; ``env`` is set for the child.
 
     Returns:
         Seconds spent now.
@@ -118,11 +113,7 @@ def execute(run: TrainingRun, step: Step, env: Mapping[str, str]) -> float:
 
 
 def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
-    """Run all stages that are not finished.
-
-    Args:
-        run: preset, folders and wishes.
-        until: name of the last stage to run, ``None`` for all.
+    """Run all stages that are not finished, up to the one named ``until``.
 
     Raises:
         StageError, ChildFailedError, BusyError: see there.
@@ -168,60 +159,42 @@ _DRIVER_OPTIONS = {
 }
 
 
-def override_steps(preset: Preset, extra: dict[str, list[str]]) -> Preset:
-    """Take ``--steps=N`` out of the additional arguments and put it where the stage's length is kept.
-
-    Args:
-        preset: the preset.
-        extra: see `parse_extra`; changed in place.
-
-    Returns:
-        The preset with the lengths asked for.
-
-    Raises:
-        PresetError: not a positive whole number.
-    """
-    stages = []
-    for stage in preset.stages:
-        for word in [*extra.get("", []), *extra.get(stage.name, [])] if stage.trains else []:
-            if word.startswith("--steps="):
-                value = word.removeprefix("--steps=")
-                if not value.isdigit() or int(value) < 1:
-                    raise PresetError(f"{word}: expected a positive whole number of steps.")
-                stage = msgspec.structs.replace(stage, steps=int(value))
-        stages.append(stage)
-    for name, words in extra.items():
-        extra[name] = [word for word in words if not word.startswith("--steps=")]
-    return msgspec.structs.replace(preset, stages=tuple(stages))
-
-
-def parse_extra(words: Sequence[str], preset: Preset) -> dict[str, list[str]]:
+def parse_extra(words: Sequence[str], preset: Preset) -> tuple[Preset, dict[str, list[str]]]:
     """Sort additional arguments by stage: ``--x=1`` is for every training stage, ``base:--x=1`` for one.
 
-    Args:
-        words: what came after ``--`` on the command line.
-        preset: for the names of the stages.
-
     Returns:
-        Stage name (or ``""``) -> arguments.
+        The preset with the lengths that ``--steps`` asks for, and stage name (or ``""``) -> other arguments.
 
     Raises:
-        PresetError: unknown stage, an argument that is not ``--key=value``, or one that is the driver's to
-            set.
+        PresetError: unknown stage, an argument that is not ``--key=value``, or one that the driver sets.
     """
     extra: dict[str, list[str]] = {}
-    for word in words:
+    for word in sorted(words, key=lambda word: ":--" in word):  # what is said of one stage counts in the end
         name, found, option = word.partition(":--")
-        key = (option if found else word.removeprefix("--")).partition("=")[0]
+        argument = f"--{option}" if found else word
+        key, equals, value = argument.removeprefix("--").partition("=")
         if key in _DRIVER_OPTIONS:
             raise PresetError(f"Additional argument {word!r}: the driver sets {key}. {_DRIVER_OPTIONS[key]}")
-        if found and not name.startswith("-"):
-            extra.setdefault(preset.stage(name).name, []).append("--" + option)
-        elif word.startswith("--") and "=" in word:
-            extra.setdefault("", []).append(word)
-        else:
+        if not equals or not argument.startswith("--"):
             raise PresetError(f"Additional argument {word!r}: expected --key=value or <stage>:--key=value.")
-    return extra
+        where = preset.stage(name).name if found else ""
+        if key == "steps":
+            preset = _with_steps(preset, where, value)
+        else:
+            extra.setdefault(where, []).append(argument)
+    return preset, extra
+
+
+def _with_steps(preset: Preset, name: str, value: str) -> Preset:
+    if not value.isdigit() or int(value) < 1:
+        raise PresetError(f"--steps={value}: expected a positive whole number.")
+    stages = [
+        msgspec.structs.replace(stage, steps=int(value))
+        if stage.trains and name in ("", stage.name)
+        else stage
+        for stage in preset.stages
+    ]
+    return msgspec.structs.replace(preset, stages=tuple(stages))
 
 
 def _training_run(options: TrainOptions, words: Sequence[str]) -> TrainingRun:
@@ -230,9 +203,9 @@ def _training_run(options: TrainOptions, words: Sequence[str]) -> TrainingRun:
     for name in (options.repeat, options.until):
         if name is not None:
             preset.stage(name)
-    extra = parse_extra(words, preset)
+    preset, extra = parse_extra(words, preset)
     return TrainingRun(
-        preset=override_steps(preset, extra),
+        preset=preset,
         out=options.output or Path(preset.output),
         dataset=options.dataset or Path(preset.dataset),
         extra=extra,
@@ -243,14 +216,10 @@ def _training_run(options: TrainOptions, words: Sequence[str]) -> TrainingRun:
 
 @entry_point("error", failure=2, interrupted="\nInterrupted. Start the same command again to continue.")
 def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
-    """Command line of ``train.py``.
-
-    Args:
-        argv: arguments, default those of the process.
-        configs: folder of the presets, default ``configs`` in the working directory.
+    """Command line of ``train.py``, which says where the presets lie.
 
     Returns:
-        Exit code: 0 done, 1 a stage failed, 2 a wrong request, 130 interrupted (start again to continue).
+        Exit code: 0 done, 1 a stage failed, 2 a wrong request, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)

@@ -104,15 +104,11 @@ def available_presets(folder: Path) -> list[str]:
 
 
 def load_preset(name: str, folder: Path) -> Preset:
-    """Read a preset and what it extends.
-
-    Args:
-        name: name of a file ``<folder>/<name>.yaml``, or the path of a YAML file.
-        folder: where the presets lie.
+    """Read a preset, by its name in ``folder`` or its path, and what it extends.
 
     Raises:
-        PresetError: unknown name, not a mapping, a key that is unknown, missing or of the wrong type, or a
-            reference to a stage that does not come earlier.
+        PresetError: unknown name, a key that is unknown, missing or of the wrong type, or a reference to a
+            stage that does not come earlier.
     """
     data = dict(_read(name, folder, seen=()))
     label = Path(name).stem
@@ -206,14 +202,7 @@ def final_checkpoint(stage: Stage, out: Path) -> Path:
 
 
 def resolve_args(preset: Preset, stage: Stage, out: Path, dataset: Path) -> Iterator[str]:
-    """The arguments of a stage as ``--key=value``, with all placeholders replaced.
-
-    Args:
-        preset: the preset, for the folders of other stages.
-        stage: the stage.
-        out: folder of the run.
-        dataset: folder of the LeRobotDataset.
-    """
+    """The arguments of a stage as ``--key=value``, with all placeholders replaced."""
 
     def replace(match: re.Match[str]) -> str:
         what = match.group(1)

@@ -40,13 +40,7 @@ class BusyError(CommandError):
 
 
 class Progress:
-    """Shows the state of a ``lerobot-train`` process: a bar on a terminal, a line now and then in a log.
-
-    Args:
-        name: label of the stage.
-        total: number of steps.
-        step: steps done before.
-    """
+    """Shows the state of a ``lerobot-train`` process: a bar on a terminal, a line now and then in a log."""
 
     def __init__(self, name: str, total: int, step: int = 0) -> None:
         terminal = sys.stderr.isatty()
@@ -102,10 +96,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the system releases it even after a kill.
-
-    Args:
-        folder: created if absent.
+    """Hold a folder, which is created if absent, for this process; the system releases it even after a kill.
 
     Raises:
         BusyError: another process holds it.
@@ -144,8 +135,7 @@ def run_logged(
         command: program and arguments.
         log: file to append to; its folder is created.
         env: environment variables to set on top of the present ones.
-        progress: shows the state of a ``lerobot-train`` child; without it the output passes through to
-            stderr.
+        progress: of a ``lerobot-train`` child; without it the output passes through to stderr.
 
     Raises:
         ChildFailedError: the child ended with an error; the message ends with its last lines.

@@ -1,8 +1,7 @@
 """What to do with each stage of a run: skip it, start it, resume it, or refuse.
 
-Decided from what lies on the disk: complete checkpoints, and for each stage a small record of the settings
-    with which it
-was begun. A kill at any moment is therefore harmless.
+Decided from what lies on the disk: complete checkpoints, and for each stage the settings with which it was
+begun. A kill at any moment is therefore harmless.
 """
 
 from __future__ import annotations
@@ -117,11 +116,7 @@ class TrainingRun:
 
 
 def completed_step(checkpoint: Path) -> int | None:
-    """Optimizer step of a checkpoint that was written to the end, else ``None``.
-
-    Args:
-        checkpoint: a folder ``checkpoints/<step>``.
-    """
+    """Optimizer step of a checkpoint ``checkpoints/<step>`` that is written to the end, else ``None``."""
     state = checkpoint / "training_state"
     files = [
         checkpoint / "pretrained_model" / "train_config.json",
@@ -137,12 +132,9 @@ def completed_step(checkpoint: Path) -> int | None:
 
 
 def latest_checkpoint(stage_folder: Path) -> tuple[Path, int] | None:
-    """Folder and step of the newest complete checkpoint of a stage.
+    """Folder and step of the newest complete checkpoint below a stage's folder.
 
     LeRobot's link ``last`` is not used: a kill while it is renewed leaves none.
-
-    Args:
-        stage_folder: ``--output_dir`` of the stage.
     """
     folders = (stage_folder / "checkpoints").glob("[0-9]*")
     found = [(folder, step) for folder in folders if (step := completed_step(folder)) is not None]
