@@ -1,22 +1,28 @@
-# make demo   the whole story: environment, demonstrations, training, evaluation, report (outputs/demo/report)
-# make test   unit, contract and end-to-end tests, offline
-# Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), lint, format, clean.
+# make demo       the whole story: environment, demonstrations, training, evaluation, report (outputs/demo/report)
+# make test       all tests that need no LIBERO assets, offline, on all cores
+# make test-fast  in about two minutes on two cores: the core's numbers, statistics and reports, the drivers; no simulator
+# make lint       ruff, mypy, and the limits of benchmarks/structure.py
+# Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), format, clean.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := multismolvla policies envs data eval run benchmarks tests train.py
+SOURCES := multismolvla policies envs data eval run benchmarks docs tests train.py
 OUTPUT ?= outputs
 
-# Everything runs offline and without a display. One rendering thread and passive waiting: on few cores spinning
-# threads of several processes cost more than they give (multismolvla-doctor measures it for training).
+# Everything runs offline and without a display. One rendering thread and passive waiting: on few cores spinning threads
+# of several processes cost more than they give.
 export HF_HUB_OFFLINE ?= 1
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: venv demo demo-smoke test lint format clean
+# One process per core, one thread each. A file's tests stay together, for their fixtures' sake.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
+FAST := tests/multismolvla tests/run tests/eval/analysis tests/eval/protocol tests/eval/records tests/test_packaging.py
+
+.PHONY: venv demo demo-smoke test test-fast lint format clean
 
 venv: $(STAMP)
 
@@ -34,18 +40,22 @@ $(STAMP): pyproject.toml constraints.txt .python-version scripts/find-python.sh 
 	@touch $@
 
 demo: venv
-	@$(PY) -m multismolvla_run.demo --size demo --output $(OUTPUT)/demo
+	@$(PY) -m multismolvla_run.demo --size=demo --output=$(OUTPUT)/demo
 
 demo-smoke: venv
-	@$(PY) -m multismolvla_run.demo --size smoke --output $(OUTPUT)/demo-smoke
+	@$(PY) -m multismolvla_run.demo --size=smoke --output=$(OUTPUT)/demo-smoke
 
 test: venv
-	@$(PY) -m pytest
+	@$(PYTEST) -m "not libero"
+
+test-fast: venv
+	@$(PYTEST) -m "not libero and not sim and not slow" $(FAST)
 
 lint: venv
 	@$(PY) -m ruff check $(wildcard $(SOURCES))
 	@$(PY) -m ruff format --check $(wildcard $(SOURCES))
 	@$(PY) -m mypy
+	@$(PY) benchmarks/structure.py --check
 
 format: venv
 	@$(PY) -m ruff check --fix $(wildcard $(SOURCES))
