@@ -1,9 +1,10 @@
 """Simulator steps per second with one to four streams per camera, against RGB alone.
 
-    python benchmarks/simulator.py                        # mini suite
-    python benchmarks/simulator.py --suite=libero_object  # needs LIBERO's assets; also against LeRobot's own env
+    python benchmarks/simulator.py                         # mini suite
+    python benchmarks/simulator.py --suite=libero_object  # needs LIBERO's assets; also against LeRobot's own
 
-All environments run in one process, from the same initial state with the same actions, so each round is the same physics.
+All environments run in one process, from the same initial state with the same actions, so each round is the
+same physics.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ class SimulatorBenchmark:
         default_factory=lambda: ["rgb", "rgb+depth", "rgb+depth+seg", "rgb+depth+seg+thermal"]
     )
     size: int = 0  # side of the pictures, pixels; 0 = 64 for the mini suite and 256 otherwise
-    render_quality: str = (
-        "default"  # or fast (no multisampling, no reflections); LeRobot's own env knows default only
-    )
+    render_quality: str = "default"  # or fast; LeRobot's own env knows default only
     upstream: bool = True  # also LeRobot's own LiberoEnv; not for the mini suite, which it does not know
     libero_assets: str | None = None  # default: MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places
     steps: int = 20  # per round and variant
@@ -53,8 +52,8 @@ class SimulatorBenchmark:
         total = self.steps * (self.rounds + self.warmup)
         if self.steps < 1 or total >= HORIZON:
             raise ValueError(
-                f"--steps={self.steps}, --rounds={self.rounds}, --warmup={self.warmup} are {total} steps of one episode; "
-                f"expected 1 to {HORIZON - 1}."
+                f"--steps={self.steps}, --rounds={self.rounds}, --warmup={self.warmup} are {total} steps of "
+                f"one episode; expected 1 to {HORIZON - 1}."
             )
 
 
@@ -82,24 +81,22 @@ def run(cfg: SimulatorBenchmark) -> dict[str, Any]:
         "aim": AIM,
         "machine": report,
     }
-    print(
-        f"\n{cfg.suite}, task {cfg.task_id}, two cameras {content['picture_side']} px, quality {cfg.render_quality}"
-    )
+    side = content["picture_side"]
+    print(f"\n{cfg.suite}, task {cfg.task_id}, two cameras {side} px, quality {cfg.render_quality}")
     print(table("one step", series, relative, BASELINE))
     print(f"physics is {share['median']:.0%} of the time with RGB alone")
     most = cfg.variants[-1]
     if most in relative:
         reached = relative[most]["wall"]["median"]
-        print(
-            f"{most}: {reached:.2f}x of RGB alone; the aim of at most {AIM}x is {'met' if reached <= AIM else 'NOT met'}"
-        )
+        verdict = "met" if reached <= AIM else "NOT met"
+        print(f"{most}: {reached:.2f}x of RGB alone; the aim of at most {AIM}x is {verdict}")
     print(machine_line(report))
     write_json(cfg.output, content)
     return content
 
 
 def _cases(cfg: SimulatorBenchmark, environments: dict[str, Any]) -> dict[str, Case]:
-    """One environment per variant, reset to the same state; they are put into ``environments`` to be closed."""
+    """One environment per variant, reset to the same state and put into ``environments`` to be closed."""
     import numpy as np
     from tqdm import tqdm
 
@@ -140,8 +137,9 @@ def _upstream(cfg: SimulatorBenchmark) -> Any:
     """LeRobot's own environment of the same task, reset to the same initial state."""
     from lerobot.envs.libero import LiberoEnv
 
-    from lerobot_env_multismolvla.libero.setup import asset_root, find_libero_assets
+    from lerobot_env_multismolvla.libero.setup import asset_root
     from lerobot_env_multismolvla.multimodal_env import get_suite
+    from multismolvla.system.libero_assets import find_libero_assets
 
     folder = find_libero_assets(cfg.libero_assets)
     if folder is None:  # cannot happen: our environment of this suite was made before

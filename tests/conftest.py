@@ -20,7 +20,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @cache
 def missing_gl() -> str:
-    """Why nothing can be rendered here; empty when it can. A missing simulator is an error: it is a dependency."""
+    """Why nothing can be rendered here; empty when it can. The simulator itself must be there."""
     try:
         from lerobot_env_multismolvla.rendering import _gl_context
 
@@ -44,7 +44,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def libero_assets() -> Path:
-    """Folder with LIBERO's assets, in their usual places or beside the checkout; tests that need them skip without."""
+    """LIBERO's assets, in their usual places or beside the checkout; tests that need them skip without."""
     from multismolvla.system.libero_assets import find_libero_assets
 
     beside = REPO.parent / "shared" / "libero" / "assets"

@@ -1,4 +1,4 @@
-"""What an installation must offer: commands that answer at once, a plugin that LeRobot finds, clean tracked files."""
+"""What an installation must offer: quick commands, a plugin that LeRobot finds, clean tracked files."""
 
 from __future__ import annotations
 
@@ -94,14 +94,16 @@ def test_help_answers_at_once(command):
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
-    # Processor time, so that neighbours do not matter; importing torch (1.5 s) or LeRobot (5 s) is what this catches.
+    # Processor time, so that neighbours do not matter; importing torch (1.5 s) or LeRobot (5 s) is what this
+    # catches.
     assert seconds < 1.3, f"{command} --help took {seconds:.1f} s"
 
 
 def test_core_imports_neither_lerobot_nor_simulator():
     code = (
         "import pkgutil, importlib, sys, multismolvla\n"
-        "for m in pkgutil.walk_packages(multismolvla.__path__, 'multismolvla.'): importlib.import_module(m.name)\n"
+        "for m in pkgutil.walk_packages(multismolvla.__path__, 'multismolvla.'):\n"
+        "    importlib.import_module(m.name)\n"
         "bad = {'lerobot', 'mujoco', 'robosuite', 'libero', 'transformers'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

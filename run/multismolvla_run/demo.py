@@ -21,6 +21,7 @@ from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.files import write_json
 from multismolvla_run.presets import load_preset, result_folder
 from multismolvla_run.process import (
+    ChildFailedError,
     child_environment,
     die_with_parent,
     folder_lock,
@@ -42,22 +43,15 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS":
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything a demo does.
+    """How much of everything a demo does."""
 
-    Attributes:
-        preset: training preset.
-        episodes: recorded demonstrations of each task.
-        level: level of the evaluation.
-        minutes: expected duration of each chapter on 2 cores.
-    """
-
-    preset: str
-    episodes: int
-    level: str
-    minutes: Mapping[str, float]
+    preset: str  # training preset
+    episodes: int  # recorded demonstrations of each task
+    level: str  # level of the evaluation
+    minutes: Mapping[str, float]  # expected duration of each chapter on 2 cores
 
 
-_DEMO = {"doctor": 0.2, "record": 4, "train": 17, "eval": 7, "report": 0.5}
+_DEMO = {"doctor": 0.2, "record": 4, "train": 20, "eval": 7, "report": 0.5}
 _SMOKE = {"doctor": 0.2, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
 SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4, "smoke", _SMOKE)}
 
@@ -66,14 +60,10 @@ SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4
 class DemoOptions:
     """Options of the demo."""
 
-    # demo or smoke (a few minutes, for CI)
-    size: str = "demo"
-    # folder of everything
-    output: Path = Path("outputs/demo")
-    # simulator processes
-    workers: int = 2
-    # print the commands and end
-    dry_run: bool = False
+    size: str = "demo"  # demo or smoke (a few minutes, for CI)
+    output: Path = Path("outputs/demo")  # folder of everything
+    workers: int = 2  # simulator processes
+    dry_run: bool = False  # print the commands and end
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -82,19 +72,12 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One command of the story.
+    """One command of the story."""
 
-    Attributes:
-        name: short name, also the key in the demo's record.
-        title: what the reader is going to see.
-        command: program and arguments.
-        hint: what else to tell when it fails.
-    """
-
-    name: str
-    title: str
-    command: tuple[str, ...]
-    hint: str = ""
+    name: str  # short name, also the key in the demo's record
+    title: str  # what the reader is going to see
+    command: tuple[str, ...]  # program and arguments
+    hint: str = ""  # what else to tell when it fails
 
 
 class ChapterRecord(msgspec.Struct):
@@ -106,10 +89,6 @@ class ChapterRecord(msgspec.Struct):
 
 
 Diary = dict[str, ChapterRecord]
-
-
-class ChapterError(CommandError):
-    """A chapter ended with an error."""
 
 
 def _tool(name: str) -> str:
@@ -163,7 +142,7 @@ def run_chapter(chapter: Chapter, env: Mapping[str, str]) -> None:
     """Run one command with the terminal as its own.
 
     Raises:
-        ChapterError: it ended with an error.
+        ChildFailedError: it ended with an error.
         KeyboardInterrupt: after the child has been ended.
     """
     with subprocess.Popen(chapter.command, env=child_environment(env), preexec_fn=die_with_parent) as child:
@@ -176,7 +155,7 @@ def run_chapter(chapter: Chapter, env: Mapping[str, str]) -> None:
         raise KeyboardInterrupt
     if code != 0:
         message = f"chapter {chapter.name!r} ended with code {code}; the reason stands above."
-        raise ChapterError(f"{message}\n{chapter.hint}".rstrip())
+        raise ChildFailedError(f"{message}\n{chapter.hint}".rstrip())
 
 
 def chapter_environment(chapter: Chapter, out: Path) -> dict[str, str]:
@@ -192,7 +171,7 @@ def tell(chapters: Sequence[Chapter], out: Path, size: Size) -> None:
     """Run the chapters and print the time table.
 
     Raises:
-        ChapterError: a chapter failed.
+        ChildFailedError: a chapter failed.
     """
     path = out / "demo.json"
     diary = read_diary(path)
@@ -252,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with folder_lock(out), terminate_as_interrupt():
             tell(chapters, out, size)
-    except ChapterError as error:
+    except ChildFailedError as error:
         sys.stderr.write(f"\nerror: {error}\nStart the same command again to continue.\n")
         return 1
     _say(f"\nThe report: {out / 'report'}")

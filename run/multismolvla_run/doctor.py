@@ -56,20 +56,14 @@ _GPU = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_avail
 class DoctorOptions:
     """Options of ``multismolvla-doctor``."""
 
-    # print JSON instead of a table
-    json: bool = False
-    # also write the JSON into this file
-    report: Path | None = None
-    # folder the job will write to; its disk is looked at
-    output: Path = Path("outputs")
-    # measure how many threads train fastest (half a minute)
-    measure_threads: bool = False
-    # download LIBERO's meshes and scenes, and end
-    fetch_assets: bool = False
+    json: bool = False  # print JSON instead of a table
+    report: Path | None = None  # also write the JSON into this file
+    output: Path = Path("outputs")  # folder the job will write to; its disk is looked at
+    measure_threads: bool = False  # measure how many threads train fastest (half a minute)
+    fetch_assets: bool = False  # download LIBERO's meshes and scenes, and end
     # where to; default: our cache folder, in which the environments find them by themselves
     assets: Path | None = None
-    # list the published weights (cached, size, licence), and end
-    weights: bool = False
+    weights: bool = False  # list the published weights (cached, size, licence), and end
 
 
 @dataclass(frozen=True)
@@ -272,7 +266,8 @@ def check_threads(measure: bool) -> Check:
     """How many threads training takes, and on request whether another setting is faster."""
     default = " ".join(f"{k}={v}" for k, v in training_threads().items() if k != "MKL_NUM_THREADS")
     if not measure:
-        return Check("Threads", "ok", f"{default} for training; compare with others: --measure_threads")
+        found = f"{default} for training, unless the preset says otherwise; to measure: --measure_threads"
+        return Check("Threads", "ok", found)
     try:
         seconds = seconds_per_step()
     except subprocess.CalledProcessError as error:

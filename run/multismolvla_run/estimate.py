@@ -40,17 +40,11 @@ ASSUMPTIONS = (
 
 
 class TowerSize(NamedTuple):
-    """Size of a 4M encoder.
+    """Size of a 4M encoder."""
 
-    Attributes:
-        width: of a token.
-        blocks: number of them.
-        hidden: width of the gated MLP.
-    """
-
-    width: int
-    blocks: int
-    hidden: int
+    width: int  # of a token
+    blocks: int  # number of them
+    hidden: int  # width of the gated MLP
 
     @property
     def block_parameters(self) -> int:
@@ -97,23 +91,14 @@ _SAVED_PREFIX, _SAVED_FUSION = 145, 3 * 768
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one stage takes.
+    """What one stage takes."""
 
-    Attributes:
-        parameters: all, in numbers.
-        trained: those with an optimizer state.
-        fixed_gb: memory that does not depend on the batch.
-        sample_gb: memory per sample of the batch.
-        sample_tflop: operations per sample and step, forward and backward.
-        checkpoint_gb: size of one checkpoint on the disk, with the optimizer's state.
-    """
-
-    parameters: int
-    trained: int
-    fixed_gb: float
-    sample_gb: float
-    sample_tflop: float
-    checkpoint_gb: float
+    parameters: int  # all, in numbers
+    trained: int  # those with an optimizer state
+    fixed_gb: float  # memory that does not depend on the batch
+    sample_gb: float  # memory per sample of the batch
+    sample_tflop: float  # operations per sample and step, forward and backward
+    checkpoint_gb: float  # size of one checkpoint on the disk, with the optimizer's state
 
     def memory_gb(self, batch_size: int) -> float:
         """GPU memory at a batch size."""

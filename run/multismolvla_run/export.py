@@ -25,20 +25,14 @@ class ExportConfig:
     output: Path = Path("outputs/export")  # new folder
     # folder of a policy (…/checkpoints/last/pretrained_model); its adapters are merged
     checkpoint: Path | None = None
-    # folder of the checkpoint that the adapters stand on, if it was moved
-    base: Path | None = None
-    # write a 4M encoder with the few tensors needed, not a policy
-    slim_encoder: bool = False
-    # 4M folder or hub id; default: that of --checkpoint
-    encoder: str | None = None
-    # commit, branch or tag of --encoder on the hub
-    revision: str | None = None
+    base: Path | None = None  # folder of the checkpoint that the adapters stand on, if it was moved
+    slim_encoder: bool = False  # write a 4M encoder with the few tensors needed, not a policy
+    encoder: str | None = None  # 4M folder or hub id; default: that of --checkpoint
+    revision: str | None = None  # commit, branch or tag of --encoder on the hub
     # encoder domains to keep, e.g. [rgb@224, tok_depth@224]; default: those of --checkpoint
     modalities: list[str] = field(default_factory=list)
-    # upload the export to this hub repository, owner/name
-    push: str | None = None
-    # visibility of a repository that is made by --push
-    private: bool = True
+    push: str | None = None  # upload the export to this hub repository, owner/name
+    private: bool = True  # visibility of a repository that is made by --push
 
     def check(self) -> None:
         """Refuse what cannot be done, before anything is read.

@@ -58,24 +58,15 @@ class TrainOptions:
     After ``--`` follow arguments of lerobot-train: --key=value for every stage, STAGE:--key=value for one.
     """
 
-    # name of a file in configs/, or the path of a YAML file; may be given without --preset=
-    preset: str = ""
-    # list the presets and end
-    list: bool = False
-    # print what would be downloaded, run and needed, and end
-    dry_run: bool = False
-    # folder of the run; default: the preset's
-    output: Path | None = None
-    # folder of the LeRobotDataset; default: the preset's
-    dataset: Path | None = None
-    # discard and repeat this stage and what is built on it
-    repeat: str | None = None
-    # end after this stage
-    until: str | None = None
-    # words before lerobot-train, e.g. 'accelerate launch'
-    launcher: str = ""
-    # folder of the presets
-    configs: Path = Path("configs")
+    preset: str = ""  # name of a file in configs/, or the path of a YAML file; may be given without --preset=
+    list: bool = False  # list the presets and end
+    dry_run: bool = False  # print what would be downloaded, run and needed, and end
+    output: Path | None = None  # folder of the run; default: the preset's
+    dataset: Path | None = None  # folder of the LeRobotDataset; default: the preset's
+    repeat: str | None = None  # discard and repeat this stage and what is built on it
+    until: str | None = None  # end after this stage
+    launcher: str = ""  # words before lerobot-train, e.g. 'accelerate launch'
+    configs: Path = Path("configs")  # folder of the presets
 
 
 def execute(run: TrainingRun, step: Step, env: Mapping[str, str]) -> float:
@@ -126,7 +117,7 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
             f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
         )
     # What the user has set stays, and a launcher divides the cores among its processes by itself.
-    env = {} if "OMP_NUM_THREADS" in os.environ or run.launcher else training_threads()
+    env = {} if "OMP_NUM_THREADS" in os.environ or run.launcher else training_threads(run.preset.threads)
     with folder_lock(run.out), terminate_as_interrupt():
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.stage.name}"

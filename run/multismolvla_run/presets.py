@@ -75,6 +75,7 @@ class Preset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         stages: in the order in which they run.
         make_dataset: commands that make the dataset, with ``{dataset}``; shown when it is missing.
         downloads: what these commands fetch beside what training reads: hub id -> purpose.
+        threads: of each stage's process; default: one per core. Sums depend on it in their last digits.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Preset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     stages: tuple[Stage, ...]
     make_dataset: tuple[str, ...] = ()
     downloads: dict[str, str] = {}
+    threads: Annotated[int, Meta(ge=1)] | None = None
 
     def stage(self, name: str) -> Stage:
         """The stage called ``name``.

@@ -68,21 +68,13 @@ class StageRecord(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with its decision.
-
-    Attributes:
-        stage: the stage.
-        action: what to do.
-        command: the command, empty when the stage is finished.
-        settings: what the stage's result depends on, remembered for the next start.
-        resume_step: optimizer step to continue from.
-    """
+    """A stage with its decision."""
 
     stage: Stage
     action: Action
-    command: list[str]
-    settings: Settings
-    resume_step: int = 0
+    command: list[str]  # empty when the stage is finished
+    settings: Settings  # what the stage's result depends on, remembered for the next start
+    resume_step: int = 0  # optimizer step to continue from
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 
 class ToyEnv(gym.Env):
-    """Two cameras and no simulator: no two pictures are alike, and thermal is computed from RGB, its negative.
+    """Two cameras and no simulator: no two pictures are alike, and thermal is the negative of RGB.
 
     Args:
         limit: step limit.

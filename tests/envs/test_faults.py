@@ -91,7 +91,7 @@ def shown_frames(clean, frames, modality: str) -> list[list[int]]:
     return [
         [
             n for n, before in enumerate(clean)
-            if all((a == b).all() for a, b in zip(pictures(before, modality), pictures(after, modality), strict=True))
+            if all(map(np.array_equal, pictures(before, modality), pictures(after, modality)))
         ]
         for after in frames
     ]  # fmt: skip

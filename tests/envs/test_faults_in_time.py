@@ -15,7 +15,7 @@ quickly = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def shown(env_class, text, limit, task, run_seed):
-    """Per camera, step by step: number of the frame that is shown, ``None`` for nothing; and what ``info`` says.
+    """Per camera and step: number of the frame that is shown, ``None`` for nothing; and what ``info`` says.
 
     Runs a step longer than any policy gets to see.
     """

@@ -47,7 +47,8 @@ def test_ids_of_the_four_suites_are_final():
 
 @pytest.mark.parametrize("suite", [*SUITES, SUITE_NAME])
 def test_a_policys_label_table_means_what_the_simulator_draws(suite):
-    # Training maps the recorded ids by the policy's `seg_labels`; in evaluation the same table meets the simulator's ids.
+    # Training maps the recorded ids by the policy's `seg_labels`; in evaluation the same table meets the
+    # simulator's ids.
     names = label_set(suite)
     table = LabelTable.from_name(label_table(suite))
     assert table.num_source_ids == len(names)

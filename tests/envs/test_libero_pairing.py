@@ -1,11 +1,12 @@
-"""An episode begins the same whatever its environment has played before: what the evaluation's pairs rest on."""
+"""An episode begins the same whatever its environment has played before; the evaluation pairs by it."""
 
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.libero
 
-#: Starts with a stove turned on, a joint that a random number places; so do libero_spatial 4 and libero_10 3 and 9 with doors.
+#: Starts with a stove turned on, a joint that a random number places; so do libero_spatial 4 and libero_10 3
+#: and 9 with doors.
 SUITE, TASK = "libero_10", 8
 
 
@@ -21,7 +22,7 @@ def kitchen(libero_assets):
 
 
 def start(env: object, seed: int, state: int) -> dict[str, np.ndarray]:
-    """Everything that decides the episode after a reset: simulator state, places of all bodies, warm start."""
+    """All that decides an episode after its reset: simulator state, places of all bodies, warm start."""
     env.reset(seed=seed, options={"init_state_id": state})
     sim = env.simulation.sim
     model, data = sim.model._model, sim.data._data

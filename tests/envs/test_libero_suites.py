@@ -27,7 +27,7 @@ def make(suite, assets, **options):
 
 @pytest.fixture(scope="module", params=TASKS)
 def views(request, libero_assets, process):
-    """``(ours, theirs, env facts)``: processed batches of our environment and of LeRobot's own, of one state."""
+    """``(ours, theirs, facts)``: processed batches of our environment and of LeRobot's own, of one state."""
     from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config
 
     ensure_libero_config()  # before the first import of LIBERO, which would ask a question on the terminal
@@ -39,8 +39,8 @@ def views(request, libero_assets, process):
     from multismolvla_data.record.episode import batch_of_one
 
     suite = request.param
-    # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts, by NumPy's
-    # global generator, which is why both begin with the same number.
+    # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts,
+    # by NumPy's global generator, which is why both begin with the same number.
     np.random.seed(7)
     env = make(suite, libero_assets, hard_reset=False)
     raw, info = env.reset(seed=7)
@@ -87,7 +87,8 @@ def edges(values: torch.Tensor) -> torch.Tensor:
 
 
 def test_all_streams_show_the_same_place(views):
-    # Where segmentation has its outlines, each other stream must change more than where they lie if it is turned.
+    # Where segmentation has its outlines, each other stream must change more than where they lie if it is
+    # turned.
     ours, _, facts = views
     for camera in ("image", "image2"):
         key = f"observation.images.{camera}"

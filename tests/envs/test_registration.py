@@ -14,7 +14,8 @@ from lerobot_env_multismolvla.mini import MAX_STEPS
 
 def test_import_starts_no_simulator():
     code = (
-        "import sys, lerobot_env_multismolvla; heavy = {'mujoco', 'robosuite', 'libero', 'OpenGL'} & set(sys.modules);"
+        "import sys, lerobot_env_multismolvla;"
+        "heavy = {'mujoco', 'robosuite', 'libero', 'OpenGL'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

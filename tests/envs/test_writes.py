@@ -1,4 +1,4 @@
-"""An environment asks nothing on the terminal and writes nothing but our cache, from the first import to the end."""
+"""An environment asks nothing on the terminal and writes nothing but our cache, from import to end."""
 
 import getpass
 import os

@@ -1,4 +1,4 @@
-"""The demo: every chapter at every start, in order, until one fails; minutes of the work, not of the last start."""
+"""The demo: every chapter at every start, in order, until one fails; minutes of all the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITE = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); sys.exit
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Run the demo with chapters that only leave a mark; `codes` are their exit codes, `marks` what they write."""
+    """Run the demo with chapters that only leave a mark; their exit codes and marks can be given."""
     monkeypatch.chdir(REPO)
     diary = tmp_path / "diary.txt"
 
@@ -26,14 +26,16 @@ def play(tmp_path, monkeypatch):
     ) -> tuple[int, list[str]]:
         def story(size, out, configs, workers):
             # exit codes are read from a file, so that a failing chapter keeps its command
-            code = f"import json, sys; sys.argv[3:] = [json.load(open({str(tmp_path / 'codes.json')!r}))[sys.argv[4]]]; "
-            return [
-                demo.Chapter(
-                    name, name, (sys.executable, "-c", code + WRITE, str(diary), (marks or {}).get(name, name), "0", name),
-                    hint="delete it" if name == "eval" else "",
-                )
-                for name in NAMES
-            ]  # fmt: skip
+            codes_file = str(tmp_path / "codes.json")
+            code = (
+                f"import json, sys; sys.argv[3:] = [json.load(open({codes_file!r}))[sys.argv[4]]]; " + WRITE
+            )
+            hints = {"eval": "delete it"}
+
+            def command(name: str) -> tuple[str, ...]:
+                return (sys.executable, "-c", code, str(diary), (marks or {}).get(name, name), "0", name)
+
+            return [demo.Chapter(name, name, command(name), hints.get(name, "")) for name in NAMES]
 
         (tmp_path / "codes.json").write_text(json.dumps({n: (codes or {}).get(n, 0) for n in NAMES}))
         diary.write_text("")

@@ -1,4 +1,4 @@
-"""``train.py PRESET --dry-run``: sizes, licences, commands and estimates of the official presets, without a network."""
+"""``train.py PRESET --dry-run``: sizes, licences, commands and estimates, without a network."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ def test_it_tells_what_is_fetched_run_and_needed(name, cache, tmp_path, capsys) 
     text = answer(name, capsys, f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}")
     tower = {"libero_l": "L", "libero_xl": "XL"}.get(name, "B")
     for repo in (
-        "lerobot/smolvla_base", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", f"EPFL-VILAB/4M-21_{tower}", "nielsr/imagebind-huge",
+        "lerobot/smolvla_base", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", f"EPFL-VILAB/4M-21_{tower}",
+        "nielsr/imagebind-huge",
         "EPFL-VILAB/4M_tokenizers_depth_8k_224-448", "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448",
-        "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448", "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
+        "EPFL-VILAB/4M_tokenizers_ImageBind-H14_8k_224-448",
+        "EPFL-VILAB/4M_tokenizers_ImageBind-H14-global_8k_16_224",
     ):  # fmt: skip
-        source = SOURCES[repo]
-        assert re.search(rf"to fetch +{re.escape(source.size)}  {re.escape(repo)}: .*\n +licence: {re.escape(source.licence)}\n", text), repo  # fmt: skip
+        size, licence = re.escape(SOURCES[repo].size), re.escape(SOURCES[repo].licence)
+        assert re.search(rf"to fetch +{size}  {re.escape(repo)}: .*\n +licence: {licence}\n", text), repo
     assert [
         line.split()[1].rstrip(":") for line in text.splitlines() if re.match(r"\[\d/4\]", line)
     ] == STAGES
@@ -134,8 +136,8 @@ def test_what_making_the_dataset_downloads_is_told_until_the_dataset_is_there(
     before = answer("so101", capsys, *words)
     defaults = AnnotateConfig()
     for repo in (defaults.depth_model, defaults.seg_model, defaults.thermal_model):
-        source = SOURCES[repo]
-        assert re.search(rf"to fetch +{re.escape(source.size)}  {re.escape(repo)}: {source.purpose}\n +licence: ", before), repo  # fmt: skip
+        size, purpose = re.escape(SOURCES[repo].size), SOURCES[repo].purpose
+        assert re.search(rf"to fetch +{size}  {re.escape(repo)}: {purpose}\n +licence: ", before), repo
     for name in ("libero_b", "libero_xl"):
         libero = answer(name, capsys, *words)
         assert re.search(r"data set +yifengzhu-hf/LIBERO-datasets: the demonstrations", libero)
@@ -187,7 +189,8 @@ def test_it_answers_at_once() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (
         "import sys; from multismolvla_run.pipeline import main; main(['libero_xl', '--dry-run'], configs="
-        "__import__('pathlib').Path('configs')); print({'torch', 'lerobot', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+        "__import__('pathlib').Path('configs'));"
+        "print({'torch', 'lerobot', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
@@ -295,7 +298,7 @@ def test_operations_of_the_tower() -> None:
 
 
 def test_parameters_are_those_of_the_real_policy() -> None:
-    """Counted in policies built at real sizes (RGB, depth, segmentation; LoRA of rank 16), without the teacher."""
+    """Counted in policies of real size (RGB, depth, segmentation; LoRA of rank 16), without the teacher."""
     policy = {"domains": {"rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224"}}
     siglip = 98_229_504
     base = estimate.estimate({"vision_tower": "siglip"}, {})

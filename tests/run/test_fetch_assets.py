@@ -1,4 +1,4 @@
-"""``multismolvla-doctor --fetch-assets`` downloads, continues, checks, and says what to do without a network."""
+"""``multismolvla-doctor --fetch-assets`` downloads, continues, checks, and helps without a network."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The training driver: presets, decisions after every kind of interruption, and its command line.
 
-A stand-in for lerobot-train writes checkpoints in LeRobot's layout and can be told to die, so that these tests take
-seconds; the real program is driven by the end-to-end tests.
+A stand-in for lerobot-train writes checkpoints in LeRobot's layout and can be told to die, so that these
+tests take seconds; the real program is driven by the end-to-end tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ plan = Path(os.environ["FAKE_PLAN"])
 die = json.loads(plan.read_text()) if plan.exists() else {}
 print("INFO starting", flush=True)
 for step in range(start + 1, steps + 1):
-    print(f"Training: {step}|#| {step - start}/{steps - start} [00:01<00:02, 1.0step/s]", end="\\r", flush=True)
+    bar = f"Training: {step}|#| {step - start}/{steps - start} [00:01<00:02, 1.0step/s]"
+    print(bar, end="\\r", flush=True)
     with open(os.environ["FAKE_TRACE"], "a") as trace:
         trace.write(f"{out.name} {step}\\n")
     if die.get("stage") == out.name and die.get("step") == step:
@@ -361,6 +362,8 @@ def test_training_waits_passively_with_a_thread_per_core_unless_told_otherwise(s
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert drive(sandbox, "--until=base") == 0
     assert "OMP_NUM_THREADS" not in capsys.readouterr().out
+    assert threads.training_threads(1)["OMP_NUM_THREADS"] == "1"
+    assert presets.load_preset("mini_smoke", REPO / "configs").threads == 1
 
 
 def test_progress_in_a_log_is_a_line_per_state(capsys):

@@ -23,19 +23,12 @@ LOWEST_GRASP = FINGERTIP + 0.002
 
 @dataclass(frozen=True)
 class Strip:
-    """A strip between two parallel lines that holds a planar point set, and its bounding rectangle.
+    """A strip between two parallel lines that holds a planar point set, and its bounding rectangle."""
 
-    Attributes:
-        center: (2,) centre of the rectangle.
-        axis: (2,) unit vector across the strip, with a non-negative y component.
-        width: extent along ``axis``.
-        length: extent across ``axis``.
-    """
-
-    center: np.ndarray
-    axis: np.ndarray
-    width: float
-    length: float
+    center: np.ndarray  # (2,) centre of the rectangle
+    axis: np.ndarray  # (2,) unit vector across the strip, with a non-negative y component
+    width: float  # extent along ``axis``
+    length: float  # extent across ``axis``
 
 
 def strip_along(points: np.ndarray, axis: np.ndarray) -> Strip:

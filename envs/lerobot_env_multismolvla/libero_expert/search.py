@@ -59,19 +59,12 @@ def episode_seed(seed: int, task_id: int, state: int) -> int:
 
 @dataclass(frozen=True)
 class SkillPlan:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        variants: number of the variant of each skill.
-        steps: control steps to success.
-        attempts: attempts at single skills that it took.
-        solved: whether the task was solved; otherwise ``variants`` are all 0.
-    """
-
-    variants: tuple[int, ...]
-    steps: int
-    attempts: int
-    solved: bool
+    variants: tuple[int, ...]  # number of the variant of each skill
+    steps: int  # control steps to success
+    attempts: int  # attempts at single skills that it took
+    solved: bool  # whether the task was solved; otherwise ``variants`` are all 0
 
 
 def search(world: World, limit: int, disturbance: DisturbanceMaker = undisturbed) -> SkillPlan:

@@ -64,17 +64,11 @@ class Grasp(Protocol):
 
 @dataclass(frozen=True)
 class BoxGrasp:
-    """Fingers across the narrow side of a box, can, carton or bottle.
+    """Fingers across the narrow side of a box, can, carton or bottle."""
 
-    Attributes:
-        depth: grip site below the top, metres (flat things are taken as low as the surface allows).
-        along: shift along the long side, metres, to keep the palm off a neighbour.
-        turned: fingers across the other side.
-    """
-
-    depth: float = 0.035
-    along: float = 0.0
-    turned: bool = False
+    depth: float = 0.035  # grip site below the top, metres, as far as the surface allows
+    along: float = 0.0  # shift along the long side, metres, to keep the palm off a neighbour
+    turned: bool = False  # fingers across the other side
 
     def pose(self, world: World, item: str) -> tuple[np.ndarray, np.ndarray]:
         points = world.corners(item)
@@ -87,19 +81,12 @@ class BoxGrasp:
 
 @dataclass(frozen=True)
 class RimGrasp:
-    """One finger inside, one outside the wall of a bowl or mug; the finger axis is radial.
+    """One finger inside, one outside the wall of a bowl or mug; the finger axis is radial."""
 
-    Attributes:
-        angle: of the rim point about the object's axis, radians in the world; pi/2 = +y needs no yaw.
-        depth: grip site below the rim, metres.
-        inset: rim point inside the outer radius, metres.
-        lean: hand turned about its finger axis, radians, to keep it off what hangs over one side.
-    """
-
-    angle: float = np.pi / 2
-    depth: float = 0.028
-    inset: float = 0.004
-    lean: float = 0.0
+    angle: float = np.pi / 2  # of the rim point, radians in the world; pi/2 = +y needs no yaw
+    depth: float = 0.028  # grip site below the rim, metres
+    inset: float = 0.004  # rim point inside the outer radius, metres
+    lean: float = 0.0  # hand turned about its finger axis, radians, to keep it off what hangs over one side
 
     @property
     def outwards(self) -> np.ndarray:

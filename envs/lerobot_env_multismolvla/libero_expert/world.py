@@ -36,17 +36,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Drawer:
-    """A drawer now.
+    """A drawer now."""
 
-    Attributes:
-        position: its joint, metres: 0 closed, -0.16 open.
-        opening: (3,) unit vector in which it opens.
-        handle: (3,) centre of its bar, metres.
-    """
-
-    position: float
-    opening: np.ndarray
-    handle: np.ndarray
+    position: float  # its joint, metres: 0 closed, -0.16 open
+    opening: np.ndarray  # (3,) unit vector in which it opens
+    handle: np.ndarray  # (3,) centre of its bar, metres
 
 
 class World:
