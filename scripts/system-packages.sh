@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing when run as root on Debian or Ubuntu; otherwise prints the command.
-# Further packages can be named as arguments. A C++ compiler builds hf-libero's two EGL probes, libglib2.0-0 and libgl1 are needed by OpenCV, the rest renders.
+# Further packages can be named as arguments. A C++ compiler builds hf-libero's two EGL probes, libglib2.0-0 and libgl1 are
+# needed by OpenCV, the rest renders.
 set -u
 packages="make g++ libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libglib2.0-0 $*"
 
