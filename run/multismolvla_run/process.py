@@ -63,14 +63,15 @@ class Progress:
         return int(self._bar.n)
 
     def feed(self, line: str) -> None:
-        """Take note of one line of ``lerobot-train``'s output (its own bar, or a line of metrics)."""
+        """Take note of one line of ``lerobot-train``'s output: its own bar, metrics, or both in one line."""
+        if "loss:" in line:
+            self._bar.set_postfix(dict(_METRIC.findall(line)), refresh=False)
         bar = _BAR.search(line)
         if bar and line.startswith("Training"):
             # After a resume lerobot 0.6.1 counts the remaining steps only.
             step = self._total - int(bar.group(2)) + int(bar.group(1))
-            self._bar.update(step - self._bar.n)
-        elif "loss:" in line:
-            self._bar.set_postfix(dict(_METRIC.findall(line)), refresh=False)
+            if step > self.step:
+                self._bar.update(step - self.step)
 
     def close(self) -> None:
         """Leave the bar on the screen."""

@@ -368,8 +368,7 @@ def test_training_waits_passively_with_a_thread_per_core_unless_told_otherwise(s
 
 def test_progress_in_a_log_is_a_line_per_state(capsys):
     progress = process.Progress("base", 100, 40)
-    progress.feed("INFO step:40 loss:0.25 lr:1e-3 updt_s:0.1")
-    progress.feed("Training:  50%|#####     | 30/60 [00:10<00:10, 3.0step/s]")
+    progress.feed("Training:  50%|#####     | 30/60 [00:10<00:10, 3.0step/s]INFO step:40 loss:0.25 lr:1e-3")
     assert progress.step == 70
     progress.close()
     lines = capsys.readouterr().err.splitlines()
