@@ -10,9 +10,9 @@ from pathlib import Path
 SUITE_NAME = "multismolvla_mini"
 ASSETS = Path(__file__).parent / "assets"
 
-#: Part of a recording's identity, or an old dataset passes for a new one. Raise it with every change of what
-#: the same settings record: initial states, expert, action noise, labels, thermal camera, step limit. Asset
-#: files are hashed.
+#: Part of a recording's identity. Raise it with every change of what the same settings record (initial
+#: states, expert, action noise, labels, thermal camera, step limit): otherwise an old dataset passes for a
+#: new one.
 MINI_VERSION = 2
 
 #: Task names in suite order; the instruction is the name with blanks.
