@@ -68,6 +68,7 @@ def cache_tokens(cfg: TokensConfig) -> Path:
         FileExistsError: ``output`` exists and is another dataset's.
         ValueError: the source has none of the declared streams, or its pictures are not what they claim to be.
     """
+    import datasets
     from lerobot.datasets.dataset_tools import modify_features
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -98,6 +99,7 @@ def cache_tokens(cfg: TokensConfig) -> Path:
     partial = cfg.output.with_name(cfg.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     drop = None if cfg.keep_pictures else sorted(streams.values())
+    datasets.disable_progress_bars()  # one for every file, inside LeRobot's own
     modify_features(data, add_features=added, remove_features=drop, output_dir=partial, repo_id=name)
     _carry_metadata(cfg.dataset, partial)
     partial.rename(cfg.output)
