@@ -1,6 +1,6 @@
 # make demo       the whole story: environment, demonstrations, training, evaluation, report (outputs/demo/report)
 # make test       all tests that need no LIBERO assets, offline, on all cores
-# make test-fast  in about two minutes on two cores: the core's numbers, statistics and reports, the drivers; no simulator
+# make test-fast  in about two minutes on two cores: the core's numbers, statistics and reports, the driver; no simulator
 # make lint       ruff, mypy, and the limits of benchmarks/structure.py
 # Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), format, clean.
 
@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 # One process per core, one thread each. A file's tests stay together, for their fixtures' sake.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
-FAST := tests/multismolvla tests/run tests/eval/analysis tests/eval/protocol tests/eval/records tests/test_packaging.py
+FAST := tests/multismolvla tests/run tests/eval/analysis tests/eval/protocol tests/eval/records
 
 .PHONY: venv demo demo-smoke test test-fast lint format clean
 
