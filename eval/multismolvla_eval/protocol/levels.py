@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from multismolvla.corruption import (
     CLEAN,
@@ -27,6 +26,7 @@ from multismolvla.corruption import (
 )
 from multismolvla.corruption.conditions import ALL
 from multismolvla.modalities import MODALITIES
+from multismolvla_eval.protocol.schedule import Counts
 
 CAMERAS: tuple[str, ...] = ("image", "image2")
 CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera"}
@@ -43,7 +43,7 @@ class Level:
         episodes: episodes per task of every other condition.
         quotable: whether the protocol allows its figures to be quoted.
         tasks: only the first so many tasks; all if ``None``.
-        clean_seeds: runs of C0, each with a run seed of its own.
+        clean_repeats: repetitions of C0 with other environment and noise seeds.
     """
 
     name: str
@@ -52,7 +52,12 @@ class Level:
     episodes: int
     quotable: bool
     tasks: int | None = None
-    clean_seeds: int = 1
+    clean_repeats: int = 1
+
+    @property
+    def counts(self) -> Counts:
+        """Episodes per task."""
+        return Counts(self.clean_episodes, self.episodes, self.clean_repeats)
 
 
 #: All 15 non-empty subsets of the modalities, the complete one first.
@@ -65,7 +70,7 @@ UNANNOUNCED: tuple[str, ...] = tuple(
     f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
 )
 #: The losses of C1 without the announcement: several modalities, and one camera with all of its own. "All zero" is what
-#: a blind policy sees: whoever still succeeds there does not need its sensors.
+#: a policy without vision sees: whoever still succeeds there does not need its sensors.
 UNANNOUNCED_SETS: tuple[str, ...] = (
     *(
         parse_condition("C2:" + "+".join(f"{m}=zero" for m in lost)).id
@@ -164,7 +169,7 @@ LEVELS: dict[str, Level] = {
             10,
             10,
             True,
-            clean_seeds=3,
+            clean_repeats=3,
         ),
         Level(
             "full",
@@ -175,7 +180,7 @@ LEVELS: dict[str, Level] = {
             50,
             50,
             True,
-            clean_seeds=3,
+            clean_repeats=3,
         ),
     )
 }  # fmt: skip
@@ -197,7 +202,7 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
 
     Args:
         texts: condition texts; duplicates are dropped, C0 is added in front if missing, because nothing can be said
-            about robustness without the clean arm.
+            about robustness without the clean cell.
         cameras: names of the environment's cameras.
 
     Raises:
@@ -217,25 +222,6 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
                     f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has {list(cameras)}."
                 )
     return tuple(conditions)
-
-
-def refuse_unfaultable(conditions: Sequence[Condition], suites: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that the environment can be seen through faults; otherwise every faulted episode would crash.
-
-    Args:
-        conditions: of the run.
-        suites: description per suite; one without ``faultable`` applies faults in a way of its own.
-
-    Raises:
-        ValueError: there is a condition with a fault and an environment that the fault wrapper cannot work on.
-    """
-    faulted = next((c for c in conditions if c.faults), None)
-    name = next((n for n, s in suites.items() if not s.get("faultable", True)), None)
-    if faulted is not None and name is not None:
-        raise ValueError(
-            f"Condition {faulted.id!r} cannot be applied to the suite {name!r}: its environment has no `cameras` or no "
-            "`presence` in its observations. Use --env.type=multismolvla_libero, or --conditions='[C0]'."
-        )
 
 
 def describe(condition: Condition) -> str:

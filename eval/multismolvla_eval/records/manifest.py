@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
+from multismolvla.system.versions import package_versions
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.protocol.levels import LEVELS
 from multismolvla_eval.protocol.schedule import Counts
+from multismolvla_eval.records.schema import (
+    SCHEMA,
+    Comparable,
+    EnvironmentFacts,
+    MadeWith,
+    RunFacts,
+    RunManifest,
+    SuiteRecord,
+)
 from multismolvla_eval.records.store import (
     MANIFEST,
-    SCHEMA,
     SHARD_PATTERN,
     ResultsError,
     fingerprint,
     read_manifest,
 )
-from multismolvla_eval.records.system_info import hardware, package_versions, source_commit
+from multismolvla_eval.records.system_info import hardware, source_commit
 
-#: What two episodes of a suite must share to be compared. Everything else that a source says is for the reader.
-WORLD = (
+#: What two episodes of a suite must share to be compared. Everything else that an environment tells is for the reader.
+COMPARED = (
     "type",
     "max_steps",
     "assets",
@@ -33,22 +42,20 @@ WORLD = (
     "num_steps_wait",
     "mini_version",
 )
-#: What all suites of a run have in common, said once.
-SHARED = ("type", "fps", "streams", "provenance")
 
 
 def build_manifest(
     config: EvalConfig,
-    facts: dict[str, Any],
+    facts: RunFacts,
     conditions: Sequence[Condition],
     counts: Counts,
     command: Sequence[str],
-) -> dict[str, Any]:
+) -> RunManifest:
     """The manifest of a new run, or of the one in the output folder, extended by what this call adds.
 
     Args:
         config: options.
-        facts: a worker's description of suites and policies.
+        facts: what environments and policies tell of themselves.
         conditions: of this call.
         counts: episodes per task.
         command: the command line.
@@ -58,61 +65,53 @@ def build_manifest(
             that name with another checkpoint.
     """
     parts = comparable(config)
-    complete = config.env.task_ids is None and LEVELS[config.level].tasks is None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    made_with = {"versions": package_versions(), "commit": source_commit(), "hardware": hardware()}
-    manifest = {
-        "schema": SCHEMA,
-        "fingerprint": fingerprint(parts),
-        "comparable": parts,
-        "created": now,
-        "level": config.level if config.conditions is None else "custom",
-        "suites": {
-            name: {**suite, "world": world(suite), "complete": complete}
-            for name, suite in facts["suites"].items()
+    complete = config.env.task_ids is None and LEVELS[config.level].tasks is None
+    manifest = RunManifest(
+        schema=SCHEMA,
+        fingerprint=fingerprint(parts),
+        comparable=parts,
+        created=now,
+        level=config.level if config.conditions is None else "custom",
+        suites={
+            name: SuiteRecord(
+                **msgspec.structs.asdict(suite), suite_hash=suite_hash(suite), complete=complete
+            )
+            for name, suite in facts.suites.items()
         },
-        "cameras": facts["cameras"],
-        "env": {k: v for k, v in next(iter(facts["suites"].values())).items() if k in SHARED},
-        "policies": facts["policies"],
-        "baseline": config.baseline_name(),
-        "conditions": [c.id for c in conditions],
-        "clean_only": [*config.clean_only],
-        **asdict(counts),
-        "seed": config.seed,
-        "workers": config.workers,
-        **made_with,
-        "provenance": [{"time": now, **made_with}],
-        "commands": [list(command)],
-        "remarks": list(config.note),
-        "rename_map": config.rename_map,
-        "plugins": list(config.plugins),
-        "device": config.device,
-        "episode_timeout": config.episode_timeout,
-    }
+        cameras=facts.cameras,
+        policies=facts.policies,
+        baseline=config.baseline_name(),
+        conditions=[c.id for c in conditions],
+        clean_only=config.clean_only,
+        clean_episodes=counts.clean_episodes,
+        episodes=counts.episodes,
+        clean_repeats=counts.clean_repeats,
+        workers=config.workers,
+        calls=[MadeWith(now, package_versions(), source_commit(), hardware())],
+        commands=[list(command)],
+        remarks=config.note,
+        rename_map=config.rename_map,
+        plugins=config.plugins,
+        device=config.device,
+        episode_timeout=config.episode_timeout,
+    )
     old = earlier_manifest(config.output)
     if old is None:
         return manifest
-    refuse_another_run(config.output, old, manifest)
+    checkpoints = {name: policy.checkpoint for name, policy in facts.policies.items()}
+    refuse_another_run(config.output, old, parts, checkpoints, facts.suites)
     return _continue(old, manifest)
 
 
-def comparable(config: EvalConfig) -> dict[str, Any]:
-    """What all episodes of a run have in common; two calls that differ in it are two runs.
-
-    The batch size belongs to it: matrix products round differently in batches of another size, so an episode would depend
-    on the call in which it was made. It is left out where it is 1, so that runs from before there were batches can be
-    continued.
-    """
-    return {
-        "schema": SCHEMA,
-        "env": {"type": config.env.type, "options": config.env.options},
-        "seed": config.seed,
-        "corruption_version": CORRUPTION_VERSION,
-        **({"batch_size": config.batch_size} if config.batch_size > 1 else {}),
-    }
+def comparable(config: EvalConfig) -> Comparable:
+    """What all episodes of a run share; two calls that differ in it are two runs."""
+    return Comparable(
+        SCHEMA, config.env.type, config.env.options, config.seed, CORRUPTION_VERSION, config.batch_size
+    )
 
 
-def earlier_manifest(folder: Path) -> dict[str, Any] | None:
+def earlier_manifest(folder: Path) -> RunManifest | None:
     """The manifest in an output folder, ``None`` in a new one.
 
     Raises:
@@ -125,80 +124,90 @@ def earlier_manifest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def world(suite: dict[str, Any]) -> str:
+def suite_hash(suite: EnvironmentFacts) -> str:
     """Hash of what makes a suite's episodes comparable; every row carries it."""
-    return fingerprint({k: suite.get(k) for k in WORLD})
+    return fingerprint({k: getattr(suite, k) for k in COMPARED})
 
 
-def refuse_another_run(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def refuse_another_run(
+    folder: Path,
+    old: RunManifest,
+    parts: Comparable,
+    checkpoints: Mapping[str, str],
+    suites: Mapping[str, EnvironmentFacts],
+) -> None:
     """See that a call continues the run in its output folder and does not mix two.
 
     Args:
         folder: for messages.
         old: the manifest there.
-        new: this call's, or as much as is known of it: ``comparable``, ``policies`` with their checkpoints, ``suites``.
+        parts: what the call's episodes would share.
+        checkpoints: of the call's policies, by name, as far as they are known.
+        suites: of the call, by name.
 
     Raises:
         ResultsError: it is another run, or a policy or a suite of it has changed.
     """
-    before, parts = old.get("comparable", {}), new["comparable"]
-    if old["fingerprint"] != fingerprint(parts):
-        differing = [k for k in dict.fromkeys((*parts, *before)) if before.get(k) != parts.get(k)]
+    if old.comparable != parts:
+        differing = _differing(old.comparable, parts, Comparable.__struct_fields__)
         raise ResultsError(
-            f"{folder} holds another run ({old['fingerprint']}, now {fingerprint(parts)}): {differing} differ. "
+            f"{folder} holds another run ({old.fingerprint}, now {fingerprint(parts)}): {differing}. "
             "Choose another --output, or the old options to continue it."
         )
-    for name, policy in old["policies"].items():
-        now = new["policies"].get(name, policy)
-        if now["checkpoint"] != policy["checkpoint"]:
+    for name, policy in old.policies.items():
+        if checkpoints.get(name, policy.checkpoint) != policy.checkpoint:
             raise ResultsError(
-                f"Policy {name!r} has changed since this run began (checkpoint {policy['checkpoint']}, now "
-                f"{now['checkpoint']}). Give it another name or choose another --output."
+                f"Policy {name!r} has changed since this run began (checkpoint {policy.checkpoint}, now "
+                f"{checkpoints[name]}). Give it another name or choose another --output."
             )
-    for name, suite in old["suites"].items():
-        told = new["suites"].get(name, {})
-        known = [k for k in WORLD if k in told or "world" in told]
-        differing = [
-            f"{k} {suite.get(k)!r}, now {told.get(k)!r}" for k in known if suite.get(k) != told.get(k)
-        ]
-        if differing:
+    for name in old.suites.keys() & suites.keys():
+        if differing := _differing(old.suites[name], suites[name], COMPARED):
             raise ResultsError(
-                f"The suite {name!r} has changed since this run began: {'; '.join(differing)[:300]}. Choose another "
-                "--output, or bring back what it was."
+                f"The suite {name!r} has changed since this run began: {differing}. Choose another --output, or "
+                "bring back what it was."
             )
 
 
-def _continue(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _differing(old: object, new: object, names: Iterable[str]) -> str:
+    """What differs, with both values; empty if nothing does."""
+    pairs = [(k, getattr(old, k), getattr(new, k)) for k in names]
+    return "; ".join(f"{k} {before!r}, now {now!r}" for k, before, now in pairs if before != now)[:300]
+
+
+def _continue(old: RunManifest, new: RunManifest) -> RunManifest:
     """``new`` with what ``old`` already had; suites, tasks, conditions, policies and episodes may be added to a run.
 
     A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
     """
-    made_with = {k: old.get(k) for k in ("versions", "commit", "hardware")}
-    return {
-        **new,
-        "created": old["created"],
-        **{k: max(old[k], new[k]) for k in ("clean_episodes", "episodes", "clean_seeds")},
-        "provenance": [*old.get("provenance", [{"time": old["created"], **made_with}]), *new["provenance"]],
-        "remarks": list(dict.fromkeys((*old.get("remarks", []), *new["remarks"]))),
-        "policies": {**old["policies"], **new["policies"]},
-        "rename_map": {**old.get("rename_map", {}), **new["rename_map"]},
-        "plugins": list(dict.fromkeys((*old.get("plugins", []), *new["plugins"]))),
-        "conditions": list(dict.fromkeys((*old["conditions"], *new["conditions"]))),
-        "clean_only": [
-            n for n in dict.fromkeys((*old["clean_only"], *new["clean_only"])) if _stays_clean(n, old, new)
-        ],
-        "suites": {**old["suites"], **{n: _with_tasks(old, n, s) for n, s in new["suites"].items()}},
-        "commands": [*old["commands"], *(c for c in new["commands"] if c not in old["commands"])],
-    }
+    clean_only = [
+        name
+        for name in _union(old.clean_only, new.clean_only)
+        if all(name in m.clean_only for m in (old, new) if name in m.policies)
+    ]
+    return msgspec.structs.replace(
+        new,
+        created=old.created,
+        suites=old.suites | {name: _with_tasks(old.suites.get(name), s) for name, s in new.suites.items()},
+        policies=old.policies | new.policies,
+        conditions=_union(old.conditions, new.conditions),
+        clean_only=clean_only,
+        clean_episodes=max(old.clean_episodes, new.clean_episodes),
+        episodes=max(old.episodes, new.episodes),
+        clean_repeats=max(old.clean_repeats, new.clean_repeats),
+        calls=old.calls + new.calls,
+        commands=old.commands + [c for c in new.commands if c not in old.commands],
+        remarks=_union(old.remarks, new.remarks),
+        rename_map=old.rename_map | new.rename_map,
+        plugins=_union(old.plugins, new.plugins),
+    )
 
 
-def _with_tasks(old: dict[str, Any], name: str, suite: dict[str, Any]) -> dict[str, Any]:
+def _union(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys((*old, *new)))
+
+
+def _with_tasks(old: SuiteRecord | None, new: SuiteRecord) -> SuiteRecord:
     """A suite with the tasks that earlier calls ran; complete if any call ran all of them."""
-    earlier = old["suites"].get(name, {})
-    complete = suite["complete"] or bool(earlier.get("complete"))
-    return {**suite, "tasks": {**earlier.get("tasks", {}), **suite["tasks"]}, "complete": complete}
-
-
-def _stays_clean(policy: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether no call has run, or was about to run, a fault with this policy."""
-    return all(policy in m["clean_only"] for m in (old, new) if policy in m["policies"])
+    if old is None:
+        return new
+    return msgspec.structs.replace(new, tasks=old.tasks | new.tasks, complete=old.complete or new.complete)

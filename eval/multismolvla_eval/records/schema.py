@@ -10,14 +10,16 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from multismolvla_eval.protocol.schedule import episode_key
+
 #: Version of this format. 4: typed rows and manifest; fields renamed to the field's usual terms.
 SCHEMA = 4
 
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(ge=0.0, lt=1e30)]
-#: A file in the run's folder ``clips``: a page must not embed any other.
-ClipPath = Annotated[str, Meta(pattern=r"^clips/[^/]+$")]
+#: A film in the run's folder ``clips``: a page must not embed any other file.
+ClipPath = Annotated[str, Meta(pattern=r"^clips/[^/]+\.webp$")]
 
 
 class Durations(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,6 +88,9 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
         peak_memory_mb: of that process until then.
         clip: the episode's film, if it was kept.
         time: when it finished, ISO 8601.
+
+    Raises:
+        ValueError: a success has a cause of failure, or a failure none.
     """
 
     run: str
@@ -120,6 +125,22 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     peak_memory_mb: Count | None = None
     clip: ClipPath | None = None
     time: str = ""
+
+    def __post_init__(self) -> None:
+        if self.success == bool(self.cause):
+            raise ValueError(
+                f"success is {self.success} and the cause of a failure {self.cause!r}: one contradicts the other"
+            )
+
+    @property
+    def key(self) -> str:
+        """Identity within a run."""
+        return episode_key(self)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the episode's process died or hung: nothing that the policy did to the task."""
+        return (self.cause or "").startswith("crash")
 
 
 class EnvironmentFacts(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -220,6 +241,20 @@ class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     description: str | None = None
 
 
+class RunFacts(Struct):
+    """What environments and policies of a run tell of themselves once they are loaded.
+
+    Attributes:
+        suites: by name.
+        cameras: of the environment, alike in all suites.
+        policies: by name.
+    """
+
+    suites: dict[str, EnvironmentFacts]
+    cameras: list[str]
+    policies: dict[str, PolicyFacts]
+
+
 class Hardware(Struct, forbid_unknown_fields=True):
     """The machine: operating system, processor, cores, memory in GiB, MuJoCo's back end, threads per worker."""
 
@@ -250,7 +285,7 @@ class Comparable(Struct, forbid_unknown_fields=True):
     env_type: str
     env_options: dict[str, Any]
     seed: int
-    corruption_version: int
+    corruption_version: str
     batch_size: int = 1
 
 
@@ -276,7 +311,7 @@ class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
         calls: what each call was made with.
         commands: each call's command line.
         remarks: given with ``--note``.
-        rename_map: as given.
+        rename_map: as given: environment's key -> policy's, for all policies or within a policy's name.
         plugins: modules that register policies or environments.
         device: as given.
         episode_timeout: seconds.
@@ -301,8 +336,13 @@ class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     calls: list[MadeWith] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    rename_map: dict[str, Any] = field(default_factory=dict)
+    rename_map: dict[str, str | dict[str, str]] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     device: str | None = None
     episode_timeout: float = 0.0
     synthetic: bool = False
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Modality -> ``sensor`` or ``derived``: of the environment's streams, alike in all suites."""
+        return next(iter(self.suites.values())).provenance

@@ -6,10 +6,11 @@ each other: a shared folder is enough, and a shard that died is continued by sta
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from multismolvla_eval.records.store import ResultsError
 
@@ -79,14 +80,14 @@ def refuse_other_divisions(output: Path, shards: int) -> None:
         match = _LOCK.fullmatch(path.name)
         if match is None or int(match[2]) == shards:
             continue
-        with open(path) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ResultsError(
-                    f"{path} is locked: another multismolvla-eval works on {output} in {match[2]} parts, this one was told "
-                    f"{shards}. Both would run the same episodes. Wait for it, or use the same number of parts."
-                ) from None
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            raise ResultsError(
+                f"{path} is locked: another multismolvla-eval works on {output} in {match[2]} parts, this one was told "
+                f"{shards}. Both would run the same episodes. Wait for it, or use the same number of parts."
+            ) from None
 
 
 def _numbers(environ: Mapping[str, str], rank: str, size: str) -> tuple[int, int]:

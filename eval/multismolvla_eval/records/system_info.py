@@ -1,4 +1,4 @@
-"""What a result was made with: versions, source commit, hardware."""
+"""What a result was made with: source commit and hardware."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
-from multismolvla.system.versions import package_versions
+import msgspec
 
-__all__ = ["distinct_calls", "hardware", "package_versions", "source_commit"]
+from multismolvla_eval.records.schema import Hardware, MadeWith, RunManifest
 
 
 def source_commit() -> str | None:
@@ -29,23 +28,16 @@ def source_commit() -> str | None:
         return None
 
 
-def distinct_calls(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a run's calls were made with, each combination once: ``time`` (of the first such call) and what it ran on.
-
-    Runs of earlier versions of this package know their last call only.
-    """
-    kinds = ("commit", "versions", "hardware")
-    calls = manifest.get("provenance") or [
-        {"time": manifest["created"], **{k: manifest.get(k) for k in kinds}}
-    ]
-    found: list[dict[str, Any]] = []
-    for call in calls:
-        if not any(all(call.get(k) == other.get(k) for k in kinds) for other in found):
+def distinct_calls(manifest: RunManifest) -> list[MadeWith]:
+    """What a run's calls were made with, each combination once, with the time of its first call."""
+    found: list[MadeWith] = []
+    for call in manifest.calls:
+        if not any(call == msgspec.structs.replace(other, time=call.time) for other in found):
             found.append(call)
     return found
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """Processor, cores, memory, threads and rendering back end."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -54,11 +46,10 @@ def hardware() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
         ]
         model = names[0] if names else model
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "renderer": os.environ.get("MUJOCO_GL", "default"),
-        "threads_per_worker": 1,
-    }
+    return Hardware(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=model,
+        cores=os.cpu_count(),
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        renderer=os.environ.get("MUJOCO_GL", "default"),
+    )

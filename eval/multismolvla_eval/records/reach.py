@@ -1,0 +1,59 @@
+"""Which faults reach a policy, and which announced losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from multismolvla.corruption import Fault, parse_condition
+from multismolvla.modalities import MODALITIES, Provenance, default_view_map
+from multismolvla.provenance import with_derived
+from multismolvla_eval.records.schema import PolicyFacts, RunManifest
+
+
+def reaching_faults(condition_id: str, manifest: RunManifest) -> tuple[Fault, ...]:
+    """The faults of a condition and what they do to the modalities that the environment computes from RGB."""
+    derived = {m for m, kind in manifest.provenance.items() if kind == Provenance.DERIVED}
+    return with_derived(parse_condition(condition_id).faults, derived, tuple(manifest.cameras))
+
+
+def faulted_streams(condition_id: str, manifest: RunManifest) -> dict[str, set[str]]:
+    """Observation keys of the streams that a condition concerns, by modality; only modalities that have some.
+
+    What the environment computes from RGB is concerned by the faults of RGB.
+    """
+    views = default_view_map(tuple(manifest.cameras))
+    faults = reaching_faults(condition_id, manifest)
+    streams = {m: {views[c][m] for c in views if any(f.hits(c, m) for f in faults)} for m in MODALITIES}
+    return {m: keys for m, keys in streams.items() if keys}
+
+
+def faulted_keys(condition_id: str, manifest: RunManifest) -> set[str]:
+    """Observation keys of the streams that a condition concerns."""
+    return set().union(*faulted_streams(condition_id, manifest).values())
+
+
+def reads_fault(reads: Sequence[str], condition_id: str, manifest: RunManifest) -> bool | None:
+    """Whether a policy reads any faulted stream; ``None`` when unknown or nothing is faulted."""
+    keys = faulted_keys(condition_id, manifest)
+    return bool(keys & set(reads)) if keys and reads else None
+
+
+def mask_reaches_policy(policy: PolicyFacts, condition_id: str, manifest: RunManifest) -> bool | None:
+    """Whether an announced loss reaches a policy as one; if not, the condition shows it black pictures.
+
+    Args:
+        policy: its entry in the manifest; see :mod:`multismolvla_eval.policies.announcing`.
+        condition_id: canonical text.
+        manifest: of the run.
+
+    Returns:
+        ``None`` if no loss is announced, or none of a picture that it reads.
+    """
+    if not any(f.announced for f in parse_condition(condition_id).faults):
+        return None
+    views = default_view_map(tuple(manifest.cameras))
+    pictures = {k for streams in views.values() for k in streams.values()} & set(policy.reads)
+    lost = pictures & faulted_keys(condition_id, manifest)
+    if not lost:
+        return None
+    return policy.mask_reaches_policy and not (policy.needs_a_picture and lost == pictures)
