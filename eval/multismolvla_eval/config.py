@@ -6,16 +6,16 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 #: Policies that need no checkpoint: standing still and chance bound the results from below, the scripted expert, which
 #: reads the simulator's state, bounds them from above.
 BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert")
+#: Value of ``--view`` that opens a viewer on this machine.
+VIEWER = "viewer"
 #: A name becomes part of file names and of the report's anchors.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -42,12 +42,12 @@ class EnvironmentArguments:
 class EvalConfig:
     """Paired evaluation of policies under failing sensors."""
 
-    # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `blind:` and one of those (the same
+    # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those (the same
     # policy without pictures), or `builtin:` and one of zero, random, expert.
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
-    # Policies that run C0 only, because no fault can touch them (zero, random, expert) or none needs to (blind).
+    # Policies that run C0 only: no fault can touch them (zero, random, expert) or none needs to (no_vision).
     clean_only: list[str] = field(default_factory=list)
     env: EnvironmentArguments = field(default_factory=EnvironmentArguments)
     # smoke, quick, standard or full: conditions and episodes per task.
@@ -59,16 +59,16 @@ class EvalConfig:
     # Episodes per task of C0; the level's number when left out.
     clean_episodes: int | None = None
     # Repetitions of C0 with other environment and noise seeds; the level's number when left out.
-    clean_seeds: int | None = None
+    clean_repeats: int | None = None
     # Everything random derives from it: environment, policy noise, faults, each from its own generator.
     seed: int = 0
     # Results are appended here; the same command continues an interrupted run.
     output: Path = Path("outputs/eval")
     # Simulator processes on this machine. With --batch_size=1 each has its own copy of the policies.
     workers: int = 1
-    # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a time; batches
-    # that are not full are padded. Best equal to --workers on a GPU. It is part of the run's identity and cannot change when a
-    # run is continued: batches of another size round differently, so episodes of both kinds would not be comparable.
+    # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a time;
+    # batches that are not full are padded. Best equal to --workers on a GPU. It is part of the run's identity and cannot
+    # change when a run is continued: batches of another size round differently, so episodes would not be comparable.
     batch_size: int = 1
     # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
     # `accelerate launch` divide it further.
@@ -81,7 +81,7 @@ class EvalConfig:
     device: str | None = None
     # Clips per policy and condition, from the first tasks' first episode; 0 for none.
     clips: int = 1
-    # An episode that takes longer is ended and counted as a failure [s].
+    # An episode that takes longer is ended and counts as crashed [s].
     episode_timeout: float = 900.0
     # A process that is not ready after so long, policies and environment loaded, downloads included, is ended [s].
     load_timeout: float = 3600.0
@@ -113,16 +113,17 @@ class EvalConfig:
             name, _, path = text.partition("=")
             if not path or not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"--policies has the entry {text!r}; expected name=path with a name of letters, digits, '_', '-', '.', "
-                    "e.g. ours=outputs/mini/robust or zero=builtin:zero."
+                    f"--policies has the entry {text!r}; expected name=path with a name of letters, digits, '_', '-', "
+                    "'.', e.g. ours=outputs/mini/robust or zero=builtin:zero."
                 )
             if name in paths:
                 raise ValueError(
                     f"--policies uses the name {name!r} twice. Give every policy a name of its own."
                 )
-            if path.startswith("blind:builtin:"):
+            if path.startswith("no_vision:builtin:"):
                 raise ValueError(
-                    f"--policies has the entry {text!r}; built-in policies look at no picture anyway. blind: takes a checkpoint."
+                    f"--policies has the entry {text!r}; built-in policies look at no picture anyway. no_vision: takes a "
+                    "checkpoint."
                 )
             if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
                 raise ValueError(
@@ -130,11 +131,6 @@ class EvalConfig:
                 )
             paths[name] = path
         return paths
-
-    def rename_map_of(self, policy: str) -> dict[str, str]:
-        """The rename map of one policy: what is said for all, and what is said for it."""
-        shared = {k: v for k, v in self.rename_map.items() if not isinstance(v, dict)}
-        return {**shared, **self.rename_map.get(policy, {})}
 
     def baseline_name(self) -> str:
         """Name of the baseline.
@@ -155,50 +151,41 @@ class EvalConfig:
         Raises:
             ValueError: an option has no meaning; the message names it as typed.
         """
-        self.baseline_name()
-        for option, value, least in (
-            ("workers", self.workers, 1),
-            ("batch_size", self.batch_size, 1),
-            ("episodes", self.episodes, 1),
-            ("clean_episodes", self.clean_episodes, 1),
-            ("clean_seeds", self.clean_seeds, 1),
-            ("clips", self.clips, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"--{option}={value} must be at least {least}.")
+        names, baseline = list(self.policy_paths()), self.baseline_name()
+        for option in ("workers", "batch_size", "episodes", "clean_episodes", "clean_repeats"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ValueError(f"--{option}={value} must be at least 1.")
+        for option in ("episode_timeout", "load_timeout"):
+            if getattr(self, option) <= 0:
+                raise ValueError(f"--{option}={getattr(self, option)} must be positive (seconds).")
         if self.env.task_ids is not None and not self.env.task_ids:
             raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
         for name in self.clean_only:
-            if name not in self.policy_paths() or name == self.baseline_name():
+            if name not in names or name == baseline:
                 raise ValueError(
-                    f"--clean_only names {name!r}; expected policies of {list(self.policy_paths())} other than the baseline "
-                    f"{self.baseline_name()!r}, with which every condition is compared."
+                    f"--clean_only names {name!r}; expected policies of {names} other than the baseline {baseline!r}, "
+                    "with which every condition is compared."
                 )
-        strangers = [
-            k for k, v in self.rename_map.items() if isinstance(v, dict) and k not in self.policy_paths()
-        ]
-        if strangers:
-            raise ValueError(
-                f"--rename_map has an entry for {strangers[0]!r}, which is none of the policies "
-                f"{list(self.policy_paths())}."
-            )
+        for name, renamed in self.rename_map.items():
+            if isinstance(renamed, dict) and name not in names:
+                raise ValueError(
+                    f"--rename_map has an entry for {name!r}, which is none of the policies {names}."
+                )
         if not self.env.suites():
             raise ValueError(f"--env.task={self.env.task!r} names no suite, e.g. libero_object.")
         if self.view is not None:
-            check_target(self.view)
-        for option, seconds in (
-            ("episode_timeout", self.episode_timeout),
-            ("load_timeout", self.load_timeout),
-        ):
-            if seconds <= 0:
-                raise ValueError(f"--{option}={seconds} must be positive (seconds).")
+            check_view(self.view)
 
 
-#: Value of ``--view`` that opens a viewer on this machine.
-VIEWER = "viewer"
+def renaming(policy: str, rename_map: Mapping[str, str | Mapping[str, str]]) -> dict[str, str]:
+    """Environment's observation key -> policy's, as ``--rename_map`` gives them: for all policies, and for this one."""
+    shared = {k: v for k, v in rename_map.items() if isinstance(v, str)}
+    own = rename_map.get(policy, {})
+    return shared if isinstance(own, str) else {**shared, **own}
 
 
-def check_target(target: str) -> None:
+def check_view(target: str) -> None:
     """Say before anything is loaded whether ``--view`` can work.
 
     Raises:
@@ -217,6 +204,6 @@ def check_target(target: str) -> None:
             )
     elif not target.endswith(".rrd") and not target.startswith(("rerun+http://", "rerun+https://")):
         raise ValueError(
-            f"--view={target}: expected nothing (opens a viewer), a file name ending in .rrd, or the address of a viewer, "
-            "e.g. rerun+http://HOST:9876/proxy."
+            f"--view={target}: expected nothing (opens a viewer), a file name ending in .rrd, or the address of a "
+            "viewer, e.g. rerun+http://HOST:9876/proxy."
         )

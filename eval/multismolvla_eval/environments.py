@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,11 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from multismolvla.corruption import (
-    Condition,
-)
+from multismolvla.corruption import Condition
 from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.records.schema import EnvironmentFacts
 
-logger = logging.getLogger(__name__)
-
+#: What LeRobot calls a batch: tensors, and texts, by observation key.
 Batch = dict[str, Any]
 
 
@@ -30,22 +29,18 @@ class EnvironmentSource(Protocol):
 
     Attributes:
         suite: name of the suite.
-        tasks: instruction per task id.
         cameras: camera names as in observation keys.
         config: LeRobot's environment configuration, ``None`` if it has none (then only built-in policies work).
         action_dim: number of action components.
-        max_steps: steps after which an episode has failed.
     """
 
     suite: str
-    tasks: dict[int, str]
     cameras: tuple[str, ...]
     config: Any
     action_dim: int
-    max_steps: int
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest: step limit, modality provenance, labels, hash of the assets, initial states."""
+    def facts(self) -> EnvironmentFacts:
+        """What the environment tells of itself: tasks, step limit, initial states, assets; for rows and manifest."""
 
     def make(self, task_id: int) -> gym.Env:
         """A raw, unbatched environment. ``reset(seed=, options={"init_state_id": i})`` selects the start."""
@@ -57,7 +52,7 @@ class EnvironmentSource(Protocol):
         """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
 
 
-def add_batch_axis(observation: Mapping[str, Any]) -> dict[str, Any]:
+def add_batch_axis(observation: Mapping[str, Any]) -> Batch:
     """A raw observation as a vector environment with one member gives it."""
     return {
         k: add_batch_axis(v) if isinstance(v, Mapping) else np.asarray(v)[None]
@@ -81,38 +76,52 @@ class LeRobotSource:
         self.config, self.suite = config, suite
         # Only the members are used: a vector environment resets by itself and so would skip initial states.
         self._envs: dict[int, gym.Env] = {task_id: vector.envs[0] for task_id, vector in members.items()}
-        self.tasks = {
-            i: _attribute(e, "task_description", _attribute(e, "task", "")) for i, e in self._envs.items()
-        }
-        first = next(iter(self._envs.values()))
-        self.cameras = tuple(_attribute(first, "cameras", ())) or _cameras_of(first)
-        self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
-        self.max_steps = int(_attribute(first, "_max_episode_steps", 0))
-        # what FaultWrapper works on
-        self._faultable = hasattr(first.unwrapped, "cameras") and _has_presence(first.observation_space)
-        if self.max_steps < 1:
+        self._first = next(iter(self._envs.values()))
+        self.cameras = tuple(getattr(self._first.unwrapped, "cameras", ())) or _cameras_of(self._first)
+        self.action_dim = int(self._first.action_space.shape[0])  # type: ignore[index]
+        if not getattr(self._first.unwrapped, "_max_episode_steps", 0):
             raise ValueError(
                 f"The suite {suite!r} of the environment type {config.type!r} has no step limit (_max_episode_steps)."
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest."""
-        first = next(iter(self._envs.values()))
-        known = {k: _attribute(first, k, None) for k in ("init_split", "render_quality", "num_steps_wait")}
-        return {
-            "type": self.config.type,
-            "max_steps": self.max_steps,
-            "init_states": _count_states(first),
-            "init_state_splits": {k: list(v) for k, v in _attribute(first, "init_state_splits", {}).items()},
-            **{k: v for k, v in known.items() if v is not None},
-            **_version(self.suite),
-            "faultable": self._faultable,
-            "fps": int(getattr(self.config, "fps", 0)),
-            "streams": list(_attribute(first, "streams", ("rgb",))),
-            "provenance": dict(_attribute(first, "provenance", {})),
-            "labels": list(_attribute(first, "labels", ())),
-            **_assets(first),
-        }
+    def facts(self) -> EnvironmentFacts:
+        """See `EnvironmentSource`."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> EnvironmentFacts:
+        from lerobot_env_multismolvla import mini
+
+        bare: Any = self._first.unwrapped
+
+        def told(name: str, default: Any = None) -> Any:  # what not every type of environment tells
+            return getattr(bare, name, default)
+
+        space = self._first.observation_space
+        states, assets = told("_init_states"), told("assets")
+        return EnvironmentFacts(
+            type=self.config.type,
+            tasks={i: _instruction(env) for i, env in self._envs.items()},
+            max_steps=int(bare._max_episode_steps),
+            init_states=None if states is None else len(states),
+            init_state_splits={name: list(ends) for name, ends in told("init_state_splits", {}).items()},
+            init_split=told("init_split"),
+            render_quality=told("render_quality"),
+            num_steps_wait=told("num_steps_wait"),
+            # scenes and states of the mini suite are ours and change with its version
+            mini_version=mini.MINI_VERSION if self.suite == mini.SUITE_NAME else None,
+            # FaultWrapper works on these two
+            faultable=hasattr(bare, "cameras")
+            and isinstance(space, gym.spaces.Dict)
+            and "presence" in space.spaces,
+            fps=int(getattr(self.config, "fps", 0)),
+            streams=list(told("streams", ("rgb",))),
+            provenance=told("provenance", {}),
+            labels=list(told("labels", ())),
+            assets=told("assets_hash", "") if assets is None else assets.hash,
+            assets_standins=None if assets is None else assets.standins,
+            assets_differing=[] if assets is None else list(assets.differing),
+        )
 
     def make(self, task_id: int) -> gym.Env:
         """The environment of a task; it starts its simulator at the first reset."""
@@ -146,37 +155,9 @@ class LeRobotSource:
         return observe, act
 
 
-def _assets(env: gym.Env) -> dict[str, Any]:
-    """Hash of the assets; of LIBERO's own also whether some are stand-ins and which files nobody knows."""
-    identity = _attribute(env, "assets", None)
-    if identity is None:
-        return {"assets": str(_attribute(env, "assets_hash", ""))}
-    return {
-        "assets": identity.hash,
-        "assets_standins": identity.standins,
-        "assets_differing": list(identity.differing),
-    }
-
-
-def _version(suite: str) -> dict[str, int]:
-    """The mini suite is ours and changes; scenes and states of a version are what makes its episodes comparable."""
-    from lerobot_env_multismolvla import mini
-
-    return {"mini_version": mini.MINI_VERSION} if suite == mini.SUITE_NAME else {}
-
-
-def _attribute(env: gym.Env, name: str, default: Any) -> Any:
-    return getattr(env.unwrapped, name, default)
-
-
-def _count_states(env: gym.Env) -> int | None:
-    """Number of different initial states, where the environment knows it; LIBERO starts again after the last."""
-    states = _attribute(env, "_init_states", None)
-    return len(states) if states is not None else _attribute(env, "num_init_states", None)
-
-
-def _has_presence(space: gym.Space[Any]) -> bool:
-    return isinstance(space, gym.spaces.Dict) and "presence" in space.spaces
+def _instruction(env: gym.Env) -> str:
+    bare: Any = env.unwrapped
+    return str(getattr(bare, "task_description", None) or getattr(bare, "task", ""))
 
 
 def _cameras_of(env: gym.Env) -> tuple[str, ...]:
@@ -189,7 +170,7 @@ def choose_start(env: gym.Env, number: int) -> None:
     """Let the next reset begin with the stored initial state ``number``, whatever ran before.
 
     Our environments are told by an option of the reset. LeRobot's own LIBERO types (0.6.1) know no such option and count
-    their resets: without this, arms of different histories would not start the same.
+    their resets: without this, episodes after different histories would not start the same.
     """
     bare: Any = env.unwrapped
     if hasattr(bare, "init_state_id"):
@@ -201,7 +182,7 @@ _EDITED = ("body_pos", "body_quat")
 
 
 def state_hash(env: gym.Env) -> str | None:
-    """Hash of where everything stands and how it moves: shows that two arms really start the same.
+    """Hash of where everything stands and how it moves: shows that two episodes really start the same.
 
     It covers the simulator's state (time, joint positions and velocities) and the places of all bodies in the model.
 
@@ -224,6 +205,21 @@ def state_hash(env: gym.Env) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def refuse_unfaultable(conditions: Sequence[Condition], suites: Mapping[str, EnvironmentFacts]) -> None:
+    """Check that the environment can be seen through faults; otherwise every faulted episode would crash.
+
+    Raises:
+        ValueError: there is a condition with a fault and an environment that the fault wrapper cannot work on.
+    """
+    faulted = next((c for c in conditions if c.faults), None)
+    name = next((n for n, suite in suites.items() if not suite.faultable), None)
+    if faulted is not None and name is not None:
+        raise ValueError(
+            f"Condition {faulted.id!r} cannot be applied to the suite {name!r}: its environment has no `cameras` or no "
+            "`presence` in its observations. Use --env.type=multismolvla_libero, or --conditions='[C0]'."
+        )
+
+
 def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
     """One source per suite that the options name, in their order.
 
@@ -244,18 +240,6 @@ def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource
     return {suite: factory(replace(arguments, task=suite)) for suite in arguments.suites()}
 
 
-def load_source(arguments: EnvironmentArguments) -> EnvironmentSource:
-    """The source of the one suite that the options name.
-
-    Raises:
-        ValueError: as :func:`load_sources`, or the options name several suites.
-    """
-    sources = load_sources(arguments)
-    if len(sources) != 1:
-        raise ValueError(f"--env.task={arguments.task} names {len(sources)} suites; expected one here.")
-    return next(iter(sources.values()))
-
-
 def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
     from lerobot.envs.configs import EnvConfig
     from lerobot.utils.import_utils import register_third_party_plugins
@@ -272,14 +256,14 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
     options: dict[str, Any] = {"task": arguments.task, **arguments.options}
     if arguments.task_ids is not None:
         options["task_ids"] = list(arguments.task_ids)
-    try:
-        config = config_class(**options)
-    except TypeError as error:
+    known = [f.name for f in fields(config_class)]
+    for name in options.keys() - known:
+        near = difflib.get_close_matches(name, known, 1)
         raise ValueError(
-            f"--env.options do not fit the environment type {arguments.type!r}: {error}."
-        ) from error
-    if arguments.type == LIBERO_PLUS_TYPE:
-        require_libero_plus()
+            f"--env.options: the environment type {arguments.type!r} has no {name!r}. "
+            + (f"Did you mean {near[0]!r}?" if near else f"It has {sorted(known)}.")
+        )
+    config = config_class(**options)
     assets = _prepare_libero(arguments, config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)
     if assets is not None:
@@ -288,14 +272,14 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
 
 
 def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None:
-    """What must be said before LIBERO is imported and before a simulator starts.
+    """What must be done before LIBERO is imported.
 
     Returns:
-        LIBERO's assets, of which every file that a task reads must be there; ``None`` where none are needed, or where they are
-        others than LIBERO's.
+        LIBERO's assets, of which every file that a task reads must be there; ``None`` where they are others, or none.
 
     Raises:
-        FileNotFoundError: the assets are missing, or not whole.
+        FileNotFoundError: the assets are missing.
+        ModuleNotFoundError: LIBERO-Plus is asked for and not what is installed.
     """
     from lerobot_env_multismolvla.libero.setup import (
         ensure_libero_config,
@@ -305,50 +289,32 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
     from multismolvla.system.libero_assets import find_libero_assets
 
     if arguments.type == "multismolvla_libero":
-        folder = find_libero_assets(config.libero_assets)
-        if folder is None or not any(name.startswith("libero_") for name in config.suites):
-            return None  # nothing of it is needed, or the environment says what to do
-    elif arguments.type == "libero":
+        return find_libero_assets(config.libero_assets)
+    if arguments.type == "libero":
         ensure_libero_config()
         folder = require_libero_assets(arguments.suites()[0])
-        set_asset_root(
-            folder
-        )  # LeRobot's environments leave it to hf-libero, which may download into the home folder
-    elif arguments.type == LIBERO_PLUS_TYPE:
+        set_asset_root(folder)  # hf-libero may otherwise download into the home folder
+        return folder
+    if arguments.type == LIBERO_PLUS_TYPE:
+        require_libero_plus()
         _refuse_missing_plus_assets(ensure_libero_config())
-        return None
-    else:
-        return None
-    _refuse_missing_assets(folder)
-    return folder
-
-
-def _refuse_missing_assets(folder: Path) -> None:
-    """A task whose files are missing would crash in every episode, which must not count as the policy's failures."""
-    from multismolvla.system.libero_assets import missing_files
-
-    missing = missing_files(folder)
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {len(missing)} of the files that LIBERO's suites read, e.g. {missing[0]}. Fetch them again: "
-            "multismolvla-doctor --fetch-assets."
-        )
+    return None
 
 
 def _refuse_missing_plus_assets(configuration: Path) -> None:
-    """The same for LIBERO-Plus, whose files nobody has listed: its folder must be there."""
+    """Nobody has listed the files of LIBERO-Plus, but its folder must be there."""
     import yaml
 
     folder = Path(yaml.safe_load(configuration.read_text())["assets"])
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its README says "
-            "(6.4 GB)."
+            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its README "
+            "says (6.4 GB)."
         )
 
 
 def _refuse_missing_task_files(assets: Path, envs: Mapping[str, Mapping[int, Any]]) -> None:
-    """The same for what only these tasks read, e.g. those of libero_90."""
+    """A task whose files are missing would crash in every episode, which says nothing about a policy."""
     from lerobot_env_multismolvla.libero.files import refuse_missing_files
 
     vectors = [v for suite, members in envs.items() if suite.startswith("libero_") for v in members.values()]
@@ -358,22 +324,20 @@ def _refuse_missing_task_files(assets: Path, envs: Mapping[str, Mapping[int, Any
 
 #: LeRobot's environment type for LIBERO-Plus (C7), and the file that tells its package from plain LIBERO's.
 LIBERO_PLUS_TYPE = "libero_plus"
-
-
 _LIBERO_PLUS_FILE = "libero/benchmark/task_classification.json"
 
 
 def require_libero_plus() -> None:
     r"""Check that LIBERO-Plus (C7) can be run.
 
-    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an environment of
-    its own, without C1 to C5 (its type has RGB only)::
+    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an environment
+    of its own, without C1 to C5 (its type has RGB only)::
 
         multismolvla-eval --policies='[ours=...]' --env.type=libero_plus --env.task=libero_spatial \
             --conditions='[C0]' --clean_episodes=1
 
-    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is, as LeRobot says,
-    a namespace package, which an installed hf-libero hides wherever it stands on the path: it needs an
+    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is, as
+    LeRobot says, a namespace package, which an installed hf-libero hides wherever it stands on the path: it needs an
     installation without hf-libero, and its results can never be in one run with those of LIBERO.
 
     Raises:
@@ -383,14 +347,11 @@ def require_libero_plus() -> None:
     places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     # of several portions of a namespace package the first one with the inner package is what is imported
     imported = next((p for p in places if (p / "libero").is_dir()), None)
-    if imported is None or not (imported / _LIBERO_PLUS_FILE).is_file():
-        found = (
-            f"the package libero in {imported} is plain LIBERO"
-            if imported
-            else "no package libero is installed"
-        )
-        raise ModuleNotFoundError(
-            f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from GitHub, "
-            "put the clone on PYTHONPATH in an environment of its own without hf-libero, which would hide it, and fetch its "
-            "assets (6.4 GB) as its README says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
-        )
+    if imported is not None and (imported / _LIBERO_PLUS_FILE).is_file():
+        return
+    found = f"the package in {imported} is plain LIBERO" if imported else "no package libero is installed"
+    raise ModuleNotFoundError(
+        f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from GitHub, put "
+        "the clone on PYTHONPATH in an environment of its own without hf-libero, which would hide it, and fetch its "
+        "assets (6.4 GB) as its README says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
+    )

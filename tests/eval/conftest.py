@@ -17,10 +17,10 @@ def checkpoints(tmp_path_factory):
 def source(request):
     """The mini suite's first task, with episodes of as many steps as the test module's ``STEPS``."""
     from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.environments import load_source
+    from multismolvla_eval.environments import load_sources
 
     options = {"episode_length": request.module.STEPS}
-    found = load_source(EnvironmentArguments(task_ids=[0], options=options))
+    (found,) = load_sources(EnvironmentArguments(task_ids=[0], options=options)).values()
     yield found
     found.make(0).close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,18 +14,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from multismolvla.corruption import CLEAN
-from multismolvla.system.files import write_json
-from multismolvla_eval.analysis.summary import summarise
-from multismolvla_eval.analysis.table import collect
+from multismolvla_eval.environments import load_sources
 from multismolvla_eval.evaluate import evaluate, main
-from multismolvla_eval.forecast import outline
 from multismolvla_eval.policies.baselines import BuiltinPolicy
-from multismolvla_eval.protocol.schedule import Counts, Episode
+from multismolvla_eval.protocol.schedule import Counts, EpisodeSpec
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.store import ResultsError, read_manifest, read_rows, read_run
-from multismolvla_eval.records.system_info import distinct_calls
+from multismolvla_eval.records.schema import RunFacts
+from multismolvla_eval.records.store import ResultsError, read_manifest, read_run, write_manifest
 from multismolvla_eval.rollout.episode import derived_seed, run_episode
 from multismolvla_eval.rollout.pool import WorkerError
 
@@ -36,17 +33,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{FIXTURES}{os.pathsep}{os.environ.g
 
 
 def rows_of(folder: Path):
-    return read_rows(folder, read_manifest(folder)["fingerprint"])
-
-
-def summary_of(folder: Path):
-    manifest, rows = read_run(folder)
-    return summarise(collect(rows, manifest["policies"]), manifest)
-
-
-def toy_facts():
-    suite = {"tasks": {"0": "t"}, "type": "toy", "max_steps": 6, "assets": "x", "labels": []}
-    return {"suites": {"toy": suite}, "cameras": ["image"], "policies": {"ours": {"checkpoint": "a"}}}
+    return read_run(folder)[1]
 
 
 def toy_source(**options):
@@ -62,23 +49,23 @@ def test_run_extend_and_rerun(make_config, capsys):
     evaluate(config, ["first"])
     rows = rows_of(config.output)
     assert len(rows) == 2 * 2 * (2 + 1 + 1)
-    assert all(r["success"] == (r["episode"] % 2 == 0) for r in rows)
-    assert {r["cause"] for r in rows} == {None, "time_out"}
-    assert all(100 < r["peak_memory_mb"] < 10_000 for r in rows), "a process that has imported torch"
-    by_key = {(r["policy"], r["task_id"], r["condition"], r["episode"]): r for r in rows}
+    assert all(r.success == (r.episode % 2 == 0) for r in rows)
+    assert {r.cause for r in rows} == {None, "time_out"}
+    assert all(100 < r.peak_memory_mb < 10_000 for r in rows), "a process that has imported torch"
+    by_key = {(r.policy, r.task_id, r.condition, r.episode): r for r in rows}
     for (policy, task, condition, episode), r in by_key.items():
-        twin = by_key["vanilla" if policy == "ours" else "ours", task, condition, episode]
-        assert r["noise_seed"] == twin["noise_seed"]
-        assert r["start"] == twin["start"] is not None
-        assert r["door"] == twin["door"]
+        twin, clean = (
+            by_key[key, task, c, episode]
+            for key, c in (("vanilla" if policy == "ours" else "ours", condition), (policy, "C0"))
+        )
+        assert r.noise_seed == twin.noise_seed
+        assert r.start == twin.start is not None
+        assert r.policy_inputs == twin.policy_inputs
+        changed = {k for k, value in r.policy_inputs.items() if value != clean.policy_inputs[k]}
+        assert changed == ({"observation.images.image"} if condition != "C0" else set())
     clips = sorted(p.name for p in (config.output / "clips").iterdir())
     assert len(clips) == 2 * 4, "of each policy and condition the first, and the second clean one"
     assert (config.output / "modalities.png").stat().st_size > 1000
-
-    checks = summary_of(config.output)["checks"]
-    assert checks["starts"] == {"episodes": 4, "equal": 4}
-    assert all(f["reached"] == f["rest_equal"] == f["episodes"] == 2 for f in checks["faults"])
-    assert len(checks["faults"]) == 4
 
     shard = config.output / "episodes-0of1.jsonl"
     before = shard.read_bytes()
@@ -87,8 +74,8 @@ def test_run_extend_and_rerun(make_config, capsys):
     assert shard.read_bytes().startswith(before), "finished episodes are kept as they are"
     assert len(rows_of(config.output)) == len(rows) + 4
     manifest = read_manifest(config.output)
-    assert manifest["commands"] == [["first"], ["second"]]
-    assert manifest["conditions"] == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero", "C2:rgb=grey"]
+    assert manifest.commands == [["first"], ["second"]]
+    assert manifest.conditions == ["C0", "C1:depth+seg+thermal", "C2:rgb=zero", "C2:rgb=grey"]
     assert "episodes" in capsys.readouterr().out
 
 
@@ -127,7 +114,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "half-written line" in result.stderr
     assert shard.read_bytes().startswith(survived)
-    counts = Counter((r["policy"], r["task_id"], r["condition"], r["episode"]) for r in rows_of(output))
+    counts = Counter((r.policy, r.task_id, r.condition, r.episode) for r in rows_of(output))
     assert len(counts) == 12
     assert set(counts.values()) == {1}
 
@@ -169,7 +156,7 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(
         command(output, clean_episodes=60), env=ENVIRONMENT,  # so many that a busy machine cannot finish before the signal
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # a shell that runs pytest in the background has it ignore Ctrl-C, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
@@ -178,48 +165,26 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
     while time.monotonic() < deadline and (not shard.exists() or not shard.read_bytes()):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=30)
+    _, text = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "same command continues" in text
     assert 1 <= len(rows_of(output)) < 244
 
 
-def test_crashed_and_hanging_episodes_are_recorded_and_the_run_goes_on(make_config):
+def test_episodes_that_crash_or_hang_twice_are_recorded_and_the_run_goes_on(make_config):
     config = make_config(
         options={"crash": [0, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
         episode_timeout=8.0,  # on a busy machine a crash takes a while too
     )  # fmt: skip
     evaluate(config)
     rows = rows_of(config.output)
-    causes = {(r["task_id"], r["episode"]): r["cause"] for r in rows}
+    causes = {(r.task_id, r.episode): r.cause for r in rows}
     assert len(causes) == len(rows) == 4
-    assert "exit code -6" in causes[0, 1]
-    assert causes[0, 0].startswith("stuck")
-    assert (causes[1, 0], causes[1, 1]) == (None, "time_out")
-    assert not any(r["success"] for r in rows if r["cause"])
-    assert {(r["fault_steps"], r["first_fault_step"]) for r in rows if "exit code" in (r["cause"] or "")} == {
-        (None, None)
-    }
-    summary = summary_of(config.output)
-    assert any("2 episodes ended in a crash or hung" in note for note in summary["notes"])
-
-
-def test_a_crash_in_the_last_episode_is_recorded_in_this_call_or_the_next(make_config):
-    config = make_config(
-        options={"crash": [1, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=1, clips=1
-    )
-    evaluate(config)
-    shard = config.output / "episodes-0of1.jsonl"
-    whole = shard.read_bytes()
-    assert [(r["task_id"], r["episode"]) for r in rows_of(config.output)] == [(0, 0), (1, 0)], (
-        "the trial leaves no row"
-    )
-    assert "crash: exit code -6" in rows_of(config.output)[1]["cause"]
-
-    shard.write_bytes(whole[: whole.index(b"\n") + 1])  # killed before the crash was written
-    evaluate(config)
-    rows = rows_of(config.output)
-    assert [(r["task_id"], r["cause"]) for r in rows] == [(0, None), (1, "crash: exit code -6")]
+    assert causes == {
+        (0, 0): "crash: no end after 8 s", (0, 1): "crash: exit code -6", (1, 0): None, (1, 1): "time_out",
+    }  # fmt: skip
+    assert [r.crashed for r in rows] == [str(r.cause).startswith("crash") for r in rows]
+    assert {(r.steps, r.fault_steps, r.first_fault_step) for r in rows if r.crashed} == {(0, None, None)}
 
 
 def test_a_broken_setup_records_nothing(make_config):
@@ -227,52 +192,6 @@ def test_a_broken_setup_records_nothing(make_config):
     with pytest.raises(WorkerError, match="the toy is broken on purpose"):
         evaluate(config)
     assert not list(config.output.glob("episodes-*.jsonl"))
-
-
-def test_foreign_results_are_refused(make_config):
-    """The manifest of another run is refused; no process is needed to see that."""
-    facts = toy_facts()
-    config = make_config(policies=["ours=builtin:zero"])
-    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
-    config.output.mkdir()
-    write_json(config.output / "run.json", manifest)
-    assert build_manifest(config, facts, [CLEAN], Counts(1, 1), [])["fingerprint"] == manifest["fingerprint"]
-    config.seed = 1
-    with pytest.raises(ResultsError, match=r"another run.*\['seed'\] differ"):
-        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
-    config.seed = 0
-    facts["policies"]["ours"]["checkpoint"] = "b"
-    with pytest.raises(ResultsError, match="'ours' has changed since this run began"):
-        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
-    (config.output / "episodes-0of1.jsonl").touch()
-    (config.output / "run.json").unlink()
-    with pytest.raises(ResultsError, match="result files but no run.json"):
-        build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
-
-
-def test_a_continued_run_forgets_nothing_of_its_earlier_calls(make_config, monkeypatch):
-    facts = toy_facts()
-    config = make_config(policies=["ours=builtin:zero"], note=["trained for 3 steps"])
-    config.output.mkdir()
-    for commit, clean, episodes, note in (("one", 10, 5, "a"), ("two", 2, 8, "b"), ("two", 1, 1, "a")):
-        monkeypatch.setattr("multismolvla_eval.records.manifest.source_commit", lambda commit=commit: commit)
-        config.note = [note]
-        write_json(
-            config.output / "run.json", build_manifest(config, facts, [CLEAN], Counts(clean, episodes), [])
-        )
-    manifest = read_manifest(config.output)
-    assert (manifest["clean_episodes"], manifest["episodes"]) == (10, 8)
-    assert [p["commit"] for p in manifest["provenance"]] == ["one", "two", "two"]
-    assert all(
-        p["versions"]["python"] and p["hardware"]["cores"] and p["time"] for p in manifest["provenance"]
-    )
-    assert [p["commit"] for p in distinct_calls(manifest)] == ["one", "two"]
-    assert manifest["remarks"] == ["a", "b"]
-
-    old = {k: v for k, v in manifest.items() if k not in ("provenance", "remarks")}  # of an earlier version
-    write_json(config.output / "run.json", {**old, "commit": "zero"})
-    manifest = build_manifest(config, facts, [CLEAN], Counts(1, 1), [])
-    assert [p["commit"] for p in manifest["provenance"]] == ["zero", "two"]
 
 
 def test_dry_run_writes_no_results(make_config, capsys):
@@ -287,31 +206,20 @@ def test_dry_run_writes_no_results(make_config, capsys):
 
 def test_dry_run_says_whether_the_run_would_be_continued_or_refused(make_config, capsys):
     config = make_config(policies=["ours=builtin:zero"], dry_run=True)
-    facts = outline(config.env)
-    facts |= {"policies": {"ours": {"checkpoint": "builtin:zero"}}}
+    suites = {name: source.facts() for name, source in load_sources(config.env).items()}
+    policies = {"ours": BuiltinPolicy("zero", 7).facts()}
     config.output.mkdir()
-    manifest = build_manifest(config, facts, [CLEAN], Counts(2, 1), [])
-    write_json(config.output / "run.json", manifest)
+    manifest = build_manifest(config, RunFacts(suites, ["image"], policies), [CLEAN], Counts(2, 1), [])
+    write_manifest(config.output, manifest)
     evaluate(config)
-    assert (
-        f"holds this run ({manifest['fingerprint']}) with 0 episodes: it would be continued"
-        in capsys.readouterr().out
-    )
-    for part, value, message in (
-        ("policies", {"ours": {"checkpoint": "other"}}, "Policy 'ours' has changed since this run began"),
-        (
-            "suites",
-            {"toy": {**manifest["suites"]["toy"], "assets": "other"}},
-            "suite 'toy' has changed .* assets 'other'",
-        ),
-        ("fingerprint", "other", "holds another run"),
-    ):
-        write_json(config.output / "run.json", {**manifest, part: value})
-        with pytest.raises(ResultsError, match=message):
-            evaluate(config)
-    (config.output / "episodes-0of1.jsonl").touch()
-    (config.output / "run.json").unlink()
-    with pytest.raises(ResultsError, match="result files but no run.json"):
+    assert f"holds this run ({manifest.fingerprint}) with 0 episodes" in capsys.readouterr().out
+    other = {"ours": replace(policies["ours"], checkpoint="other")}
+    write_manifest(config.output, replace(manifest, policies=other))
+    with pytest.raises(ResultsError, match="'ours' has changed"):
+        evaluate(config)
+    other = {"toy": replace(manifest.suites["toy"], assets="other")}
+    write_manifest(config.output, replace(manifest, suites=other))
+    with pytest.raises(ResultsError, match="'toy' has changed .*assets 'other'"):
         evaluate(config)
 
 
@@ -341,9 +249,8 @@ def test_nan_action_is_that_episodes_failure():
         def act(self, batch):
             return torch.full((1, 7), torch.nan)
 
-    row = run_episode(Episode("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
-    assert (row["success"], row["cause"], row["steps"]) == (False, "nan_action", 0)
-    json.dumps(row, allow_nan=False)
+    row = run_episode(EpisodeSpec("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
+    assert (row.success, row.cause, row.steps) == (False, "nan_action", 0)
 
 
 class Late(gym.Wrapper):
@@ -378,8 +285,8 @@ def test_a_row_says_whether_the_episode_met_its_fault(condition, start, wrapper,
     source.with_faults = lambda env, condition, run_seed: wrapper(env) if condition.faults else env
     policy = BuiltinPolicy("zero", 7)
     policy.config = object()  # as of one that looks: for nobody's eyes nothing is rendered, and nothing told
-    row = run_episode(Episode("p", "toy", 0, condition, start), source, policy, 0)
-    assert (row["fault_steps"], row["first_fault_step"]) == met
+    row = run_episode(EpisodeSpec("p", "toy", 0, condition, start), source, policy, 0)
+    assert (row.fault_steps, row.first_fault_step) == met
 
 
 def test_policy_noise_is_paired_and_independent_of_faults():
@@ -397,19 +304,21 @@ def test_policy_noise_is_paired_and_independent_of_faults():
     for condition in ("C0", "C2:rgb=zero", "C0"):
         torch.manual_seed(np.random.default_rng().integers(2**31))  # whatever ran before must not matter
         spy = Spy()
-        run_episode(Episode("p", "toy", 1, condition, 3), toy_source(), spy, 5)
+        run_episode(EpisodeSpec("p", "toy", 1, condition, 3), toy_source(), spy, 5)
         seen.append(torch.cat(spy.seen))
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(seen[0], seen[2])
 
 
 def test_seeds_depend_on_the_episode_and_not_on_policy_or_condition():
-    base = Episode("a", "toy", 0, "C0", 0)
-    assert derived_seed("env", 0, base) == derived_seed("env", 0, Episode("b", "toy", 0, "C2:rgb=zero", 0))
+    base = EpisodeSpec("a", "toy", 0, "C0", 0)
+    assert derived_seed("env", 0, base) == derived_seed(
+        "env", 0, EpisodeSpec("b", "toy", 0, "C2:rgb=zero", 0)
+    )
     others = [
-        Episode("a", "toy", 1, "C0", 0),
-        Episode("a", "toy", 0, "C0", 1),
-        Episode("a", "toz", 0, "C0", 0),
+        EpisodeSpec("a", "toy", 1, "C0", 0),
+        EpisodeSpec("a", "toy", 0, "C0", 1),
+        EpisodeSpec("a", "toz", 0, "C0", 0),
     ]
     seeds = {derived_seed("env", 0, e) for e in (base, *others)}
     seeds |= {derived_seed("env", 1, base), derived_seed("policy", 0, base)}

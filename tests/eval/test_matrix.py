@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,21 +10,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
-from multismolvla.system.files import write_json
+from multismolvla.corruption import CLEAN
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.evaluate import evaluate, main, parse
-from multismolvla_eval.forecast import hours, outline, seconds_per_episode
+from multismolvla_eval.forecast import hours, seconds_per_episode, summary_lines
 from multismolvla_eval.protocol.levels import LEVELS, resolve
-from multismolvla_eval.protocol.schedule import CLIP_CANDIDATES, KEY, Counts, episodes
+from multismolvla_eval.protocol.schedule import CLIP_CANDIDATES, Counts, episodes
+from multismolvla_eval.records.schema import EnvironmentFacts
 from multismolvla_eval.records.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
-from multismolvla_eval.records.store import ResultsError, episode_key, read_run, run_lock
+from multismolvla_eval.records.store import ResultsError, read_run, run_lock, write_manifest
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONFIGS = FIXTURES.parents[1] / "configs" / "eval"
 #: A process of its own finds the toy environment, and whatever this one was told to find.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{FIXTURES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+#: LeRobot's step limits (lerobot 0.6.1).
+MAX_STEPS = {"libero_spatial": 280, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
+LIBERO = tuple(MAX_STEPS)
 
 MATRIX = """
 # comments are kept for the reader
@@ -41,7 +44,7 @@ env:
   task_ids: [0]
 conditions: [C1:-rgb]
 clean_episodes: 2
-clean_seeds: 2
+clean_repeats: 2
 episodes: 1
 clips: 0
 """
@@ -52,7 +55,12 @@ def test_a_file_holds_the_matrix_and_the_command_line_overrides_it(tmp_path):
     path.write_text(MATRIX)
     config = parse([f"--config_path={path}", "--episodes=3", "--env.task=toy_c", "--dry-run"])
     assert list(config.policy_paths()) == ["ours", "vanilla", "chance"]
-    assert (config.episodes, config.clean_seeds, config.env.task, config.env.task_ids) == (3, 2, "toy_c", [0])
+    assert (config.episodes, config.clean_repeats, config.env.task, config.env.task_ids) == (
+        3,
+        2,
+        "toy_c",
+        [0],
+    )
     assert config.dry_run
     config.check()
 
@@ -61,11 +69,14 @@ def test_a_file_holds_the_matrix_and_the_command_line_overrides_it(tmp_path):
     ("text", "message"),
     [
         (MATRIX.replace("episodes: 1", "epizodes: 1"), "epizodes"),
-        ("policies: [", "matrix.yaml cannot be read"),
+        ("policies: [", "matrix.yaml"),
         (MATRIX.replace("clean_only: [chance]", "clean_only: [vanilla]"), "--clean_only names 'vanilla'"),
         (MATRIX.replace("toy_a,toy_b", "','"), "names no suite"),
         (MATRIX + "rename_map: {nobody: {a: b}}", "--rename_map has an entry for 'nobody'"),
-        (MATRIX.replace("ours=builtin:random", "ours=blind:builtin:zero"), "blind: takes a checkpoint"),
+        (
+            MATRIX.replace("ours=builtin:random", "ours=no_vision:builtin:zero"),
+            "no_vision: takes a checkpoint",
+        ),
     ],
 )
 def test_mistakes_in_the_file_are_named(text, message, tmp_path, capsys):
@@ -85,10 +96,10 @@ def test_the_levels_of_the_protocol_are_there_as_files(name):
     assert config.env.suites() == list(LIBERO)
     assert text.startswith(f"# multismolvla-eval --config_path=configs/eval/{name}.yaml")
     level, policies, clean_only = LEVELS[name], len(config.policies), len(config.clean_only)
-    per_task = policies * level.clean_episodes * level.clean_seeds
+    per_task = policies * level.clean_episodes * level.clean_repeats
     per_task += (policies - clean_only) * level.episodes * (len(level.conditions) - 1)
-    suites = outline(config.env)["suites"]
-    numbers = {s: per_task * (level.tasks or len(suite["tasks"])) for s, suite in suites.items()}
+    numbers = dict.fromkeys(LIBERO, per_task * (level.tasks or 10))
+    suites = {s: EnvironmentFacts(type="libero", tasks={}, max_steps=n) for s, n in MAX_STEPS.items()}
     told = hours(numbers, seconds_per_episode(suites, []), workers=1)
     told = f"{told:.1f}" if told < 10 else f"{told:,.0f}"
     expected = f"# {sum(numbers.values()):,} episodes, about {told} h of simulation"
@@ -101,57 +112,56 @@ def test_every_look_at_a_plan_is_fair_over_suites_seeds_and_policies():
     tasks = {"a": [0, 1], "b": [0]}
     plan = episodes(["x", "y", "z"], tasks, conditions, Counts(4, 2, 3), clips=1, clean_only=["z"])
     assert len(plan) == len({e.key for e in plan}) == 3 * (3 * 4 * 3 + 2 * 2 * 2)
-    assert all(e.key == episode_key({k: getattr(e, k) for k in KEY}) for e in plan)
-    assert {e.seed for e in plan if e.condition != "C0"} == {0}
+    assert {e.repeat for e in plan if e.condition != "C0"} == {0}
     assert {e.condition for e in plan if e.policy == "z"} == {"C0"}
     first = plan[:9]
-    assert {(e.condition, e.episode, e.seed) for e in first} == {("C0", 0, 0)}, (
+    assert {(e.condition, e.episode, e.repeat) for e in first} == {("C0", 0, 0)}, (
         "first one clean episode of every task"
     )
     assert [e.policy for e in first[:3]] == ["x", "y", "z"]
-    half = Counter((e.suite, e.condition, e.seed, e.policy) for e in plan[: len(plan) // 2])
-    whole = Counter((e.suite, e.condition, e.seed, e.policy) for e in plan)
+    half = Counter((e.suite, e.condition, e.repeat, e.policy) for e in plan[: len(plan) // 2])
+    whole = Counter((e.suite, e.condition, e.repeat, e.policy) for e in plan)
     assert all(0.3 <= half[cell] / whole[cell] <= 0.7 for cell in whole)
     assert {(e.suite, e.task_id) for e in plan if e.clip} == {("a", 0), ("b", 0)}
-    assert all(e.seed == 0 and e.episode < CLIP_CANDIDATES for e in plan if e.clip)
+    assert all(e.repeat == 0 and e.episode < CLIP_CANDIDATES for e in plan if e.clip)
 
 
 def test_suites_can_be_added_and_a_changed_one_is_refused(make_config):
     config = make_config(
-        env=EnvironmentArguments("toy_environment:ToySource", "toy_a,toy_b", [0]), clean_seeds=2, clean_episodes=1,
+        env=EnvironmentArguments("toy_environment:ToySource", "toy_a,toy_b", [0]), clean_repeats=2, clean_episodes=1,
         conditions=[], note=["x"],
     )  # fmt: skip
     evaluate(config)
     manifest, rows = read_run(config.output)
-    assert Counter(r["suite"] for r in rows) == {"toy_a": 4, "toy_b": 4}
-    assert manifest["clean_seeds"] == 2
-    assert all(r["world"] == manifest["suites"][r["suite"]]["world"] for r in rows)
-    by = {(r["policy"], r["suite"], r["seed"]): r for r in rows}
+    assert Counter(r.suite for r in rows) == {"toy_a": 4, "toy_b": 4}
+    assert manifest.clean_repeats == 2
+    assert all(r.suite_hash == manifest.suites[r.suite].suite_hash for r in rows)
+    by = {(r.policy, r.suite, r.repeat): r for r in rows}
     for suite in ("toy_a", "toy_b"):
         first, second = by["ours", suite, 0], by["ours", suite, 1]
-        assert first["init_state"] == second["init_state"]
-        assert first["actions"] != second["actions"], "the repetition draws other noise"
-        assert first["noise_seed"] == by["vanilla", suite, 0]["noise_seed"], "and is paired within itself"
-        assert second["noise_seed"] == by["vanilla", suite, 1]["noise_seed"]
-    assert by["vanilla", "toy_a", 0]["actions"] == by["vanilla", "toy_b", 1]["actions"], "zeros are zeros"
+        assert first.init_state == second.init_state
+        assert first.actions != second.actions, "the repetition draws other noise"
+        assert first.noise_seed == by["vanilla", suite, 0].noise_seed, "and is paired within itself"
+        assert second.noise_seed == by["vanilla", suite, 1].noise_seed
+    assert by["vanilla", "toy_a", 0].actions == by["vanilla", "toy_b", 1].actions, "zeros are zeros"
 
     config.env.task = "toy_c"
     evaluate(config)
     manifest, rows = read_run(config.output)
-    assert list(manifest["suites"]) == ["toy_a", "toy_b", "toy_c"]
+    assert list(manifest.suites) == ["toy_a", "toy_b", "toy_c"]
     assert len(rows) == 12
 
-    changed = json.loads((config.output / "run.json").read_text())
-    changed["suites"]["toy_c"]["assets"] = changed["suites"]["toy_c"]["world"] = "other"
-    write_json(config.output / "run.json", changed)
+    changed = dict(manifest.suites)
+    changed["toy_c"] = replace(changed["toy_c"], assets="other", suite_hash="other")
+    write_manifest(config.output, replace(manifest, suites=changed))
     with pytest.raises(ResultsError, match=r"another version of the suite 'toy_c'.*Move the file"):
         read_run(config.output)
     with pytest.raises(
         ResultsError, match=r"'toy_c' has changed since this run began: assets 'other', now 'none'"
     ):
         evaluate(config)
-    del changed["suites"]["toy_c"]
-    write_json(config.output / "run.json", changed)
+    del changed["toy_c"]
+    write_manifest(config.output, replace(manifest, suites=changed))
     with pytest.raises(ResultsError, match="is of the suite 'toy_c', this folder's manifest knows"):
         read_run(config.output)
 
@@ -181,22 +191,18 @@ def test_processes_of_a_launcher_share_a_run_and_agree_with_one_process(tmp_path
     )
     assert result.returncode == 0, result.stderr
 
-    parts = [
-        [json.loads(line) for line in (together / f"episodes-{i}of2.jsonl").read_text().splitlines()]
-        for i in (0, 1)
-    ]
+    parts = [(together / f"episodes-{i}of2.jsonl").read_text().splitlines() for i in (0, 1)]
     assert all(parts)
     manifest, rows = read_run(together)
     assert len(rows) == sum(map(len, parts)) == 2 * (3 * 2 * 2 + 2)
-    assert len({w for part in parts for w in {r["worker"] for r in part}}) == 2, "each its own worker and log"
-    other = {episode_key(r): r for r in read_run(alone)[1]}
+    assert {r.worker for r in rows} == {0, 1}, "each its own worker and log"
+    other = {r.key: r for r in read_run(alone)[1]}
     for row in rows:
-        twin = other.pop(episode_key(row))
-        assert [row[k] for k in ("actions", "start", "door", "success", "steps", "world")] == [
-            twin[k] for k in ("actions", "start", "door", "success", "steps", "world")
-        ]
+        twin = other.pop(row.key)
+        for name in ("actions", "start", "policy_inputs", "success", "steps", "suite_hash"):
+            assert getattr(row, name) == getattr(twin, name)
     assert not other
-    assert manifest["clean_only"] == ["chance"]
+    assert manifest.clean_only == ["chance"]
 
 
 def test_a_run_cannot_be_divided_in_two_ways_at_once(tmp_path):
@@ -230,17 +236,16 @@ def test_where_a_process_finds_its_part():
         locate_shard("0/1", {**launcher, "RANK": "4"})
 
 
-def test_a_dry_run_of_libero_starts_nothing(tmp_path):
-    """Cells, episodes and hours from tables: no simulator, no LeRobot, no policy."""
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "multismolvla_eval.evaluate",
-         f"--config_path={CONFIGS / 'standard.yaml'}", f"--output={tmp_path / 'run'}", "--shard=1/2", "--dry-run"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
-    assert not {"lerobot", "libero", "mujoco", "robosuite"} & imported
-    text = result.stdout
+@pytest.fixture
+def assets_in_use(libero_assets, monkeypatch):
+    monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(libero_assets))
+    return libero_assets
+
+
+def test_a_dry_run_of_libero_loads_no_policy_and_starts_no_simulator(assets_in_use, tmp_path, capsys):
+    config = [f"--config_path={CONFIGS / 'standard.yaml'}", f"--output={tmp_path / 'run'}"]
+    assert main([*config, "--shard=1/2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
     cells = len(LEVELS["standard"].conditions)
     total = 40 * (5 * 3 * 10 + 2 * 10 * (cells - 1))
     assert f"5 policies x 40 tasks x {cells} conditions: {total} episodes" in text
@@ -250,47 +255,41 @@ def test_a_dry_run_of_libero_starts_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_warns_of_too_few_initial_states_and_unknown_tasks(tmp_path, capsys):
-    matrix = [
-        "--policies=[a=builtin:zero]",
-        "--env.task=libero_object",
-        "--dry-run",
-        f"--output={tmp_path / 'run'}",
-    ]
-    assert main([*matrix, "--clean_episodes=21", "--conditions=[]"]) == 0
-    text = capsys.readouterr().out
-    assert "libero_object has 20 different initial states per task and the plan asks for 21" in text
-    assert "init_split: all" in text
-    assert main([*matrix, "--env.task_ids=[10]"]) == 2
-    assert "names task 10; the suite 'libero_object' has tasks 0 to 9" in capsys.readouterr().err
+def test_too_few_initial_states_are_said():
+    plan = episodes(["p"], {"suite": [0]}, [CLEAN], Counts(21, 1))
+    suite = EnvironmentFacts(type="t", tasks={0: "t"}, max_steps=5, init_states=20, init_split="eval")
+    warning, _ = summary_lines({"suite": suite}, plan, plan, [], workers=1)
+    assert "20 different initial states per task and the plan asks for 21" in warning
+    assert "init_split: all" in warning
+    assert len(summary_lines({"suite": replace(suite, init_states=21)}, plan, plan, [], workers=1)) == 1
 
 
 @pytest.mark.parametrize(
     ("type_", "options", "message"),
     [
         ("multismolvla_libero", "{init_splt: all}", "no 'init_splt'. Did you mean 'init_split'?"),
-        (
-            "multismolvla_libero",
-            "{init_split: foo}",
-            "--env.init_split is 'foo'; expected one of ['all', 'eval', 'train']",
-        ),
-        ("libero", "{init_split: all}", "there is no 'init_split'"),
-        ("libero", "{hard_reset: false, fps: 20}", None),
-        ("multismolvla_libero", "{init_split: all, libero_assets: x, fps: 20}", None),
+        ("multismolvla_libero", "{init_split: foo}", "'foo'; expected one of"),
+        ("libero", "{init_split: all}", "no 'init_split'"),
+        ("nonsense", "{}", "not registered with LeRobot"),
     ],
 )
 def test_a_dry_run_refuses_the_options_that_the_run_refuses(type_, options, message, tmp_path, capsys):
     given = [
-        "--policies=[a=builtin:zero]", f"--env.type={type_}", "--env.task=libero_object", f"--env.options={options}",
+        "--policies=[a=builtin:zero]", f"--env.type={type_}", f"--env.options={options}",
         "--dry-run", "--conditions=[]", f"--output={tmp_path / 'run'}",
     ]  # fmt: skip
-    assert main(given) == (2 if message else 0)
-    assert (message or "") in capsys.readouterr().err
+    assert main(given) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_takes_for_a_hub_id(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["--policies=[a=outputs/missing]", "--env.task=libero_object", "--dry-run", "--conditions=[]"]
+    given = [
+        "--policies=[a=outputs/missing]",
+        "--env.type=toy_environment:ToySource",
+        "--dry-run",
+        "--conditions=[]",
+    ]
     assert main(given) == 0
     assert "outputs/missing is no folder here and is taken for a hub id" in capsys.readouterr().out
     (tmp_path / "outputs").mkdir()
@@ -298,29 +297,6 @@ def test_a_dry_run_says_what_it_takes_for_a_hub_id(tmp_path, monkeypatch, capsys
     assert "warning: there is no policy under outputs/missing yet" in capsys.readouterr().out
     assert main([g for g in given if g != "--dry-run"]) == 2
     assert "There is no 'outputs/missing', but a folder 'outputs'" in capsys.readouterr().err
-
-
-def test_the_fields_read_from_the_source_are_those_of_the_configuration():
-    from dataclasses import fields
-
-    from lerobot.envs.configs import LiberoEnv
-
-    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from lerobot_env_multismolvla.configuration_multismolvla_libero import INIT_SPLITS
-    from multismolvla_eval.forecast import _LIBERO_STATES, _refuse_unknown_options
-
-    for type_, config in (("multismolvla_libero", MultiSmolVLALiberoConfig), ("libero", LiberoEnv)):
-        options = {f.name: None for f in fields(config)} | (
-            {} if type_ == "libero" else {"init_split": "all"}
-        )
-        _refuse_unknown_options(EnvironmentArguments(type_, "libero_object", None, options))
-    assert set(INIT_SPLITS) == set(_LIBERO_STATES)
-
-
-@pytest.fixture
-def assets_in_use(libero_assets, monkeypatch):
-    monkeypatch.setenv("MULTISMOLVLA_LIBERO_ASSETS", str(libero_assets))
-    return libero_assets
 
 
 @pytest.mark.sim
@@ -358,18 +334,17 @@ def test_one_task_of_each_suite(assets_in_use, make_config):
     )  # fmt: skip
     evaluate(config)
     manifest, rows = read_run(config.output)
-    assert [r["suite"] for r in rows] == list(manifest["suites"]) == [*LIBERO, "multismolvla_mini"]
-    assert all((r["steps"], r["cause"]) == (4, "time_out") for r in rows)
-    assert len({r["start"] for r in rows}) == 5
-    for suite in manifest["suites"].values():
-        assert (suite["max_steps"], suite["init_split"], suite["num_steps_wait"]) == (4, "eval", 1)
-        assert len(suite["tasks"]) == 1
-    assert manifest["suites"]["multismolvla_mini"]["mini_version"]
-    assert manifest["suites"]["libero_object"]["init_states"] == 20
-    assert len({s["assets"] for s in manifest["suites"].values()}) == 2, (
+    assert [r.suite for r in rows] == list(manifest.suites) == [*LIBERO, "multismolvla_mini"]
+    assert all((r.steps, r.cause) == (4, "time_out") for r in rows)
+    assert len({r.start for r in rows}) == 5
+    for suite in manifest.suites.values():
+        assert (suite.max_steps, suite.init_split, suite.num_steps_wait) == (4, "eval", 1)
+        assert len(suite.tasks) == 1
+    assert manifest.suites["multismolvla_mini"].mini_version
+    assert manifest.suites["libero_object"].init_states == 20
+    assert len({s.assets for s in manifest.suites.values()}) == 2, (
         "one set for LIBERO's suites, one for the mini suite"
     )
-    assert manifest["suites"]["libero_object"]["assets_standins"] in (True, False, None)
-    assert manifest["suites"]["multismolvla_mini"]["assets_standins"] is False
-    keys = {k for r in rows for k in r["door"]}
+    assert manifest.suites["multismolvla_mini"].assets_standins is False
+    keys = {k for r in rows for k in r.policy_inputs}
     assert {"observation.images.image_depth", "observation.images.image2_seg"} <= keys

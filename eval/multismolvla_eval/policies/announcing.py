@@ -1,16 +1,17 @@
-"""Which policies can be told that a picture is lost, and how. A policy that cannot is shown a black one: C1 is C2 for it.
+"""How an announced loss of a picture reaches a policy, if it does. If not, it is shown a black picture: C1 is C2 for it.
 
 Read in the source of lerobot 0.6.1 (folder ``lerobot/policies``):
 
 - *By a mask*: ``smolvla`` masks the tokens of a picture whose ``<key>_padding_mask`` is false (modeling_smolvla.py:364).
   Our own policy reads these masks of all its streams.
-- *By a gap*: ``pi0``, ``pi05`` and ``pi0_fast`` read no mask, but a declared key that is not in the batch becomes a masked
-  picture (modeling_pi0.py:996 and 1040, modeling_pi05.py:965 and 1010, modeling_pi0_fast.py:977 and 1022). Masked ones come
-  last, which changes nothing: positions count unmasked tokens only (modeling_pi0.py:675, modeling_pi05.py:642,
-  modeling_pi0_fast.py:651). A batch without any picture is refused (modeling_pi0.py:998), so the loss of all is not told.
+- *By a gap*: ``pi0``, ``pi05`` and ``pi0_fast`` read no mask, but a declared key that is not in the batch becomes a
+  masked picture (modeling_pi0.py:996 and 1040, modeling_pi05.py:965 and 1010, modeling_pi0_fast.py:977 and 1022). Masked
+  ones come last, which changes nothing: positions count unmasked tokens only (modeling_pi0.py:675, modeling_pi05.py:642,
+  modeling_pi0_fast.py:651). A batch without any picture is refused (modeling_pi0.py:998), so the loss of all is not
+  announced.
 - *Not at all*: ``act``, ``diffusion`` and ``vqbet`` take every declared key out of the batch (modeling_act.py:141,
-  modeling_diffusion.py:120, modeling_vqbet.py:138). In ``xvla`` and ``evo1`` a gap moves the later cameras into the place of
-  the lost one (modeling_xvla.py:312, modeling_evo1.py:378), which is no announcement. Nor is any other type told.
+  modeling_diffusion.py:120, modeling_vqbet.py:138). In ``xvla`` and ``evo1`` a gap moves the later cameras into the place
+  of the lost one (modeling_xvla.py:312, modeling_evo1.py:378), which is no announcement. Of other types nothing is known.
 """
 
 from __future__ import annotations
@@ -22,18 +23,10 @@ from torch import Tensor
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.environments import Batch
 
+#: Policies that drop a picture whose padding mask is false.
 MASK_READERS = ("multismolvla", "smolvla")
+#: Policies that drop a picture whose key is missing, as long as there is another picture.
 GAP_READERS = ("pi0", "pi05", "pi0_fast")
-
-
-def announcement(kind: str) -> dict[str, bool]:
-    """Facts about a policy type for the manifest.
-
-    Returns:
-        ``reads_masks``: whether it is told of an announced loss. ``needs_a_picture``: whether only as long as some picture
-        is left.
-    """
-    return {"reads_masks": kind in (*MASK_READERS, *GAP_READERS), "needs_a_picture": kind in GAP_READERS}
 
 
 def announce(kind: str, pictures: Iterable[str], batch: Batch) -> Batch:

@@ -1,10 +1,11 @@
-"""Policies that say what a score means: the scripted expert bounds it from above, a policy without eyes from below."""
+"""Policies that say what a score means: the scripted expert bounds it from above, one without vision from below."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 import gymnasium as gym
+import msgspec
 import numpy as np
 import torch
 from lerobot.utils.constants import OBS_IMAGES
@@ -12,17 +13,22 @@ from torch import Tensor
 
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.environments import Batch, EnvironmentSource
-from multismolvla_eval.policies.identity import EXPERT, EXPERT_DESCRIPTION, builtin_identity
-from multismolvla_eval.policies.interface import BLIND, Policy
+from multismolvla_eval.policies.announcing import MASK_READERS
+from multismolvla_eval.policies.checkpoints import EXPERT, NO_VISION, builtin_identity
+from multismolvla_eval.policies.interface import Look, Policy
+from multismolvla_eval.records.schema import PolicyFacts
 
 #: What a picture shows when there is nothing to see. Depth and segmentation have a value that says so.
 MID_GREY = 0.5
 _EMPTY = {"_depth": 0.0, "_seg": 0.0}
-#: Policies that read the padding masks and so know that there is no picture; all others see a grey one.
-_READS_MASKS = ("multismolvla", "smolvla")
+#: In plain words, for manifest and reports.
+EXPERT_DESCRIPTION = (
+    "privileged oracle: reads the simulator's state and, before it acts, tries variants of its motions in the episode's own "
+    "simulator, which it then puts back (retries); an upper bound on what the tasks allow, no policy"
+)
 
 
-class BlindPolicy:
+class NoVisionPolicy:
     """A policy whose pictures are all taken away, announced by the padding masks: what is solved without looking?
 
     Every picture becomes mid-grey (depth: invalid, segmentation: unknown) and every mask says absent. Policies that read
@@ -34,22 +40,24 @@ class BlindPolicy:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.checkpoint = f"blind:{policy.checkpoint}"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
-    def describe(self) -> dict[str, Any]:
+    def facts(self) -> PolicyFacts:
         """The policy's facts; it reads no picture."""
-        facts = self._policy.describe()
-        masked = facts.get("type") in _READS_MASKS
-        return {
-            **facts,
-            "path": f"blind:{facts.get('path')}",
-            **BLIND,
-            "reads": [k for k in facts.get("reads", []) if not k.startswith(OBS_IMAGES)],
-            "blind": "pictures announced as absent" if masked else "pictures replaced by mid-grey ones",
-        }
+        facts = self._policy.facts()
+        masked = facts.type in MASK_READERS
+        return msgspec.structs.replace(
+            facts,
+            path=NO_VISION + facts.path,
+            checkpoint=NO_VISION + facts.checkpoint,
+            reads=[k for k in facts.reads if not k.startswith(OBS_IMAGES)],
+            modalities=[],
+            views=[],
+            mask_reaches_policy=False,
+            no_vision="pictures announced as absent" if masked else "pictures replaced by mid-grey ones",
+        )
 
     def prepare(self, batch: Batch) -> Batch:
         """The policy's pre-processor on a batch without pictures."""
@@ -62,13 +70,52 @@ def without_pictures(batch: Batch) -> Batch:
     Args:
         batch: as the environment's processor gives it; ``observation.images.*`` float (B, C, H, W).
     """
-    blind = dict(batch)
+    changed = dict(batch)
     for key, picture in batch.items():
         if key.startswith(f"{OBS_IMAGES}.") and isinstance(picture, Tensor) and picture.ndim >= 4:
             value = next((v for suffix, v in _EMPTY.items() if key.endswith(suffix)), MID_GREY)
-            blind[key] = torch.full_like(picture, value)
-            blind[padding_mask_key(key)] = torch.zeros(len(picture), dtype=torch.bool, device=picture.device)
-    return blind
+            changed[key] = torch.full_like(picture, value)
+            absent = torch.zeros(len(picture), dtype=torch.bool, device=picture.device)
+            changed[padding_mask_key(key)] = absent
+    return changed
+
+
+class _WithoutWeights:
+    """What built-in policies have in common: they look at no picture and keep nothing between episodes."""
+
+    config = None
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def watch(self, env: gym.Env) -> None:
+        """It needs no simulator."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing to prepare."""
+        return batch
+
+    def last_look(self) -> Look:
+        """It saw nothing."""
+        return Look()
+
+
+class BuiltinPolicy(_WithoutWeights):
+    """A policy without weights: ``zero`` stands still, ``random`` draws uniformly from [-1, 1]."""
+
+    def __init__(self, kind: str, action_dim: int) -> None:
+        self.kind, self.action_dim = kind, action_dim
+
+    def facts(self) -> PolicyFacts:
+        """See `Policy`."""
+        name = f"builtin:{self.kind}"
+        return PolicyFacts(path=name, type=name, checkpoint=name)
+
+    def act(self, batch: Batch) -> Tensor:
+        """One action; the random one uses the global generator, as stochastic policies do."""
+        if self.kind == "zero":
+            return torch.zeros(1, self.action_dim)
+        return torch.rand(1, self.action_dim) * 2 - 1
 
 
 class _Expert(Protocol):
@@ -101,7 +148,7 @@ class _MiniExpert:
         return self._expert.action(snapshot(bare.simulation, bare.task_id))
 
 
-class ExpertPolicy:
+class ExpertPolicy(_WithoutWeights):
     """``builtin:expert``: the suites' scripted experts, a privileged oracle and no policy.
 
     They read poses and contacts from the simulator. LIBERO's expert also tries variants of its motions before it acts: in
@@ -117,9 +164,6 @@ class ExpertPolicy:
         ValueError: there is no expert for this environment.
     """
 
-    config = None
-    privileged = True
-
     def __init__(self, source: EnvironmentSource) -> None:
         kind = getattr(source.config, "type", None)
         if kind != "multismolvla_libero":
@@ -127,20 +171,19 @@ class ExpertPolicy:
                 f"{EXPERT} has no expert for the environment type {kind!r}; it knows the suites of "
                 "--env.type=multismolvla_libero."
             )
-        self.checkpoint = builtin_identity(EXPERT)
         self._experts: dict[bool, _Expert] = {}
         self._expert: _Expert | None = None
         self._env: gym.Env | None = None
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest."""
-        return {
-            "path": EXPERT,
-            "type": EXPERT,
-            **BLIND,
-            "privileged": True,
-            "description": EXPERT_DESCRIPTION,
-        }
+    def facts(self) -> PolicyFacts:
+        """See `Policy`."""
+        return PolicyFacts(
+            path=EXPERT,
+            type=EXPERT,
+            checkpoint=builtin_identity(EXPERT),
+            privileged=True,
+            description=EXPERT_DESCRIPTION,
+        )
 
     def reset(self) -> None:
         """Forget the last episode."""
@@ -156,10 +199,6 @@ class ExpertPolicy:
         # lerobot 0.6.1 counts on to the next state while it resets
         self._expert.reset(env, bare.init_state_id - bare._reset_stride)
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing to prepare."""
-        return batch
-
     def act(self, batch: Batch) -> Tensor:
         """The expert's action (1, 7) for the simulator's present state.
 
@@ -170,55 +209,8 @@ class ExpertPolicy:
             raise RuntimeError("ExpertPolicy.act() before watch(env): an expert needs the simulator.")
         return torch.from_numpy(np.asarray(self._expert.act(self._env), np.float32))[None]
 
-    def at_the_door(self) -> None:
-        """It has no encoder."""
-        return
-
-    def trust(self) -> dict[str, float]:
-        """It weighs no sensors."""
-        return {}
-
 
 def _libero_expert() -> _Expert:
     from lerobot_env_multismolvla.libero_expert.search import LiberoExpert
 
     return LiberoExpert()
-
-
-class BuiltinPolicy:
-    """A policy without weights: ``zero`` stands still, ``random`` draws uniformly from [-1, 1]."""
-
-    config = None
-    privileged = False
-
-    def __init__(self, kind: str, action_dim: int) -> None:
-        self.kind, self.action_dim = kind, action_dim
-        self.checkpoint = f"builtin:{kind}"
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest."""
-        return {"path": self.checkpoint, "type": self.checkpoint, **BLIND}
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def watch(self, env: gym.Env) -> None:
-        """It needs no simulator."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing to prepare."""
-        return batch
-
-    def act(self, batch: Batch) -> Tensor:
-        """One action; the random one uses the global generator, as stochastic policies do."""
-        if self.kind == "zero":
-            return torch.zeros(1, self.action_dim)
-        return torch.rand(1, self.action_dim) * 2 - 1
-
-    def at_the_door(self) -> None:
-        """It has no encoder."""
-        return
-
-    def trust(self) -> dict[str, float]:
-        """It weighs nothing."""
-        return {}

@@ -1,17 +1,24 @@
-"""Checkpoints: which folder or hub id a path means, and what it holds. Imports nothing heavy."""
+"""Which checkpoint a policy's path means, and what identifies what it holds. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 
-from multismolvla_eval.policies.identity import builtin_identity
+#: Prefix of a checkpoint's path: the same policy without pictures.
+NO_VISION = "no_vision:"
+#: The scripted experts as ``--policies`` names them.
+EXPERT = "builtin:expert"
+#: Of the package of LIBERO's expert, what decides no action of an evaluation: measuring, recording.
+_NOT_ACTING = ("__main__.py", "measure.py", "noise.py", "simulation.py")
 
 
 def checkpoint_path(path: str) -> str | None:
     """The checkpoint in a policy's path as it stands in ``--policies``; ``None`` for a built-in policy."""
-    return None if path.startswith("builtin:") else path.removeprefix("blind:")
+    return None if path.startswith("builtin:") else path.removeprefix(NO_VISION)
 
 
 def resolve_checkpoint(path: str) -> str:
@@ -75,8 +82,41 @@ def policy_hash(path: str) -> str:
     checkpoint = checkpoint_path(path)
     if checkpoint is None:
         return builtin_identity(path)
-    prefix = "blind:" if path.startswith("blind:") else ""
+    prefix = NO_VISION if path.startswith(NO_VISION) else ""
     return prefix + checkpoint_hash(resolve_checkpoint(checkpoint))
+
+
+def builtin_identity(path: str) -> str:
+    """What a row's ``checkpoint`` says of a built-in policy: its name, for the expert with the hash of its code.
+
+    Args:
+        path: as in ``--policies``, e.g. ``builtin:zero``.
+    """
+    return f"{path}@{_expert_hash(_environment_package())}" if path == EXPERT else path
+
+
+def _environment_package() -> Path:
+    """Folder of the environment package, found without importing it: that would import LeRobot."""
+    spec = importlib.util.find_spec("lerobot_env_multismolvla")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            f"{EXPERT} needs lerobot_env_multismolvla, which is part of this project's installation. Install it again."
+        )
+    return Path(spec.origin).parent
+
+
+@cache
+def _expert_hash(package: Path) -> str:
+    """12 hexadecimal digits over the source of LIBERO's expert and of the mini suite's.
+
+    Args:
+        package: folder of the environment package.
+    """
+    files = [f for f in sorted((package / "libero_expert").glob("*.py")) if f.name not in _NOT_ACTING]
+    digest = hashlib.sha256()
+    for file in (*files, package / "mini" / "expert.py"):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _adapter_base(path: Path) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors import SafetensorError, safe_open
 
 from multismolvla.modalities import MODALITIES, Modality, default_view_map, padding_mask_key
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -120,36 +118,48 @@ def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
     )
 
 
-def describe_input(config: Any, cameras: Sequence[str], rename_map: Mapping[str, str]) -> dict[str, Any]:
-    """What a policy reads, for the manifest.
+@dataclass(frozen=True)
+class Reads:
+    """What a policy reads.
+
+    Attributes:
+        keys: by the environment's names, of the pictures only those that it looks at, which may be fewer than it declares.
+        modalities: of these pictures.
+        views: cameras of these pictures.
+        provenance: of these modalities, where the policy's configuration has a say; see `multismolvla.provenance`.
+    """
+
+    keys: list[str]
+    modalities: list[str]
+    views: list[str]
+    provenance: dict[str, str]
+
+
+def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, str]) -> Reads:
+    """Look up what a policy reads.
 
     Args:
         config: of the policy, loaded.
         cameras: of the environment.
         rename_map: environment's name -> policy's name.
-
-    Returns:
-        ``reads``: keys by the environment's names, of the pictures only those that it looks at, which may be fewer than it
-        declares. ``modalities`` and ``views`` (cameras) of these pictures. ``provenance`` per modality, where the policy's
-        configuration has a say in them.
     """
     from multismolvla.provenance import ProvenanceMap
 
     pictures = {k for keys in streams_of(config).values() for k in keys}
     others = {k for k in config.input_features or {} if k not in config.image_features}
     original = {new: old for old, new in rename_map.items()}
-    reads = {original.get(k, k) for k in pictures | others}
+    keys = {original.get(k, k) for k in pictures | others}
     views = default_view_map(tuple(cameras))
-    given = {c: {m for m, k in streams.items() if k in reads} for c, streams in views.items()}
-    facts: dict[str, Any] = {
-        "reads": sorted(reads),
-        "modalities": [str(m) for m in MODALITIES if any(m in found for found in given.values())],
-        "views": [c for c, found in given.items() if found],
-    }
-    if hasattr(config, "provenance"):
-        provenance = ProvenanceMap.parse(config.provenance, config.views).table()
-        facts["provenance"] = {k: o for k, o in provenance.items() if k.split(".")[-1] in facts["modalities"]}
-    return facts
+    given = {c: {m for m, k in streams.items() if k in keys} for c, streams in views.items()}
+    modalities = [str(m) for m in MODALITIES if any(m in found for found in given.values())]
+    stated = hasattr(config, "provenance")
+    table = ProvenanceMap.parse(config.provenance, config.views).table() if stated else {}
+    return Reads(
+        sorted(keys),
+        modalities,
+        [c for c, found in given.items() if found],
+        {k: kind for k, kind in table.items() if k.split(".")[-1] in modalities},
+    )
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:

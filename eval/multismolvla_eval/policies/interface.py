@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -10,9 +11,23 @@ import numpy as np
 from torch import Tensor
 
 from multismolvla_eval.environments import Batch
+from multismolvla_eval.records.schema import PolicyFacts
 
-#: Facts about a policy that looks at nothing.
-BLIND: dict[str, Any] = {"reads": [], "modalities": [], "views": [], "reads_masks": False}
+
+@dataclass(frozen=True)
+class Look:
+    """What a policy saw when it last looked, of one episode; ready to be sent to another process.
+
+    Attributes:
+        encoder_inputs: per modality present, the hash of all that a multimodal encoder was given of it; ``None`` for
+            policies that do not show it.
+        tokens: token ids (h, w) per (camera, modality), for the modalities that are tokenized.
+        modality_weight: how much each modality counted beside the others, 0 to 1; empty without such weights.
+    """
+
+    encoder_inputs: dict[str, str] | None = None
+    tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    modality_weight: dict[str, float] = field(default_factory=dict)
 
 
 class Policy(Protocol):
@@ -20,20 +35,12 @@ class Policy(Protocol):
 
     Attributes:
         config: LeRobot's configuration, ``None`` for built-in policies, which look at no observation but the first.
-        checkpoint: hash of weights and configuration.
-        privileged: whether it reads the simulator's state; such a policy bounds the others from above.
     """
 
     config: Any
-    checkpoint: str
-    privileged: bool
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest.
-
-        ``reads``, ``modalities``, ``views``, ``provenance``: see :func:`multismolvla_eval.policies.features.describe_input`.
-        ``reads_masks``: see :mod:`multismolvla_eval.policies.announcing`.
-        """
+    def facts(self) -> PolicyFacts:
+        """What it tells of itself, for rows and manifest."""
 
     def reset(self) -> None:
         """Forget the last episode."""
@@ -42,26 +49,10 @@ class Policy(Protocol):
         """The raw environment of the episode, just reset; only privileged policies look at it."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """The policy's own pre-processor: what comes out stands at the encoder's door."""
+        """The policy's own pre-processor: what comes out enters the policy."""
 
     def act(self, batch: Batch) -> Tensor:
-        """The next actions for the environment, float (n, A), from a prepared batch; it looks again after all n of them."""
+        """The next actions for the environment, float (n, A), from a prepared batch; it looks again after all n."""
 
-    def at_the_door(self) -> EncoderDoor | None:
-        """What the last ``act`` gave to the encoder; ``None`` for policies that do not show it."""
-
-    def trust(self) -> dict[str, float]:
-        """How much each modality counted beside the others in the last ``act``, 0 to 1; empty without such weights."""
-
-
-@dataclass(frozen=True)
-class EncoderDoor:
-    """What a multimodal encoder was given.
-
-    Attributes:
-        hashes: per modality present, the hash of everything the encoder sees of it.
-        tokens: token ids (h, w) per (camera, modality), for those that are tokenized.
-    """
-
-    hashes: dict[str, str]
-    tokens: dict[tuple[str, str], np.ndarray]
+    def last_look(self) -> Look:
+        """What it saw in the last ``act``."""

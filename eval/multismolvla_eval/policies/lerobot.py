@@ -2,81 +2,139 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
-from multismolvla.inspection import LastLook, find_last_look
+from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla_eval.environments import Batch, EnvironmentSource
-from multismolvla_eval.policies.announcing import announce, announcement
-from multismolvla_eval.policies.checkpoints import checkpoint_hash, checkpoint_path, resolve_checkpoint
-from multismolvla_eval.policies.interface import EncoderDoor
+from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
+from multismolvla_eval.policies.checkpoints import checkpoint_hash, resolve_checkpoint
+from multismolvla_eval.policies.interface import Look
+from multismolvla_eval.policies.messages import PolicyServer, as_request
+from multismolvla_eval.records.schema import PolicyFacts
 
-logger = logging.getLogger(__name__)
 
+class LeRobotPolicy:
+    """A LeRobot checkpoint with its processors.
 
-class ProcessedPolicy:
-    """What stands around a LeRobot policy: its configuration and processors, no weights.
+    With a policy server, the weights of a policy that plans ahead are there; its processors and its noise stay here. The
+    noise then comes from this process's global generator, which every episode seeds, as it does for weights that are here.
 
     Args:
         path: folder (also one of a training run, then its last checkpoint) or hub id.
         source: the environment; its features tell LeRobot the inputs.
         device: overrides the checkpoint's device.
         rename_map: as LeRobot's option.
+        server: has the weights of policies that plan ahead; without it all weights are loaded here.
 
     Raises:
         FileNotFoundError: the path is a folder without a policy, or without its weights.
         ValueError: the policy's pictures, state or actions are not those of the environment.
     """
 
-    privileged = False
-
     def __init__(
-        self, path: str, source: EnvironmentSource, device: str | None, rename_map: dict[str, str]
+        self,
+        path: str,
+        source: EnvironmentSource,
+        device: str | None = None,
+        rename_map: Mapping[str, str] | None = None,
+        server: PolicyServer | None = None,
     ) -> None:
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.envs.utils import env_to_policy_features
+        from lerobot.policies.factory import make_policy, make_pre_post_processors
+        from lerobot.processor import TokenizerProcessorStep
         from lerobot.utils.import_utils import register_third_party_plugins
 
-        from multismolvla_eval.policies.features import check_features, check_labels
+        from multismolvla_eval.policies.features import (
+            check_features,
+            check_labels,
+            check_weights,
+            with_masks,
+        )
 
         register_third_party_plugins()
-        self.path, self.folder = path, resolve_checkpoint(path)
-        config = PreTrainedConfig.from_pretrained(self.folder)
-        config.pretrained_path = Path(self.folder)
-        if device is not None:
+        self.path, self._rename_map, self._cameras = path, dict(rename_map or {}), source.cameras
+        self._folder = resolve_checkpoint(path)
+        config: Any = PreTrainedConfig.from_pretrained(self._folder)
+        config.pretrained_path = Path(self._folder)
+        self._server = server if plans_ahead(config) else None
+        if self._server is not None:
+            config.device = "cpu"
+        elif device is not None:
             config.device = device
-        check_features(path, config, env_to_policy_features(source.config), rename_map)
-        check_labels(path, config, source.describe().get("labels", ()))
+        check_features(path, config, env_to_policy_features(source.config), self._rename_map)
+        check_labels(path, config, source.facts().labels)
         self.config: Any = config
-        self._cameras, self._rename_map = source.cameras, rename_map
-
-    def _load_processors(self, rename_map: dict[str, str]) -> None:
-        from lerobot.policies.factory import make_pre_post_processors
-
-        from multismolvla_eval.policies.features import with_masks
-
+        self.policy: Any = None
+        if self._server is None:
+            check_weights(path, self._folder)
+            self.policy = make_policy(cfg=config, env_cfg=source.config, rename_map=self._rename_map)
+            self.policy.eval()
+        self._shows: ShowsLastLook | None = None if self.policy is None else find_last_look(self.policy)
         self.preprocessor, self.postprocessor = make_pre_post_processors(
-            policy_cfg=self.config,
-            pretrained_path=str(self.folder),
+            policy_cfg=config,
+            pretrained_path=self._folder,
             preprocessor_overrides={
-                "device_processor": {"device": str(self.config.device)},
-                "rename_observations_processor": {"rename_map": with_masks(rename_map)},
+                "device_processor": {"device": str(config.device)},
+                "rename_observations_processor": {"rename_map": with_masks(self._rename_map)},
             },
+        )
+        if self._server is not None:
+            for step in self.preprocessor.steps:
+                if isinstance(step, TokenizerProcessorStep):
+                    step.padding = (
+                        "max_length"  # instructions of all lengths share a batch; what is added is masked
+                    )
+        self._first, self._look = True, Look()
+
+    def facts(self) -> PolicyFacts:
+        """See `Policy`; the device is the one that has the weights."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> PolicyFacts:
+        from multismolvla_eval.policies.features import what_it_reads
+
+        if self._server is not None:
+            return self._server.facts(self.path)
+        config = self.config
+        reads = what_it_reads(config, self._cameras, self._rename_map)
+        return PolicyFacts(
+            path=self.path,
+            type=config.type,
+            checkpoint=checkpoint_hash(self._folder),
+            reads=reads.keys,
+            modalities=reads.modalities,
+            views=reads.views,
+            provenance=reads.provenance,
+            mask_reaches_policy=config.type in (*MASK_READERS, *GAP_READERS),
+            needs_a_picture=config.type in GAP_READERS,
+            device=str(config.device),
+            parameters=sum(p.numel() for p in self.policy.parameters()),
+            peft=bool(getattr(config, "use_peft", False)),
+            n_action_steps=getattr(config, "n_action_steps", None),
+            chunk_size=getattr(config, "chunk_size", None),
+            vision_tower=getattr(config, "vision_tower", None),
         )
 
     def reset(self) -> None:
-        """Empty the processors' memory."""
+        """Empty the action queue and the processors' memory."""
+        if self.policy is not None:
+            self.policy.reset()
         self.preprocessor.reset()
         self.postprocessor.reset()
+        self._first = True
 
     def watch(self, env: gym.Env) -> None:
         """It sees what the environment observes and nothing else."""
@@ -85,127 +143,73 @@ class ProcessedPolicy:
         """The policy's pre-processor pipeline; losses are announced as this type of policy understands them."""
         return announce(self.config.type, self.config.image_features, self.preprocessor(batch))
 
-
-class LeRobotPolicy(ProcessedPolicy):
-    """A LeRobot checkpoint with its processors; see :class:`ProcessedPolicy`."""
-
-    def __init__(
-        self, path: str, source: EnvironmentSource, device: str | None, rename_map: dict[str, str]
-    ) -> None:
-        from lerobot.policies.factory import make_policy
-
-        from multismolvla_eval.policies.features import check_weights
-
-        super().__init__(path, source, device, rename_map)
-        check_weights(path, self.folder)
-        self.policy: Any = make_policy(cfg=self.config, env_cfg=source.config, rename_map=rename_map)
-        self.policy.eval()
-        self._load_processors(rename_map)
-        self._ahead, self._masks_absent = plans_ahead(self.config), False
-        self.checkpoint = checkpoint_hash(self.folder)
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for the manifest."""
-        from multismolvla_eval.policies.features import describe_input
-
-        config = self.config
-        parameters = sum(p.numel() for p in self.policy.parameters())
-        return {
-            "path": self.path,
-            "type": config.type,
-            "device": str(config.device),
-            "parameters": parameters,
-            "peft": bool(getattr(config, "use_peft", False)),
-            "n_action_steps": getattr(config, "n_action_steps", None),
-            "chunk_size": getattr(config, "chunk_size", None),
-            "vision_tower": getattr(config, "vision_tower", None),
-            **describe_input(config, self._cameras, self._rename_map),
-            **announcement(config.type),
-        }
-
-    def reset(self) -> None:
-        """Empty the action queue and the processors' memory."""
-        self.policy.reset()
-        super().reset()
-
     def act(self, batch: Batch) -> Tensor:
         """The chunk's part that is executed, or one ``select_action``; then the post-processor.
 
         The modes are those of ``lerobot-eval``, and so are the actions.
         """
-        if self._ahead:
-            return self.postprocessor(self.chunk(batch)[0])
-        with inference_modes(self.config):
-            action = self.policy.select_action(batch)
-        return self.postprocessor(action)
+        if self._server is not None:
+            reply = self._server.answer(as_request(self.path, batch, draw_noise(self.config), self._first))
+            actions, self._look = torch.from_numpy(reply.actions), reply.look
+        else:
+            actions = self.chunk(batch)[0] if plans_ahead(self.config) else self._select(batch)
+            self._look = self.look(0, self._first)
+        self._first = False
+        return self.postprocessor(actions)
+
+    def last_look(self) -> Look:
+        """See `Policy`; the encoder's inputs are hashed at an episode's first look only."""
+        return self._look
 
     def chunk(self, batch: Batch, **noise: Tensor) -> Tensor:
         """The actions (B, n, A) that are executed before the next look, before the post-processor."""
         with inference_modes(self.config):
             return self.policy.predict_action_chunk(batch, **noise)[:, : self.config.n_action_steps]
 
-    def mask_absent_tokens(self) -> None:
+    def _select(self, batch: Batch) -> Tensor:
+        with inference_modes(self.config):
+            return self.policy.select_action(batch)
+
+    def keep_shapes(self) -> None:
         """Make the 4M tower's shapes, and so its rounding, independent of what the other rows of a batch lack."""
         from multismolvla.tower import MultimodalTower
 
-        self._masks_absent = True
         for module in self.policy.modules():
             if isinstance(module, MultimodalTower):
                 module.drop_absent = False
 
-    def _last_look(self) -> LastLook | None:
-        shows = find_last_look(self.policy)
-        return None if shows is None else shows.last_look()
-
-    def at_the_door(self, row: int = 0) -> EncoderDoor | None:
-        """The tower's inputs, as MultiSmolVLA keeps them after each forward pass; ``None`` for other policies.
+    def look(self, row: int, first: bool) -> Look:
+        """What the policy saw of one row of its last batch.
 
         Args:
-            row: which one of the batch.
+            row: number in the batch.
+            first: whether to hash the encoder's inputs, too.
         """
-        look = self._last_look()
-        if look is None:
-            return None
-        whole = look.inputs
+        seen = None if self._shows is None else self._shows.last_look()
+        if seen is None:
+            return Look()
         views = tuple(self.config.views)
         rows = slice(row * len(views), (row + 1) * len(views))
-        present = {d: x[rows] for d, x in whole.present.items()}
-        seen = [d for d, x in present.items() if not self._masks_absent or x.any()]
-        door = replace(
-            whole,
-            values={d: whole.values[d][rows] for d in seen},
-            present={d: present[d] for d in seen},
+        means = {m: x[rows].nanmean().item() for m, x in seen.modality_weights.items()}
+        weights = {m: mean for m, mean in means.items() if not math.isnan(mean)}
+        if not first:
+            return Look(modality_weight=weights)
+        present = {d: x[rows] for d, x in seen.inputs.present.items() if x[rows].any()}
+        inputs = replace(
+            seen.inputs, values={d: seen.inputs.values[d][rows] for d in present}, present=present
         )
-        prints = door.fingerprint()
-        hashes = {
-            m: "+".join(prints[d][:12] for d in domains if d in prints)
-            for m, domains in door.domains.items()
-            if any(d in prints for d in domains)
+        hashes = inputs.fingerprint()
+        by_modality = {m: [d for d in domains if d in hashes] for m, domains in inputs.domains.items()}
+        tokens: dict[tuple[str, str], np.ndarray] = {}
+        for modality, domain in [(m, d) for m, domains in by_modality.items() for d in domains]:
+            ids = inputs.values[domain]
+            if ids.ndim == 3:  # the others are pixels, rows of numbers, or tokens without a grid
+                shown = torch.where(present[domain], ids, -1).cpu().numpy()
+                tokens |= {(view, modality): shown[number] for number, view in enumerate(views)}
+        joined = {
+            m: "+".join(hashes[d][:12] for d in domains) for m, domains in by_modality.items() if domains
         }
-        tokens = {}
-        for modality, domain in [(m, d) for m, domains in door.domains.items() for d in domains]:
-            ids = door.values.get(domain)
-            if ids is None or ids.ndim != 3:  # pixels, rows of numbers, or tokens without a grid
-                continue
-            shown = torch.where(door.present[domain], ids, -1).cpu().numpy()
-            for number, view in enumerate(views):
-                tokens[view, modality] = shown[number]
-        return EncoderDoor(hashes, tokens)
-
-    def trust(self, row: int = 0) -> dict[str, float]:
-        """The fusion's weights, see `multismolvla.fusion.modality_weight`, mean over the views that have other modalities.
-
-        Args:
-            row: which one of the batch.
-        """
-        look = self._last_look()
-        if look is None:
-            return {}
-        views = len(self.config.views)
-        means = {
-            m: x[row * views : (row + 1) * views].nanmean().item() for m, x in look.modality_weights.items()
-        }
-        return {m: value for m, value in means.items() if not math.isnan(value)}
+        return Look(joined, tokens, weights)
 
 
 @contextmanager
@@ -245,13 +249,3 @@ def draw_noise(config: Any) -> dict[str, Tensor]:
     if not _CHUNKED[config.type]:
         return {}
     return {"noise": torch.normal(0.0, 1.0, (1, config.chunk_size, config.max_action_dim))}
-
-
-def planning_checkpoints(paths: Iterable[str]) -> list[str]:
-    """The different checkpoints among policies' paths whose chunks a policy server can compute, in order."""
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.utils.import_utils import register_third_party_plugins
-
-    register_third_party_plugins()
-    found = dict.fromkeys(p for p in map(checkpoint_path, paths) if p is not None)
-    return [p for p in found if plans_ahead(PreTrainedConfig.from_pretrained(resolve_checkpoint(p)))]

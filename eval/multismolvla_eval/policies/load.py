@@ -1,23 +1,24 @@
-"""Policies by path: a checkpoint, a baseline, or one behind a policy server."""
+"""Policies by path: a checkpoint, the same without pictures, or a baseline without weights."""
 
 from __future__ import annotations
 
-from multiprocessing.connection import Connection
+from collections.abc import Mapping
 
 from multismolvla_eval.environments import EnvironmentSource
-from multismolvla_eval.policies.baselines import BuiltinPolicy
+from multismolvla_eval.policies.baselines import BuiltinPolicy, ExpertPolicy, NoVisionPolicy
+from multismolvla_eval.policies.checkpoints import NO_VISION
 from multismolvla_eval.policies.interface import Policy
-from multismolvla_eval.policies.lerobot import LeRobotPolicy, planning_checkpoints
+from multismolvla_eval.policies.messages import PolicyServer
 
 
 def load_policy(
     path: str,
     source: EnvironmentSource,
     device: str | None = None,
-    rename_map: dict[str, str] | None = None,
-    server: Connection | None = None,
+    rename_map: Mapping[str, str] | None = None,
+    server: PolicyServer | None = None,
 ) -> Policy:
-    """A built-in policy (``builtin:zero``), a LeRobot checkpoint, or one without pictures (``blind:checkpoint``).
+    """A built-in policy (``builtin:zero``), a LeRobot checkpoint, or one without pictures (``no_vision:checkpoint``).
 
     Args:
         path: of the policy.
@@ -30,8 +31,6 @@ def load_policy(
         ValueError: a checkpoint is to run in an environment that LeRobot does not know.
     """
     if path == "builtin:expert":
-        from multismolvla_eval.policies.baselines import ExpertPolicy
-
         return ExpertPolicy(source)
     if path.startswith("builtin:"):
         return BuiltinPolicy(path.removeprefix("builtin:"), source.action_dim)
@@ -39,16 +38,7 @@ def load_policy(
         raise ValueError(
             f"The policy {path!r} needs a LeRobot environment; this one has no LeRobot configuration."
         )
-    bare, rename_map = path.removeprefix("blind:"), rename_map or {}
-    policy: Policy
-    if server is not None and planning_checkpoints([path]):
-        from multismolvla_eval.policies.remote import RemotePolicy
+    from multismolvla_eval.policies.lerobot import LeRobotPolicy
 
-        policy = RemotePolicy(bare, source, rename_map, server)
-    else:
-        policy = LeRobotPolicy(bare, source, device, rename_map)
-    if not path.startswith("blind:"):
-        return policy
-    from multismolvla_eval.policies.baselines import BlindPolicy
-
-    return BlindPolicy(policy)
+    policy = LeRobotPolicy(path.removeprefix(NO_VISION), source, device, rename_map, server)
+    return NoVisionPolicy(policy) if path.startswith(NO_VISION) else policy

@@ -1,34 +1,34 @@
-"""What simulators, their parent and the policy server say to one another."""
+"""What a simulator asks of a policy server, and what it is answered."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from multismolvla_eval.config import EnvironmentArguments
-from multismolvla_eval.policies.interface import EncoderDoor
+from multismolvla_eval.environments import Batch
+from multismolvla_eval.policies.interface import Look
+from multismolvla_eval.records.schema import PolicyFacts
 
 
 @dataclass(frozen=True)
 class Request:
-    """One episode asks for its next chunk.
+    """One episode asks for its next actions.
 
     Attributes:
-        policy: name of the policy.
+        policy: path of the checkpoint.
         arrays: the prepared batch's tensors, (1, ...).
         noise: sampling noise (1, chunk, width), drawn by the episode's own generator; empty if the policy takes none.
-        look: whether the encoder's input is asked for, too.
+        first: whether it is the episode's first look, of which the encoder's inputs are asked for, too.
     """
 
     policy: str
     arrays: dict[str, np.ndarray]
     noise: dict[str, np.ndarray]
-    look: bool = False
+    first: bool = False
 
     def kind(self) -> Hashable:
         """Requests of the same kind, that is of equal shapes, may share a batch."""
@@ -41,55 +41,28 @@ class Reply:
 
     Attributes:
         actions: float (n, A), before the post-processor.
-        door: see :class:`EncoderDoor`, if asked for and shown.
-        trust: how much each modality counted beside the others, see :meth:`Policy.trust`.
+        look: what the policy saw.
     """
 
     actions: np.ndarray
-    door: EncoderDoor | None
-    trust: dict[str, float]
+    look: Look
 
 
-def as_request(policy: str, batch: Mapping[str, Any], noise: Mapping[str, Tensor], look: bool) -> Request:
+class PolicyServer(Protocol):
+    """Has the weights of policies and computes actions, see `multismolvla_eval.rollout.server`."""
+
+    def facts(self, policy: str) -> PolicyFacts:
+        """What a policy tells of itself."""
+
+    def answer(self, request: Request) -> Reply:
+        """The policy's actions for a request."""
+
+
+def as_request(policy: str, batch: Batch, noise: Mapping[str, Tensor], first: bool) -> Request:
     """A request from a prepared batch of one row; only tensors travel, in the types that NumPy has.
 
     Raises:
         TypeError: a tensor in half precision, which a pre-processor on a CPU has no reason to make.
     """
     arrays = {k: v.detach().cpu().numpy() for k, v in batch.items() if isinstance(v, Tensor)}
-    return Request(policy, arrays, {k: v.numpy() for k, v in noise.items()}, look)
-
-
-#: Exit code of a worker whose policy server is gone.
-SERVER_GONE = 3
-
-
-@dataclass(frozen=True)
-class WorkerArguments:
-    """What a worker needs; it must be picklable for the spawn start method.
-
-    Attributes:
-        number: of the worker.
-        env: environment options.
-        policies: path per name.
-        device: of the policies.
-        seed: run seed.
-        output: run folder, for logs and clips.
-        plugins: modules to import first.
-        rename_map: LeRobot's option per policy.
-        batch_size: rows of the policy server's batches; 1: there is no server.
-        role: ``worker`` or ``server``, for the log's name.
-        view: where this worker's episodes are shown, as ``--view`` says.
-    """
-
-    number: int
-    env: EnvironmentArguments
-    policies: dict[str, str]
-    device: str | None
-    seed: int
-    output: Path
-    plugins: tuple[str, ...]
-    rename_map: dict[str, dict[str, str]]
-    batch_size: int = 1
-    role: str = "worker"
-    view: str | None = None
+    return Request(policy, arrays, {k: v.numpy() for k, v in noise.items()}, first)

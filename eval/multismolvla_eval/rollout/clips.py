@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from multismolvla.corruption import CLEAN
 from multismolvla.modalities import MODALITIES
 from multismolvla.pictures import ABSENT_GREY, resize, streams
 from multismolvla.system.files import whole_file
-from multismolvla_eval.protocol.schedule import Episode
+from multismolvla_eval.environments import Batch
+from multismolvla_eval.protocol.schedule import EpisodeSpec
 
 WORLD_PX = 224
 TILE_PX = 100
@@ -26,32 +28,38 @@ FRAME_MS = 80
 LAST_FRAME_MS = 1500
 
 
-def clip_name(episode: Episode) -> str:
+def clip_name(episode: EpisodeSpec) -> str:
     """File name of an episode's clip, the same in every run."""
     condition = re.sub(r"[^A-Za-z0-9_.@=+-]", "-", episode.condition)
     return f"{episode.policy}__{condition}__{episode.suite}-{episode.task_id}__{episode.episode}.webp"
 
 
-Cell = tuple[str, str, int, str]
-
-
-def keeps_clip(episode: Episode, success: bool, failures: set[Cell]) -> bool:
-    """Whether a filmed episode's clip is kept: the first of its cell, every clean one, and the first failure under a fault.
+def keeps_clip(episode: EpisodeSpec, success: bool, failures: set[EpisodeSpec]) -> bool:
+    """Whether a filmed episode's clip is kept: the first of its kind, every clean one, and the first failure under a fault.
 
     Args:
         episode: that was filmed.
         success: how it ended.
-        failures: cells of which this process has kept a failure; extended here.
+        failures: the kinds (policy, task, condition) of which this process has kept a failure; extended here.
     """
-    cell = (episode.policy, episode.suite, episode.task_id, episode.condition)
-    kept = episode.episode == 0 or episode.condition == CLEAN.id or not (success or cell in failures)
+    kind = replace(episode, episode=0)
+    kept = episode.episode == 0 or episode.condition == CLEAN.id or not (success or kind in failures)
     if kept and not success:
-        failures.add(cell)
+        failures.add(kind)
     return kept
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """One moment: the world, uint8 (H, W, 3), and each (camera, modality) as the policy gets it, ``None`` = absent."""
+
+    step: int
+    world: np.ndarray
+    shown: dict[tuple[str, str], np.ndarray | None]
+
+
 class ClipRecorder:
-    """Collects frames of one episode and writes them as one animated WebP.
+    """Collects frames of one episode and writes them as one animated WebP; a `Recorder`.
 
     Args:
         cameras: camera names.
@@ -61,26 +69,19 @@ class ClipRecorder:
     def __init__(self, cameras: Sequence[str], banner: str) -> None:
         self._cameras = tuple(cameras)
         self._banner = banner
-        self._frames: list[tuple[int, np.ndarray, dict[tuple[str, str], np.ndarray | None]]] = []
+        self._frames: list[_Frame] = []
 
     def wants(self, step: int) -> bool:
         """Whether the frame before this step is kept."""
         return step % STRIDE == 0
 
-    def frame(self, env: gym.Env, batch: dict[str, Any] | None, step: int) -> None:
-        """Keep a frame.
-
-        Args:
-            env: the raw environment, without faults; its ``render()`` shows the world.
-            batch: what the policy gets, before its own pre-processor; ``None`` for the frame after the last step.
-            step: number of the step.
-        """
-        if batch is not None and not self.wants(step):
-            return
+    def frame(self, env: gym.Env, batch: Batch | None, step: int) -> None:
+        """Keep a frame; the last one shows the world alone anew."""
         world = env.render()
-        shown = streams(batch, self._cameras) if batch is not None else dict(self._frames[-1][2])
-        if isinstance(world, np.ndarray):
-            self._frames.append((step, resize(np.ascontiguousarray(world), WORLD_PX), shown))
+        if not isinstance(world, np.ndarray):
+            return
+        shown = streams(batch, self._cameras) if batch is not None else self._frames[-1].shown
+        self._frames.append(_Frame(step, resize(np.ascontiguousarray(world), WORLD_PX), shown))
 
     def acted(self, action: np.ndarray, step: int) -> None:
         """Clips show pictures only."""
@@ -96,8 +97,12 @@ class ClipRecorder:
         kept = self._frames
         if len(kept) > MAX_FRAMES:
             kept = [kept[i] for i in np.linspace(0, len(kept) - 1, MAX_FRAMES).round().astype(int)]
-        outcome = "SUCCESS" if success else f"FAILED ({(cause or 'failed').replace('_', ' ')})"
-        images = [self._draw(f, outcome if f is kept[-1] else "", success) for f in kept]
+        images = [self._draw(frame, f"step {frame.step}", (45, 45, 50)) for frame in kept[:-1]]
+        if success:
+            images.append(self._draw(kept[-1], "SUCCESS", (0, 90, 60)))
+        else:
+            outcome = f"FAILED ({(cause or 'failed').replace('_', ' ')})"
+            images.append(self._draw(kept[-1], outcome, (150, 30, 0)))
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             images[0].save(
@@ -111,34 +116,23 @@ class ClipRecorder:
             )
         return True
 
-    def _draw(
-        self,
-        frame: tuple[int, np.ndarray, dict[tuple[str, str], np.ndarray | None]],
-        outcome: str,
-        success: bool,
-    ) -> Any:
-        from PIL import Image, ImageDraw, ImageFont
-
-        step, world, shown = frame
-        columns = [m for m in MODALITIES if any(k[1] == m for k in shown)]
+    def _draw(self, frame: _Frame, text: str, colour: tuple[int, int, int]) -> Image.Image:
+        columns = [m for m in MODALITIES if any(modality == m for _, modality in frame.shown)]
         tile = TILE_PX + LABEL_PX
         width = WORLD_PX + len(columns) * (TILE_PX + 2) + 4
-        canvas = Image.new(
-            "RGB", (width, BANNER_PX + max(WORLD_PX, tile * len(self._cameras))), (250, 250, 250)
-        )
+        height = BANNER_PX + max(WORLD_PX, tile * len(self._cameras))
+        canvas = Image.new("RGB", (width, height), (250, 250, 250))
         draw = ImageDraw.Draw(canvas)
         font, small = ImageFont.load_default(13), ImageFont.load_default(10)
-        colour = (0, 90, 60) if outcome and success else (150, 30, 0) if outcome else (45, 45, 50)
         draw.rectangle((0, 0, width, BANNER_PX - 1), fill=colour)
         draw.text((5, 4), self._banner, fill="white", font=font)
-        text = outcome or f"step {step}"
         draw.text((width - 5 - draw.textlength(text, font=font), 4), text, fill="white", font=font)
-        canvas.paste(Image.fromarray(world), (0, BANNER_PX))
+        canvas.paste(Image.fromarray(frame.world), (0, BANNER_PX))
         for row, camera in enumerate(self._cameras):
             for column, modality in enumerate(columns):
                 x, y = WORLD_PX + 4 + column * (TILE_PX + 2), BANNER_PX + row * tile
                 draw.text((x + 1, y), f"{camera} {modality}", fill=(30, 30, 30), font=small)
-                picture = shown.get((camera, modality))
+                picture = frame.shown.get((camera, modality))
                 if picture is None:
                     box = (x, y + LABEL_PX, x + TILE_PX - 1, y + LABEL_PX + TILE_PX - 1)
                     draw.rectangle(box, fill=(ABSENT_GREY,) * 3)

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,28 @@ from multismolvla.corruption import Condition, parse_condition
 from multismolvla.pictures import draw_encoder_inputs
 from multismolvla_eval.environments import Batch, EnvironmentSource, add_batch_axis, choose_start, state_hash
 from multismolvla_eval.policies.interface import Policy
-from multismolvla_eval.protocol.schedule import Episode
-from multismolvla_eval.records.store import Row
-from multismolvla_eval.rollout.rerun_log import Recorder
+from multismolvla_eval.protocol.schedule import EpisodeSpec
+from multismolvla_eval.records.schema import Durations, EpisodeRow, Gripper
+from multismolvla_eval.rollout.recorders import Recorder, Recorders
 
 
-def derived_seed(purpose: str, run_seed: int, episode: Episode) -> int:
+def derived_seed(purpose: str, run_seed: int, episode: EpisodeSpec) -> int:
     """Seed of the environment or of the policy's noise.
 
     It depends on task, initial state and repetition but neither on the policy nor on the condition: that is what pairs
-    the arms.
+    the cells.
 
     Returns:
         An integer in [0, 2**31), the range that every generator accepts.
     """
-    text = json.dumps([purpose, run_seed, episode.suite, episode.task_id, episode.episode, episode.seed])
+    text = json.dumps([purpose, run_seed, episode.suite, episode.task_id, episode.episode, episode.repeat])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def door_hashes(batch: Batch) -> dict[str, str]:
+def policy_inputs(batch: Batch) -> dict[str, str]:
     """Hash of every picture and presence flag that enters the policy, by observation key.
 
-    Comparing them between a clean and a faulted episode proves that a fault reached the encoder and that it changed
+    Comparing them between a clean and a faulted episode proves that a fault reached the policy and that it changed
     nothing else.
     """
     hashes = {}
@@ -61,13 +61,13 @@ def door_hashes(batch: Batch) -> dict[str, str]:
 
 
 def run_episode(
-    episode: Episode,
+    episode: EpisodeSpec,
     source: EnvironmentSource,
     policy: Policy,
     run_seed: int,
-    recorder: Recorder | None = None,
-    door_picture: Path | None = None,
-) -> Row:
+    recorders: Sequence[Recorder] = (),
+    picture: Path | None = None,
+) -> EpisodeRow:
     """Run one episode to success, time-out or failure.
 
     Args:
@@ -75,14 +75,16 @@ def run_episode(
         source: environment.
         policy: policy, loaded.
         run_seed: seed of the whole evaluation.
-        recorder: is shown the episode if given.
-        door_picture: draw the first frame, as it enters the policy, into this PNG.
+        recorders: are shown the episode.
+        picture: draw the first frame, as it enters the policy, into this PNG.
 
     Returns:
-        The episode's row without the run's own fields. A NaN action ends the episode as a failure with its cause.
+        The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN action ends the
+        episode as a failure with its cause.
     """
     started = time.perf_counter()
     condition = parse_condition(episode.condition)
+    facts = source.facts()
     clock = _Clock()
     raw_env = source.make(episode.task_id)
     env = source.with_faults(raw_env, condition, run_seed)
@@ -91,14 +93,12 @@ def run_episode(
     choose_start(raw_env, episode.episode)
     with clock.simulating(raw_env):
         observation, info = env.reset(seed=seeds["env"], options=options)
-    start = {
-        "init_state": int(info.get("init_state_id", episode.episode)),
-        "init_split": info.get("init_split"),
-        "start": state_hash(raw_env),
-    }
-    loop = _Loop(source, policy, raw_env, source.tasks[episode.task_id], clock, recorder, door_picture)
-    looked_at = policy.config is not None or bool(recorder)  # also after the first observation
-    view = _View(raw_env, condition, looked_at)
+    init_state, init_split = int(info.get("init_state_id", episode.episode)), info.get("init_split")
+    start = state_hash(raw_env)
+    recorder = Recorders(recorders)
+    loop = _Loop(source, policy, raw_env, facts.tasks[episode.task_id], clock, recorder, picture)
+    looked_at = policy.config is not None or bool(recorders)  # also after the first observation
+    rendering = _Rendering(raw_env, condition, looked_at)
     with clock.measure("policy"):
         policy.reset()
         policy.watch(raw_env)  # where an expert that tries its motions first spends most of its time
@@ -106,55 +106,56 @@ def run_episode(
 
     cause: str | None = "time_out"
     met = _Met(condition, looked_at)
-    while loop.steps < source.max_steps:
+    while loop.steps < facts.max_steps:
         met.note(info, loop.steps, loop.policy_looks())
         action = loop.decide(observation)
         if not np.isfinite(action).all():
             cause = "nan_action"
             break
         loop.executed.update(np.ascontiguousarray(action, np.float32).tobytes())
-        view.show(loop.looks_next())
+        rendering.next(loop.looks_next())
         with clock.simulating(raw_env):
             observation, _, terminated, truncated, info = env.step(action)
         loop.steps += 1
         if info.get("is_success", False) or terminated or truncated:
             cause = None if info.get("is_success", False) else "ended"
             break
-    if recorder is not None:
-        recorder.frame(raw_env, None, loop.steps)
-    return {
-        "policy": episode.policy,
-        "checkpoint": policy.checkpoint,
-        "suite": episode.suite,
-        "task_id": episode.task_id,
-        "task": source.tasks[episode.task_id],
-        "condition": condition.id,
-        "episode": episode.episode,
-        "seed": episode.seed,
-        **start,
-        "env_seed": seeds["env"],
-        "noise_seed": seeds["policy"],
-        "success": cause is None,
-        "cause": cause,
-        "steps": loop.steps,
-        "steps_to_success": loop.steps if cause is None else None,
-        "fault_steps": met.steps,
-        "first_fault_step": met.first,
-        "fault_looks": met.looks,
-        "actions": loop.executed.hexdigest()[:16],
-        "gripper": _gripper(loop.gripper),
-        "door": loop.door,
-        "encoder": loop.encoder,
-        "gate": loop.gate,
-        "seconds": {
-            "total": round(time.perf_counter() - started, 3),
-            **{k: round(v, 3) for k, v in clock.seconds.items()},
-        },
-    }
+    recorder.frame(raw_env, None, loop.steps)
+    seconds = {"total": time.perf_counter() - started, **clock.seconds}
+    return EpisodeRow(
+        run="",
+        policy=episode.policy,
+        checkpoint=policy.facts().checkpoint,
+        suite=episode.suite,
+        suite_hash="",
+        task_id=episode.task_id,
+        task=facts.tasks[episode.task_id],
+        condition=condition.id,
+        episode=episode.episode,
+        repeat=episode.repeat,
+        init_state=init_state,
+        init_split=init_split,
+        start=start,
+        env_seed=seeds["env"],
+        noise_seed=seeds["policy"],
+        success=cause is None,
+        cause=cause,
+        steps=loop.steps,
+        steps_to_success=loop.steps if cause is None else None,
+        fault_steps=met.steps,
+        first_fault_step=met.first,
+        fault_looks=met.looks,
+        actions=loop.executed.hexdigest()[:16],
+        gripper=_gripper(loop.gripper),
+        policy_inputs=loop.policy_inputs,
+        encoder_inputs=loop.encoder_inputs,
+        modality_weight=loop.modality_weight,
+        seconds=Durations(**{part: round(value, 3) for part, value in seconds.items()}),
+    )
 
 
 class _Clock:
-    """Where an episode's time goes: ``env`` (physics, resets), ``render``, ``policy`` (observations and search included), ``clip``."""
+    """Where an episode's time goes, in seconds, see `Durations`."""
 
     def __init__(self) -> None:
         self.seconds = {"policy": 0.0, "env": 0.0, "render": 0.0, "clip": 0.0}
@@ -168,7 +169,7 @@ class _Clock:
 
     @contextmanager
     def simulating(self, env: gym.Env) -> Iterator[None]:
-        """Count what happens meanwhile in the simulator; environments that know their rendering time tell it apart."""
+        """Count what happens meanwhile in the simulator; our environments tell their rendering time apart."""
         tick, rendered = time.perf_counter(), getattr(env.unwrapped, "render_seconds", 0.0)
         yield
         rendering = getattr(env.unwrapped, "render_seconds", 0.0) - rendered
@@ -183,18 +184,18 @@ class _Met:
     limit, moved nobody. A frozen picture counts from the first frame on, which is the one that stays.
 
     Attributes:
-        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell, as of a fault
-            in time where nothing is rendered because nobody looks.
+        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell, as of a
+            fault in time where nothing is rendered because nobody looks.
         first: the first of them, ``None`` if there is none.
-        looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that acts in chunks
-            may step through a short fault without a look, and then it has not met it.
+        looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that acts in
+            chunks may step through a short fault without a look, and then it has not met it.
     """
 
     def __init__(self, condition: Condition, looked_at: bool) -> None:
         self._faulted = bool(condition.faults)
-        # All other faults last; the environment does not tell so where _View spares the rendering.
+        # All other faults last; the environment does not tell so where _Rendering spares the pictures.
         self._in_time = any(f.kind == "temporal" for f in condition.faults)
-        self._untold = self._in_time and not looked_at
+        self._unknown = self._in_time and not looked_at
         self.steps: int | None = 0
         self.looks: int | None = 0
         self.first: int | None = None
@@ -203,7 +204,7 @@ class _Met:
         """Count the observation before this step."""
         if not self._faulted or self.steps is None or self.looks is None:
             return
-        if self._untold or "fault_active" not in info:
+        if self._unknown or "fault_active" not in info:
             self.steps = self.looks = self.first = None
         elif info["fault_active"] or (self.first is not None and not self._in_time):
             self.steps += 1
@@ -211,7 +212,7 @@ class _Met:
             self.first = step if self.first is None else self.first
 
 
-class _View:
+class _Rendering:
     """Spares the rendering of observations that nobody looks at: most of them, for policies that act in chunks.
 
     Faults in time show earlier pictures and so need all of them, unless nobody looks at any. All others, and the
@@ -223,10 +224,10 @@ class _View:
         self._always = looked_at and any(f.kind == "temporal" for f in condition.faults)
         self._switchable = hasattr(env.unwrapped, "render_observations")
 
-    def show(self, looks: bool) -> None:
+    def next(self, looked_at: bool) -> None:
         """Say whether the next observation will be looked at."""
         if self._switchable:
-            self._env.render_observations = looks or self._always
+            self._env.render_observations = looked_at or self._always
 
 
 class _Loop:
@@ -236,8 +237,8 @@ class _Loop:
         steps: environment steps made.
         executed: hash over all executed actions: equal in two rows only if the episodes were the same.
         gripper: last component of every action.
-        door: hashes of the policy's input at the first step.
-        encoder: hashes of the encoder's input at the first step, if the policy shows it.
+        policy_inputs: hashes of the policy's input at the first look.
+        encoder_inputs: hashes of the encoder's input at the first look, if the policy shows it.
     """
 
     def __init__(
@@ -247,33 +248,33 @@ class _Loop:
         raw_env: gym.Env,
         task: str,
         clock: _Clock,
-        recorder: Recorder | None,
-        door_picture: Path | None,
+        recorder: Recorders,
+        picture: Path | None,
     ) -> None:
         self._source, self._policy, self._env, self._task = source, policy, raw_env, task
-        self._clock, self._recorder, self._door_picture = clock, recorder, door_picture
+        self._clock, self._recorder, self._picture = clock, recorder, picture
         self._planned: deque[Tensor] = deque()  # actions that need no further observation
-        self._blind_batch: Batch | None = None  # built-in policies see the first observation only
+        self._only_batch: Batch | None = None  # built-in policies see the first observation only
         self._observe, self._finish = source.processors(policy.config)
         self.steps = 0
         self.executed = hashlib.sha256()
         self.gripper: list[float] = []
-        self.door: dict[str, str] = {}
-        self.encoder: dict[str, str] | None = None
-        self._trust: dict[str, list[float]] = {}
+        self.policy_inputs: dict[str, str] = {}
+        self.encoder_inputs: dict[str, str] | None = None
+        self._weights: dict[str, list[float]] = {}
 
     @property
-    def gate(self) -> dict[str, float] | None:
+    def modality_weight(self) -> dict[str, float] | None:
         """How much each modality counted beside the others, mean over all looks; ``None`` without such weights."""
-        return {m: round(sum(v) / len(v), 4) for m, v in self._trust.items()} or None
+        return {m: round(sum(v) / len(v), 4) for m, v in self._weights.items()} or None
 
     def decide(self, observation: dict[str, Any]) -> np.ndarray:
         """Action (A,) for a raw observation."""
-        batch = self._blind_batch
+        batch = self._only_batch
         if self._looks(self.steps):
             with self._clock.measure("policy"):
                 batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
-        if self._recorder is not None and self._recorder.wants(self.steps):
+        if self._recorder.wants(self.steps):
             with self._clock.measure("clip"):
                 self._recorder.frame(self._env, batch, self.steps)
         with self._clock.measure("policy"):
@@ -282,13 +283,12 @@ class _Loop:
                 self._plan(batch)
             action = self._finish(self._planned.popleft()[None]).to("cpu").numpy()[0]
         self.gripper.append(float(action[-1]))
-        if self._recorder is not None:
-            self._recorder.acted(action, self.steps)
+        self._recorder.acted(action, self.steps)
         return action
 
     def policy_looks(self) -> bool:
         """Whether the policy decides on the next observation: no action is planned any more, and it looks at all."""
-        return not (self._planned or self._blind_batch is not None)
+        return not (self._planned or self._only_batch is not None)
 
     def looks_next(self) -> bool:
         """Whether the observation after the action just decided will be looked at."""
@@ -296,37 +296,30 @@ class _Loop:
 
     def _looks(self, step: int) -> bool:
         """Whether the observation before this step, the present or the next one, is needed."""
-        return self.policy_looks() or (self._recorder is not None and self._recorder.wants(step))
+        return self.policy_looks() or self._recorder.wants(step)
 
     def _plan(self, batch: Batch) -> None:
         """Ask the policy what to do until it wants to look again."""
         prepared = self._policy.prepare(batch)
         if self.steps == 0:
-            self.door = door_hashes(prepared)
+            self.policy_inputs = policy_inputs(prepared)
         self._planned.extend(self._policy.act(prepared))
-        for modality, value in self._policy.trust().items():
-            self._trust.setdefault(modality, []).append(value)
+        look = self._policy.last_look()
+        for modality, weight in look.modality_weight.items():
+            self._weights.setdefault(modality, []).append(weight)
         if self.steps == 0:
-            self._look_at_the_door(prepared)
+            self.encoder_inputs = look.encoder_inputs
+            if self._picture is not None:
+                draw_encoder_inputs(self._picture, prepared, self._source.cameras, look.tokens or None)
         if self._policy.config is None:
-            self._blind_batch = batch
-
-    def _look_at_the_door(self, batch: Batch) -> None:
-        door = self._policy.at_the_door()
-        self.encoder = door.hashes if door else None
-        if self._door_picture is not None:
-            draw_encoder_inputs(
-                self._door_picture, batch, self._source.cameras, door.tokens if door else None
-            )
+            self._only_batch = batch
 
 
-def _gripper(commands: list[float]) -> dict[str, Any]:
-    """Statistics of the last action component; in LIBERO -1 opens and +1 closes. A frozen gripper shows here."""
+def _gripper(commands: list[float]) -> Gripper:
+    """Statistics of the last action component; in LIBERO -1 opens and +1 closes."""
     closed = np.asarray(commands) > 0
-    return {
-        "closed": round(float(closed.mean()), 3) if len(closed) else None,
-        "switches": int((closed[1:] != closed[:-1]).sum()),
-    }
+    share = round(float(closed.mean()), 3) if len(closed) else None
+    return Gripper(share, int((closed[1:] != closed[:-1]).sum()))
 
 
 def _seed_everything(seed: int) -> None:

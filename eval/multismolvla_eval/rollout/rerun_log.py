@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import rerun as rr
+import rerun.blueprint as rrb
 from torch import Tensor
 
 from multismolvla.modalities import Modality, default_view_map, padding_mask_key
 from multismolvla_eval.config import VIEWER
-
-if TYPE_CHECKING:
-    from multismolvla_eval.protocol.schedule import Episode
-    from multismolvla_eval.records.store import Row
+from multismolvla_eval.environments import Batch, EnvironmentSource
+from multismolvla_eval.protocol.schedule import EpisodeSpec
+from multismolvla_eval.records.schema import EpisodeRow
 
 CLEAN = "clean"
 _MILLIMETRES = 1000
@@ -31,60 +32,18 @@ _ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _STATES = ("x", "y", "z", "axis-angle x", "axis-angle y", "axis-angle z", "finger 1", "finger 2")
 
 
-class Recorder(Protocol):
-    """What a roll-out tells of itself while it runs."""
-
-    def wants(self, step: int) -> bool:
-        """Whether the observation before this step is to be made and shown."""
-
-    def frame(self, env: gym.Env, batch: dict[str, Any] | None, step: int) -> None:
-        """The observation before a step; ``None`` after the last one."""
-
-    def acted(self, action: np.ndarray, step: int) -> None:
-        """The action (A,) of a step."""
-
-
-class Recorders:
-    """Several recorders as one."""
-
-    def __init__(self, members: Sequence[Recorder]) -> None:
-        self._members = tuple(members)
-
-    def __len__(self) -> int:
-        """Number of recorders; without any, nobody looks."""
-        return len(self._members)
-
-    def wants(self, step: int) -> bool:
-        """Whether any of them wants the observation."""
-        return any(m.wants(step) for m in self._members)
-
-    def frame(self, env: gym.Env, batch: dict[str, Any] | None, step: int) -> None:
-        """Pass it on to those that want it."""
-        for member in self._members:
-            if batch is None or member.wants(step):
-                member.frame(env, batch, step)
-
-    def acted(self, action: np.ndarray, step: int) -> None:
-        """Pass it on."""
-        for member in self._members:
-            member.acted(action, step)
-
-
 class LiveView:
-    """Streams the episodes of one worker to one recording, one after the other.
+    """Streams the episodes of one worker to one recording, one after the other; a `Recorder`.
 
     Timelines: ``frame`` counts on through all episodes, ``step`` begins anew in each.
 
     Args:
-        target: as ``--view`` says, see :func:`check_target`. A file that exists is kept: the name gets a number.
+        target: as ``--view`` says, see `check_view`. A file that exists is kept: the name gets a number.
         title: name of the recording.
     """
 
     def __init__(self, target: str, title: str) -> None:
-        import rerun as rr
-
-        self._rr: Any = rr
-        self._stream: Any = rr.RecordingStream("multismolvla-eval")
+        self._stream = rr.RecordingStream("multismolvla-eval")
         self._stream.send_recording_name(title)
         self.path: Path | None = None
         if target == VIEWER:
@@ -99,59 +58,8 @@ class LiveView:
         self._laid_out = False
         self._named: set[str] = set()
 
-    def episode(
-        self, episode: Episode, task: str, cameras: Sequence[str], labels: Sequence[str]
-    ) -> EpisodeView:
-        """A recorder of the next episode.
-
-        Args:
-            episode: what is run.
-            task: its instruction.
-            cameras: camera names.
-            labels: class names of the segmentation pictures by id; may be empty.
-        """
-        return EpisodeView(self, episode, task, cameras, labels)
-
-    def log(self, path: str, content: Any, static: bool = False) -> None:
-        """Log one entity at the present time."""
-        self._stream.log(path, content, static=static)
-
-    def advance(self, step: int) -> None:
-        """Go on to the next frame."""
-        self._stream.set_time("frame", sequence=self._frame)
-        self._stream.set_time("step", sequence=step)
-        self._frame += 1
-
-    def lay_out(self, pictures: Sequence[str]) -> None:
-        """Arrange the views, once: pictures in a grid, below them action and state, beside them what is said."""
-        if self._laid_out:
-            return
-        self._laid_out = True
-        import rerun.blueprint as rrb
-
-        grid = rrb.Grid(
-            *[rrb.Spatial2DView(provenance=p, name=p.removeprefix("observation.images.")) for p in pictures]
-        )
-        curves = [
-            rrb.TimeSeriesView(provenance=name, name=name.removeprefix("observation."))
-            for name in ("action", "observation.state")
-        ]
-        words = [
-            rrb.TextDocumentView(provenance="episode", name="episode"),
-            rrb.TextLogView(provenance="log", name="log"),
-        ]
-        bottom = rrb.Horizontal(*curves, *words)
-        self._stream.send_blueprint(rrb.Blueprint(rrb.Vertical(grid, bottom, row_shares=[3, 1])))
-
-    def curve(self, path: str, values: np.ndarray, names: Sequence[str]) -> None:
-        """Log one value per curve; the curves get names if their number fits."""
-        if path not in self._named and len(values) == len(names):
-            self.log(path, self._rr.SeriesLines(names=list(names)), static=True)
-        self._named.add(path)
-        self.log(path, self._rr.Scalars(values.astype(float)))
-
     def close_when_terminated(self) -> None:
-        """Let SIGTERM, by which workers are ended, complete the file: without its table of contents some tools refuse it."""
+        """Let SIGTERM, which ends workers, complete the file: without its table of contents some tools refuse it."""
 
         def end(number: int, frame: Any) -> None:
             self._stream.disconnect()
@@ -159,112 +67,105 @@ class LiveView:
 
         signal.signal(signal.SIGTERM, end)
 
-    def flush(self) -> None:
-        """Write out what was logged, for those who watch, and in case of a crash."""
-        self._stream.flush()
-
-
-class EpisodeView:
-    """Shows one episode; a :class:`Recorder`. Made by :meth:`LiveView.episode`."""
-
-    def __init__(
-        self, view: LiveView, episode: Episode, task: str, cameras: Sequence[str], labels: Sequence[str]
-    ) -> None:
-        self._view, self._rr, self._episode = view, view._rr, episode
+    def begin(self, episode: EpisodeSpec, source: EnvironmentSource) -> None:
+        """Say what is shown next."""
+        self._episode, facts = episode, source.facts()
+        self._task, labels = facts.tasks[episode.task_id], facts.labels
         self._streams = [
-            (m, key) for keys in default_view_map(tuple(cameras)).values() for m, key in keys.items()
+            (m, k) for keys in default_view_map(source.cameras).values() for m, k in keys.items()
         ]
         self._absent: set[str] = set()
-        self._begun = False
-        self._title = f"{episode.policy}, {episode.condition}, {episode.suite} task {episode.task_id}, initial state {episode.episode}"
-        self._task = task
-        self._labels = list(enumerate(labels))
+        self._title = (
+            f"{episode.policy}, {episode.condition}, {episode.suite} task {episode.task_id}, initial state "
+            f"{episode.episode}"
+        )
+        self._set_time(0)
+        self._say(f"{self._title}: begins ({self._task})")
+        self._describe("running")
+        classes = [rr.AnnotationInfo(id=i, label=name) for i, name in enumerate(labels)]
+        for modality, key in self._streams:
+            self._stream.log(key, rr.Clear(recursive=False))  # the last episode's may be absent in this one
+            if modality == Modality.SEG and classes:
+                self._stream.log(key, rr.AnnotationContext(classes))
 
     def wants(self, step: int) -> bool:
         """Every step is shown."""
         return True
 
-    def frame(self, env: gym.Env, batch: dict[str, Any] | None, step: int) -> None:
+    def frame(self, env: gym.Env, batch: Batch | None, step: int) -> None:
         """Show what the policy is shown, and beside it what is there."""
         if batch is None:
             return
-        self._view.advance(step)
-        if not self._begun:
-            self._begin()
-        shown = []
-        for modality, key in self._streams:
-            value = batch.get(key)
-            if not self._is_present(batch, key, value):
-                continue
-            assert isinstance(value, Tensor)
-            self._view.log(key, self._picture(modality, value[0].detach().to("cpu").float().numpy()))
-            shown.append(key)
+        self._set_time(step)
+        self._frame += 1
+        shown = [(m, k) for m, k in self._streams if self._is_present(batch, k)]
+        for modality, key in shown:
+            self._stream.log(key, _picture(modality, batch[key][0].detach().to("cpu").float().numpy()))
         clean = self._clean_pictures(env)
         for name, picture in clean.items():
-            self._view.log(name, self._colours(picture))
+            self._stream.log(name, _compressed(picture))
         state = batch.get("observation.state")
         if isinstance(state, Tensor):
-            self._view.curve("observation.state", state[0].detach().to("cpu").float().numpy(), _STATES)
-        self._view.lay_out([*shown, *clean])
+            self._curve("observation.state", state[0].detach().to("cpu").float().numpy(), _STATES)
+        self._lay_out([*(key for _, key in shown), *clean])
 
     def acted(self, action: np.ndarray, step: int) -> None:
         """Draw the action of a step."""
-        self._view.curve("action", np.asarray(action), _ACTIONS)
+        self._curve("action", np.asarray(action), _ACTIONS)
 
-    def finish(self, row: Row) -> None:
-        """Say how it ended."""
-        outcome = f"success after {row['steps']} steps" if row["success"] else f"failed: {row['cause']}"
+    def finish(self, row: EpisodeRow) -> None:
+        """Say how it ended, and write out what was logged."""
+        outcome = f"success after {row.steps} steps" if row.success else f"failed: {row.cause}"
         self._say(f"{self._title}: {outcome}")
-        self._view.log("episode", self._document(outcome))
-        self._view.flush()
+        self._describe(outcome)
+        self._stream.flush()
 
-    def _begin(self) -> None:
-        self._begun = True
-        self._say(f"{self._title}: begins ({self._task})")
-        self._view.log("episode", self._document("running"))
-        classes = [self._rr.AnnotationInfo(id=i, label=name) for i, name in self._labels]
-        for modality, key in self._streams:
-            self._view.log(
-                key, self._rr.Clear(recursive=False)
-            )  # the last episode's may be absent in this one
-            if modality == Modality.SEG and classes:
-                self._view.log(key, self._rr.AnnotationContext(classes))
+    def _set_time(self, step: int) -> None:
+        self._stream.set_time("frame", sequence=self._frame)
+        self._stream.set_time("step", sequence=step)
 
-    def _is_present(self, batch: Mapping[str, Any], key: str, value: Any) -> bool:
+    def _lay_out(self, pictures: Sequence[str]) -> None:
+        """Arrange the views, once: pictures in a grid, below them action and state, beside them what is said."""
+        if self._laid_out:
+            return
+        self._laid_out = True
+        grid = rrb.Grid(
+            *[rrb.Spatial2DView(origin=p, name=p.removeprefix("observation.images.")) for p in pictures]
+        )
+        curves = [
+            rrb.TimeSeriesView(origin=name, name=name.removeprefix("observation."))
+            for name in ("action", "observation.state")
+        ]
+        words = [
+            rrb.TextDocumentView(origin="episode", name="episode"),
+            rrb.TextLogView(origin="log", name="log"),
+        ]
+        bottom = rrb.Horizontal(*curves, *words)
+        self._stream.send_blueprint(rrb.Blueprint(rrb.Vertical(grid, bottom, row_shares=[3, 1])))
+
+    def _curve(self, path: str, values: np.ndarray, names: Sequence[str]) -> None:
+        """Log one value per curve; the curves get names if their number fits."""
+        if path not in self._named and len(values) == len(names):
+            self._stream.log(path, rr.SeriesLines(names=list(names)), static=True)
+        self._named.add(path)
+        self._stream.log(path, rr.Scalars(values.astype(float)))
+
+    def _is_present(self, batch: Batch, key: str) -> bool:
         """Whether the policy has the stream; says when that changes."""
-        mask = batch.get(padding_mask_key(key))
-        present = isinstance(value, Tensor) and value.ndim == 4
+        value, mask = batch.get(key), batch.get(padding_mask_key(key))
         announced_absent = isinstance(mask, Tensor) and not bool(mask.reshape(-1)[0])
+        present = isinstance(value, Tensor) and value.ndim == 4 and not announced_absent
         if announced_absent and key not in self._absent:
             self._absent.add(key)
             self._say(f"{key} is announced as absent")
-            self._view.log(key, self._rr.Clear(recursive=False))
-        elif present and not announced_absent and key in self._absent:
+            self._stream.log(key, rr.Clear(recursive=False))
+        elif present and key in self._absent:
             self._absent.remove(key)
             self._say(f"{key} is back")
-        return present and not announced_absent
-
-    def _picture(self, modality: str, values: np.ndarray) -> Any:
-        """An entity of a (C, H, W) picture as policies get it: [0, 1], metres, or ids over 255.
-
-        Depth is kept in whole millimetres and shown in metres; raw floats would make a recording three times as large.
-        """
-        if modality == Modality.DEPTH:
-            millimetres = np.clip(np.nan_to_num(values[0]) * _MILLIMETRES, 0, 65535).round().astype(np.uint16)
-            colours = self._rr.components.Colormap.Viridis
-            return self._rr.DepthImage(millimetres, meter=float(_MILLIMETRES), colormap=colours)
-        bytes_ = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
-        if modality == Modality.SEG:
-            return self._rr.SegmentationImage(bytes_[0])
-        if modality == Modality.RGB:
-            return self._colours(bytes_.transpose(1, 2, 0))
-        return self._rr.Image(bytes_[0], color_model="L").compress(jpeg_quality=_JPEG)
-
-    def _colours(self, picture: np.ndarray) -> Any:
-        return self._rr.Image(np.ascontiguousarray(picture)).compress(jpeg_quality=_JPEG)
+        return present
 
     def _clean_pictures(self, env: gym.Env) -> dict[str, np.ndarray]:
-        """RGB without faults, in the orientation of the policy's pictures; nothing for clean episodes, where it is the same."""
+        """RGB without faults, turned as the policy's pictures; nothing for clean episodes, where it is the same."""
         if self._episode.condition == "C0":
             return {}
         clean = getattr(env.unwrapped, "clean_rgb", None)
@@ -274,15 +175,41 @@ class EpisodeView:
         return {f"{CLEAN}/world": world} if isinstance(world, np.ndarray) else {}
 
     def _say(self, text: str) -> None:
-        self._view.log("log", self._rr.TextLog(text))
+        self._stream.log("log", rr.TextLog(text))
 
-    def _document(self, state: str) -> Any:
-        e = self._episode
+    def _describe(self, state: str) -> None:
+        episode = self._episode
         lines = (
-            f"**{self._task}**", f"policy: {e.policy}", f"condition: {e.condition}", f"suite: {e.suite}, task {e.task_id}",
-            f"initial state: {e.episode}", f"seed: {e.seed}", f"**{state}**",
-        )  # fmt: skip
-        return self._rr.TextDocument("\n\n".join(lines), media_type=self._rr.MediaType.MARKDOWN)
+            f"**{self._task}**",
+            f"policy: {episode.policy}",
+            f"condition: {episode.condition}",
+            f"suite: {episode.suite}, task {episode.task_id}",
+            f"initial state: {episode.episode}",
+            f"repetition: {episode.repeat}",
+            f"**{state}**",
+        )
+        self._stream.log("episode", rr.TextDocument("\n\n".join(lines), media_type=rr.MediaType.MARKDOWN))
+
+
+def _picture(modality: str, values: np.ndarray) -> Any:
+    """An entity of a (C, H, W) picture as policies get it: [0, 1], metres, or ids over 255.
+
+    Depth is kept in whole millimetres and shown in metres; raw floats would make a recording three times as large.
+    """
+    if modality == Modality.DEPTH:
+        millimetres = np.clip(np.nan_to_num(values[0]) * _MILLIMETRES, 0, 65535).round().astype(np.uint16)
+        colours = rr.components.Colormap.Viridis
+        return rr.DepthImage(millimetres, meter=float(_MILLIMETRES), colormap=colours)
+    bytes_ = (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
+    if modality == Modality.SEG:
+        return rr.SegmentationImage(bytes_[0])
+    if modality == Modality.RGB:
+        return _compressed(bytes_.transpose(1, 2, 0))
+    return rr.Image(bytes_[0], color_model="L").compress(jpeg_quality=_JPEG)
+
+
+def _compressed(picture: np.ndarray) -> Any:
+    return rr.Image(np.ascontiguousarray(picture)).compress(jpeg_quality=_JPEG)
 
 
 def _free_name(path: Path) -> Path:

@@ -1,145 +1,113 @@
-"""One process with the policies, for many simulators: it answers requests for action chunks in batches.
+"""One process with the policies, for many simulators: it computes their actions in batches.
 
-It knows no episodes. A request carries the prepared observation and the noise, both made by the simulator that asks, so an
-answer depends on nothing but its request. Simulators may come and go.
+It knows no episodes. A request carries the prepared observation and the noise, both made by the simulator that asks, so
+an answer depends on nothing but its request. Simulators may come and go: each has a connection of its own, which a
+thread of its own serves (:mod:`multiprocessing.managers`).
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from multiprocessing.managers import BaseManager
 
-from multismolvla_eval.policies.messages import WorkerArguments
-from multismolvla_eval.rollout.worker import begin
-
-if TYPE_CHECKING:
-    from multismolvla_eval.policies.messages import Request
-    from multismolvla_eval.rollout.batching import ChunkBatcher
-
-logger = logging.getLogger(__name__)
-
-#: Asked by the parent when an episode takes too long: is it the simulator that hangs, or the server?
-ALIVE = "alive"
-
-
-def server_main(arguments: WorkerArguments, parent: Connection) -> None:
-    """Load the policies that plan ahead, then serve until the parent is gone.
-
-    Messages from the parent: the connection of a new simulator, or ``ALIVE``, to be sent back. Messages to it: ``"ready"``,
-    once. From simulators: a path, to be told the policy's facts, or a request, to be answered. Whatever goes wrong ends the
-    process with a traceback in its log; the parent decides what that means.
-    """
-    begin(arguments)
-    import torch
-
-    from multismolvla_eval.environments import load_sources
-    from multismolvla_eval.policies.checkpoints import checkpoint_path
-    from multismolvla_eval.policies.lerobot import LeRobotPolicy, planning_checkpoints
-    from multismolvla_eval.rollout.batching import ChunkBatcher
-
-    torch.set_num_threads(1)
-    source = next(iter(load_sources(arguments.env).values()))
-    paths = planning_checkpoints(arguments.policies.values())
-    renames = {checkpoint_path(p): arguments.rename_map.get(n, {}) for n, p in arguments.policies.items()}
-    batchers, facts = {}, {}
-    for path in paths:
-        policy = LeRobotPolicy(path, source, arguments.device, renames[path])
-        policy.mask_absent_tokens()
-        device = str(policy.config.device)
-        batchers[path] = ChunkBatcher(
-            path, policy.chunk, policy.at_the_door, policy.trust, arguments.batch_size, device
-        )
-        facts[path] = {**policy.describe(), "checkpoint": policy.checkpoint}
-    parent.send("ready")
-    _Server(parent, batchers, facts).run()
+from multismolvla_eval.policies.messages import Reply, Request
+from multismolvla_eval.records.schema import PolicyFacts
+from multismolvla_eval.rollout.batching import ChunkBatcher
+from multismolvla_eval.rollout.worker import WorkerArguments, use_one_thread
 
 
 @dataclass
-class _Waiting:
-    """Requests of one kind that wait for company."""
+class _Batch:
+    """Requests of one kind that are computed together, and their answers once they are."""
 
-    since: float
-    asking: list[tuple[Connection, Request]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    replies: Future[list[Reply]] | None = None
 
 
-class _Server:
-    """Collects requests and answers them.
+class BatchServer:
+    """Answers requests of several threads in batches; a `PolicyServer`.
+
+    A batch is computed as soon as as many requests have come as can come, or after about as long as a batch takes to
+    compute: waiting longer would not pay.
 
     Args:
-        parent: brings the connections of new simulators; its end is the server's end.
-        batchers: by path of the policy.
-        facts: what a simulator that asks with a path is told.
+        load: makes the batchers of the policies, by path.
+        simulators: how many may ask at the same time.
     """
 
-    def __init__(self, parent: Connection, batchers: dict[str, ChunkBatcher], facts: dict[str, Any]) -> None:
-        self._parent, self._batchers, self._facts = parent, batchers, facts
-        self._simulators: list[Connection] = []
-        self._waiting: dict[Any, _Waiting] = {}
+    def __init__(self, load: Callable[[], dict[str, ChunkBatcher]], simulators: int) -> None:
+        self._simulators = simulators
+        self._computing = ThreadPoolExecutor(1, initializer=use_one_thread)
+        self._loaded = self._computing.submit(load)
+        self._open: dict[Hashable, _Batch] = {}
+        self._changed = threading.Condition()
 
-    def run(self) -> None:
-        """Serve until the parent is gone."""
-        while True:
-            for connection in wait([self._parent, *self._simulators], self._patience()):
-                assert isinstance(connection, Connection)
-                try:
-                    message = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    if connection is self._parent:
-                        return
-                    self._forget(connection)
-                    continue
-                if message == ALIVE and connection is self._parent:
-                    self._parent.send(ALIVE)
-                elif connection is self._parent:
-                    self._simulators.append(message)
-                elif isinstance(message, str):
-                    _send(connection, self._facts[message])
-                else:
-                    group = self._waiting.setdefault(message.kind(), _Waiting(time.monotonic()))
-                    group.asking.append((connection, message))
-            self._answer_those_due()
+    def facts(self, policy: str) -> PolicyFacts:
+        """What a policy tells of itself; waits until it is loaded."""
+        return self._loaded.result()[policy].policy.facts()
 
-    def _patience(self) -> float | None:
-        """Time until a waiting group is due [s], ``None`` when nobody waits."""
-        times = [self._due(group) - time.monotonic() for group in self._waiting.values()]
-        return max(0.0, min(times)) if times else None
+    def answer(self, request: Request) -> Reply:
+        """The policy's actions for a request.
 
-    def _due(self, group: _Waiting) -> float:
-        """Waiting for company pays for about as long as a batch takes."""
-        return group.since + self._batchers[group.asking[0][1].policy].seconds
-
-    def _answer_those_due(self) -> None:
-        everybody = sum(len(g.asking) for g in self._waiting.values()) == len(self._simulators)
-        for kind, group in list(self._waiting.items()):
-            batcher = self._batchers[group.asking[0][1].policy]
-            if everybody or len(group.asking) >= batcher.size or time.monotonic() >= self._due(group):
-                now, later = group.asking[: batcher.size], group.asking[batcher.size :]
-                if later:
-                    group.asking = later
-                else:
-                    del self._waiting[kind]
-                self._answer(batcher, now)
-
-    def _answer(self, batcher: ChunkBatcher, asking: Sequence[tuple[Connection, Request]]) -> None:
-        for (connection, _), reply in zip(asking, batcher.answer([r for _, r in asking]), strict=True):
-            _send(connection, reply)
-
-    def _forget(self, connection: Connection) -> None:
-        """A simulator is gone, and so is what it asked."""
-        self._simulators.remove(connection)
-        connection.close()
-        for kind, group in list(self._waiting.items()):
-            group.asking = [(c, r) for c, r in group.asking if c is not connection]
-            if not group.asking:
-                del self._waiting[kind]
+        Raises:
+            BatchingError: on this machine the policy's results depend on the rest of the batch.
+        """
+        batcher, kind = self._loaded.result()[request.policy], request.kind()
+        full = min(batcher.size, self._simulators)
+        with self._changed:
+            batch = self._open.get(kind)
+            if batch is None or len(batch.requests) == full:
+                batch = self._open[kind] = _Batch()
+            place = len(batch.requests)
+            batch.requests.append(request)
+            self._changed.notify_all()
+            if place == 0:
+                self._changed.wait_for(lambda: len(batch.requests) == full, timeout=batcher.seconds)
+                if self._open.get(kind) is batch:
+                    del self._open[kind]
+                batch.replies = self._computing.submit(batcher.answer, batch.requests)
+                self._changed.notify_all()
+            else:
+                self._changed.wait_for(lambda: batch.replies is not None)
+        assert batch.replies is not None
+        return batch.replies.result()[place]
 
 
-def _send(connection: Connection, message: Any) -> None:
-    try:
-        connection.send(message)
-    except (BrokenPipeError, ConnectionResetError):
-        logger.info("A simulator went away before it was answered.")  # the next wait() notices
+def _load(arguments: WorkerArguments) -> dict[str, ChunkBatcher]:
+    """The policies that plan ahead, by the path of their checkpoint."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    from multismolvla_eval.environments import load_sources
+    from multismolvla_eval.policies.checkpoints import checkpoint_path, resolve_checkpoint
+    from multismolvla_eval.policies.lerobot import LeRobotPolicy, plans_ahead
+
+    register_third_party_plugins()
+    source = next(iter(load_sources(arguments.env).values()))
+    batchers: dict[str, ChunkBatcher] = {}
+    for name, named in arguments.policies.items():
+        path = checkpoint_path(named)
+        if path is None or path in batchers:
+            continue
+        if plans_ahead(PreTrainedConfig.from_pretrained(resolve_checkpoint(path))):
+            policy = LeRobotPolicy(path, source, arguments.device, arguments.rename_map.get(name))
+            policy.keep_shapes()
+            batchers[path] = ChunkBatcher(policy, arguments.batch_size)
+    return batchers
+
+
+class ServerProcess(BaseManager):
+    """The process with the `BatchServer`; ``batch_server(arguments, simulators)`` makes it and returns the way to it."""
+
+    batch_server: Callable[[WorkerArguments, int], BatchServer]
+
+
+def _serve(arguments: WorkerArguments, simulators: int) -> BatchServer:
+    return BatchServer(partial(_load, arguments), simulators)
+
+
+ServerProcess.register("batch_server", _serve, exposed=("facts", "answer"))

@@ -1,6 +1,6 @@
 """The process that owns simulators and policies: it runs one episode at a time and hands the row to its parent.
 
-With a policy server it owns simulators only, and asks the server for the actions of policies that plan ahead.
+With a policy server it asks that for the actions of policies that plan ahead, and has no weights of them.
 
 It never writes results. Its parent is the single writer of its shard, so a worker that crashes, hangs or outlives its
 parent can neither lose nor repeat an episode.
@@ -14,23 +14,68 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from multismolvla.system.processes import end_with_parent
-from multismolvla_eval.policies.messages import WorkerArguments
+from multismolvla_eval.config import EnvironmentArguments
+
+if TYPE_CHECKING:
+    from multismolvla_eval.environments import EnvironmentSource
+    from multismolvla_eval.policies.interface import Policy
+    from multismolvla_eval.policies.messages import PolicyServer
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
+    from multismolvla_eval.records.schema import EpisodeRow
 
 #: Simulators kept open at the same time; further tasks close the least recently used one.
 OPEN_ENVIRONMENTS = 4
 
 
+@dataclass(frozen=True)
+class WorkerArguments:
+    """What a worker, or the policy server, needs; it must be picklable for the spawn start method.
+
+    Attributes:
+        name: of the process and its log.
+        number: of the worker, over all shards.
+        env: environment options.
+        policies: path per name.
+        device: of the policies.
+        seed: run seed.
+        output: run folder, for logs and clips.
+        plugins: modules to import first.
+        rename_map: LeRobot's option per policy.
+        batch_size: rows of the policy server's batches; 1: there is no server.
+        view: where this worker's episodes are shown, as ``--view`` says.
+    """
+
+    name: str
+    number: int
+    env: EnvironmentArguments
+    policies: dict[str, str]
+    device: str | None
+    seed: int
+    output: Path
+    plugins: tuple[str, ...]
+    rename_map: dict[str, dict[str, str]]
+    batch_size: int = 1
+    view: str | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where the process's output goes."""
+        return self.output / "logs" / f"{self.name}.log"
+
+
 def begin(arguments: WorkerArguments) -> None:
-    """What every process of a pool does first: see to its end, leave Ctrl-C to the parent, write to its log, load plug-ins."""
+    """What every process of a pool does first: end with its parent, leave Ctrl-C to it, write to its log, load plug-ins."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    log = open(log_path(arguments), "a", buffering=1)  # noqa: SIM115 - lives as long as the process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
+    log = open(arguments.log, "a", buffering=1)  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     faulthandler.enable(log)
@@ -39,51 +84,44 @@ def begin(arguments: WorkerArguments) -> None:
         import_module(module)
 
 
-def worker_main(arguments: WorkerArguments, pipe: Connection, server: Connection | None = None) -> None:
-    """Load everything, describe it, then serve episodes until the pipe closes.
-
-    Messages to the parent: ``("ready", description)`` once, then ``("row", row)`` per episode. Whatever goes wrong ends
-    the process with a traceback in its log; the parent decides what that means.
-    """
-    begin(arguments)
+def use_one_thread() -> None:
+    """Small policies on shared cores: more threads that wait for each other cost more than they give."""
     import torch
 
+    torch.set_num_threads(1)
+
+
+def worker_main(arguments: WorkerArguments, pipe: Connection, server: PolicyServer | None = None) -> None:
+    """Load everything, send what it tells of itself, then serve episodes until the pipe closes.
+
+    Messages to the parent: `RunFacts` once, then an `EpisodeRow` per episode. Whatever goes wrong ends the process with a
+    traceback in its log; the parent decides what that means.
+    """
+    begin(arguments)
+    use_one_thread()
     from multismolvla_eval.environments import load_sources
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.records.schema import RunFacts
 
-    torch.set_num_threads(1)  # small policies on shared cores: spinning threads cost more than they give
     sources = load_sources(arguments.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
         name: load_policy(path, first, arguments.device, arguments.rename_map.get(name), server)
         for name, path in arguments.policies.items()
     }
-    description = {
-        "suites": {
-            s.suite: {"tasks": {str(i): t for i, t in s.tasks.items()}, **s.describe()}
-            for s in sources.values()
-        },
-        "cameras": list(first.cameras),
-        "policies": {n: {"checkpoint": p.checkpoint, **p.describe()} for n, p in policies.items()},
-    }
-    pipe.send(("ready", description))
-    state = _State(arguments, sources, policies)
+    facts = RunFacts(
+        {name: source.facts() for name, source in sources.items()},
+        list(first.cameras),
+        {name: policy.facts() for name, policy in policies.items()},
+    )
+    pipe.send(facts)
+    worker = _Worker(arguments, sources, policies)
     while True:
         try:
-            message: Episode | None = pipe.recv()
+            episode: EpisodeSpec = pipe.recv()
         except EOFError:
             return  # the parent is gone
-        if message is None:
-            return
-        pipe.send(("row", state.run(message)))
-
-
-def log_path(arguments: WorkerArguments) -> Path:
-    """Where a worker's output goes."""
-    folder = arguments.output / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{arguments.role}-{arguments.number}.log"
+        pipe.send(worker.run(episode))
 
 
 def _peak_memory_mb() -> int:
@@ -92,54 +130,55 @@ def _peak_memory_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
-class _State:
-    """Open simulators and loaded policies of one worker."""
+class _Worker:
+    """Open simulators and loaded policies of one process."""
 
-    def __init__(self, arguments: WorkerArguments, sources: dict[str, Any], policies: dict[str, Any]) -> None:
-        self.arguments, self.sources, self.policies = arguments, sources, policies
+    def __init__(
+        self,
+        arguments: WorkerArguments,
+        sources: dict[str, EnvironmentSource],
+        policies: dict[str, Policy],
+    ) -> None:
+        self._arguments, self._sources, self._policies = arguments, sources, policies
         self._open: list[tuple[str, int]] = []
-        self._filmed_failures: set[Any] = set()
-        self._live: Any = None
+        self._filmed_failures: set[EpisodeSpec] = set()
+        self._view = None
         if arguments.view is not None:
             from multismolvla_eval.rollout.rerun_log import LiveView
 
-            self._live = LiveView(arguments.view, str(arguments.output))
-            self._live.close_when_terminated()
+            self._view = LiveView(arguments.view, str(arguments.output))
+            self._view.close_when_terminated()
 
-    def run(self, episode: Any) -> dict[str, Any]:
+    def run(self, episode: EpisodeSpec) -> EpisodeRow:
+        """Run an episode and keep its clip, if it is worth keeping."""
         from multismolvla_eval.rollout.clips import ClipRecorder, clip_name, keeps_clip
         from multismolvla_eval.rollout.episode import run_episode
-        from multismolvla_eval.rollout.rerun_log import Recorders
 
         self._make_room((episode.suite, episode.task_id))
-        source = self.sources[episode.suite]
-        policy = self.policies[episode.policy]
-        recorder = None
-        if episode.clip:
-            recorder = ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}")
-        live = None
-        if self._live is not None:
-            labels = getattr(source.make(episode.task_id).unwrapped, "labels", ())
-            live = self._live.episode(episode, source.tasks[episode.task_id], source.cameras, labels)
-        shown_to = Recorders([r for r in (recorder, live) if r is not None])
-        row = run_episode(
-            episode, source, policy, self.arguments.seed, shown_to, self._door_picture(episode, policy)
+        source, policy = self._sources[episode.suite], self._policies[episode.policy]
+        clip = (
+            ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}") if episode.clip else None
         )
-        if live is not None:
-            live.finish(row)
-        row["worker"] = self.arguments.number
-        row["peak_memory_mb"] = _peak_memory_mb()
-        row["clip"] = None
-        if recorder is not None and keeps_clip(episode, row["success"], self._filmed_failures):
-            path = self.arguments.output / "clips" / clip_name(episode)
-            if recorder.write(path, row["success"], row["cause"]):
-                row["clip"] = f"clips/{path.name}"
+        if self._view is not None:
+            self._view.begin(episode, source)
+        recorders = [r for r in (clip, self._view) if r is not None]
+        row = run_episode(
+            episode, source, policy, self._arguments.seed, recorders, self._picture(episode, policy)
+        )
+        if self._view is not None:
+            self._view.finish(row)
+        row.worker = self._arguments.number
+        row.peak_memory_mb = _peak_memory_mb()
+        if clip is not None and keeps_clip(episode, row.success, self._filmed_failures):
+            path = self._arguments.output / "clips" / clip_name(episode)
+            if clip.write(path, row.success, row.cause):
+                row.clip = f"clips/{path.name}"
         return row
 
-    def _door_picture(self, episode: Any, policy: Any) -> Path | None:
+    def _picture(self, episode: EpisodeSpec, policy: Policy) -> Path | None:
         """Path of the modalities picture, if this episode should draw it: clean, by the policy that reads most."""
-        path: Path = self.arguments.output / "modalities.png"
-        most = max(self.policies.values(), key=lambda p: len(p.describe()["reads"]))
+        path = self._arguments.output / "modalities.png"
+        most = max(self._policies.values(), key=lambda p: len(p.facts().reads))
         return path if policy is most and episode.condition == "C0" and not path.exists() else None
 
     def _make_room(self, wanted: tuple[str, int]) -> None:
@@ -148,4 +187,4 @@ class _State:
         self._open.append(wanted)
         while len(self._open) > OPEN_ENVIRONMENTS:
             suite, task_id = self._open.pop(0)
-            self.sources[suite].make(task_id).close()
+            self._sources[suite].make(task_id).close()

@@ -1,8 +1,9 @@
-"""LeRobot's own policies in the harness: they run, faults reach them, and they are told of losses as they understand it."""
+"""LeRobot's own policies in the harness: they run, faults reach them, and losses are announced as they understand it."""
 
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 STEPS = 4
 KINDS = ("act", "diffusion", "smolvla", "pi0", "pi05")
-#: As lerobot 0.6.1 is: told of the loss of one camera, and of the loss of all.
-TOLD = {
+#: As lerobot 0.6.1 is: whether the announced loss of one camera reaches the policy, and the loss of all.
+REACHES = {
     "act": (False, False), "diffusion": (False, False), "smolvla": (True, True), "pi0": (True, False),
     "pi05": (True, False),
 }  # fmt: skip
@@ -38,11 +39,11 @@ def checkpoints(tmp_path_factory):
 
 
 def episode_of(source, policy, condition="C0"):
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
-    row = run_episode(Episode("p", source.suite, 0, condition, 0), source, policy, 0)
-    assert (row["steps"], row["cause"]) == (STEPS, "time_out")
+    row = run_episode(EpisodeSpec("p", source.suite, 0, condition, 0), source, policy, 0)
+    assert (row.steps, row.cause) == (STEPS, "time_out")
     return row
 
 
@@ -54,34 +55,31 @@ def test_a_policy_runs_repeats_itself_and_reacts_to_a_fault(checkpoints, source,
     clean, again, black, depth = (
         episode_of(source, policy, c) for c in ("C0", "C0", "C2:rgb=zero", "C2:depth=zero")
     )
-    assert clean["actions"] == again["actions"] == depth["actions"], "it reads no depth"
-    assert clean["actions"] != black["actions"]
-    assert clean["start"] == black["start"]
-    facts = policy.describe()
-    assert facts["type"] == kind
-    assert (facts["modalities"], facts["views"]) == (["rgb"], ["image", "image2"])
-    assert "provenance" not in facts
+    assert clean.actions == again.actions == depth.actions, "it reads no depth"
+    assert clean.actions != black.actions
+    assert clean.start == black.start
+    facts = policy.facts()
+    assert facts.type == kind
+    assert (facts.modalities, facts.views, facts.provenance) == (["rgb"], ["image", "image2"], {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_manifest_says_of_announced_losses_is_what_the_policy_does(checkpoints, source, kind):
-    """A policy that is told acts otherwise than on a black picture, one that is not acts the same."""
+    """A policy that the mask reaches acts otherwise than on a black picture, any other acts the same."""
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.reach import told_of_loss
+    from multismolvla_eval.records.reach import mask_reaches_policy
 
     policy = load_policy(checkpoints[kind], source)
-    facts, manifest = policy.describe(), {"cameras": ["image", "image2"]}
-    for (announced, black), told in zip(
-        (("C1:camera=image", "C2:rgb.image=zero"), ("C1:-rgb", "C2:rgb=zero")), TOLD[kind], strict=True
+    facts, manifest = policy.facts(), SimpleNamespace(cameras=["image", "image2"], provenance={})
+    for (announced, black), reaches in zip(
+        (("C1:camera=image", "C2:rgb.image=zero"), ("C1:-rgb", "C2:rgb=zero")), REACHES[kind], strict=True
     ):
-        differs = (
-            episode_of(source, policy, announced)["actions"] != episode_of(source, policy, black)["actions"]
-        )
-        assert differs == told
-        assert told_of_loss(facts, announced, manifest) == told, announced
-    assert facts["reads_masks"] == TOLD[kind][0]
-    assert told_of_loss(facts, "C1:-depth", manifest) is None, "nothing of it is lost"
-    assert told_of_loss(facts, "C2:rgb=zero", manifest) is None, "nothing is announced"
+        differs = episode_of(source, policy, announced).actions != episode_of(source, policy, black).actions
+        assert differs == reaches
+        assert mask_reaches_policy(facts, announced, manifest) == reaches, announced
+    assert facts.mask_reaches_policy == REACHES[kind][0]
+    assert mask_reaches_policy(facts, "C1:-depth", manifest) is None, "nothing of it is lost"
+    assert mask_reaches_policy(facts, "C2:rgb=zero", manifest) is None, "nothing is announced"
 
 
 def test_a_gap_in_the_batch_is_a_masked_picture(checkpoints, source, monkeypatch):
@@ -108,41 +106,32 @@ def test_a_gap_in_the_batch_is_a_masked_picture(checkpoints, source, monkeypatch
     assert not torch.allclose(gap, policy.chunk(prepared, noise=noise), atol=1e-4)
 
 
-def test_a_picture_that_is_left_out_counts_as_a_fault_that_arrived(checkpoints, source):
-    from multismolvla_eval.analysis.fairness import fairness_checks
-    from multismolvla_eval.analysis.table import Cells, collect
+def test_a_picture_that_is_left_out_is_missing_among_the_inputs(checkpoints, source):
     from multismolvla_eval.policies.load import load_policy
 
     policy = load_policy(checkpoints["pi0"], source)
-    conditions = ["C0", "C1:camera=image"]
-    rows = [episode_of(source, policy, c) for c in conditions]
-    facts = {"p": {"checkpoint": policy.checkpoint, **policy.describe()}}
-    checks = fairness_checks(
-        ["p"], conditions, Cells(collect(rows, facts)), {"cameras": list(source.cameras), "policies": facts}
-    )
-    (found,) = checks["faults"]
-    assert (found["reached"], found["rest_equal"], found["where"]) == (1, 1, "input")
+    clean, lost = (episode_of(source, policy, c).policy_inputs for c in ("C0", "C1:camera=image"))
+    key = "observation.images.image"
+    assert key in clean
+    assert key not in lost
+    assert clean[f"{key}2"] == lost[f"{key}2"]
 
 
 def test_a_renamed_camera_is_described_by_the_environments_name(checkpoints, source):
     """And the report's check finds it under the policy's."""
-    from multismolvla_eval.policies.features import describe_input
+    from multismolvla_eval.config import renaming
+    from multismolvla_eval.policies.features import what_it_reads
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.reach import renaming
 
     config = load_policy(checkpoints["pi0"], source).config
     config.input_features = {
         k.replace("image2", "wrist"): feature for k, feature in config.input_features.items()
     }
     rename = {"observation.images.image2": "observation.images.wrist"}
-    facts = describe_input(config, source.cameras, rename)
-    assert facts["reads"] == ["observation.images.image", "observation.images.image2", "observation.state"]
-    assert facts["views"] == ["image", "image2"]
-    assert (
-        renaming("p", {"rename_map": {"p": rename, "q": {}}})
-        == renaming("q", {"rename_map": rename})
-        == rename
-    )
+    reads = what_it_reads(config, source.cameras, rename)
+    assert reads.keys == ["observation.images.image", "observation.images.image2", "observation.state"]
+    assert reads.views == ["image", "image2"]
+    assert renaming("p", {"p": rename, "q": {}}) == renaming("q", rename) == rename
 
 
 def test_a_checkpoint_without_weights_is_refused_where_lerobot_goes_on_with_random_ones(

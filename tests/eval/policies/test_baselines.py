@@ -90,31 +90,31 @@ def checkpoints(tmp_path_factory):
     return paths
 
 
-def episode_of(source, policy, condition="C0", seed=0, steps=None):
-    from multismolvla_eval.protocol.schedule import Episode
+def episode_of(source, policy, condition="C0", repeat=0):
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
-    return run_episode(Episode("p", SUITE, 0, condition, 0, seed=seed), source, policy, 0)
+    return run_episode(EpisodeSpec("p", SUITE, 0, condition, 0, repeat=repeat), source, policy, 0)
 
 
 def test_upstream_smolvla_and_our_siglip_tower_act_the_same(checkpoints, source):
     from multismolvla_eval.policies.load import load_policy
 
     rows = {
-        (name, condition, seed): episode_of(source, load_policy(checkpoints[name], source), condition, seed)
+        (name, condition, repeat): episode_of(
+            source, load_policy(checkpoints[name], source), condition, repeat
+        )
         for name in ("smolvla", "siglip")
-        for condition, seed in (("C0", 0), ("C0", 1), ("C2:rgb=zero", 0))
+        for condition, repeat in (("C0", 0), ("C0", 1), ("C2:rgb=zero", 0))
     }
-    for (name, condition, seed), row in rows.items():
-        twin = rows["smolvla" if name == "siglip" else "siglip", condition, seed]
-        assert row["actions"] == twin["actions"]
-        assert (row["steps"], row["success"], row["start"]) == (
-            twin["steps"], twin["success"], twin["start"],
-        )  # fmt: skip
-    assert len({r["actions"] for r in rows.values()}) == 3, "another seed or other pictures, other actions"
-    first, second = (rows["smolvla", "C0", s] for s in (0, 1))
-    assert first["noise_seed"] != second["noise_seed"]
-    assert first["init_state"] == second["init_state"]
+    for (name, condition, repeat), row in rows.items():
+        twin = rows["smolvla" if name == "siglip" else "siglip", condition, repeat]
+        assert row.actions == twin.actions
+        assert (row.steps, row.success, row.start) == (twin.steps, twin.success, twin.start)
+    assert len({r.actions for r in rows.values()}) == 3, "another repetition or other pictures, other actions"
+    first, second = (rows["smolvla", "C0", repeat] for repeat in (0, 1))
+    assert first.noise_seed != second.noise_seed
+    assert first.init_state == second.init_state
 
 
 def test_a_camera_of_another_name_is_named_with_the_remedy_and_the_remedy_works(checkpoints, source):
@@ -128,7 +128,7 @@ def test_a_camera_of_another_name_is_named_with_the_remedy_and_the_remedy_works(
     assert remedy == {"observation.images.image": "observation.images.top"}
     renamed = episode_of(source, load_policy(checkpoints["act_top"], source, rename_map=remedy))
     plain = episode_of(source, load_policy(checkpoints["act"], source))
-    assert renamed["actions"] == plain["actions"], "same weights, same pictures"
+    assert renamed.actions == plain.actions, "same weights, same pictures"
     with pytest.raises(
         ValueError, match="renames 'observation.images.left', which the environment does not give"
     ):
@@ -171,19 +171,19 @@ def test_an_announced_loss_stays_announced_under_another_name():
     assert renamed["observation.images.image_padding_mask"] == "observation.images.top_padding_mask"
 
 
-def test_a_blind_policy_does_not_see(checkpoints, source):
+def test_a_policy_without_vision_does_not_see(checkpoints, source):
     """Its actions do not depend on the pictures; a policy that sees acts differently."""
     from multismolvla_eval.policies.load import load_policy
 
     for name in ("act", "smolvla", "siglip", "fourm"):
-        seeing, blind = (load_policy(p + checkpoints[name], source) for p in ("", "blind:"))
+        seeing, blind = (load_policy(p + checkpoints[name], source) for p in ("", "no_vision:"))
         clean = episode_of(source, blind)
-        assert clean["actions"] == episode_of(source, blind, "C2:rgb=zero")["actions"]
-        assert clean["actions"] != episode_of(source, seeing)["actions"], name
-        facts = blind.describe()
-        assert facts["reads"] == ["observation.state"]
-        assert ("announced" in facts["blind"]) == (name != "act")
-        assert clean["checkpoint"] == f"blind:{seeing.checkpoint}"
+        assert clean.actions == episode_of(source, blind, "C2:rgb=zero").actions
+        assert clean.actions != episode_of(source, seeing).actions, name
+        facts = blind.facts()
+        assert facts.reads == ["observation.state"]
+        assert ("announced" in facts.no_vision) == (name != "act")
+        assert clean.checkpoint == facts.checkpoint == f"no_vision:{seeing.facts().checkpoint}"
 
 
 def test_pictures_are_emptied_and_announced_as_absent():
@@ -204,16 +204,16 @@ def test_pictures_are_emptied_and_announced_as_absent():
 
 def test_the_expert_solves_the_task_and_no_fault_touches_it():
     from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.environments import load_source
+    from multismolvla_eval.environments import load_sources
     from multismolvla_eval.policies.load import load_policy
 
-    found = load_source(EnvironmentArguments(task_ids=[0], options={"streams": ["depth"]}))
+    (found,) = load_sources(EnvironmentArguments(task_ids=[0], options={"streams": ["depth"]})).values()
     expert = load_policy("builtin:expert", found)
     rows = [episode_of(found, expert, c) for c in ("C0", "C2:depth=zero", "C0")]
     found.make(0).close()
-    assert all(r["success"] for r in rows)
-    assert len({r["actions"] for r in rows}) == 1
-    assert expert.describe()["privileged"]
+    assert all(r.success for r in rows)
+    assert len({r.actions for r in rows}) == 1
+    assert expert.facts().privileged
 
 
 def test_the_expert_is_told_the_state_that_the_episode_began_with(monkeypatch):
@@ -234,7 +234,7 @@ def test_the_expert_is_told_the_state_that_the_episode_began_with(monkeypatch):
 def test_assets_that_are_not_whole_are_refused_before_an_episode_can_crash(tmp_path):
     from multismolvla.system.libero_assets import FOLDERS
     from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.environments import load_source
+    from multismolvla_eval.environments import load_sources
 
     for name in FOLDERS:
         (tmp_path / name).mkdir()
@@ -242,8 +242,8 @@ def test_assets_that_are_not_whole_are_refused_before_an_episode_can_crash(tmp_p
     arguments = EnvironmentArguments(
         task="libero_goal", task_ids=[0], options={"libero_assets": str(tmp_path)}
     )
-    with pytest.raises(FileNotFoundError, match=r"lacks 154 of the files .*--fetch-assets"):
-        load_source(arguments)
+    with pytest.raises(FileNotFoundError, match=r"lacks \d+ of the files.*--fetch-assets"):
+        load_sources(arguments)
 
 
 def test_an_environment_without_expert_is_named():
@@ -260,9 +260,9 @@ def test_an_environment_without_expert_is_named():
 def test_the_expert_of_libero_acts_in_the_very_episode_that_other_policies_get(libero_assets):
     """It searches in the episode's own simulator and leaves it as it was."""
     from multismolvla_eval.config import EnvironmentArguments
-    from multismolvla_eval.environments import load_source, state_hash
+    from multismolvla_eval.environments import load_sources, state_hash
     from multismolvla_eval.policies.baselines import ExpertPolicy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     class Watched(ExpertPolicy):
@@ -277,10 +277,12 @@ def test_the_expert_of_libero_acts_in_the_very_episode_that_other_policies_get(l
         "observation_width": 32,
         "libero_assets": str(libero_assets),
     }
-    found = load_source(EnvironmentArguments(task="libero_object", task_ids=[0], options=options))
+    (found,) = load_sources(
+        EnvironmentArguments(task="libero_object", task_ids=[0], options=options)
+    ).values()
     expert = Watched(found)
-    row = run_episode(Episode("expert", "libero_object", 0, "C2:depth=zero", 1), found, expert, 0)
+    row = run_episode(EpisodeSpec("expert", "libero_object", 0, "C2:depth=zero", 1), found, expert, 0)
     found.make(0).close()
     assert expert.untouched
-    assert row["success"]
-    assert 80 < row["steps"] < 200
+    assert row.success
+    assert 80 < row.steps < 200

@@ -53,7 +53,7 @@ def test_a_hub_checkpoint_is_its_commit_and_not_its_name(download):
     download("user/name", "a" * 40)
     assert policy_hash("user/name") == checkpoint_hash("user/name") == "hub:user/name@aaaaaaaaaaaa"
     download("user/name", "b" * 40)
-    assert policy_hash("blind:user/name") == "blind:hub:user/name@bbbbbbbbbbbb"
+    assert policy_hash("no_vision:user/name") == "no_vision:hub:user/name@bbbbbbbbbbbb"
     download("user/base", "c" * 40, "model.safetensors")
     download("user/name", "b" * 40, "adapter_config.json", '{"base_model_name_or_path": "user/base"}')
     assert policy_hash("user/name") == "hub:user/name@bbbbbbbbbbbb+hub:user/base@cccccccccccc"
@@ -91,6 +91,6 @@ def test_what_a_dry_run_compares_is_what_a_run_writes(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     weights = checkpoint_hash(str(tmp_path))
     assert policy_hash(str(tmp_path)) == weights
-    assert policy_hash(f"blind:{tmp_path}") == f"blind:{weights}"
+    assert policy_hash(f"no_vision:{tmp_path}") == f"no_vision:{weights}"
     assert policy_hash("builtin:zero") == "builtin:zero"
     assert policy_hash("builtin:expert").startswith("builtin:expert@")

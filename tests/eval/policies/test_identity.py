@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import draccus
 import pytest
-from report_readers import summary_of
-from synthetic import manifest_of
 
 import lerobot_env_multismolvla
-from multismolvla_eval.analysis.table import collect
-from multismolvla_eval.config import EvalConfig
-from multismolvla_eval.policies.baselines import BuiltinPolicy, ExpertPolicy
-from multismolvla_eval.policies.checkpoints import policy_hash
-from multismolvla_eval.policies.identity import EXPERT, EXPERT_DESCRIPTION, _expert_hash, builtin_identity
-from multismolvla_eval.records.store import ResultsError
+from multismolvla_eval.policies.baselines import EXPERT_DESCRIPTION, BuiltinPolicy, ExpertPolicy
+from multismolvla_eval.policies.checkpoints import EXPERT, _expert_hash, builtin_identity, policy_hash
 
 PACKAGE = Path(lerobot_env_multismolvla.__file__).parent
 
@@ -54,36 +46,14 @@ def test_the_identity_changes_with_what_acts_and_with_nothing_else(tmp_path, fil
     assert (_expert_hash(tmp_path) != before) == other
 
 
-def test_rows_of_another_version_are_refused_by_name():
-    row = {"policy": "expert", "checkpoint": f"{EXPERT}@000000000000"}
-    with pytest.raises(ResultsError, match="builtin:expert@000000000000, which the manifest does not know"):
-        collect([row], {"expert": {"checkpoint": builtin_identity(EXPERT)}})
+def test_what_built_in_policies_tell_is_how_they_were_asked_for():
+    libero = SimpleNamespace(config=SimpleNamespace(type="multismolvla_libero"))
+    for path, policy in ((EXPERT, ExpertPolicy(libero)), ("builtin:zero", BuiltinPolicy("zero", 7))):
+        facts = policy.facts()
+        assert (facts.path, facts.checkpoint, facts.reads) == (path, builtin_identity(path), [])
+        assert facts.privileged == (path == EXPERT)
 
 
 def test_the_description_says_what_the_expert_may_do_that_no_policy_may():
     for word in ("privileged", "simulator's state", "tries variants", "retries", "upper bound", "no policy"):
         assert word in EXPERT_DESCRIPTION
-
-
-@pytest.mark.parametrize("older", [False, True])
-def test_the_command_of_a_cell_names_built_in_policies_as_they_were_asked_for(tmp_path, older):
-    libero = SimpleNamespace(config=SimpleNamespace(type="multismolvla_libero"))
-    built_in = {"expert": ExpertPolicy(libero), "still": BuiltinPolicy("zero", 7)}
-    manifest = manifest_of(("toy",), [], (*built_in, "vanilla"))
-    for name, policy in built_in.items():
-        facts = {**policy.describe(), "checkpoint": policy.checkpoint}
-        assert facts["path"] == {"expert": EXPERT, "still": "builtin:zero"}[name]
-        manifest["policies"][name] = {k: v for k, v in facts.items() if not (older and k == "path")}
-    summary = summary_of(
-        tmp_path,
-        texts=["C2:rgb=zero"],
-        clean=(1, 0, 1),
-        names=(*built_in, "vanilla"),
-        policies=manifest["policies"],
-    )
-    for cell in summary["cells"]:
-        config = draccus.parse(EvalConfig, args=shlex.split(cell["command"])[1:])
-        config.check()
-        assert config.policy_paths() == {
-            "expert": EXPERT, "still": "builtin:zero", "vanilla": "outputs/vanilla",
-        }  # fmt: skip

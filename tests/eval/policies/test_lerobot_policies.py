@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from multiprocessing import Pipe
-
 import pytest
 import torch
 
@@ -35,14 +32,14 @@ def test_same_actions_as_lerobot_eval(checkpoints, source, name):
     from lerobot.scripts.lerobot_eval import rollout
 
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import derived_seed, run_episode
 
     policy = load_policy(str(checkpoints / name), source)
-    episode = Episode(name, source.suite, 0, "C0", 0)
+    episode = EpisodeSpec(name, source.suite, 0, "C0", 0)
     spy = ActionSpy(policy)
     row = run_episode(episode, source, spy, run_seed=3)
-    assert row["steps"] == STEPS
+    assert row.steps == STEPS
 
     before, after = make_env_pre_post_processors(env_cfg=source.config, policy_cfg=policy.config)
     vector = source.config.create_envs(n_envs=1)[source.suite][0]
@@ -64,7 +61,7 @@ def test_same_actions_as_lerobot_eval(checkpoints, source, name):
 
 def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, source):
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     env = source.make(0)
@@ -79,14 +76,13 @@ def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, s
             type(env).render_observations = property(lambda self: True, lambda self, value: None)
             env.__dict__.pop("render_observations")
         try:
-            row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
+            row = run_episode(EpisodeSpec("ours", source.suite, 0, condition, 0), source, policy, 0)
         finally:
             if not spare:
                 del type(env).render_observations
                 env.render_observations = True
-        return {k: row[k] for k in ("actions", "door", "encoder", "start", "steps", "success")}, sorted(
-            {*rendered}
-        )
+        same = ("actions", "policy_inputs", "encoder_inputs", "start", "steps", "success")
+        return {k: getattr(row, k) for k in same}, sorted({*rendered})
 
     every, needed = list(range(STEPS + 1)), list(range(0, STEPS + 1, N_ACTION_STEPS))
     try:
@@ -102,29 +98,20 @@ def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, s
 
 @pytest.fixture
 def policy_server(checkpoints, source):
-    """Connections to a server thread with the tiny policies, in batches of three."""
+    """A server in this process with the tiny policies, in batches of three, for one simulator."""
     from multismolvla_eval.policies.lerobot import LeRobotPolicy
     from multismolvla_eval.rollout.batching import ChunkBatcher
-    from multismolvla_eval.rollout.server import _Server
+    from multismolvla_eval.rollout.server import BatchServer
 
-    ours, theirs = Pipe()
-    batchers, facts = {}, {}
-    for path in (str(checkpoints / "ours"), str(checkpoints / "vanilla")):
-        policy = LeRobotPolicy(path, source, None, {})
-        policy.mask_absent_tokens()
-        batchers[path] = ChunkBatcher(path, policy.chunk, policy.at_the_door, policy.trust, 3, "cpu")
-        facts[path] = {**policy.describe(), "checkpoint": policy.checkpoint}
-    thread = threading.Thread(target=_Server(theirs, batchers, facts).run)
-    thread.start()
+    def load():
+        batchers = {}
+        for path in (str(checkpoints / "ours"), str(checkpoints / "vanilla")):
+            policy = LeRobotPolicy(path, source)
+            policy.keep_shapes()
+            batchers[path] = ChunkBatcher(policy, 3)
+        return batchers
 
-    def connect():
-        here, there = Pipe()
-        ours.send(there)
-        return here
-
-    yield connect
-    ours.close()
-    thread.join(10)
+    return BatchServer(load, simulators=1)
 
 
 def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
@@ -134,11 +121,11 @@ def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
     from multismolvla_eval.config import EnvironmentArguments, EvalConfig
     from multismolvla_eval.evaluate import evaluate
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.records.store import read_run
     from multismolvla_eval.rollout.episode import run_episode
 
-    names = {"ours": "", "vanilla": "", "blind": "blind:"}
+    names = {"ours": "", "vanilla": "", "blind": "no_vision:"}
     paths = {n: prefix + str(checkpoints / n.replace("blind", "ours")) for n, prefix in names.items()}
     config = EvalConfig(
         policies=[f"{n}={p}" for n, p in paths.items()],
@@ -147,50 +134,44 @@ def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
     )  # fmt: skip
     evaluate(config)
     manifest, rows = read_run(config.output)
-    assert manifest["comparable"]["batch_size"] == 3
+    assert manifest.comparable.batch_size == 3
     assert len(rows) == 9
     same = (
-        "actions",
-        "door",
-        "encoder",
-        "gate",
-        "start",
-        "success",
-        "cause",
-        "steps",
-        "gripper",
-        "checkpoint",
-        "noise_seed",
-    )
-    policies = {n: load_policy(p, source, None, {}, policy_server()) for n, p in paths.items()}
+        "actions", "policy_inputs", "encoder_inputs", "modality_weight", "start", "success", "cause", "steps", "gripper",
+        "checkpoint", "noise_seed",
+    )  # fmt: skip
+    policies = {n: load_policy(p, source, server=policy_server) for n, p in paths.items()}
     for row in rows:
-        episode = Episode(row["policy"], row["suite"], 0, row["condition"], row["episode"])
-        alone = run_episode(episode, source, policies[row["policy"]], 0)
-        assert {k: alone[k] for k in same} == {k: row[k] for k in same}, episode.key
+        episode = EpisodeSpec(row.policy, row.suite, 0, row.condition, row.episode)
+        alone = run_episode(episode, source, policies[row.policy], 0)
+        for name in same:
+            assert getattr(alone, name) == getattr(row, name), (episode.key, name)
     for name in (
         "ours",
         "vanilla",
     ):  # what the policy is given, and its noise, are those of a policy that is here
         here = run_episode(
-            Episode(name, source.suite, 0, "C0", 0), source, load_policy(paths[name], source), 0
+            EpisodeSpec(name, source.suite, 0, "C0", 0), source, load_policy(paths[name], source), 0
         )
-        row = next(r for r in rows if (r["policy"], r["condition"], r["episode"]) == (name, "C0", 0))
+        row = next(r for r in rows if (r.policy, r.condition, r.episode) == (name, "C0", 0))
         # the instruction alone is padded differently
-        given, asked = ({k: v for k, v in r["door"].items() if "language" not in k} for r in (here, row))
+        given, asked = (
+            {k: v for k, v in r.policy_inputs.items() if "language" not in k} for r in (here, row)
+        )
         assert given == asked
-        assert (here["encoder"], here["start"]) == (row["encoder"], row["start"])
+        assert (here.encoder_inputs, here.start) == (row.encoder_inputs, row.start)
 
 
 @pytest.mark.parametrize("name", ["vanilla", "ours"])
 def test_batched_actions_are_those_of_the_policy_but_for_rounding(checkpoints, source, policy_server, name):
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     acted = []
-    for server in (None, policy_server()):
+    for server in (None, policy_server):
         spy = ActionSpy(load_policy(str(checkpoints / name), source, server=server))
-        run_episode(Episode(name, source.suite, 0, "C0", 0), source, spy, 0)
+        run_episode(EpisodeSpec(name, source.suite, 0, "C0", 0), source, spy, 0)
         acted.append(spy.actions[0])  # later ones follow from what the simulator made of the first
     assert torch.allclose(*acted, atol=1e-5)
 
@@ -200,7 +181,7 @@ def test_actions_that_are_not_numbers_are_their_episodes_failure_and_nobody_else
 ):
     """Over a policy server: a state that is not a number makes them."""
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     class Poisoned(ActionSpy):
@@ -212,11 +193,11 @@ def test_actions_that_are_not_numbers_are_their_episodes_failure_and_nobody_else
             }
 
     def acted(policy):
-        row = run_episode(Episode("vanilla", source.suite, 0, "C0", 0), source, policy, 0)
-        return row["cause"], row["steps"], row["actions"]
+        row = run_episode(EpisodeSpec("vanilla", source.suite, 0, "C0", 0), source, policy, 0)
+        return row.cause, row.steps, row.actions
 
     path = str(checkpoints / "vanilla")
-    healthy, other = (load_policy(path, source, server=policy_server()) for _ in range(2))
+    healthy, other = (load_policy(path, source, server=policy_server) for _ in range(2))
     before = acted(healthy)
     cause, steps, _ = acted(Poisoned(other))
     assert (cause, steps) == ("nan_action", 0)

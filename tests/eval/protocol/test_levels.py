@@ -8,21 +8,24 @@ from types import SimpleNamespace
 import gymnasium as gym
 import pytest
 
-from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, parse_condition
+from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
+from multismolvla_eval import environments as module
 from multismolvla_eval.config import EnvironmentArguments
-from multismolvla_eval.environments import LeRobotSource, load_sources, require_libero_plus
-from multismolvla_eval.evaluate import evaluate
-from multismolvla_eval.forecast import outline
-from multismolvla_eval.protocol import levels as module
+from multismolvla_eval.environments import (
+    LeRobotSource,
+    load_sources,
+    refuse_unfaultable,
+    require_libero_plus,
+)
 from multismolvla_eval.protocol.levels import (
     ALL_SUBSETS,
     CORE_SOFT_TYPES,
     LEVELS,
     describe,
     level_conditions,
-    refuse_unfaultable,
     resolve,
 )
+from multismolvla_eval.records.schema import EnvironmentFacts
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=lambda level: level.name)
@@ -83,7 +86,7 @@ def test_levels_have_the_protocols_episodes():
     smoke, quick, standard, full = (LEVELS[n] for n in ("smoke", "quick", "standard", "full"))
     assert (smoke.tasks, smoke.clean_episodes, smoke.episodes) == (1, 1, 1)
     assert (quick.clean_episodes, quick.episodes, len(quick.conditions)) == (5, 5, 6)
-    assert (standard.clean_episodes, standard.episodes, standard.clean_seeds) == (10, 10, 3)
+    assert (standard.clean_episodes, standard.episodes, standard.clean_repeats) == (10, 10, 3)
     assert (full.clean_episodes, full.episodes) == (50, 50)
     assert set(standard.conditions) <= set(full.conditions)
     assert set(quick.conditions) <= set(full.conditions)
@@ -144,7 +147,7 @@ def test_libero_plus_is_an_environment_and_its_absence_is_named(monkeypatch, tmp
 def test_libero_plus_is_asked_for_before_its_environments_are_made(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="needs LIBERO-Plus, but no package libero"):
-        outline(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_spatial", None, {}))
+        load_sources(EnvironmentArguments(module.LIBERO_PLUS_TYPE, "libero_spatial", None, {}))
 
 
 def test_libero_is_told_its_configuration_before_it_is_imported(monkeypatch):
@@ -163,7 +166,6 @@ def test_libero_is_told_its_configuration_before_it_is_imported(monkeypatch):
     monkeypatch.setattr(
         "lerobot_env_multismolvla.libero.setup.set_asset_root", lambda folder: calls.append("root")
     )
-    monkeypatch.setattr("multismolvla.system.libero_assets.missing_files", lambda folder: [])
     assert load_sources(EnvironmentArguments("libero", "libero_spatial", None, {})) == {}
     assert calls == ["told", "libero_spatial", "root", "made"]
 
@@ -183,24 +185,19 @@ def test_lerobots_libero_reads_the_projects_assets_and_downloads_none(monkeypatc
     with pytest.raises(FileNotFoundError, match="'libero_goal' needs LIBERO's assets and none were found"):
         load_sources(arguments)
     monkeypatch.setattr("lerobot_env_multismolvla.libero.setup.find_libero_assets", lambda explicit: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"lacks \d+ of the files that LIBERO's suites read"):
-        load_sources(arguments)
-    monkeypatch.setattr("multismolvla.system.libero_assets.missing_files", lambda folder: [])
     assert load_sources(arguments) == {}
     assert libero_module.get_assets_path() == str(tmp_path)
 
 
-def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them(make_config, monkeypatch):
+def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them():
     conditions = resolve(["C2:rgb=zero"], ("image",))
+    plain = EnvironmentFacts(type="t", tasks={}, max_steps=1)
+    other = EnvironmentFacts(type="t", tasks={}, max_steps=1, faultable=False)
     with pytest.raises(
         ValueError, match=r"'C2:rgb=zero' cannot be applied to the suite 'b'.*conditions='\[C0\]'"
     ):
-        refuse_unfaultable(conditions, {"a": {}, "b": {"faultable": False}})
-    refuse_unfaultable(conditions[:1], {"b": {"faultable": False}})
-    monkeypatch.setattr("multismolvla_eval.forecast._libero_tasks", lambda: {"libero_spatial": ["a_task"]})
-    config = make_config(env=EnvironmentArguments("libero", "libero_spatial", None, {}), dry_run=True)
-    with pytest.raises(ValueError, match="cannot be applied to the suite 'libero_spatial'"):
-        evaluate(config)
+        refuse_unfaultable(conditions, {"a": plain, "b": other})
+    refuse_unfaultable(conditions[:1], {"b": other})
 
 
 def test_a_source_says_whether_its_environment_has_what_faults_need():
@@ -211,7 +208,7 @@ def test_a_source_says_whether_its_environment_has_what_faults_need():
         for name, value in {"_max_episode_steps": 5, **attributes}.items():
             setattr(env, name, value)
         source = LeRobotSource(SimpleNamespace(type="made-up"), "s", {0: SimpleNamespace(envs=[env])})
-        return source.describe()["faultable"]
+        return source.facts().faultable
 
     assert suite(["presence"], cameras=("image",))
     assert not suite([], cameras=("image",))
@@ -254,8 +251,8 @@ def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch, tmp_pa
         load_sources(arguments)
     (tmp_path / "assets").mkdir()
     source = load_sources(arguments)["libero_goal"]
-    assert source.tasks == {2590: "a new language"}
     assert source.cameras == ("image", "image2")
-    facts = source.describe()
-    assert (facts["type"], facts["max_steps"], facts["init_states"]) == ("libero_plus", 300, 1)
-    assert (facts["streams"], facts["faultable"], facts["init_state_splits"]) == (["rgb"], False, {})
+    facts = source.facts()
+    assert facts.tasks == {2590: "a new language"}
+    assert (facts.type, facts.max_steps, facts.init_states) == ("libero_plus", 300, 1)
+    assert (facts.streams, facts.faultable, facts.init_state_splits) == (["rgb"], False, {})

@@ -177,7 +177,9 @@ def test_manifest_errors(tmp_path):
     assert list(tmp_path.glob("*.tmp")) == []
 
 
-@pytest.mark.parametrize("text", ['{"total": NaN}', '{"total": [-Infinity]}', "[" * 200_000, "\xff", '{"n": 1}'])
+@pytest.mark.parametrize(
+    "text", ['{"total": NaN}', '{"total": [-Infinity]}', "[" * 200_000, "\xff", '{"n": 1}']
+)
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path, text):
     path = tmp_path / "diagnosis.json"
     path.write_text(text, encoding="latin-1")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from multismolvla_eval.config import check_target
+from multismolvla_eval.config import check_view
 from multismolvla_eval.evaluate import main, parse
-from multismolvla_eval.protocol.schedule import Episode
-from multismolvla_eval.rollout.rerun_log import LiveView, Recorders
+from multismolvla_eval.protocol.schedule import EpisodeSpec
+from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow
+from multismolvla_eval.rollout.recorders import Recorders
 
 pytest.importorskip("rerun")
+from multismolvla_eval.rollout.rerun_log import LiveView  # noqa: E402
 
 
 def logged(path) -> dict[tuple[str, str], list]:
@@ -47,19 +50,32 @@ class CleanEnv:
         return {"image": np.zeros((8, 8, 3), np.uint8)[::-1]}
 
 
+def showing(view: LiveView, episode: EpisodeSpec, labels: list[str]) -> LiveView:
+    """The view at the beginning of an episode of a source with one camera."""
+    facts = EnvironmentFacts(type="t", tasks={episode.task_id: "push the plate"}, max_steps=9, labels=labels)
+    view.begin(episode, SimpleNamespace(cameras=("image",), facts=lambda: facts))
+    return view
+
+
+def row_of(episode: EpisodeSpec, **changes) -> EpisodeRow:
+    return EpisodeRow(
+        run="r", policy=episode.policy, checkpoint="c", suite=episode.suite, suite_hash="w", task_id=episode.task_id,
+        condition=episode.condition, episode=episode.episode, repeat=0, init_state=0, **changes,
+    )  # fmt: skip
+
+
 def test_every_step_and_stream_is_in_the_recording(tmp_path):
     view = LiveView(str(tmp_path / "a.rrd"), "test")
-    shown = view.episode(
-        Episode("ours", "libero_goal", 3, "C1:-depth", 4), "push the plate", ["image"], ["a", "b", "c"]
-    )
+    episode = EpisodeSpec("ours", "libero_goal", 3, "C1:-depth", 4)
+    showing(view, episode, ["a", "b", "c"])
     for step in range(5):
         gone = {"observation.images.image_depth_padding_mask": torch.tensor([step < 2])}
-        assert shown.wants(step)
-        shown.frame(CleanEnv(), batch(step, **gone), step)
-        shown.acted(np.arange(7.0), step)
-    shown.frame(CleanEnv(), None, 5)
-    shown.finish({"success": False, "cause": "time_out", "steps": 5})
-    del view, shown
+        assert view.wants(step)
+        view.frame(CleanEnv(), batch(step, **gone), step)
+        view.acted(np.arange(7.0), step)
+    view.frame(CleanEnv(), None, 5)
+    view.finish(row_of(episode, success=False, cause="time_out", steps=5))
+    del view
     content = logged(tmp_path / "a.rrd")
 
     def count(stream: str, component: str) -> int:
@@ -84,10 +100,11 @@ def test_every_step_and_stream_is_in_the_recording(tmp_path):
 
 def test_values_arrive_in_their_units(tmp_path):
     view = LiveView(str(tmp_path / "a.rrd"), "test")
-    shown = view.episode(Episode("ours", "toy", 0, "C0", 0), "x", ["image"], ["a", "b", "mug"])
-    shown.frame(CleanEnv(), batch(1), 0)
-    shown.finish({"success": True, "cause": None, "steps": 1})
-    del view, shown
+    episode = EpisodeSpec("ours", "toy", 0, "C0", 0)
+    showing(view, episode, ["a", "b", "mug"])
+    view.frame(CleanEnv(), batch(1), 0)
+    view.finish(row_of(episode, success=True, steps=1))
+    del view
     content = logged(tmp_path / "a.rrd")
     depth = bytes(content["observation.images.image_depth", "DepthImage:buffer"][0][0])
     assert (np.frombuffer(depth, np.uint16) == 1500).all()
@@ -108,10 +125,10 @@ def test_a_run_with_a_view_gives_the_same_results(make_config, tmp_path):
     for name, view in (("plain", None), ("seen", str(tmp_path / "run.rrd"))):
         evaluate(make_config(output=tmp_path / name, view=view))
         actions[name] = {
-            (r["policy"], r["task_id"], r["condition"], r["episode"]): (
-                r["actions"],
-                r["success"],
-                r["start"],
+            (r.policy, r.task_id, r.condition, r.episode): (
+                r.actions,
+                r.success,
+                r.start,
             )
             for r in read_run(tmp_path / name)[1]
         }
@@ -175,14 +192,14 @@ def test_targets_that_cannot_work_are_named(monkeypatch, capsys):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ValueError, match="no display"):
-        check_target("viewer")
+        check_view("viewer")
     with pytest.raises(ValueError, match=r"ending in \.rrd"):
-        check_target("video.mp4")
+        check_view("video.mp4")
     monkeypatch.setenv("DISPLAY", ":0")
-    check_target("viewer")
-    check_target("rerun+http://10.0.0.1:9876/proxy")
+    check_view("viewer")
+    check_view("rerun+http://10.0.0.1:9876/proxy")
     assert main(["--policies=[a=builtin:zero]", "--view=video.mp4"]) == 2
     assert "--view=video.mp4" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"\[view\]"):
-        check_target("viewer")
+        check_view("viewer")

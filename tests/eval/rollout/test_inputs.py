@@ -15,17 +15,17 @@ STEPS = 6
 def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, source):
     from multismolvla.modalities import MODALITIES
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     policy = load_policy(str(checkpoints / "ours"), source)
-    clean = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
-    assert set(clean["encoder"]) == set(MODALITIES)
-    again = run_episode(Episode("ours", source.suite, 0, "C0", 0), source, policy, 0)
-    assert (again["encoder"], again["door"], again["start"]) == (
-        clean["encoder"],
-        clean["door"],
-        clean["start"],
+    clean = run_episode(EpisodeSpec("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert set(clean.encoder_inputs) == set(MODALITIES)
+    again = run_episode(EpisodeSpec("ours", source.suite, 0, "C0", 0), source, policy, 0)
+    assert (again.encoder_inputs, again.policy_inputs, again.start) == (
+        clean.encoder_inputs,
+        clean.policy_inputs,
+        clean.start,
     )
     for condition, hit in {
         "C1:-rgb": {"rgb"},
@@ -36,31 +36,33 @@ def test_every_fault_reaches_the_encoder_and_touches_nothing_else(checkpoints, s
         "C3:rgb=builtin_noise@1": {"rgb"},
         "C3:depth=holes@3": {"depth"},
     }.items():
-        row = run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)
-        changed = {m for m in MODALITIES if row["encoder"].get(m) != clean["encoder"][m]}
+        row = run_episode(EpisodeSpec("ours", source.suite, 0, condition, 0), source, policy, 0)
+        changed = {m for m in MODALITIES if row.encoder_inputs.get(m) != clean.encoder_inputs[m]}
         assert changed == hit, condition
-        assert row["start"] == clean["start"]
-        alive = {m for m in MODALITIES if m in row["encoder"]}
-        assert set(row["gate"] or ()) == (alive if len(alive) > 1 else set()), condition
+        assert row.start == clean.start
+        alive = {m for m in MODALITIES if m in row.encoder_inputs}
+        assert set(row.modality_weight or ()) == (alive if len(alive) > 1 else set()), condition
 
 
-def test_a_gate_that_notices_a_fault_is_calibrated_and_one_that_does_not_is_not(checkpoints, source):
+def test_weights_that_notice_a_fault_differ_from_the_clean_ones(checkpoints, source):
     import torch
 
     from multismolvla.fusion import GatedFusion
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     policy = load_policy(str(checkpoints / "ours"), source)
 
-    def gate(condition):
-        return run_episode(Episode("ours", source.suite, 0, condition, 0), source, policy, 0)["gate"]
+    def weights(condition):
+        return run_episode(
+            EpisodeSpec("ours", source.suite, 0, condition, 0), source, policy, 0
+        ).modality_weight
 
-    assert gate("C0") == dict.fromkeys(gate("C0"), 0.5), "a new fusion is the plain mean"
+    assert weights("C0") == dict.fromkeys(weights("C0"), 0.5), "a new fusion is the plain mean"
     fusion = next(m for m in policy.policy.modules() if isinstance(m, GatedFusion))
     torch.nn.init.normal_(fusion.gate["rgb"].weight, generator=torch.Generator().manual_seed(0))
-    clean, black = gate("C0"), gate("C2:rgb=zero")
+    clean, black = weights("C0"), weights("C2:rgb=zero")
     assert clean["rgb"] != black["rgb"]
     assert all(0 < value < 1 for value in (*clean.values(), *black.values()))
 
@@ -79,20 +81,20 @@ class Watched(gym.Wrapper):
         return (*rest, info)
 
 
-class DoorSpy:
+class Spy:
     """Looks at every step, remembers what the encoder and the policy were given, and always moves the same way."""
 
     def __init__(self, policy) -> None:
-        self._policy, self.doors = policy, []
+        self._policy, self.seen = policy, []
 
     def __getattr__(self, name):
         return getattr(self._policy, name)
 
     def act(self, batch):
-        from multismolvla_eval.rollout.episode import door_hashes
+        from multismolvla_eval.rollout.episode import policy_inputs
 
         self._policy.act(batch)
-        self.doors.append((self._policy.at_the_door().hashes, door_hashes(batch)))
+        self.seen.append((self._policy.look(0, first=True).encoder_inputs, policy_inputs(batch)))
         return torch.tensor([[0.8, 0.5, -0.8, 0.0, 0.0, 0.3, 0.0]])
 
 
@@ -115,7 +117,7 @@ def test_faults_in_time_and_between_sensors_reach_the_encoder_when_they_are_ther
 ):
     from multismolvla.modalities import MODALITIES
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     wrapped = []
@@ -127,15 +129,15 @@ def test_faults_in_time_and_between_sensors_reach_the_encoder_when_they_are_ther
 
     monkeypatch.setattr(source, "with_faults", with_faults)
     policy = load_policy(str(checkpoints / "ours"), source)
-    clean, faulted = (DoorSpy(policy) for _ in range(2))
+    clean, faulted = (Spy(policy) for _ in range(2))
     for text, spy in (("C0", clean), (condition, faulted)):
-        run_episode(Episode("ours", source.suite, 0, text, 0), source, spy, 0)
+        run_episode(EpisodeSpec("ours", source.suite, 0, text, 0), source, spy, 0)
     active = wrapped[-1].active[:STEPS]
     in_time = condition.startswith("C4")
     assert any(active)
     assert all(active) != in_time, "a fault in time is not always there"
     for step, now in enumerate(active):
-        (before, at_input), (after, at_input_after) = clean.doors[step], faulted.doors[step]
+        (before, at_input), (after, at_input_after) = clean.seen[step], faulted.seen[step]
         changed = {m for m in MODALITIES if before.get(m) != after.get(m)}
         assert changed == (hit if now else set()), f"encoder, step {step}"
         assert (at_input != at_input_after) == now, f"input, step {step}"
@@ -143,33 +145,34 @@ def test_faults_in_time_and_between_sensors_reach_the_encoder_when_they_are_ther
 
 def test_token_grids_for_the_picture(checkpoints, source, tmp_path):
     from multismolvla_eval.policies.load import load_policy
-    from multismolvla_eval.protocol.schedule import Episode
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import run_episode
 
     policy = load_policy(str(checkpoints / "ours"), source)
     run_episode(
-        Episode("ours", source.suite, 0, "C0", 0), source, policy, 0, door_picture=tmp_path / "door.png"
+        EpisodeSpec("ours", source.suite, 0, "C0", 0), source, policy, 0, picture=tmp_path / "seen.png"
     )
-    grids = policy.at_the_door().tokens
+    grids = policy.look(0, first=True).tokens
     assert {m for _, m in grids} >= {"depth", "seg"}
     assert all(np.issubdtype(g.dtype, np.integer) and g.ndim == 2 for g in grids.values())
-    assert (tmp_path / "door.png").stat().st_size > 10_000
+    assert (tmp_path / "seen.png").stat().st_size > 10_000
 
 
 def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpoints, source):
+    from multismolvla_eval.policies.features import what_it_reads
     from multismolvla_eval.policies.load import load_policy
 
     policy = load_policy(str(checkpoints / "ours"), source)
     policy.config.provenance = {"depth": "derived", "image2": {"thermal": "derived"}}
-    facts = policy.describe()
-    assert facts["modalities"] == ["rgb", "depth", "seg", "thermal"]
-    assert facts["views"] == ["image", "image2"]
-    assert (facts["reads_masks"], facts["needs_a_picture"]) == (True, False)
-    assert facts["provenance"] == {
+    facts = policy.facts()
+    assert facts.modalities == ["rgb", "depth", "seg", "thermal"]
+    assert facts.views == ["image", "image2"]
+    assert (facts.mask_reaches_policy, facts.needs_a_picture) == (True, False)
+    assert facts.provenance == {
         "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor", "image2.thermal": "derived",
     }  # fmt: skip
     policy.config.vision_tower = "siglip"  # declares all sensors, looks at one
-    facts = policy.describe()
-    assert facts["modalities"] == ["rgb"]
-    assert facts["provenance"] == {"rgb": "sensor"}
-    assert facts["reads"] == ["observation.images.image", "observation.images.image2", "observation.state"]
+    facts = what_it_reads(policy.config, source.cameras, {})
+    assert facts.modalities == ["rgb"]
+    assert facts.provenance == {"rgb": "sensor"}
+    assert facts.keys == ["observation.images.image", "observation.images.image2", "observation.state"]
