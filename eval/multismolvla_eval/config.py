@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Policies that need no checkpoint: standing still and chance bound the results from below, the scripted expert, which
-#: reads the simulator's state, bounds them from above.
+#: Policies that need no checkpoint: standing still and chance are lower bounds, the scripted expert, which reads
+#: the simulator's state, an upper one.
 BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert")
 #: Value of ``--view`` that opens a viewer on this machine.
 VIEWER = "viewer"
@@ -26,11 +26,11 @@ class EnvironmentArguments:
 
     # A LeRobot environment type, or `package.module:attribute` naming an `EnvironmentSource` factory.
     type: str = "multismolvla_libero"
-    # Suites, comma-separated as in LeRobot's --env.task, e.g. libero_spatial,libero_object,libero_goal,libero_10.
+    # Suites, comma-separated as in LeRobot's --env.task, e.g. libero_spatial,libero_object,libero_goal.
     task: str = "multismolvla_mini"
     # Tasks of every suite; all when left out.
     task_ids: list[int] | None = None
-    # Further fields of the environment's configuration, e.g. '{observation_height: 256, observation_width: 256}'.
+    # Further fields of the environment's configuration, e.g. '{observation_height: 256, init_split: all}'.
     options: dict[str, Any] = field(default_factory=dict)
 
     def suites(self) -> list[str]:
@@ -42,8 +42,8 @@ class EnvironmentArguments:
 class EvalConfig:
     """Paired evaluation of policies under failing sensors."""
 
-    # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those (the same
-    # policy without pictures), or `builtin:` and one of zero, random, expert.
+    # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those
+    # (the same policy without pictures), or `builtin:` and one of zero, random, expert.
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
@@ -66,14 +66,15 @@ class EvalConfig:
     output: Path = Path("outputs/eval")
     # Simulator processes on this machine. With --batch_size=1 each has its own copy of the policies.
     workers: int = 1
-    # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a time;
-    # batches that are not full are padded. Best equal to --workers on a GPU. It is part of the run's identity and cannot
-    # change when a run is continued: batches of another size round differently, so episodes would not be comparable.
+    # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a
+    # time; batches that are not full are padded. Best equal to --workers on a GPU. It is part of the run's
+    # identity and cannot change when a run is continued: batches of another size round differently, so episodes
+    # would not be comparable.
     batch_size: int = 1
-    # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes of
-    # `accelerate launch` divide it further.
+    # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes
+    # of `accelerate launch` divide it further.
     shard: str = "0/1"
-    # LeRobotDataset on which it is measured, before the roll-outs, how much each policy uses each of its sensors.
+    # LeRobotDataset on which is measured, before the roll-outs, how much each policy uses its sensors.
     diagnose: Path | None = None
     # Episodes of it that no policy was trained on; all when left out, which is then said.
     diagnose_episodes: list[int] | None = None
@@ -83,18 +84,19 @@ class EvalConfig:
     clips: int = 1
     # An episode that takes longer is ended and counts as crashed [s].
     episode_timeout: float = 900.0
-    # A process that is not ready after so long, policies and environment loaded, downloads included, is ended [s].
+    # A process that has not loaded policies and environment after so long, downloads included, is ended [s].
     load_timeout: float = 3600.0
-    # Show the first worker's episodes in rerun: --view opens the viewer, --view=FILE.rrd saves a recording for it.
+    # Show the first worker's episodes in rerun: --view opens the viewer, --view=FILE.rrd saves a recording.
     view: str | None = None
     # Modules to import in every process because they register environment or policy types.
     plugins: list[str] = field(default_factory=list)
-    # Rename observation keys, as LeRobot's --rename_map: '{observation.images.image: observation.images.camera1}' for
-    # all policies, '{name: {observation.images.image: observation.images.top}}' for one.
+    # Rename observation keys, as LeRobot's --rename_map:
+    # '{observation.images.image: observation.images.camera1}' for all policies,
+    # '{name: {observation.images.image: observation.images.top}}' for one.
     rename_map: dict[str, Any] = field(default_factory=dict)
     # Sentences for the report's notes, e.g. '["ours was trained for 300 steps only"]'.
     note: list[str] = field(default_factory=list)
-    # Print cells, episodes, an estimate, and whether a run in --output would be continued or refused; run nothing.
+    # Print cells, episodes, an estimate, and whether a run in --output would be continued; run nothing.
     dry_run: bool = False
 
     def policy_paths(self) -> dict[str, str]:
@@ -113,8 +115,8 @@ class EvalConfig:
             name, _, path = text.partition("=")
             if not path or not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"--policies has the entry {text!r}; expected name=path with a name of letters, digits, '_', '-', "
-                    "'.', e.g. ours=outputs/mini/robust or zero=builtin:zero."
+                    f"--policies has the entry {text!r}; expected name=path with a name of letters, digits, "
+                    "'_', '-', '.', e.g. ours=outputs/mini/robust or zero=builtin:zero."
                 )
             if name in paths:
                 raise ValueError(
@@ -122,8 +124,8 @@ class EvalConfig:
                 )
             if path.startswith("no_vision:builtin:"):
                 raise ValueError(
-                    f"--policies has the entry {text!r}; built-in policies look at no picture anyway. no_vision: takes a "
-                    "checkpoint."
+                    f"--policies has the entry {text!r}; built-in policies look at no picture anyway. "
+                    "no_vision: takes a checkpoint."
                 )
             if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
                 raise ValueError(
@@ -164,8 +166,8 @@ class EvalConfig:
         for name in self.clean_only:
             if name not in names or name == baseline:
                 raise ValueError(
-                    f"--clean_only names {name!r}; expected policies of {names} other than the baseline {baseline!r}, "
-                    "with which every condition is compared."
+                    f"--clean_only names {name!r}; expected policies of {names} other than the baseline "
+                    f"{baseline!r}, with which every condition is compared."
                 )
         for name, renamed in self.rename_map.items():
             if isinstance(renamed, dict) and name not in names:
@@ -179,7 +181,7 @@ class EvalConfig:
 
 
 def renaming(policy: str, rename_map: Mapping[str, str | Mapping[str, str]]) -> dict[str, str]:
-    """Environment's observation key -> policy's, as ``--rename_map`` gives them: for all policies, and for this one."""
+    """Environment's observation key -> policy's: what ``--rename_map`` says for all and for this policy."""
     shared = {k: v for k, v in rename_map.items() if isinstance(v, str)}
     own = rename_map.get(policy, {})
     return shared if isinstance(own, str) else {**shared, **own}
@@ -189,7 +191,7 @@ def check_view(target: str) -> None:
     """Say before anything is loaded whether ``--view`` can work.
 
     Raises:
-        ValueError: neither ``viewer``, nor a file name with ``.rrd``, nor a viewer's address; or no display here.
+        ValueError: neither ``viewer``, nor a file name with ``.rrd``, nor a viewer's address; or no display.
         ModuleNotFoundError: rerun is not installed.
     """
     if importlib.util.find_spec("rerun") is None:
@@ -199,11 +201,12 @@ def check_view(target: str) -> None:
     if target == VIEWER:
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise ValueError(
-                "--view opens a window, but there is no display here (DISPLAY and WAYLAND_DISPLAY are not set). Save a "
-                "recording with --view=FILE.rrd, or name a viewer elsewhere: --view=rerun+http://HOST:9876/proxy."
+                "--view opens a window, but there is no display here (DISPLAY and WAYLAND_DISPLAY are not "
+                "set). Save a recording with --view=FILE.rrd, or name a viewer elsewhere: "
+                "--view=rerun+http://HOST:9876/proxy."
             )
     elif not target.endswith(".rrd") and not target.startswith(("rerun+http://", "rerun+https://")):
         raise ValueError(
-            f"--view={target}: expected nothing (opens a viewer), a file name ending in .rrd, or the address of a "
-            "viewer, e.g. rerun+http://HOST:9876/proxy."
+            f"--view={target}: expected nothing (opens a viewer), a file name ending in .rrd, or a viewer's "
+            "address, e.g. rerun+http://HOST:9876/proxy."
         )

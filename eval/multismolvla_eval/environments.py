@@ -1,4 +1,4 @@
-"""Where environments come from: any LeRobot environment type, or an object of one's own with the same few methods."""
+"""Environments: any LeRobot environment type, or an object of one's own with the same few methods."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ class EnvironmentSource(Protocol):
     Attributes:
         suite: name of the suite.
         cameras: camera names as in observation keys.
-        config: LeRobot's environment configuration, ``None`` if it has none (then only built-in policies work).
+        config: LeRobot's environment configuration; ``None``: only built-in policies work.
         action_dim: number of action components.
     """
 
@@ -40,7 +40,7 @@ class EnvironmentSource(Protocol):
     action_dim: int
 
     def facts(self) -> EnvironmentFacts:
-        """What the environment tells of itself: tasks, step limit, initial states, assets; for rows and manifest."""
+        """What the environment tells of itself, for rows and manifest."""
 
     def make(self, task_id: int) -> gym.Env:
         """A raw, unbatched environment. ``reset(seed=, options={"init_state_id": i})`` selects the start."""
@@ -81,7 +81,7 @@ class LeRobotSource:
         self.action_dim = int(self._first.action_space.shape[0])  # type: ignore[index]
         if not getattr(self._first.unwrapped, "_max_episode_steps", 0):
             raise ValueError(
-                f"The suite {suite!r} of the environment type {config.type!r} has no step limit (_max_episode_steps)."
+                f"The suite {suite!r} of the type {config.type!r} has no step limit (_max_episode_steps)."
             )
 
     def facts(self) -> EnvironmentFacts:
@@ -169,8 +169,8 @@ def _cameras_of(env: gym.Env) -> tuple[str, ...]:
 def choose_start(env: gym.Env, number: int) -> None:
     """Let the next reset begin with the stored initial state ``number``, whatever ran before.
 
-    Our environments are told by an option of the reset. LeRobot's own LIBERO types (0.6.1) know no such option and count
-    their resets: without this, episodes after different histories would not start the same.
+    Our environments are told by an option of the reset. LeRobot's own LIBERO types (0.6.1) know no such
+    option and count their resets: without this, episodes after different histories would not start the same.
     """
     bare: Any = env.unwrapped
     if hasattr(bare, "init_state_id"):
@@ -184,7 +184,8 @@ _EDITED = ("body_pos", "body_quat")
 def state_hash(env: gym.Env) -> str | None:
     """Hash of where everything stands and how it moves: shows that two episodes really start the same.
 
-    It covers the simulator's state (time, joint positions and velocities) and the places of all bodies in the model.
+    It covers the simulator's state (time, joint positions and velocities) and the places of all bodies in the
+    model.
 
     Returns:
         16 hexadecimal digits; ``None`` where there is no simulator to look into.
@@ -203,21 +204,6 @@ def state_hash(env: gym.Env) -> str | None:
         array = np.ascontiguousarray(part)
         digest.update(str((array.shape, array.dtype)).encode() + array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def refuse_unfaultable(conditions: Sequence[Condition], suites: Mapping[str, EnvironmentFacts]) -> None:
-    """Check that the environment can be seen through faults; otherwise every faulted episode would crash.
-
-    Raises:
-        ValueError: there is a condition with a fault and an environment that the fault wrapper cannot work on.
-    """
-    faulted = next((c for c in conditions if c.faults), None)
-    name = next((n for n, suite in suites.items() if not suite.faultable), None)
-    if faulted is not None and name is not None:
-        raise ValueError(
-            f"Condition {faulted.id!r} cannot be applied to the suite {name!r}: its environment has no `cameras` or no "
-            "`presence` in its observations. Use --env.type=multismolvla_libero, or --conditions='[C0]'."
-        )
 
 
 def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
@@ -250,8 +236,8 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
     except KeyError as error:
         known = sorted(EnvConfig.get_known_choices())
         raise ValueError(
-            f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own is "
-            "registered by a module named in --plugins."
+            f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own "
+            "is registered by a module named in --plugins."
         ) from error
     options: dict[str, Any] = {"task": arguments.task, **arguments.options}
     if arguments.task_ids is not None:
@@ -275,7 +261,8 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
     """What must be done before LIBERO is imported.
 
     Returns:
-        LIBERO's assets, of which every file that a task reads must be there; ``None`` where they are others, or none.
+        LIBERO's assets, of which every file that a task reads must be there; ``None`` where they are others,
+        or none.
 
     Raises:
         FileNotFoundError: the assets are missing.
@@ -308,8 +295,8 @@ def _refuse_missing_plus_assets(configuration: Path) -> None:
     folder = Path(yaml.safe_load(configuration.read_text())["assets"])
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its README "
-            "says (6.4 GB)."
+            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its "
+            "README says (6.4 GB)."
         )
 
 
@@ -330,15 +317,15 @@ _LIBERO_PLUS_FILE = "libero/benchmark/task_classification.json"
 def require_libero_plus() -> None:
     r"""Check that LIBERO-Plus (C7) can be run.
 
-    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an environment
-    of its own, without C1 to C5 (its type has RGB only)::
+    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an
+    environment of its own, without C1 to C5 (its type has RGB only)::
 
         multismolvla-eval --policies='[ours=...]' --env.type=libero_plus --env.task=libero_spatial \
             --conditions='[C0]' --clean_episodes=1
 
-    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is, as
-    LeRobot says, a namespace package, which an installed hf-libero hides wherever it stands on the path: it needs an
-    installation without hf-libero, and its results can never be in one run with those of LIBERO.
+    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is,
+    as LeRobot says, a namespace package, which an installed hf-libero hides wherever it stands on the path:
+    it needs an installation without hf-libero, and its results can never be in one run with those of LIBERO.
 
     Raises:
         ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
@@ -351,7 +338,7 @@ def require_libero_plus() -> None:
         return
     found = f"the package in {imported} is plain LIBERO" if imported else "no package libero is installed"
     raise ModuleNotFoundError(
-        f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from GitHub, put "
-        "the clone on PYTHONPATH in an environment of its own without hf-libero, which would hide it, and fetch its "
-        "assets (6.4 GB) as its README says; LeRobot's docker/Dockerfile.benchmark.libero_plus shows the steps."
+        f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from "
+        "GitHub, put the clone on PYTHONPATH in an environment of its own without hf-libero, which would "
+        "hide it, and fetch its assets (6.4 GB) as its README says."
     )

@@ -1,12 +1,13 @@
 """``multismolvla-eval``: paired evaluation of LeRobot policies under failing sensors.
 
-Every policy meets the same initial states, environment seeds, noise and faults. Results are appended per episode; the
-same command continues an interrupted run and repeats nothing. ``multismolvla-report`` turns the folder into tables.
+Every policy meets the same initial states, environment seeds, noise and faults. Results are appended per
+episode; the same command continues an interrupted run and repeats nothing. ``multismolvla-report`` turns the
+folder into tables.
 
-A matrix of policies, conditions and suites can stand in a YAML file with the options' names; options on the command line
-override it: ``multismolvla-eval --config_path=configs/eval/standard.yaml --workers=8``. To use several machines or GPUs,
-start the command once per part with ``--shard=i/n`` and a shared ``--output`` (in a job array
-``--shard=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``), or let a launcher start the processes:
+A matrix of policies, conditions and suites can stand in a YAML file with the options' names; options on the
+command line override it: ``multismolvla-eval --config_path=configs/eval/standard.yaml --workers=8``. To use
+several machines or GPUs, start the command once per part with ``--shard=i/n`` and a shared ``--output`` (in a
+job array ``--shard=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``), or let a launcher start the processes:
 ``accelerate launch --multi_gpu --num_processes=4 -m multismolvla_eval.evaluate --config_path=...``.
 """
 
@@ -21,17 +22,40 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
+from filelock import FileLock
+
+from multismolvla.corruption import Condition, parse_condition
 from multismolvla.system.command import entry_point, parse_options
-from multismolvla_eval.config import VIEWER, EvalConfig, renaming
+from multismolvla_eval.config import VIEWER, EvalConfig
+from multismolvla_eval.forecast import detailed_lines, summary_lines
+from multismolvla_eval.policies.checkpoints import checkpoint_path, policy_hash, resolve_checkpoint
+from multismolvla_eval.protocol.levels import Level, level_conditions, refuse_unfaultable, resolve
+from multismolvla_eval.protocol.schedule import EpisodeSpec, episodes, remaining
+from multismolvla_eval.records.manifest import (
+    build_manifest,
+    comparable,
+    earlier_manifest,
+    refuse_another_run,
+)
+from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow, RunManifest
+from multismolvla_eval.records.shards import (
+    locate_shard,
+    refuse_other_divisions,
+    shard_name,
+    share_gpus,
+    speaks,
+)
+from multismolvla_eval.records.store import (
+    ShardWriter,
+    completed,
+    iterate_rows,
+    run_lock,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
-    from multismolvla.corruption import Condition
-    from multismolvla_eval.protocol.levels import Level
-    from multismolvla_eval.protocol.schedule import EpisodeSpec
-    from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow, RunManifest
-    from multismolvla_eval.records.store import ShardWriter
     from multismolvla_eval.rollout.pool import WorkerPool
-    from multismolvla_eval.rollout.worker import WorkerArguments
 
 
 @entry_point(
@@ -61,11 +85,11 @@ def parse(arguments: Sequence[str]) -> EvalConfig:
     Raises:
         ValueError: the file cannot be read, or an option does not exist or has a wrong value.
     """
-    following = [*arguments[1:], "--"]
-    bare = [a == "--view" and b.startswith("-") for a, b in zip(arguments, following, strict=False)]
-    return parse_options(
-        EvalConfig, [f"--view={VIEWER}" if alone else a for a, alone in zip(arguments, bare, strict=True)]
-    )
+    words = list(arguments)
+    for place, (word, following) in enumerate(zip(arguments, [*arguments[1:], "--"], strict=False)):
+        if word == "--view" and following.startswith("-"):
+            words[place] = f"--view={VIEWER}"
+    return parse_options(EvalConfig, words)
 
 
 def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
@@ -76,15 +100,11 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
         command: the command line, recorded in the manifest.
 
     Raises:
-        ResultsError: the output folder holds something else, or another process works on it in the same or in another
-            number of parts.
+        ResultsError: the output folder holds something else, or another process works on it in the same or in
+            another number of parts.
         WorkerError: environment or policies cannot be loaded, or episodes crash one after the other.
         ValueError: unknown condition, level, suite, task or camera.
     """
-    from multismolvla_eval.records.shards import locate_shard, refuse_other_divisions, shard_name, share_gpus
-    from multismolvla_eval.records.store import run_lock
-    from multismolvla_eval.rollout.pool import WorkerPool
-
     shard, shards = locate_shard(config.shard, os.environ)
     level = _settle(config)
     _prepare_process_environment()
@@ -98,20 +118,18 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
             from multismolvla_eval.offline.diagnose import diagnose_first
 
             diagnose_first(config)
-        pool = WorkerPool(_worker_arguments(config, shard), config.episode_timeout, config.load_timeout)
+        _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")
+        from multismolvla_eval.rollout.pool import WorkerPool
+
+        pool = WorkerPool(config, shard)
         try:
-            _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")
             _evaluate(config, level, command, pool, shard, shards)
         finally:
             pool.close()
 
 
 def _settle(config: EvalConfig) -> Level:
-    """The level with the options that override it, after checking what can be known before anything is loaded."""
-    from multismolvla.corruption import parse_condition
-    from multismolvla_eval.policies.checkpoints import checkpoint_path, resolve_checkpoint
-    from multismolvla_eval.protocol.levels import level_conditions
-
+    """The level with the options that override it; checks what can be known before anything is loaded."""
     level = level_conditions(config.level)
     conditions = level.conditions if config.conditions is None else tuple(config.conditions)
     for text in conditions:
@@ -138,31 +156,16 @@ def _settle(config: EvalConfig) -> Level:
 def _evaluate(
     config: EvalConfig, level: Level, command: Sequence[str], pool: WorkerPool, shard: int, shards: int
 ) -> None:
-    from multismolvla_eval.forecast import summary_lines
-    from multismolvla_eval.protocol.levels import resolve
-    from multismolvla_eval.protocol.schedule import remaining
-    from multismolvla_eval.records.manifest import build_manifest
-    from multismolvla_eval.records.shards import shard_name
-    from multismolvla_eval.records.store import (
-        ShardWriter,
-        completed,
-        iterate_rows,
-        manifest_lock,
-        write_manifest,
-    )
-
     facts = pool.describe()
     facts.suites = _first_tasks(facts.suites, level.tasks)
-    conditions = resolve(level.conditions, facts.cameras)
-    plan = _plan(config, level, facts.suites, conditions)
-    with manifest_lock(config.output):
+    conditions, plan = _plan(config, level, facts.suites, facts.cameras)
+    with FileLock(config.output / "run.lock"):  # shards that start together must not lose each other's part
         manifest = build_manifest(config, facts, conditions, level.counts, command)
         rows = list(iterate_rows(config.output, manifest))
         todo = remaining(plan, completed(rows), shard, shards)
         if todo:
             write_manifest(config.output, manifest)
-    for line in summary_lines(facts.suites, plan, todo, rows, config.workers):
-        _say(line)
+    _say(*summary_lines(facts.suites, plan, todo, rows, config.workers))
     if not todo:
         _say(f"Nothing is missing. Next: multismolvla-report {config.output}")
         return
@@ -176,80 +179,64 @@ def _evaluate(
 
 def _forecast(config: EvalConfig, level: Level, shard: int, shards: int) -> None:
     """``--dry_run``: cells, episodes and hours; loads the environment, no policy, and starts no simulator."""
-    from multismolvla_eval.environments import load_sources
-    from multismolvla_eval.forecast import detailed_lines, summary_lines
-    from multismolvla_eval.protocol.levels import resolve
-    from multismolvla_eval.protocol.schedule import remaining
-    from multismolvla_eval.records.store import completed
-
     _say(f"Loading the environment {config.env.task} ...")
+    from multismolvla_eval.environments import load_sources
+
     with contextlib.redirect_stdout(sys.stderr):  # LIBERO prints
         sources = load_sources(config.env)
     suites = _first_tasks({name: source.facts() for name, source in sources.items()}, level.tasks)
     rows = _earlier_rows(config, suites)
-    conditions = resolve(level.conditions, next(iter(sources.values())).cameras)
-    plan = _plan(config, level, suites, conditions)
+    conditions, plan = _plan(config, level, suites, next(iter(sources.values())).cameras)
     todo = remaining(plan, completed(rows), shard, shards)
-    for line in detailed_lines(suites, conditions, plan, rows):
-        _say(line)
-    for line in summary_lines(suites, plan, todo, rows, config.workers):
-        _say(line)
+    _say(*detailed_lines(suites, conditions, plan, rows, config.workers))
+    _say(*summary_lines(suites, plan, todo, rows, config.workers))
 
 
 def _earlier_rows(config: EvalConfig, suites: Mapping[str, EnvironmentFacts]) -> list[EpisodeRow]:
     """What the output folder holds of this run, and a line that says whether the run would be continued.
 
     Raises:
-        ResultsError: the folder holds something else, for the reasons for which the run itself would refuse it.
+        ResultsError: the folder holds something else, for the reasons for which the run itself would refuse
+            it.
     """
-    from multismolvla_eval.policies.checkpoints import policy_hash
-    from multismolvla_eval.records.manifest import comparable, earlier_manifest, refuse_another_run
-    from multismolvla_eval.records.store import iterate_rows
-
     old = earlier_manifest(config.output)
     if old is None:
         _say(f"{config.output} holds no run yet: a new one would begin there.")
         return []
     checkpoints = {}
     for name, path in config.policy_paths().items():
-        try:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # _settle() has said so, or it is on the hub and not here
             checkpoints[name] = policy_hash(path)
-        except FileNotFoundError:
-            continue  # _settle() has said so, or it is on the hub and not here
     refuse_another_run(config.output, old, comparable(config), checkpoints, suites)
     rows = list(iterate_rows(config.output, old))
-    _say(
-        f"{config.output} holds this run ({old.fingerprint}) with {len(rows)} episodes: it would be continued."
-    )
+    found = f"holds this run ({old.fingerprint}) with {len(rows)} episodes"
+    _say(f"{config.output} {found}: it would be continued.")
     return rows
 
 
 def _first_tasks(suites: Mapping[str, EnvironmentFacts], number: int | None) -> dict[str, EnvironmentFacts]:
     """The suites with only their first so many tasks; with all of them for ``None``."""
-    from msgspec.structs import replace
-
-    return {name: replace(s, tasks=dict(sorted(s.tasks.items())[:number])) for name, s in suites.items()}
+    return {
+        name: msgspec.structs.replace(suite, tasks=dict(sorted(suite.tasks.items())[:number]))
+        for name, suite in suites.items()
+    }
 
 
 def _plan(
-    config: EvalConfig,
-    level: Level,
-    suites: Mapping[str, EnvironmentFacts],
-    conditions: Sequence[Condition],
-) -> list[EpisodeSpec]:
-    """All episodes.
+    config: EvalConfig, level: Level, suites: Mapping[str, EnvironmentFacts], cameras: Sequence[str]
+) -> tuple[Sequence[Condition], list[EpisodeSpec]]:
+    """Conditions and all episodes.
 
     Raises:
-        ValueError: a suite cannot be seen through a condition's faults.
+        ValueError: a condition does not fit the cameras, or a suite cannot be seen through its faults.
     """
-    from multismolvla_eval.environments import refuse_unfaultable
-    from multismolvla_eval.protocol.schedule import episodes
-
-    refuse_unfaultable(conditions, suites)
+    conditions = resolve(level.conditions, cameras)
+    refuse_unfaultable(conditions, [name for name, suite in suites.items() if not suite.faultable])
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
-    return episodes(
-        list(config.policy_paths()), tasks, conditions, level.counts, config.clips, config.clean_only
-    )
+    policies = list(config.policy_paths())
+    return conditions, episodes(policies, tasks, conditions, level.counts, config.clips, config.clean_only)
 
 
 def _run(
@@ -262,83 +249,27 @@ def _run(
     """Run episodes, write their rows and show the progress."""
     from tqdm import tqdm
 
-    from multismolvla_eval.records.shards import speaks
-
-    totals = {name: [0, 0] for name in manifest.policies}
-
-    def count(row: EpisodeRow) -> None:
-        if row.condition == "C0":
-            totals[row.policy][0] += row.success
-            totals[row.policy][1] += 1
-
+    clean: dict[str, list[bool]] = {name: [] for name in manifest.policies}
     for row in rows:
-        count(row)
-    with tqdm(
-        total=len(todo), unit="ep", dynamic_ncols=True, smoothing=0.1, disable=not speaks(os.environ)
-    ) as bar:
-
-        def finish(row: EpisodeRow) -> None:
+        if row.condition == "C0":
+            clean[row.policy].append(row.success)
+    silent = not speaks(os.environ)
+    with tqdm(total=len(todo), unit="ep", dynamic_ncols=True, smoothing=0.1, disable=silent) as bar:
+        for row in pool.run(todo):
             row.run, row.suite_hash = manifest.fingerprint, manifest.suites[row.suite].suite_hash
             row.time = datetime.now(UTC).isoformat(timespec="seconds")
             writer.append(row)
-            count(row)
-            clean = ", ".join(f"{n} {k}/{of}" for n, (k, of) in totals.items())
-            bar.set_postfix_str(f"clean: {clean}", refresh=False)
+            if row.crashed:
+                bar.write(f"failed: {row.key}: {row.cause}")
+            if row.condition == "C0":
+                clean[row.policy].append(row.success)
+            scores = ", ".join(f"{name} {sum(solved)}/{len(solved)}" for name, solved in clean.items())
+            bar.set_postfix_str(f"clean: {scores}", refresh=False)
             bar.update()
-
-        def crash(episode: EpisodeSpec, cause: str) -> None:
-            bar.write(f"failed: {episode.key}: {cause}")
-            finish(_crash_row(episode, cause, manifest))
-
-        pool.run(todo, finish, crash)
-
-
-def _crash_row(episode: EpisodeSpec, cause: str, manifest: RunManifest) -> EpisodeRow:
-    from multismolvla_eval.records.schema import EpisodeRow
-
-    return EpisodeRow(
-        run=manifest.fingerprint,
-        policy=episode.policy,
-        checkpoint=manifest.policies[episode.policy].checkpoint,
-        suite=episode.suite,
-        suite_hash=manifest.suites[episode.suite].suite_hash,
-        task_id=episode.task_id,
-        task=manifest.suites[episode.suite].tasks[episode.task_id],
-        condition=episode.condition,
-        episode=episode.episode,
-        repeat=episode.repeat,
-        init_state=episode.episode,
-        success=False,
-        cause=cause,
-        steps=0,
-    )
-
-
-def _worker_arguments(config: EvalConfig, shard: int) -> list[WorkerArguments]:
-    from multismolvla_eval.rollout.worker import WorkerArguments
-
-    first = shard * config.workers  # numbers name the logs, and shards may share the folder
-    policies = config.policy_paths()
-    return [
-        WorkerArguments(
-            name=f"worker-{number}",
-            number=number,
-            env=config.env,
-            policies=policies,
-            device=config.device,
-            seed=config.seed,
-            output=config.output.absolute(),
-            plugins=tuple(config.plugins),
-            rename_map={name: renaming(name, config.rename_map) for name in policies},
-            batch_size=config.batch_size,
-            view=config.view if number == first else None,
-        )
-        for number in range(first, first + config.workers)
-    ]
 
 
 def _prepare_process_environment() -> None:
-    """Thread counts must be set before a library starts, hence in the environment that the workers inherit."""
+    """Thread counts must be set before a library starts: in the environment that the workers inherit."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
@@ -346,11 +277,9 @@ def _prepare_process_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _say(text: str) -> None:
-    from multismolvla_eval.records.shards import speaks
-
+def _say(*lines: str) -> None:
     if speaks(os.environ):
-        sys.stdout.write(text + "\n")
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
         sys.stdout.flush()
 
 

@@ -10,9 +10,10 @@ from multismolvla_eval.protocol.levels import describe
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow
 
-#: Seconds of simulation per environment step before anything has been measured, every step rendered in software with all
-#: streams: LIBERO's scenes at 256 pixels (0.14 to 0.3 s on two cores; 0.07 s for a policy that looks every 8th step, see
-#: benchmarks/README.md), the mini suite at 64. A GPU that renders is several times faster.
+#: Seconds of simulation per environment step before anything has been measured, every step rendered in
+#: software with all streams: LIBERO's scenes at 256 pixels (0.14 to 0.3 s on two cores; 0.07 s for a policy
+#: that looks every 8th step, see benchmarks/README.md), the mini suite at 64. A GPU that renders is several
+#: times faster.
 NOMINAL_STEP_S = {"multismolvla_mini": 0.04}
 NOMINAL_LIBERO_STEP_S = 0.25
 
@@ -22,7 +23,8 @@ def seconds_per_episode(
 ) -> dict[str, tuple[float, bool]]:
     """Per suite the mean time of an episode, and whether it was measured.
 
-    Otherwise it is the simulation of all steps up to the limit, without policy, resets and the expert's search.
+    Otherwise it is the simulation of all steps up to the limit, without policy, resets and the expert's
+    search.
     """
     times: dict[str, list[float]] = {name: [] for name in suites}
     for row in rows:
@@ -63,15 +65,16 @@ def summary_lines(
     )
     tasks = sum(len(s.tasks) for s in suites.values())
     time = hours(Counter(e.suite for e in todo), seconds, workers)
+    policies, conditions = ({getattr(e, name) for e in plan} for name in ("policy", "condition"))
     line = (
-        f"{len({e.policy for e in plan})} policies x {tasks} tasks x {len({e.condition for e in plan})} conditions: "
-        f"{len(plan)} episodes, {len(todo)} of this shard missing, about {time:.2f} h with {workers} workers (per "
-        f"episode: {basis})."
+        f"{len(policies)} policies x {tasks} tasks x {len(conditions)} conditions: {len(plan)} episodes, "
+        f"{len(todo)} of this shard missing, about {time:.2f} h with {workers} workers "
+        f"(per episode: {basis})."
     )
     if not all(measured for _, measured in seconds.values()):
         line += (
-            " Assumed is the simulation of all steps up to the limit, every step rendered on the CPU; policies, resets "
-            "and the expert's search come on top."
+            " Assumed is the simulation of all steps up to the limit, every step rendered on the CPU; "
+            "policies, resets and the expert's search come on top."
         )
     return [*_state_warnings(suites, plan), line]
 
@@ -81,8 +84,9 @@ def detailed_lines(
     conditions: Sequence[Condition],
     plan: Sequence[EpisodeSpec],
     rows: Sequence[EpisodeRow],
+    workers: int,
 ) -> list[str]:
-    """One line per condition, and one per suite, for ``--dry_run``; the hours are of one worker."""
+    """One line per condition, and one per suite, for ``--dry_run``; arguments as `summary_lines`."""
     seconds = seconds_per_episode(suites, rows)
     width = max(34, *(len(c.id) for c in conditions))
     by_condition, by_suite = Counter(e.condition for e in plan), Counter(e.suite for e in plan)
@@ -90,10 +94,10 @@ def detailed_lines(
     lines += [f"{c.id:{width}} {by_condition[c.id]:8d}  {describe(c)}" for c in conditions]
     lines += ["", f"{'suite':{width}} {'episodes':>8} {'tasks':>5} {'steps':>5} {'states':>6} {'hours':>8}"]
     for name, suite in suites.items():
-        number = by_suite[name]
+        number, states = by_suite[name], suite.init_states or "?"
+        time = hours({name: number}, seconds, workers)
         lines.append(
-            f"{name:{width}} {number:8d} {len(suite.tasks):5d} {suite.max_steps:5d} {suite.init_states or '?':>6} "
-            f"{hours({name: number}, seconds, 1):8.2f}"
+            f"{name:{width}} {number:8d} {len(suite.tasks):5d} {suite.max_steps:5d} {states:>6} {time:8.2f}"
         )
     return [*lines, ""]
 
@@ -106,10 +110,10 @@ def _state_warnings(suites: Mapping[str, EnvironmentFacts], plan: Sequence[Episo
     lines = []
     for name, suite in suites.items():
         if suite.init_states is not None and most[name] > suite.init_states:
-            more = " --env.options='{init_split: all}' takes all that are stored, also those that recording uses."
+            more = " --env.options='{init_split: all}' takes all, also those that recording uses."
             lines.append(
-                f"warning: {name} has {suite.init_states} different initial states per task and the plan asks for "
-                f"{most[name]} episodes; the further ones repeat them with other policy noise."
+                f"warning: {name} has {suite.init_states} different initial states per task and the plan "
+                f"asks for {most[name]} episodes; the further ones repeat them with other policy noise."
                 + (more if suite.init_split == "eval" else "")
             )
     return lines

@@ -1,14 +1,14 @@
-"""Policies that say what a score means: the scripted expert bounds it from above, one without vision from below."""
+"""Policies that say what a score means: the scripted expert is an upper bound, one without vision a lower."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 import gymnasium as gym
-import msgspec
 import numpy as np
 import torch
 from lerobot.utils.constants import OBS_IMAGES
+from msgspec.structs import replace
 from torch import Tensor
 
 from multismolvla.modalities import padding_mask_key
@@ -23,16 +23,17 @@ MID_GREY = 0.5
 _EMPTY = {"_depth": 0.0, "_seg": 0.0}
 #: In plain words, for manifest and reports.
 EXPERT_DESCRIPTION = (
-    "privileged oracle: reads the simulator's state and, before it acts, tries variants of its motions in the episode's own "
-    "simulator, which it then puts back (retries); an upper bound on what the tasks allow, no policy"
+    "privileged oracle: reads the simulator's state and, before it acts, tries variants of its motions in "
+    "the episode's own simulator, which it then puts back (retries); an upper bound on what the tasks allow, "
+    "no policy"
 )
 
 
 class NoVisionPolicy:
-    """A policy whose pictures are all taken away, announced by the padding masks: what is solved without looking?
+    """A policy whose pictures are all taken away, announced by padding masks: what is solved without looking?
 
-    Every picture becomes mid-grey (depth: invalid, segmentation: unknown) and every mask says absent. Policies that read
-    masks drop the pictures; others get the grey ones. Language and state stay.
+    Every picture becomes mid-grey (depth: invalid, segmentation: unknown) and every mask says absent.
+    Policies that read masks drop the pictures; others get the grey ones. Language and state stay.
 
     Args:
         policy: the policy; everything that is not about its input is its own.
@@ -48,7 +49,7 @@ class NoVisionPolicy:
         """The policy's facts; it reads no picture."""
         facts = self._policy.facts()
         masked = facts.type in MASK_READERS
-        return msgspec.structs.replace(
+        return replace(
             facts,
             path=NO_VISION + facts.path,
             checkpoint=NO_VISION + facts.checkpoint,
@@ -151,11 +152,11 @@ class _MiniExpert:
 class ExpertPolicy(_WithoutWeights):
     """``builtin:expert``: the suites' scripted experts, a privileged oracle and no policy.
 
-    They read poses and contacts from the simulator. LIBERO's expert also tries variants of its motions before it acts: in
-    the episode's own simulator, whose state it notes before and puts back after, so it acts only what it has seen succeed
-    (at most 24 attempts at single skills). Its row is an upper bound on what the tasks allow within their step limits and
-    cannot be compared with a policy's single try. It looks at no picture, so no fault can touch it, and no robustness
-    follows from its row.
+    They read poses and contacts from the simulator. LIBERO's expert also tries variants of its motions before
+    it acts, in the episode's own simulator, whose state it notes before and puts back after: it acts only
+    what it has seen succeed (at most 24 attempts at single skills). Its row is an upper bound on what the
+    tasks allow within their step limits and cannot be compared with a policy's single try. It looks at no
+    picture, so no fault can touch it, and no robustness follows from its row.
 
     Args:
         source: the environment.
@@ -185,10 +186,6 @@ class ExpertPolicy(_WithoutWeights):
             description=EXPERT_DESCRIPTION,
         )
 
-    def reset(self) -> None:
-        """Forget the last episode."""
-        self._expert = self._env = None
-
     def watch(self, env: gym.Env) -> None:
         """Look at the simulator of the episode that begins."""
         bare: Any = env.unwrapped
@@ -200,13 +197,8 @@ class ExpertPolicy(_WithoutWeights):
         self._expert.reset(env, bare.init_state_id - bare._reset_stride)
 
     def act(self, batch: Batch) -> Tensor:
-        """The expert's action (1, 7) for the simulator's present state.
-
-        Raises:
-            RuntimeError: no episode has begun.
-        """
-        if self._expert is None:
-            raise RuntimeError("ExpertPolicy.act() before watch(env): an expert needs the simulator.")
+        """The expert's action (1, 7) for the simulator's present state."""
+        assert self._expert is not None, "watch(env) comes first"
         return torch.from_numpy(np.asarray(self._expert.act(self._env), np.float32))[None]
 
 

@@ -24,11 +24,12 @@ def checkpoint_path(path: str) -> str | None:
 def resolve_checkpoint(path: str) -> str:
     """The folder with ``config.json`` that a path means.
 
-    Accepts the folder itself, LeRobot's checkpoint folder around it, and a training run's output folder (its last
-    checkpoint). Any other ``user/name`` is taken for a hub id, unless its first part is a folder here.
+    Accepts the folder itself, LeRobot's checkpoint folder around it, and a training run's output folder (its
+    last checkpoint). Any other ``user/name`` is taken for a hub id, unless its first part is a folder here.
 
     Raises:
-        FileNotFoundError: the folder exists and holds no policy, or the path looks like a file path and does not exist.
+        FileNotFoundError: the folder exists and holds no policy, or the path looks like a file path and does
+            not exist.
     """
     folder = Path(path).expanduser()
     candidates = (folder, folder / "pretrained_model", folder / "checkpoints" / "last" / "pretrained_model")
@@ -37,40 +38,15 @@ def resolve_checkpoint(path: str) -> str:
             return str(candidate)
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise FileNotFoundError(
-            f"No policy under {path!r}: none of {[str(c / 'config.json') for c in candidates]} exists. Train first, or "
-            "give the folder that holds config.json, or a hub id like user/name."
+            f"No policy under {path!r}: none of {[str(c / 'config.json') for c in candidates]} exists. Train "
+            "first, or give the folder that holds config.json, or a hub id like user/name."
         )
     if folder.parent.is_dir():
         raise FileNotFoundError(
-            f"There is no {path!r}, but a folder {str(folder.parent)!r}: that is taken for a path and not for a hub id. Train "
-            f"first, or correct the path; if a hub id is meant, run where there is no folder {str(folder.parent)!r}."
+            f"There is no {path!r}, but a folder {str(folder.parent)!r}: that is taken for a path and not "
+            "for a hub id. Train first, or correct the path; if a hub id is meant, run in another folder."
         )
     return path
-
-
-def checkpoint_hash(folder: str) -> str:
-    """Hash of a local checkpoint's weights and JSON files; hub id and commit of a hub checkpoint.
-
-    An adapter's hash includes the checkpoint that it stands on: other weights below it make another policy.
-
-    Raises:
-        FileNotFoundError: a hub checkpoint has not been downloaded, so nobody knows which commit it would be.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        snapshot = _hub_snapshot(folder)
-        adapter = snapshot / "adapter_config.json"
-        below = f"+{_adapter_base(adapter)}" if adapter.is_file() else ""
-        return f"hub:{folder}@{snapshot.name[:12]}{below}"
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.iterdir() if p.suffix in (".json", ".safetensors")):
-        digest.update(path.name.encode())
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    adapter = root / "adapter_config.json"
-    if adapter.is_file():
-        digest.update(_adapter_base(adapter).encode())
-    return digest.hexdigest()[:16]
 
 
 def policy_hash(path: str) -> str:
@@ -86,46 +62,37 @@ def policy_hash(path: str) -> str:
     return prefix + checkpoint_hash(resolve_checkpoint(checkpoint))
 
 
-def builtin_identity(path: str) -> str:
-    """What a row's ``checkpoint`` says of a built-in policy: its name, for the expert with the hash of its code.
+def checkpoint_hash(folder: str) -> str:
+    """Hash of a local checkpoint's weights and JSON files; hub id and commit of a hub checkpoint.
 
-    Args:
-        path: as in ``--policies``, e.g. ``builtin:zero``.
+    An adapter's hash includes the checkpoint that it stands on: other weights below it make another policy.
+
+    Raises:
+        FileNotFoundError: a hub checkpoint has not been downloaded, so nobody knows which commit it would be.
     """
-    return f"{path}@{_expert_hash(_environment_package())}" if path == EXPERT else path
-
-
-def _environment_package() -> Path:
-    """Folder of the environment package, found without importing it: that would import LeRobot."""
-    spec = importlib.util.find_spec("lerobot_env_multismolvla")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            f"{EXPERT} needs lerobot_env_multismolvla, which is part of this project's installation. Install it again."
-        )
-    return Path(spec.origin).parent
-
-
-@cache
-def _expert_hash(package: Path) -> str:
-    """12 hexadecimal digits over the source of LIBERO's expert and of the mini suite's.
-
-    Args:
-        package: folder of the environment package.
-    """
-    files = [f for f in sorted((package / "libero_expert").glob("*.py")) if f.name not in _NOT_ACTING]
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        snapshot = _hub_snapshot(folder)
+        below = _adapter_base(snapshot / "adapter_config.json")
+        return f"hub:{folder}@{snapshot.name[:12]}" + (f"+{below}" if below else "")
     digest = hashlib.sha256()
-    for file in (*files, package / "mini" / "expert.py"):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
+    for path in sorted(p for p in root.iterdir() if p.suffix in (".json", ".safetensors")):
+        digest.update(path.name.encode())
+        with open(path, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    digest.update(_adapter_base(root / "adapter_config.json").encode())
+    return digest.hexdigest()[:16]
 
 
 def _adapter_base(path: Path) -> str:
-    """Hash of the local checkpoint that an adapter names, or the hub's name and commit of it."""
+    """Hash of the local checkpoint that an adapter stands on, or its hub id and commit; "" without one."""
+    if not path.is_file():
+        return ""
     adapter = json.loads(path.read_text())
     base = str(adapter.get("base_model_name_or_path") or "")
     folder = Path(base).expanduser()
     if not base or folder.resolve() == path.parent.resolve():
-        return ""  # there is no other checkpoint below it
+        return ""
     if folder.is_dir():
         return checkpoint_hash(str(folder))
     return f"hub:{base}@{_hub_snapshot(base, adapter.get('revision')).name[:12]}"
@@ -141,6 +108,34 @@ def _hub_snapshot(name: str, revision: str | None = None) -> Path:
         if isinstance(found, str):
             return Path(found).parent
     raise FileNotFoundError(
-        f"The hub checkpoint {name!r} ({revision or 'main'}) is not in the hub's cache on this machine: what it holds is not "
-        f"known. Download it: hf download {name}."
+        f"The hub checkpoint {name!r} ({revision or 'main'}) is not in the hub's cache on this machine: what "
+        f"it holds is not known. Download it: hf download {name}."
     )
+
+
+def builtin_identity(path: str) -> str:
+    """What a row's ``checkpoint`` says of a built-in policy: its name, the expert's with its code's hash.
+
+    Args:
+        path: as in ``--policies``, e.g. ``builtin:zero``.
+    """
+    if path != EXPERT:
+        return path
+    spec = importlib.util.find_spec("lerobot_env_multismolvla")  # importing it would import LeRobot
+    assert spec is not None
+    assert spec.origin is not None
+    return f"{path}@{_expert_hash(Path(spec.origin).parent)}"
+
+
+@cache
+def _expert_hash(package: Path) -> str:
+    """12 hexadecimal digits over the source of LIBERO's expert and of the mini suite's.
+
+    Args:
+        package: folder of the environment package.
+    """
+    files = [f for f in sorted((package / "libero_expert").glob("*.py")) if f.name not in _NOT_ACTING]
+    digest = hashlib.sha256()
+    for file in (*files, package / "mini" / "expert.py"):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -34,8 +34,8 @@ def check_features(
 ) -> None:
     """Compare what a policy reads and gives with what the environment gives and takes.
 
-    LeRobot compares the names of pictures only, and nothing once there is a rename map; a policy with another action
-    space would then run and fail for a reason that looks like lack of robustness.
+    LeRobot compares the names of pictures only, and nothing once there is a rename map; a policy with another
+    action space would then run and fail for a reason that looks like lack of robustness.
 
     Args:
         path: of the policy, for messages.
@@ -44,31 +44,34 @@ def check_features(
         rename_map: environment's name -> policy's name.
 
     Raises:
-        ValueError: a name that does not exist on either side, pictures of another size for a policy that does not resize
-            them, or another number of actions or states; the message holds the remedy.
+        ValueError: a name that does not exist on either side, pictures of another size for a policy that does
+            not resize them, or another number of actions or states; the message holds the remedy.
     """
     unknown = [k for k in rename_map if k not in features]
     if unknown:
         raise ValueError(
-            f"--rename_map renames {unknown[0]!r}, which the environment does not give. It gives {sorted(features)}."
+            f"--rename_map renames {unknown[0]!r}, which the environment does not give; it gives "
+            f"{sorted(features)}."
         )
     given = {rename_map.get(k, k): f for k, f in features.items()}
     reads = {k: f for k, f in (config.input_features or {}).items() if _EMPTY_CAMERA not in k}
     _check_pictures(path, config, reads, given, rename_map)
-    _check_resolution(path, config, reads, given)
     hidden = [k for k, f in reads.items() if f.type is FeatureType.ENV and k not in given]
     if hidden:
         raise ValueError(
-            f"The policy {path!r} reads {hidden[0]!r}, the state of the world, which the environment does not give. Only "
-            "policies that go by pictures and the robot's own state can be evaluated."
+            f"The policy {path!r} reads {hidden[0]!r}, the state of the world, which the environment does "
+            "not give. Only policies that go by pictures and the robot's own state can be evaluated."
         )
-    _check_size(path, "state numbers", reads.get(OBS_STATE), given.get(OBS_STATE), config, "max_state_dim")
-    gives = (config.output_features or {}).get(ACTION)
-    _check_size(path, "action numbers", gives, features.get(ACTION), config, None)
+    state, action = reads.get(OBS_STATE), (config.output_features or {}).get(ACTION)
+    padded = (getattr(config, "max_state_dim", None),)  # declared at the width to which it pads
+    if state is not None and tuple(state.shape) != padded:
+        _check_size(path, "state numbers", state, given.get(OBS_STATE))
+    if action is not None:
+        _check_size(path, "action numbers", action, features.get(ACTION))
 
 
 def check_weights(path: str, folder: str) -> None:
-    """See that a local checkpoint has weights that can be read: LeRobot's pi0 and pi05 would go on with random ones.
+    """See that a local checkpoint has readable weights: LeRobot's pi0 and pi05 would go on with random ones.
 
     Raises:
         FileNotFoundError: there are none.
@@ -78,7 +81,8 @@ def check_weights(path: str, folder: str) -> None:
     files = [root / name for name in _WEIGHTS if (root / name).is_file()]
     if root.is_dir() and not files:
         raise FileNotFoundError(
-            f"The policy {path!r} has no weights: {root} holds config.json but none of {list(_WEIGHTS)}. Copy or train it again."
+            f"The policy {path!r} has no weights: {root} holds config.json but none of {list(_WEIGHTS)}. "
+            "Copy or train it again."
         )
     for file in files:
         try:
@@ -93,8 +97,8 @@ def check_weights(path: str, folder: str) -> None:
 def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
     """Compare the segmentation ids that a policy knows with those that the environment draws.
 
-    An official tokenizer maps ids by its label table, where any small number means something: pictures of another label
-    set would become plausible nonsense and look like lack of robustness. Only the number of labels can be compared.
+    An official tokenizer maps ids by its label table, where any small number means something: pictures of
+    another label set would become plausible nonsense. Only the number of labels can be compared.
 
     Args:
         path: of the policy, for messages.
@@ -105,16 +109,16 @@ def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
         ValueError: the numbers do not fit; the message holds the remedies.
     """
     known = getattr(config, "num_labels", None)
-    reads = [k for k in (config.input_features or {}) if k.endswith("_seg")]
-    if known is None or not labels or not reads:
+    if known is None or not labels or not any(k.endswith("_seg") for k in config.input_features or {}):
         return
     exact = config.tokenizers == "official" and config.seg_unknown == "error"
     if len(labels) == known or (len(labels) < known and not exact):
         return
     raise ValueError(
-        f"The policy {path!r} knows {known} segmentation labels (seg_labels={config.seg_labels!r}), but the environment draws "
-        f"{len(labels)}: {', '.join(labels[:4])}, ... Its ids would mean something else. Evaluate it in the suites it was trained "
-        "for; a policy of COCO ids (coco_panoptic, 134) gets them with --env.options='{seg_labels: coco}'."
+        f"The policy {path!r} knows {known} segmentation labels (seg_labels={config.seg_labels!r}), but the "
+        f"environment draws {len(labels)}: {', '.join(labels[:4])}, ... Its ids would mean something else. "
+        "Evaluate it in the suites it was trained for; a policy of COCO ids (coco_panoptic, 134) gets them "
+        "with --env.options='{seg_labels: coco}'."
     )
 
 
@@ -123,10 +127,11 @@ class Reads:
     """What a policy reads.
 
     Attributes:
-        keys: by the environment's names, of the pictures only those that it looks at, which may be fewer than it declares.
+        keys: by the environment's names, of the pictures only those that it looks at; it may declare more.
         modalities: of these pictures.
         views: cameras of these pictures.
-        provenance: of these modalities, where the policy's configuration has a say; see `multismolvla.provenance`.
+        provenance: of these modalities, where the policy's configuration has a say; see
+            `multismolvla.provenance`.
     """
 
     keys: list[str]
@@ -163,7 +168,7 @@ def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, 
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:
-    """The rename map with the pictures' padding masks: an announced loss must stay announced under another name."""
+    """The rename map with the pictures' padding masks: a loss must stay announced under another name."""
     masks = {
         padding_mask_key(old): padding_mask_key(new)
         for old, new in rename_map.items()
@@ -179,63 +184,42 @@ def _check_pictures(
     given: Mapping[str, PolicyFeature],
     rename_map: Mapping[str, str],
 ) -> None:
-    wanted = [k for k, f in reads.items() if f.type is FeatureType.VISUAL]
-    missing = [k for k in wanted if k not in given]
+    wanted = {k: f for k, f in reads.items() if f.type is FeatureType.VISUAL}
+    there = {k: f for k, f in given.items() if f.type is FeatureType.VISUAL}
+    if not any(getattr(config, option, None) for option in _RESIZING):
+        for key in wanted.keys() & there.keys():
+            (height, width), now = wanted[key].shape[-2:], there[key].shape[-2:]
+            if (height, width) != tuple(now):  # it would run at another scale than it was trained at
+                raise ValueError(
+                    f"The policy {path!r} was trained with pictures {key} of {height}x{width} pixels and "
+                    f"does not resize them; the environment gives {now[0]}x{now[1]}. Say "
+                    f"--env.options='{{observation_height: {height}, observation_width: {width}}}'; policies "
+                    "of different sizes need runs of their own."
+                )
+    missing = [k for k in wanted if k not in there]
     if not missing:
         return
     # Policies with `empty_cameras` go on with the pictures there are; others would stop in their first step.
     if hasattr(config, "empty_cameras") and len(missing) < len(wanted):
         logger.warning("%s reads %s, which the environment does not give: absent for it.", path, missing)
         return
-    free = [
-        k
-        for k, f in given.items()
-        if f.type is FeatureType.VISUAL and k not in wanted and not k.endswith(_OTHER_MODALITIES)
-    ]
     original = {new: old for old, new in rename_map.items()}
-    remedy = {**rename_map, **{original.get(k, k): m for k, m in zip(free, missing, strict=False)}}
+    free = [original.get(k, k) for k in there if k not in wanted and not k.endswith(_OTHER_MODALITIES)]
+    remedy = {**rename_map, **dict(zip(free, missing, strict=False))}
     raise ValueError(
         f"The policy {path!r} reads the pictures {missing}, which the environment does not give; it gives "
-        f"{[k for k, f in given.items() if f.type is FeatureType.VISUAL]}. If its cameras are only named otherwise, say "
-        f"which is which, e.g. --rename_map='{json.dumps(remedy)}'; for one policy of several: "
-        f"--rename_map='{{name: {{...}}}}'."
+        f"{list(there)}. If its cameras are only named otherwise, say which is which, e.g. "
+        f"--rename_map='{json.dumps(remedy)}'; for one policy of several: --rename_map='{{name: {{...}}}}'."
     )
 
 
-def _check_resolution(
-    path: str, config: Any, reads: Mapping[str, PolicyFeature], given: Mapping[str, PolicyFeature]
-) -> None:
-    """A policy that takes pictures as they come would run at another scale than it was trained at, and nobody would know."""
-    if any(getattr(config, option, None) for option in _RESIZING):
-        return
-    for key, feature in reads.items():
-        if feature.type is not FeatureType.VISUAL or key not in given:
-            continue
-        (height, width), now = feature.shape[-2:], tuple(given[key].shape[-2:])
-        if (height, width) != now:
-            raise ValueError(
-                f"The policy {path!r} was trained with pictures {key} of {height}x{width} pixels and does not resize them; the "
-                f"environment gives {now[0]}x{now[1]}. Say --env.options='{{observation_height: {height}, "
-                f"observation_width: {width}}}'; policies of different sizes need runs of their own."
-            )
-
-
-def _check_size(
-    path: str,
-    what: str,
-    policy: PolicyFeature | None,
-    env: PolicyFeature | None,
-    config: Any,
-    padded: str | None,
-) -> None:
-    if policy is None or env is None or tuple(policy.shape) == tuple(env.shape):
-        return
-    if padded is not None and tuple(policy.shape) == (getattr(config, padded, None),):
-        return  # declared at the width to which it pads
-    raise ValueError(
-        f"The policy {path!r} was trained with {policy.shape[0]} {what}, the environment has {env.shape[0]}. It belongs to "
-        "another robot or control mode; no option changes that. Evaluate a checkpoint that was trained for this one."
-    )
+def _check_size(path: str, what: str, policy: PolicyFeature, env: PolicyFeature | None) -> None:
+    if env is not None and tuple(policy.shape) != tuple(env.shape):
+        raise ValueError(
+            f"The policy {path!r} was trained with {policy.shape[0]} {what}, the environment has "
+            f"{env.shape[0]}. It belongs to another robot or control mode; no option changes that. Evaluate "
+            "a checkpoint that was trained for this one."
+        )
 
 
 def streams_of(config: Any) -> Streams:
@@ -250,9 +234,9 @@ def streams_of(config: Any) -> Streams:
             found.setdefault(str(modality), {})[key] = None
         return found
     ids = {place: key for key, place in config.token_keys().items()}
-    read = {*(config.tower_modalities if config.uses_fourm else ()), *(
-        () if config.vision_tower == "fourm" else (Modality.RGB.value,)
-    )}  # fmt: skip
+    read = set(config.tower_modalities if config.uses_fourm else ())
+    if config.vision_tower != "fourm":
+        read.add(Modality.RGB.value)
     for key, (view, modality) in config.stream_keys().items():
         if modality in read:
             found.setdefault(modality, {})[key] = ids.get((view, modality))

@@ -16,12 +16,14 @@ from multismolvla_eval.records.schema import PolicyFacts
 
 @dataclass(frozen=True)
 class Look:
-    """What a policy saw when it last looked, of one episode; ready to be sent to another process.
+    """What a policy saw of one episode when it last looked, small enough to be sent to another process.
 
     Attributes:
-        encoder_inputs: per modality present, the hash of all that a multimodal encoder was given of it; ``None`` for
-            policies that do not show it.
-        tokens: token ids (h, w) per (camera, modality), for the modalities that are tokenized.
+        encoder_inputs: per modality present, the hash of all that a multimodal encoder was given of it;
+            ``None`` for policies that do not show it, and for all but an episode's first look, because
+            hashing takes time.
+        tokens: token ids (h, w) per (camera, modality), for the modalities that are tokenized; of the same
+            look.
         modality_weight: how much each modality counted beside the others, 0 to 1; empty without such weights.
     """
 
@@ -34,7 +36,8 @@ class Policy(Protocol):
     """What the roll-out needs of a policy.
 
     Attributes:
-        config: LeRobot's configuration, ``None`` for built-in policies, which look at no observation but the first.
+        config: LeRobot's configuration, ``None`` for built-in policies, which look at the first observation
+            only.
     """
 
     config: Any
@@ -52,7 +55,7 @@ class Policy(Protocol):
         """The policy's own pre-processor: what comes out enters the policy."""
 
     def act(self, batch: Batch) -> Tensor:
-        """The next actions for the environment, float (n, A), from a prepared batch; it looks again after all n."""
+        """The next actions, float (n, A), from a prepared batch; it looks again after all n of them."""
 
     def last_look(self) -> Look:
         """What it saw in the last ``act``."""

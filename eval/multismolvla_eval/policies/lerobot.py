@@ -1,4 +1,4 @@
-"""Policies under evaluation, loaded as ``lerobot-eval`` loads them, so that any LeRobot policy can be compared."""
+"""Any LeRobot policy, loaded as ``lerobot-eval`` does it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from multismolvla_eval.records.schema import PolicyFacts
 class LeRobotPolicy:
     """A LeRobot checkpoint with its processors.
 
-    With a policy server, the weights of a policy that plans ahead are there; its processors and its noise stay here. The
-    noise then comes from this process's global generator, which every episode seeds, as it does for weights that are here.
+    With a policy server, the weights of a policy that plans ahead are there; its processors and its noise
+    stay here. The noise comes from this process's global generator, which every episode seeds, as it does for
+    weights that are here.
 
     Args:
         path: folder (also one of a training run, then its last checkpoint) or hub id.
@@ -50,11 +51,9 @@ class LeRobotPolicy:
         rename_map: Mapping[str, str] | None = None,
         server: PolicyServer | None = None,
     ) -> None:
-        from lerobot.configs.policies import PreTrainedConfig
         from lerobot.envs.utils import env_to_policy_features
         from lerobot.policies.factory import make_policy, make_pre_post_processors
         from lerobot.processor import TokenizerProcessorStep
-        from lerobot.utils.import_utils import register_third_party_plugins
 
         from multismolvla_eval.policies.features import (
             check_features,
@@ -63,11 +62,9 @@ class LeRobotPolicy:
             with_masks,
         )
 
-        register_third_party_plugins()
         self.path, self._rename_map, self._cameras = path, dict(rename_map or {}), source.cameras
-        self._folder = resolve_checkpoint(path)
-        config: Any = PreTrainedConfig.from_pretrained(self._folder)
-        config.pretrained_path = Path(self._folder)
+        config = stored_config(path)
+        self._folder = str(config.pretrained_path)
         self._server = server if plans_ahead(config) else None
         if self._server is not None:
             config.device = "cpu"
@@ -91,11 +88,10 @@ class LeRobotPolicy:
             },
         )
         if self._server is not None:
+            # instructions of all lengths share a batch; what is added is masked
             for step in self.preprocessor.steps:
                 if isinstance(step, TokenizerProcessorStep):
-                    step.padding = (
-                        "max_length"  # instructions of all lengths share a batch; what is added is masked
-                    )
+                    step.padding = "max_length"
         self._first, self._look = True, Look()
 
     def facts(self) -> PolicyFacts:
@@ -140,7 +136,7 @@ class LeRobotPolicy:
         """It sees what the environment observes and nothing else."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """The policy's pre-processor pipeline; losses are announced as this type of policy understands them."""
+        """The policy's pre-processor; losses are announced as this type of policy understands them."""
         return announce(self.config.type, self.config.image_features, self.preprocessor(batch))
 
     def act(self, batch: Batch) -> Tensor:
@@ -171,7 +167,7 @@ class LeRobotPolicy:
             return self.policy.select_action(batch)
 
     def keep_shapes(self) -> None:
-        """Make the 4M tower's shapes, and so its rounding, independent of what the other rows of a batch lack."""
+        """Make the 4M tower's shapes, and so its rounding, independent of what other rows of a batch lack."""
         from multismolvla.tower import MultimodalTower
 
         for module in self.policy.modules():
@@ -212,6 +208,22 @@ class LeRobotPolicy:
         return Look(joined, tokens, weights)
 
 
+def stored_config(path: str) -> Any:
+    """LeRobot's configuration of a checkpoint.
+
+    Raises:
+        FileNotFoundError: the path is a folder without a policy.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    folder = resolve_checkpoint(path)
+    config: Any = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path = Path(folder)
+    return config
+
+
 @contextmanager
 def inference_modes(config: Any) -> Iterator[None]:
     """The modes in which ``lerobot-eval`` calls a policy."""
@@ -221,8 +233,9 @@ def inference_modes(config: Any) -> Iterator[None]:
         yield
 
 
-#: Policies whose ``select_action`` is known (lerobot 0.6.1) to do nothing but to hand out ``predict_action_chunk`` of the
-#: present observation, and whether that takes its noise as an argument. Others may remember earlier observations.
+#: Policies whose ``select_action`` is known (lerobot 0.6.1) to do nothing but to hand out
+#: ``predict_action_chunk`` of the present observation, and whether that takes its noise as an argument.
+#: Others may remember earlier observations.
 _CHUNKED = {"smolvla": True, "multismolvla": True, "pi0": True, "pi05": True, "act": False}
 
 
@@ -242,7 +255,7 @@ def plans_ahead(config: Any) -> bool:
 
 
 def draw_noise(config: Any) -> dict[str, Tensor]:
-    """The ``noise`` argument of one chunk (1, chunk, width), from torch's global generator; empty for policies without.
+    """The ``noise`` argument of one chunk (1, chunk, width), from torch's global generator, if it takes one.
 
     On a CPU these are the very numbers that the policy would draw for itself.
     """

@@ -18,7 +18,7 @@ def load_policy(
     rename_map: Mapping[str, str] | None = None,
     server: PolicyServer | None = None,
 ) -> Policy:
-    """A built-in policy (``builtin:zero``), a LeRobot checkpoint, or one without pictures (``no_vision:checkpoint``).
+    """A built-in policy (``builtin:...``), a LeRobot checkpoint, or one without pictures (``no_vision:...``).
 
     Args:
         path: of the policy.

@@ -21,7 +21,8 @@ class Request:
     Attributes:
         policy: path of the checkpoint.
         arrays: the prepared batch's tensors, (1, ...).
-        noise: sampling noise (1, chunk, width), drawn by the episode's own generator; empty if the policy takes none.
+        noise: sampling noise (1, chunk, width), drawn by the episode's own generator; empty if the policy
+            takes none.
         first: whether it is the episode's first look, of which the encoder's inputs are asked for, too.
     """
 

@@ -1,7 +1,8 @@
 """The matrix of conditions and the reporting levels.
 
-What a condition *is* and how its text reads lives in :mod:`multismolvla.corruption.conditions`, where the environment's
-fault wrapper can use it too; which conditions make up a level is a decision of the protocol and lives here.
+What a condition *is* and how its text reads lives in :mod:`multismolvla.corruption.conditions`, where the
+environment's fault wrapper can use it too; which conditions make up a level is a decision of the protocol and
+lives here.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ CAMERA_LOSSES: tuple[str, ...] = tuple(camera_loss(c).id for c in CAMERAS)
 UNANNOUNCED: tuple[str, ...] = tuple(
     f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
 )
-#: The losses of C1 without the announcement: several modalities, and one camera with all of its own. "All zero" is what
-#: a policy without vision sees: whoever still succeeds there does not need its sensors.
+#: The losses of C1 without the announcement: several modalities, and one camera with all of its own. "All
+#: zero" is what a policy without vision sees: whoever still succeeds there does not need its sensors.
 UNANNOUNCED_SETS: tuple[str, ...] = (
     *(
         parse_condition("C2:" + "+".join(f"{m}=zero" for m in lost)).id
@@ -158,11 +159,11 @@ LEVELS: dict[str, Level] = {
             "standard",
             (
                 "C0",
-                *(f"C1:{s}" for s in ("rgb+depth+seg", "depth+seg+thermal", "rgb", "depth", "seg", "thermal")),
+                "C1:rgb+depth+seg", "C1:depth+seg+thermal", *(f"C1:{m}" for m in MODALITIES),
                 *CAMERA_LOSSES,
                 *UNANNOUNCED,
                 "C2:all=zero",
-                *(f"C3:{m}={t}@{s}" for m, types in CORE_SOFT_TYPES.items() for t in types for s in SEVERITIES),
+                *(f"C3:{m}={t}@{s}" for m, ts in CORE_SOFT_TYPES.items() for t in ts for s in SEVERITIES),
                 *CORE_TEMPORAL,
                 *CORE_CROSS_MODAL,
             ),
@@ -174,8 +175,8 @@ LEVELS: dict[str, Level] = {
         Level(
             "full",
             (
-                "C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX, *THIRD_PERSON,
-                *TEMPORAL, *CROSS_MODAL,
+                "C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX,
+                *THIRD_PERSON, *TEMPORAL, *CROSS_MODAL,
             ),
             50,
             50,
@@ -201,13 +202,13 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
     """Parse conditions and check them against the environment.
 
     Args:
-        texts: condition texts; duplicates are dropped, C0 is added in front if missing, because nothing can be said
-            about robustness without the clean cell.
+        texts: condition texts; duplicates are dropped, C0 is added in front if missing, because nothing can
+            be said about robustness without the clean cell.
         cameras: names of the environment's cameras.
 
     Raises:
-        ValueError: a text cannot be read, names a camera that the environment does not have, or exchanges the cameras of
-            an environment with one.
+        ValueError: a text cannot be read, names a camera that the environment does not have, or exchanges the
+            cameras of an environment with one.
     """
     conditions = list(dict.fromkeys((CLEAN, *(parse_condition(t) for t in texts))))
     for condition in conditions:
@@ -219,9 +220,29 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
             unknown = [c for c in fault.cameras or () if c not in cameras]
             if unknown:
                 raise ValueError(
-                    f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has {list(cameras)}."
+                    f"Condition {condition.id!r} names the camera {unknown[0]!r}; this environment has "
+                    f"{list(cameras)}."
                 )
     return tuple(conditions)
+
+
+def refuse_unfaultable(conditions: Sequence[Condition], suites: Sequence[str]) -> None:
+    """Check that nobody asks for faults where none can be put on the sensors: every such episode would crash.
+
+    Args:
+        conditions: of the run.
+        suites: those whose environments the fault wrapper cannot work on.
+
+    Raises:
+        ValueError: there are such suites, and a condition with a fault.
+    """
+    faulted = next((c for c in conditions if c.faults), None)
+    if faulted is not None and suites:
+        raise ValueError(
+            f"Condition {faulted.id!r} cannot be applied to the suite {suites[0]!r}: its environment has no "
+            "`cameras` or no `presence` in its observations. Use --env.type=multismolvla_libero, or "
+            "--conditions='[C0]'."
+        )
 
 
 def describe(condition: Condition) -> str:
@@ -265,7 +286,7 @@ def _describe_fault(fault: Fault, what: str) -> str:
     text = f"{what}{where} {_WORDS[fault.type].format(n=number)}"
     if (what, fault.type) == ("depth", "zero"):
         text += (
-            " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it acts like "
-            "an announced loss)"
+            " (an all-zero depth picture is invalid everywhere: for a policy that masks invalid depth it "
+            "acts like an announced loss)"
         )
     return text

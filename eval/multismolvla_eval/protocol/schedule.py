@@ -13,8 +13,8 @@ from multismolvla.corruption import CLEAN, Condition
 KEY = ("policy", "suite", "task_id", "condition", "episode", "repeat")
 _identity = attrgetter(*KEY)
 
-#: The first episodes of a cell are filmed: one clip in any case, and under a fault the first failure among them. Clean
-#: ones are all kept, so that each failure has the clean clip of the same start beside it.
+#: The first episodes of a cell are filmed: one clip in any case, and under a fault the first failure among
+#: them. Clean ones are all kept, so that each failure has the clean clip of the same start beside it.
 CLIP_CANDIDATES = 3
 
 
@@ -32,11 +32,11 @@ class EpisodeSpec:
         suite: suite name.
         task_id: task within the suite.
         condition: canonical text.
-        episode: number within the cell; also the number of the initial state in the evaluation split, so that episode
-            i starts the same way for every policy and condition.
+        episode: number within the cell; also the number of the initial state in the evaluation split, so that
+            episode i starts the same way for every policy and condition.
         clip: whether to film it; whether the clip is kept depends on what happens.
-        repeat: number of the repetition. Only C0 is repeated: environment seed and policy noise differ between
-            repetitions, initial states do not. Cells are paired within a repetition.
+        repeat: number of the repetition. Only C0 is repeated: environment seed and policy noise differ
+            between repetitions, initial states do not. Cells are paired within a repetition.
     """
 
     policy: str
@@ -78,9 +78,9 @@ def episodes(
 ) -> list[EpisodeSpec]:
     """All episodes of a run, ordered so that every look at a running evaluation is fair and early.
 
-    Cells (policy x condition) advance together in proportion to their length: after a tenth of the time every cell has
-    about a tenth of its episodes; C0 leads each round and its repetitions end it; a round goes through all suites;
-    policies alternate on the same episode, so their comparison is always paired.
+    Cells (policy x condition) advance together in proportion to their length: after a tenth of the time every
+    cell has about a tenth of its episodes; C0 leads each round and its repetitions end it; a round goes
+    through all suites; policies alternate on the same episode, so their comparison is always paired.
 
     Args:
         policies: names.
@@ -114,8 +114,8 @@ def remaining(
 ) -> list[EpisodeSpec]:
     """The episodes of this shard that are not done yet, in order.
 
-    An episode's shard follows from its identity, not from its place in the plan: shards that were started with
-    different lists of conditions still never run the same episode.
+    An episode's shard follows from its identity, not from its place in the plan: shards that were started
+    with different lists of conditions still never run the same episode.
     """
 
     def shard_of(episode: EpisodeSpec) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import asdict, replace
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
 from multismolvla.system.versions import package_versions
@@ -31,17 +31,11 @@ from multismolvla_eval.records.store import (
 )
 from multismolvla_eval.records.system_info import hardware, source_commit
 
-#: What two episodes of a suite must share to be compared. Everything else that an environment tells is for the reader.
+#: What two episodes of a suite must share to be compared. All else that an environment tells is for the
+#: reader.
 COMPARED = (
-    "type",
-    "max_steps",
-    "assets",
-    "labels",
-    "init_split",
-    "render_quality",
-    "num_steps_wait",
-    "mini_version",
-)
+    "type", "max_steps", "assets", "labels", "init_split", "render_quality", "num_steps_wait", "mini_version",
+)  # fmt: skip
 
 
 def build_manifest(
@@ -61,8 +55,8 @@ def build_manifest(
         command: the command line.
 
     Raises:
-        ResultsError: the folder holds another run, a suite of that name with other assets or limits, or a policy of
-            that name with another checkpoint.
+        ResultsError: the folder holds another run, a suite of that name with other assets or limits, or a
+            policy of that name with another checkpoint.
     """
     parts = comparable(config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -74,9 +68,7 @@ def build_manifest(
         created=now,
         level=config.level if config.conditions is None else "custom",
         suites={
-            name: SuiteRecord(
-                **msgspec.structs.asdict(suite), suite_hash=suite_hash(suite), complete=complete
-            )
+            name: SuiteRecord(**asdict(suite), suite_hash=suite_hash(suite), complete=complete)
             for name, suite in facts.suites.items()
         },
         cameras=facts.cameras,
@@ -148,11 +140,11 @@ def refuse_another_run(
     Raises:
         ResultsError: it is another run, or a policy or a suite of it has changed.
     """
-    if old.comparable != parts:
+    if old.fingerprint != fingerprint(parts):
         differing = _differing(old.comparable, parts, Comparable.__struct_fields__)
         raise ResultsError(
-            f"{folder} holds another run ({old.fingerprint}, now {fingerprint(parts)}): {differing}. "
-            "Choose another --output, or the old options to continue it."
+            f"{folder} holds another run ({old.fingerprint}, now {fingerprint(parts)}): {differing}. Choose "
+            "another --output, or the old options to continue it."
         )
     for name, policy in old.policies.items():
         if checkpoints.get(name, policy.checkpoint) != policy.checkpoint:
@@ -163,51 +155,52 @@ def refuse_another_run(
     for name in old.suites.keys() & suites.keys():
         if differing := _differing(old.suites[name], suites[name], COMPARED):
             raise ResultsError(
-                f"The suite {name!r} has changed since this run began: {differing}. Choose another --output, or "
-                "bring back what it was."
+                f"The suite {name!r} has changed since this run began: {differing}. Choose another --output, "
+                "or bring back what it was."
             )
 
 
 def _differing(old: object, new: object, names: Iterable[str]) -> str:
     """What differs, with both values; empty if nothing does."""
-    pairs = [(k, getattr(old, k), getattr(new, k)) for k in names]
-    return "; ".join(f"{k} {before!r}, now {now!r}" for k, before, now in pairs if before != now)[:300]
+    values = [(k, getattr(old, k), getattr(new, k)) for k in names]
+    return "; ".join(f"{k} {before!r}, now {now!r}" for k, before, now in values if before != now)[:300]
 
 
 def _continue(old: RunManifest, new: RunManifest) -> RunManifest:
-    """``new`` with what ``old`` already had; suites, tasks, conditions, policies and episodes may be added to a run.
+    """``new`` with what ``old`` had; suites, tasks, conditions, policies and episodes may be added to a run.
 
-    A call with fewer episodes takes none away, and one from another machine or commit does not hide the earlier ones.
+    A call with fewer episodes takes none away, and one from another machine or commit does not hide earlier
+    ones.
     """
-    clean_only = [
+
+    def union(name: str) -> list[str]:
+        return list(dict.fromkeys((*getattr(old, name), *getattr(new, name))))
+
+    stay_clean = [
         name
-        for name in _union(old.clean_only, new.clean_only)
+        for name in union("clean_only")
         if all(name in m.clean_only for m in (old, new) if name in m.policies)
     ]
-    return msgspec.structs.replace(
+    return replace(
         new,
         created=old.created,
         suites=old.suites | {name: _with_tasks(old.suites.get(name), s) for name, s in new.suites.items()},
         policies=old.policies | new.policies,
-        conditions=_union(old.conditions, new.conditions),
-        clean_only=clean_only,
+        conditions=union("conditions"),
+        clean_only=stay_clean,
         clean_episodes=max(old.clean_episodes, new.clean_episodes),
         episodes=max(old.episodes, new.episodes),
         clean_repeats=max(old.clean_repeats, new.clean_repeats),
         calls=old.calls + new.calls,
         commands=old.commands + [c for c in new.commands if c not in old.commands],
-        remarks=_union(old.remarks, new.remarks),
+        remarks=union("remarks"),
         rename_map=old.rename_map | new.rename_map,
-        plugins=_union(old.plugins, new.plugins),
+        plugins=union("plugins"),
     )
-
-
-def _union(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys((*old, *new)))
 
 
 def _with_tasks(old: SuiteRecord | None, new: SuiteRecord) -> SuiteRecord:
     """A suite with the tasks that earlier calls ran; complete if any call ran all of them."""
     if old is None:
         return new
-    return msgspec.structs.replace(new, tasks=old.tasks | new.tasks, complete=old.complete or new.complete)
+    return replace(new, tasks=old.tasks | new.tasks, complete=old.complete or new.complete)

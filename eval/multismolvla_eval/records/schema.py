@@ -1,7 +1,8 @@
 """What a row and a manifest hold, declared once; msgspec decodes and checks them.
 
-msgspec names the first field that is missing, unknown or of the wrong type, and checks 107,120 rows in a quarter of a
-second; pydantic, which is installed anyway, takes several times as long for objects of this size.
+msgspec names the first field that is missing, unknown or of the wrong type, and checks 107,120 rows in a
+quarter of a second; pydantic, which is installed anyway, takes several times as long for objects of this
+size.
 """
 
 from __future__ import annotations
@@ -23,114 +24,72 @@ ClipPath = Annotated[str, Meta(pattern=r"^clips/[^/]+\.webp$")]
 
 
 class Durations(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Where an episode's time went, in seconds.
-
-    Attributes:
-        total: all of it.
-        policy: observations, inference, an expert's search.
-        env: physics and resets.
-        render: rendering.
-        clip: drawing what is recorded.
-    """
+    """Where an episode's time went, in seconds."""
 
     total: Seconds = 0.0
-    policy: Seconds = 0.0
-    env: Seconds = 0.0
+    policy: Seconds = 0.0  # observations, inference, an expert's search
+    env: Seconds = 0.0  # physics and resets
     render: Seconds = 0.0
-    clip: Seconds = 0.0
+    clip: Seconds = 0.0  # drawing what is recorded
 
 
 class Gripper(Struct, forbid_unknown_fields=True):
-    """Statistics of the last action component; a frozen gripper shows here.
+    """Statistics of the last action component, which closes the gripper where it is positive."""
 
-    Attributes:
-        closed: share of steps with a closing command (+1 closes in LIBERO); ``None`` without steps.
-        switches: number of changes between opening and closing.
-    """
-
-    closed: Share | None
-    switches: Count
+    closed: Share | None  # of the steps; None without steps
+    switches: Count  # between opening and closing
 
 
 class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     """One finished episode: one line of a result file.
 
-    Attributes:
-        run: fingerprint of the run, see `RunManifest`.
-        policy: name of the policy.
-        checkpoint: hash of its weights and configuration.
-        suite: suite name.
-        suite_hash: hash of what makes the suite's episodes comparable: assets, step limit, initial states, rendering.
-        task_id: task within the suite.
-        task: instruction.
-        condition: canonical text of the condition.
-        episode: number within the cell, and of the initial state.
-        repeat: number of the repetition of a clean episode with other seeds.
-        init_state: initial state that the environment used.
-        init_split: which split of initial states it belongs to.
-        start: hash of the simulator's state after the reset.
-        env_seed: seed of the environment.
-        noise_seed: seed of the policy's noise.
-        success: whether the task was solved within the step limit.
-        cause: why the episode failed; ``None`` for a success.
-        steps: environment steps made.
-        steps_to_success: the same for a success, else ``None``.
-        fault_steps: steps whose observation was changed by the fault; ``None`` if the environment does not tell.
-        first_fault_step: the first of them.
-        fault_looks: how many of them the policy looked at.
-        actions: hash of all executed actions.
-        gripper: what the gripper did.
-        policy_inputs: hash of each picture and mask that entered the policy at its first look, by observation key.
-        encoder_inputs: hash of what entered a multimodal encoder at the first look, by modality.
-        modality_weight: how much each modality counted beside the others in the fusion, mean over all looks.
-        seconds: where the time went.
-        worker: number of the process.
-        peak_memory_mb: of that process until then.
-        clip: the episode's film, if it was kept.
-        time: when it finished, ISO 8601.
-
     Raises:
         ValueError: a success has a cause of failure, or a failure none.
     """
 
-    run: str
-    policy: str
-    checkpoint: str
+    run: str  # fingerprint of the run, see RunManifest
+    policy: str  # its name
+    checkpoint: str  # hash of its weights and configuration
     suite: str
-    suite_hash: str
+    suite_hash: (
+        str  # of what makes the suite's episodes comparable: assets, step limit, initial states, rendering
+    )
     task_id: Count
-    condition: str
-    episode: Count
-    repeat: Count
-    init_state: Count
-    success: bool
-    steps: Count
-    task: str = ""
-    init_split: str | None = None
-    start: str | None = None
+    task: str = ""  # instruction
+    condition: str  # canonical text
+    episode: Count  # number within the cell, and of the initial state
+    repeat: Count  # number of the repetition of a clean episode with other seeds
+    init_state: Count  # that the environment used
+    init_split: str | None = None  # which split of initial states it belongs to
+    start: str | None = None  # hash of the simulator's state after the reset
     env_seed: Count | None = None
-    noise_seed: Count | None = None
-    cause: str | None = None
+    noise_seed: Count | None = None  # of the policy
+    success: bool  # within the step limit
+    cause: str | None = None  # of a failure
+    steps: Count  # made in the environment
     steps_to_success: Count | None = None
-    fault_steps: Count | None = None
+    fault_steps: Count | None = (
+        None  # whose observation the fault changed; None if the environment does not tell
+    )
     first_fault_step: Count | None = None
-    fault_looks: Count | None = None
-    actions: str | None = None
+    fault_looks: Count | None = None  # how many of the fault_steps the policy looked at
+    actions: str | None = None  # hash of all executed actions
     gripper: Gripper | None = None
+    # Hash of each picture and mask that entered the policy at its first look, by observation key.
     policy_inputs: dict[str, str] | None = None
+    # Hash of what entered a multimodal encoder at the first look, by modality.
     encoder_inputs: dict[str, str] | None = None
+    # How much each modality counted beside the others in the fusion, mean over all looks.
     modality_weight: dict[str, Share] | None = None
     seconds: Durations | None = None
-    worker: Count | None = None
-    peak_memory_mb: Count | None = None
-    clip: ClipPath | None = None
-    time: str = ""
+    worker: Count | None = None  # number of the process
+    peak_memory_mb: Count | None = None  # of that process until then
+    clip: ClipPath | None = None  # the episode's film, if it was kept
+    time: str = ""  # when it finished, ISO 8601
 
     def __post_init__(self) -> None:
         if self.success == bool(self.cause):
-            raise ValueError(
-                f"success is {self.success} and the cause of a failure {self.cause!r}: one contradicts the other"
-            )
+            raise ValueError(f"success is {self.success}, but the cause of a failure {self.cause!r}")
 
     @property
     def key(self) -> str:
@@ -144,134 +103,83 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class EnvironmentFacts(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What the environment of one suite tells of itself.
+    """What the environment of one suite tells of itself."""
 
-    Attributes:
-        type: LeRobot's environment type.
-        tasks: instruction by task id.
-        max_steps: step limit of an episode.
-        init_states: number of different initial states; ``None`` if unknown.
-        init_state_splits: [first, last] number by split.
-        init_split: the split that is evaluated.
-        render_quality: of the renderer.
-        num_steps_wait: no-op steps after a reset.
-        mini_version: version of the mini suite; ``None`` for other suites.
-        faultable: whether faults of sensors can be put on it.
-        fps: control rate in Hz; 0 = unknown.
-        streams: modalities that it delivers.
-        provenance: modality -> ``sensor`` or ``derived``.
-        labels: names of the segmentation classes by id.
-        assets: hash of the assets.
-        assets_standins: whether some of LIBERO's assets are visual stand-ins; ``None`` if unknown.
-        assets_differing: files that are neither LIBERO's nor known stand-ins.
-    """
-
-    type: str
-    tasks: dict[int, str]
-    max_steps: Count
-    init_states: Count | None = None
-    init_state_splits: dict[str, list[int]] = field(default_factory=dict)
-    init_split: str | None = None
+    type: str  # LeRobot's environment type
+    tasks: dict[int, str]  # instruction by task id
+    max_steps: Count  # of an episode
+    init_states: Count | None = None  # number of different ones; None if unknown
+    init_state_splits: dict[str, list[int]] = field(default_factory=dict)  # [first, last] number by split
+    init_split: str | None = None  # that is evaluated
     render_quality: str | None = None
-    num_steps_wait: Count | None = None
-    mini_version: Count | None = None
-    faultable: bool = True
-    fps: Count = 0
-    streams: list[str] = field(default_factory=lambda: ["rgb"])
-    provenance: dict[str, str] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=list)
-    assets: str = ""
-    assets_standins: bool | None = None
-    assets_differing: list[str] = field(default_factory=list)
+    num_steps_wait: Count | None = None  # no-op steps after a reset
+    mini_version: Count | None = None  # of the mini suite; None for other suites
+    faultable: bool = True  # whether faults of sensors can be put on it
+    fps: Count = 0  # control rate in Hz; 0 = unknown
+    streams: list[str] = field(default_factory=lambda: ["rgb"])  # modalities that it delivers
+    provenance: dict[str, str] = field(default_factory=dict)  # modality -> sensor or derived
+    labels: list[str] = field(default_factory=list)  # names of the segmentation classes by id
+    assets: str = ""  # their hash
+    assets_standins: bool | None = None  # whether some of LIBERO's are visual stand-ins; None if unknown
+    assets_differing: list[str] = field(default_factory=list)  # neither LIBERO's nor known stand-ins
 
 
 class SuiteRecord(EnvironmentFacts, forbid_unknown_fields=True, kw_only=True):
-    """A suite in the manifest.
+    """A suite in the manifest."""
 
-    Attributes:
-        suite_hash: hash of what two episodes must share to be compared; every row carries it.
-        complete: whether all of its tasks were evaluated.
-    """
-
-    suite_hash: str = ""
-    complete: bool = False
+    suite_hash: str = ""  # of what two episodes must share to be compared; every row carries it
+    complete: bool = False  # whether all of its tasks were evaluated
 
 
 class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a policy tells of itself.
+    """What a policy tells of itself."""
 
-    Attributes:
-        path: as given in ``--policies``.
-        type: LeRobot's policy type, or the baseline's name.
-        checkpoint: hash of weights and configuration.
-        reads: observation keys that it reads, by the environment's names.
-        modalities: of the pictures that it reads.
-        views: cameras of the pictures that it reads.
-        provenance: ``view.modality`` or modality -> ``sensor`` or ``derived``, where the policy has a say.
-        mask_reaches_policy: whether an announced loss reaches it, see `multismolvla_eval.policies.announcing`.
-        needs_a_picture: whether that holds only as long as some picture is left.
-        privileged: whether it reads the simulator's state.
-        no_vision: how its pictures were taken away; ``None`` for a policy that sees.
-        device: where it runs.
-        parameters: number of parameters.
-        peft: whether it has adapters.
-        n_action_steps: actions executed per look.
-        chunk_size: actions planned per look.
-        vision_tower: of a MultiSmolVLA policy.
-        description: for readers.
-    """
-
-    path: str
-    type: str
-    checkpoint: str
-    reads: list[str] = field(default_factory=list)
-    modalities: list[str] = field(default_factory=list)
-    views: list[str] = field(default_factory=list)
+    path: str  # as given in --policies
+    type: str  # LeRobot's policy type, or the baseline's name
+    checkpoint: str  # hash of weights and configuration
+    reads: list[str] = field(default_factory=list)  # observation keys, by the environment's names
+    modalities: list[str] = field(default_factory=list)  # of the pictures that it reads
+    views: list[str] = field(default_factory=list)  # cameras of these pictures
+    # ``view.modality`` or modality -> sensor or derived, where the policy has a say.
     provenance: dict[str, str] = field(default_factory=dict)
-    mask_reaches_policy: bool = False
-    needs_a_picture: bool = False
-    privileged: bool = False
-    no_vision: str | None = None
+    mask_reaches_policy: bool = False  # whether an announced loss reaches it, see policies/announcing.py
+    needs_a_picture: bool = False  # whether that holds only as long as some picture is left
+    privileged: bool = False  # whether it reads the simulator's state
+    no_vision: str | None = None  # how its pictures were taken away; None for a policy that sees
     device: str | None = None
     parameters: int | None = None
     peft: bool | None = None
-    n_action_steps: int | None = None
-    chunk_size: int | None = None
-    vision_tower: str | None = None
-    description: str | None = None
+    n_action_steps: int | None = None  # executed per look
+    chunk_size: int | None = None  # planned per look
+    vision_tower: str | None = None  # of a MultiSmolVLA policy
+    description: str | None = None  # for readers
 
 
 class RunFacts(Struct):
-    """What environments and policies of a run tell of themselves once they are loaded.
-
-    Attributes:
-        suites: by name.
-        cameras: of the environment, alike in all suites.
-        policies: by name.
-    """
+    """What environments and policies of a run tell of themselves once they are loaded."""
 
     suites: dict[str, EnvironmentFacts]
-    cameras: list[str]
+    cameras: list[str]  # of the environment, alike in all suites
     policies: dict[str, PolicyFacts]
 
 
 class Hardware(Struct, forbid_unknown_fields=True):
-    """The machine: operating system, processor, cores, memory in GiB, MuJoCo's back end, threads per worker."""
+    """The machine."""
 
     system: str = ""
     processor: str = ""
     cores: int | None = None
     memory_gb: float | None = None
-    renderer: str = ""
+    renderer: str = ""  # MuJoCo's back end
     threads_per_worker: int = 1
 
 
 class MadeWith(Struct, forbid_unknown_fields=True):
-    """What one call of the evaluation was made with: time (ISO 8601), package versions, source commit, machine."""
+    """What one call of the evaluation was made with."""
 
-    time: str
-    versions: dict[str, str] = field(default_factory=dict)
-    commit: str | None = None
+    time: str  # ISO 8601
+    versions: dict[str, str] = field(default_factory=dict)  # of packages
+    commit: str | None = None  # of the source
     hardware: Hardware = field(default_factory=Hardware)
 
 
@@ -290,57 +198,32 @@ class Comparable(Struct, forbid_unknown_fields=True):
 
 
 class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """``run.json``: what makes a run's episodes comparable, what was asked for, and what they were made with.
+    """``run.json``: what makes a run's episodes comparable, what was asked for, what they were made with."""
 
-    Attributes:
-        schema: version of this format.
-        fingerprint: hash of `comparable`.
-        comparable: what all episodes share.
-        created: time of the first call, ISO 8601.
-        level: reporting level, or ``custom``.
-        suites: by name.
-        cameras: of the environment.
-        policies: by name.
-        baseline: name of the policy that the others are compared with.
-        conditions: canonical texts, in order.
-        clean_only: policies that run C0 alone.
-        clean_episodes: per task, of C0.
-        episodes: per task, of each other condition.
-        clean_repeats: repetitions of C0 with other seeds.
-        workers: processes of the last call.
-        calls: what each call was made with.
-        commands: each call's command line.
-        remarks: given with ``--note``.
-        rename_map: as given: environment's key -> policy's, for all policies or within a policy's name.
-        plugins: modules that register policies or environments.
-        device: as given.
-        episode_timeout: seconds.
-        synthetic: made up to test the report.
-    """
-
-    schema: int
-    fingerprint: str
+    schema: int  # version of this format
+    fingerprint: str  # hash of `comparable`
     comparable: Comparable
-    created: str
-    level: str
-    suites: dict[str, SuiteRecord]
+    created: str  # time of the first call, ISO 8601
+    level: str  # of the protocol, or ``custom``
+    suites: dict[str, SuiteRecord]  # by name
     cameras: list[str]
-    policies: dict[str, PolicyFacts]
-    baseline: str
-    conditions: list[str]
-    clean_only: list[str] = field(default_factory=list)
-    clean_episodes: Count
-    episodes: Count
-    clean_repeats: Count = 1
-    workers: Count = 1
+    policies: dict[str, PolicyFacts]  # by name
+    baseline: str  # the policy that the others are compared with
+    conditions: list[str]  # canonical texts, in order
+    clean_only: list[str] = field(default_factory=list)  # policies that run C0 alone
+    clean_episodes: Count  # of C0, per task
+    episodes: Count  # of each other condition, per task
+    clean_repeats: Count = 1  # of C0, with other seeds
+    workers: Count = 1  # of the last call
     calls: list[MadeWith] = field(default_factory=list)
-    commands: list[list[str]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    commands: list[list[str]] = field(default_factory=list)  # each call's command line
+    remarks: list[str] = field(default_factory=list)  # given with --note
+    # As given: environment's key -> policy's, for all policies or within a policy's name.
     rename_map: dict[str, str | dict[str, str]] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
-    device: str | None = None
-    episode_timeout: float = 0.0
-    synthetic: bool = False
+    device: str | None = None  # as given
+    episode_timeout: float = 0.0  # seconds
+    synthetic: bool = False  # made up to test the report
 
     @property
     def provenance(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Which part of a run this process works on: job arrays, several machines, ``accelerate launch``. Standard library only.
+"""Which part of a run this process works on: job arrays, several machines, ``accelerate launch``.
 
-Every episode belongs to exactly one shard, and a shard's file has exactly one writer, so processes never need to talk to
-each other: a shared folder is enough, and a shard that died is continued by starting it again.
+Every episode belongs to exactly one shard, and a shard's file has exactly one writer, so processes never need
+to talk to each other: a shared folder is enough, and a shard that died is continued by starting it again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def shard_name(shard: int, shards: int) -> str:
 def locate_shard(option: str, environ: Mapping[str, str]) -> tuple[int, int]:
     """``(i, n)``: this process runs part i of n.
 
-    A launcher that starts several processes (``accelerate launch``, ``torchrun``) tells each its number in ``RANK`` and
-    ``WORLD_SIZE``; every part of ``--shard`` is divided among them.
+    A launcher that starts several processes (``accelerate launch``, ``torchrun``) tells each its number in
+    ``RANK`` and ``WORLD_SIZE``; every part of ``--shard`` is divided among them.
 
     Args:
         option: ``--shard``, e.g. ``0/4``.
@@ -53,8 +53,8 @@ def speaks(environ: Mapping[str, str]) -> bool:
 def share_gpus(environ: MutableMapping[str, str]) -> None:
     """Give this process one of the machine's GPUs if a launcher has started several processes here.
 
-    A checkpoint says ``cuda``, which is the first GPU in every process. Hiding the others spares each policy from
-    knowing about processes. Must be called before CUDA is used.
+    A checkpoint says ``cuda``, which is the first GPU in every process; the others are hidden. Must be called
+    before CUDA is used.
     """
     rank, size = _numbers(environ, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if size < 2:
@@ -85,8 +85,8 @@ def refuse_other_divisions(output: Path, shards: int) -> None:
                 pass
         except Timeout:
             raise ResultsError(
-                f"{path} is locked: another multismolvla-eval works on {output} in {match[2]} parts, this one was told "
-                f"{shards}. Both would run the same episodes. Wait for it, or use the same number of parts."
+                f"{path} is locked: another multismolvla-eval works on {output} in {match[2]} parts, this "
+                f"one was told {shards}. Both would run the same episodes. Wait, or use the same number."
             ) from None
 
 
@@ -94,7 +94,7 @@ def _numbers(environ: Mapping[str, str], rank: str, size: str) -> tuple[int, int
     number, count = environ.get(rank, "0"), environ.get(size, "1")
     if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
         raise ValueError(
-            f"The environment says {rank}={number} and {size}={count}; a launcher sets both, with {rank} below {size}. "
-            "Unset them to run alone."
+            f"The environment says {rank}={number} and {size}={count}; a launcher sets both, with {rank} "
+            f"below {size}. Unset them to run alone."
         )
     return int(number), int(count)

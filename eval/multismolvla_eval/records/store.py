@@ -1,8 +1,8 @@
 """Results on disk: a manifest and append-only files with one line per episode.
 
-A line is written with one call and synced, so a killed run can leave at most one half-written last line, which the next
-run cuts off. Everything else that is not as expected (a foreign row, a broken line in the middle, an episode twice) is
-named and refused: a number computed from a doubtful file is worse than none.
+A line is written with one call and synced, so a killed run can leave at most one half-written last line,
+which the next run cuts off. Everything else that is not as expected (a foreign row, a broken line in the
+middle, an episode twice) is named and refused: a number computed from a doubtful file is worse than none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from multismolvla.system.files import write_json
-from multismolvla_eval.records.schema import SCHEMA, Comparable, EpisodeRow, PolicyFacts, RunManifest
+from multismolvla_eval.records.schema import SCHEMA, Comparable, EpisodeRow, RunManifest
 
 logger = logging.getLogger(__name__)
 
@@ -26,39 +26,21 @@ MANIFEST = "run.json"
 SHARD_PATTERN = "episodes-*.jsonl"
 
 _ROW = msgspec.json.Decoder(EpisodeRow)
-_ENCODER = msgspec.json.Encoder()
-#: What to do about a line that no evaluation writes.
-_REPEAT = (
-    "The file was damaged after it was written: restore it, or delete the line and run the evaluation again to "
-    "repeat the episode."
-)
+#: What msgspec says of a file that is damaged; deep nesting ends in Python's own error.
+_DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class ResultsError(ValueError):
     """A result file that must not be used: corrupt, foreign or contradictory."""
 
 
-class _Version(msgspec.Struct):
-    """As much of a manifest as every version of the format has."""
-
-    schema: int | None = None
-
-
 def fingerprint(parts: Comparable | Mapping[str, object]) -> str:
     """Short stable hash of what makes episodes comparable (environment, seed, definitions).
 
-    Conditions, number of episodes, workers and further policies may change between two calls of the same run; what
-    is hashed here may not.
+    Conditions, number of episodes, workers and further policies may change between two calls of the same run;
+    what is hashed here may not.
     """
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:12]
-
-
-@contextmanager
-def manifest_lock(folder: Path) -> Iterator[None]:
-    """Wait for the right to read and rewrite the manifest: shards that start together must not lose each other's part."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "run.lock"):
-        yield
 
 
 @contextmanager
@@ -69,13 +51,13 @@ def run_lock(path: Path) -> Iterator[None]:
         ResultsError: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
         raise ResultsError(
-            f"{path} is locked: another multismolvla-eval writes the same shard. Wait for it, or give this one "
-            "its own --shard=i/n or --output."
+            f"{path} is locked: another multismolvla-eval writes the same shard. Wait for it, or give this "
+            "one its own --shard=i/n or --output."
         ) from None
     try:
         yield
@@ -98,10 +80,14 @@ def read_struct[T](path: Path, kind: type[T], remedy: str) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         raise ResultsError(f"There is no {path}. {remedy}") from None
-    except msgspec.ValidationError as error:
-        raise ResultsError(f"{path} holds something else than expected: {error}. {remedy}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ResultsError(f"{path} is not valid JSON ({error}). {remedy}") from error
+    except _DAMAGED as error:
+        raise ResultsError(f"{path} cannot be read: {error}. {remedy}") from error
+
+
+class _Version(msgspec.Struct):
+    """As much of a manifest as every version of the format has."""
+
+    schema: int | None = None
 
 
 def read_manifest(folder: Path) -> RunManifest:
@@ -117,8 +103,8 @@ def read_manifest(folder: Path) -> RunManifest:
     found = read_struct(path, _Version, remedy).schema
     if found != SCHEMA:
         raise ResultsError(
-            f"{path} has the format version {found!r}, expected {SCHEMA}. Use the version of this package that "
-            "wrote it, or another --output."
+            f"{path} has the format version {found!r}, expected {SCHEMA}. Use the version of this package "
+            "that wrote it, or another --output."
         )
     return read_struct(path, RunManifest, remedy)
 
@@ -149,14 +135,14 @@ class ShardWriter:
             msgspec.ValidationError: the row could not be read again, e.g. because of a number that is NaN.
             OSError: the disk is full or gone; a partial line is cut off again first.
         """
-        data = _ENCODER.encode(row) + b"\n"
+        data = msgspec.json.encode(row) + b"\n"
         _ROW.decode(data)
         before = os.fstat(self._descriptor).st_size
         written = os.write(self._descriptor, data)
         if written != len(data):
             os.ftruncate(self._descriptor, before)
             raise OSError(
-                f"Only {written} of {len(data)} bytes fitted into {self.path}. Free some disk space and run again."
+                f"Only {written} of {len(data)} bytes fitted into {self.path}. Free disk space, run again."
             )
         os.fsync(self._descriptor)
 
@@ -188,12 +174,12 @@ def read_run(folder: Path) -> tuple[RunManifest, list[EpisodeRow]]:
 
 
 def iterate_rows(folder: Path, manifest: RunManifest) -> Iterator[EpisodeRow]:
-    """The rows of a run, from all its shards, one after the other: a large run does not fit into memory comfortably.
+    """The rows of a run, from all its shards, one after the other: those of a large run fill the memory.
 
     Args:
         folder: output folder.
-        manifest: of the run; rows of another run, policy, checkpoint, suite or version of it, task, condition or
-            episode are foreign.
+        manifest: of the run; rows of another run, policy, checkpoint, suite or version of it, task, condition
+            or episode are foreign.
 
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
@@ -201,13 +187,16 @@ def iterate_rows(folder: Path, manifest: RunManifest) -> Iterator[EpisodeRow]:
     seen: dict[str, str] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         for number, row in _read_shard(path):
-            place = f"{path.name}:{number}"
-            _check_run(row, place, manifest)
-            key = row.key
+            place, key = f"{path.name}:{number}", row.key
+            if problem := _stranger(row, manifest):
+                raise ResultsError(
+                    f"{place} {problem}. A row of another run must not be averaged in: move the file to its "
+                    "own folder, or continue the run with the options that made the row."
+                )
             if key in seen:
                 raise ResultsError(
-                    f"{place} repeats the episode {key!r} of {seen[key]}. Two runs have written into {folder}: keep "
-                    "one of the files."
+                    f"{place} repeats the episode {key!r} of {seen[key]}. Two runs have written into "
+                    f"{folder}: keep one of the files."
                 )
             seen[key] = place
             yield row
@@ -218,74 +207,45 @@ def _read_shard(path: Path) -> Iterator[tuple[int, EpisodeRow]]:
         for number, line in enumerate(handle, start=1):
             if not line.endswith(b"\n"):
                 logger.warning(
-                    "%s ends with a half-written line, which is left out; multismolvla-eval will repair it.",
-                    path,
+                    "%s ends with a half-written line, which multismolvla-eval will cut off.", path
                 )
                 return
             try:
                 row = _ROW.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ResultsError(f"{path.name}:{number} is no row: {error}. {_REPEAT}") from error
+            except _DAMAGED as error:
+                raise ResultsError(
+                    f"{path.name}:{number} is no row: {error}. The file was damaged after it was written: "
+                    "restore it, or delete the line and run the evaluation again to repeat the episode."
+                ) from error
             yield number, row
 
 
-def _check_run(row: EpisodeRow, place: str, manifest: RunManifest) -> None:
-    """A row that no call of this run has made must not be averaged in, nor count as done."""
+def _stranger(row: EpisodeRow, manifest: RunManifest) -> str:
+    """Why no call of this run has made a row; empty if one may have."""
     if row.run != manifest.fingerprint:
-        raise ResultsError(
-            f"{place} belongs to the run {row.run!r}, this folder's manifest to {manifest.fingerprint!r}: "
-            "environment, seed or definitions differ, so the figures are not comparable. Move the file to its own "
-            "folder."
-        )
-    check_policy(row, place, manifest.policies)
-    suite = manifest.suites.get(row.suite)
+        return f"is of run {row.run!r}, not {manifest.fingerprint!r}: environment, seed or definitions differ"
+    policy, suite = manifest.policies.get(row.policy), manifest.suites.get(row.suite)
+    if policy is None or policy.checkpoint != row.checkpoint:
+        return f"is of policy {row.policy!r} with checkpoint {row.checkpoint}, unknown to the manifest"
     if suite is None:
-        raise ResultsError(
-            f"{place} is of the suite {row.suite!r}, this folder's manifest knows {sorted(manifest.suites)}: the "
-            "file belongs to another run. Move it to its own folder."
-        )
+        return f"is of the suite {row.suite!r}, the manifest knows {sorted(manifest.suites)}"
     if row.suite_hash != suite.suite_hash:
-        raise ResultsError(
-            f"{place} was made in another version of the suite {row.suite!r} ({row.suite_hash!r}, manifest "
-            f"{suite.suite_hash!r}): assets, step limit, initial states or rendering differ, so the figures are not "
-            "comparable. Move the file to its own folder."
+        return (
+            f"was made in another version of the suite {row.suite!r} ({row.suite_hash!r}, not "
+            f"{suite.suite_hash!r}): assets, step limit, initial states or rendering differ"
         )
     clean = row.condition == "C0"
     episodes = manifest.clean_episodes if clean else manifest.episodes
     repeats = manifest.clean_repeats if clean else 1
     if row.task_id not in suite.tasks:
-        wrong, expected = "task_id", f"one of {sorted(suite.tasks)}"
-    elif row.condition not in manifest.conditions:
-        wrong, expected = "condition", "one of its conditions"
-    elif row.episode >= episodes:
-        wrong, expected = "episode", f"0 to {episodes - 1} ({row.condition})"
-    elif row.repeat >= repeats:
-        wrong, expected = "repeat", f"0 to {repeats - 1} ({row.condition})"
-    else:
-        return
-    raise ResultsError(
-        f"{place} has the {wrong} {getattr(row, wrong)!r}, this folder's manifest plans {expected}: the row belongs to "
-        "another run. Move the file to its own folder, or continue the run with the options that made the row."
-    )
-
-
-def check_policy(row: EpisodeRow, place: str, policies: Mapping[str, PolicyFacts]) -> None:
-    """A row of another policy must neither be averaged in nor count as done.
-
-    Args:
-        row: of an episode.
-        place: of the row, for the message.
-        policies: the manifest's entries, by name.
-
-    Raises:
-        ResultsError: the manifest does not know the policy, or with another checkpoint.
-    """
-    policy = policies.get(row.policy)
-    if policy is None or policy.checkpoint != row.checkpoint:
-        raise ResultsError(
-            f"{place} is of the policy {row.policy!r} with checkpoint {row.checkpoint}, which the manifest does not "
-            "know: the file belongs to another run. Move it to its own folder."
-        )
+        return f"has the task_id {row.task_id}, the manifest plans {sorted(suite.tasks)}"
+    if row.condition not in manifest.conditions:
+        return f"has the condition {row.condition!r}, which the manifest does not plan"
+    if row.episode >= episodes:
+        return f"has the episode {row.episode}, the manifest plans 0 to {episodes - 1} ({row.condition})"
+    if row.repeat >= repeats:
+        return f"has the repeat {row.repeat}, the manifest plans 0 to {repeats - 1} ({row.condition})"
+    return ""
 
 
 def completed(rows: Iterable[EpisodeRow]) -> set[str]:

@@ -13,7 +13,7 @@ from multismolvla_eval.records.schema import Hardware, MadeWith, RunManifest
 
 
 def source_commit() -> str | None:
-    """Commit of the source tree this package runs from, with ``+changes`` if it is not clean; ``None`` outside git."""
+    """Commit of this package's source tree, with ``+changes`` if it is not clean; ``None`` outside git."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

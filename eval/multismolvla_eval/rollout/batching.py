@@ -1,8 +1,8 @@
 """Action chunks for several episodes at once, without an episode's result depending on which others it met.
 
-Matrix products may round differently in batches of another size. Hence every batch has the same size, filled up with
-copies, and holds only rows of equal shapes; whether a row's result then depends neither on its place nor on the other
-rows is measured at the start, with the policy, the device and the shapes of this run.
+Matrix products may round differently in batches of another size. Hence every batch has the same size, filled
+up with copies, and holds only rows of equal shapes; whether a row's result then depends neither on its place
+nor on the other rows is measured at the start, with the policy, the device and the shapes of this run.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class ChunkBatcher:
             what = "its place in the batch" if places else "the other rows of the batch"
             worst = np.abs(np.concatenate([alone, mixed[::2]]) - alone[0]).max()
             raise BatchingError(
-                f"The policy {request.policy!r} computes other actions depending on {what} (difference up to {worst:.2g}) "
-                f"on the device {self._device}: its episodes would depend on which others run beside them. Use "
-                "--batch_size=1, or another device or precision."
+                f"The policy {request.policy!r} computes other actions depending on {what} (difference up to "
+                f"{worst:.2g}) on the device {self._device}: its episodes would depend on which others run "
+                "beside them. Use --batch_size=1, or another device or precision."
             )
 
 

@@ -35,7 +35,7 @@ def clip_name(episode: EpisodeSpec) -> str:
 
 
 def keeps_clip(episode: EpisodeSpec, success: bool, failures: set[EpisodeSpec]) -> bool:
-    """Whether a filmed episode's clip is kept: the first of its kind, every clean one, and the first failure under a fault.
+    """Whether a clip is kept: the first of its kind, every clean one, and the first failure under a fault.
 
     Args:
         episode: that was filmed.
@@ -51,7 +51,7 @@ def keeps_clip(episode: EpisodeSpec, success: bool, failures: set[EpisodeSpec]) 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One moment: the world, uint8 (H, W, 3), and each (camera, modality) as the policy gets it, ``None`` = absent."""
+    """The world, uint8 (H, W, 3), and each (camera, modality) as the policy gets it; ``None`` = absent."""
 
     step: int
     world: np.ndarray

@@ -1,4 +1,4 @@
-"""One episode: environment, faults, processors and policy in the order of ``lerobot-eval``, with everything paired."""
+"""One episode: environment, faults, processors and policy in the order of ``lerobot-eval``, all paired."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from multismolvla_eval.rollout.recorders import Recorder, Recorders
 def derived_seed(purpose: str, run_seed: int, episode: EpisodeSpec) -> int:
     """Seed of the environment or of the policy's noise.
 
-    It depends on task, initial state and repetition but neither on the policy nor on the condition: that is what pairs
-    the cells.
+    It depends on task, initial state and repetition but neither on the policy nor on the condition: that is
+    what pairs the cells.
 
     Returns:
         An integer in [0, 2**31), the range that every generator accepts.
@@ -42,8 +42,8 @@ def derived_seed(purpose: str, run_seed: int, episode: EpisodeSpec) -> int:
 def policy_inputs(batch: Batch) -> dict[str, str]:
     """Hash of every picture and presence flag that enters the policy, by observation key.
 
-    Comparing them between a clean and a faulted episode proves that a fault reached the policy and that it changed
-    nothing else.
+    Comparing them between a clean and a faulted episode proves that a fault reached the policy and that it
+    changed nothing else.
     """
     hashes = {}
     for key, value in batch.items():
@@ -79,8 +79,8 @@ def run_episode(
         picture: draw the first frame, as it enters the policy, into this PNG.
 
     Returns:
-        The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN action ends the
-        episode as a failure with its cause.
+        The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN action
+        ends the episode as a failure with its cause.
     """
     started = time.perf_counter()
     condition = parse_condition(episode.condition)
@@ -180,15 +180,16 @@ class _Clock:
 class _Met:
     """Whether an episode met its fault: one in time may begin after the episode has ended.
 
-    Only observations on which an action was still to follow count: the last one of an episode, after success or the step
-    limit, moved nobody. A frozen picture counts from the first frame on, which is the one that stays.
+    Only observations on which an action was still to follow count: the last one of an episode, after success
+    or the step limit, moved nobody. A frozen picture counts from the first frame on, which is the one that
+    stays.
 
     Attributes:
-        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not tell, as of a
-            fault in time where nothing is rendered because nobody looks.
+        steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not
+            tell, as of a fault in time where nothing is rendered because nobody looks.
         first: the first of them, ``None`` if there is none.
-        looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that acts in
-            chunks may step through a short fault without a look, and then it has not met it.
+        looks: how many of them the policy looked at; ``None`` if the environment does not tell. A policy that
+            acts in chunks may step through a short fault without a look, and then it has not met it.
     """
 
     def __init__(self, condition: Condition, looked_at: bool) -> None:
@@ -213,10 +214,11 @@ class _Met:
 
 
 class _Rendering:
-    """Spares the rendering of observations that nobody looks at: most of them, for policies that act in chunks.
+    """Spares the rendering of observations that nobody looks at: most, for policies that act in chunks.
 
-    Faults in time show earlier pictures and so need all of them, unless nobody looks at any. All others, and the
-    thermal camera's noise, are functions of the step's number. Environments without ``render_observations`` render always.
+    Faults in time show earlier pictures and so need all of them, unless nobody looks at any. All others, and
+    the thermal camera's noise, are functions of the step's number. Environments without
+    ``render_observations`` render always.
     """
 
     def __init__(self, env: gym.Env, condition: Condition, looked_at: bool) -> None:
@@ -265,7 +267,7 @@ class _Loop:
 
     @property
     def modality_weight(self) -> dict[str, float] | None:
-        """How much each modality counted beside the others, mean over all looks; ``None`` without such weights."""
+        """How much each modality counted beside the others, mean over all looks."""
         return {m: round(sum(v) / len(v), 4) for m, v in self._weights.items()} or None
 
     def decide(self, observation: dict[str, Any]) -> np.ndarray:
@@ -287,7 +289,7 @@ class _Loop:
         return action
 
     def policy_looks(self) -> bool:
-        """Whether the policy decides on the next observation: no action is planned any more, and it looks at all."""
+        """Whether the policy decides on the next observation: it looks at all, and no action is planned."""
         return not (self._planned or self._only_batch is not None)
 
     def looks_next(self) -> bool:
@@ -323,7 +325,7 @@ def _gripper(commands: list[float]) -> Gripper:
 
 
 def _seed_everything(seed: int) -> None:
-    """Policies draw from global generators; put them in the same place at the start of every paired episode."""
+    """Policies draw from global generators: they start every paired episode in the same place."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -1,12 +1,13 @@
 """A pool of worker processes that survives the death of its members.
 
-With a batch size above one the workers are simulators, and one more process, the policy server, computes the actions.
+With a batch size above one the workers are simulators, and one more process, the policy server, computes the
+actions.
 
-A crash, or an episode that does not end, says nothing about a policy as long as it may be the machine's fault. So a
-crashed episode runs once more, after all others; if it crashes again it is recorded as a failure, because leaving it out
-would favour a policy that drives the simulator into crashes. Where ``CRASHES_IN_A_ROW`` starts crash without an episode
-that finishes in between, it is the set-up that fails (graphics driver, memory, files): the run stops, and they run again
-when it is continued.
+A crash, or an episode that does not end, says nothing about a policy as long as it may be the machine's
+fault. So a crashed episode runs once more, after all others; if it crashes again it is recorded as a failure,
+because leaving it out would favour a policy that drives the simulator into crashes. Where
+``CRASHES_IN_A_ROW`` starts crash without an episode that finishes in between, it is the set-up that fails
+(graphics driver, memory, files): the run stops, and they run again when it is continued.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import logging
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
+from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.policies.messages import PolicyServer
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import EpisodeRow, RunFacts
 from multismolvla_eval.rollout.server import ServerProcess
-from multismolvla_eval.rollout.worker import WorkerArguments, begin, worker_main
+from multismolvla_eval.rollout.worker import begin, log_path, worker_main
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +44,10 @@ class WorkerError(RuntimeError):
 
 
 @dataclass
-class _Member:
+class _Worker:
     """A worker process and what it does."""
 
-    arguments: WorkerArguments
+    number: int
     process: BaseProcess
     pipe: Connection
     ready: bool = False
@@ -56,16 +59,15 @@ class WorkerPool:
     """Runs episodes in several processes.
 
     Args:
-        arguments: one entry per worker.
-        episode_timeout: an episode that takes longer is ended and counts as crashed [s].
-        load_timeout: a process that is not ready after so long is ended [s].
+        config: options of the run.
+        shard: number of this process among those that share the run; it tells the workers' numbers apart.
     """
 
-    def __init__(self, arguments: list[WorkerArguments], episode_timeout: float, load_timeout: float) -> None:
-        self._arguments = arguments
-        self._timeout, self._load_timeout = episode_timeout, load_timeout
+    def __init__(self, config: EvalConfig, shard: int = 0) -> None:
+        self._config = config
+        self._numbers = range(shard * config.workers, (shard + 1) * config.workers)
         self._context = multiprocessing.get_context("spawn")
-        self._workers: list[_Member] = []
+        self._workers: list[_Worker] = []
         self._server_process: ServerProcess | None = None
         self._server: PolicyServer | None = None
         self._queue: deque[EpisodeSpec] = deque()
@@ -78,53 +80,41 @@ class WorkerPool:
         Raises:
             WorkerError: it ended instead, or takes too long; the message holds the end of its log.
         """
-        first = self._arguments[0]
-        if first.batch_size > 1:
-            own = replace(first, name=f"server-{first.number}")
+        if self._config.batch_size > 1:
             self._server_process = ServerProcess(ctx=self._context)
-            self._server_process.start(begin, (own,))
-            self._server = self._server_process.batch_server(own, len(self._arguments))
-        worker = self._start(first)
+            self._server_process.start(begin, (self._config, f"server-{self._numbers[0]}"))
+            self._server = self._server_process.batch_server(self._config)
+        worker = self._start(self._numbers[0])
         while not worker.pipe.poll(POLL_S):
             self._refuse_late(worker)
         try:
-            facts: RunFacts = worker.pipe.recv()
+            self._facts: RunFacts = worker.pipe.recv()
         except EOFError:
             worker.process.join(EXIT_S)
             raise self._cannot_load(worker) from None
         worker.ready = True
-        return facts
+        return self._facts
 
-    def run(
-        self,
-        episodes: Iterable[EpisodeSpec],
-        on_row: Callable[[EpisodeRow], None],
-        on_crash: Callable[[EpisodeSpec, str], None],
-    ) -> None:
-        """Run all episodes.
+    def run(self, episodes: Iterable[EpisodeSpec]) -> Iterator[EpisodeRow]:
+        """Run all episodes and yield the row of each one that has finished, or crashed twice.
 
         Args:
             episodes: in the order in which they should start.
-            on_row: called with every finished episode's row.
-            on_crash: called with the cause for an episode that has crashed twice.
 
         Raises:
             WorkerError: a worker cannot load, or episodes crash one after the other.
         """
         self._queue = deque(episodes)
-        for arguments in self._arguments[1 : len(self._queue)]:
-            self._start(arguments)
+        for number in self._numbers[1 : len(self._queue)]:
+            self._start(number)
         while self._queue or any(w.episode for w in self._workers):
             for worker in self._workers:
                 if worker.ready and worker.episode is None and self._queue:
                     self._give(worker, self._queue.popleft())
             for pipe in wait([w.pipe for w in self._workers], POLL_S):
-                self._hear(next(w for w in self._workers if w.pipe is pipe), on_row, on_crash)
+                yield from self._hear(next(w for w in self._workers if w.pipe is pipe))
             for worker in list(self._workers):
-                self._refuse_late(worker)
-                if worker.episode is not None and time.monotonic() - worker.since > self._timeout:
-                    worker.process.kill()
-                    self._replace(worker, f"crash: no end after {self._timeout:g} s", on_crash)
+                yield from self._end_if_late(worker)
 
     def close(self) -> None:
         """End all processes."""
@@ -141,30 +131,26 @@ class WorkerPool:
             self._server_process.shutdown()
             self._server_process = self._server = None
 
-    def _start(self, arguments: WorkerArguments) -> _Member:
+    def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
+        arguments = (self._config, number, theirs, self._server)
         process = self._context.Process(
-            target=worker_main, args=(arguments, theirs, self._server), daemon=True, name=arguments.name
+            target=worker_main, args=arguments, daemon=True, name=f"worker-{number}"
         )
         process.start()
         theirs.close()
-        worker = _Member(arguments, process, ours)
+        worker = _Worker(number, process, ours)
         self._workers.append(worker)
         return worker
 
-    def _give(self, worker: _Member, episode: EpisodeSpec) -> None:
+    def _give(self, worker: _Worker, episode: EpisodeSpec) -> None:
         worker.episode, worker.since = episode, time.monotonic()
         try:
             worker.pipe.send(episode)
         except BrokenPipeError:
-            logger.debug("%s died before its episode began.", worker.arguments.name)  # its pipe tells so next
+            logger.debug("Worker %d died before its episode began.", worker.number)  # its pipe tells so next
 
-    def _hear(
-        self,
-        worker: _Member,
-        on_row: Callable[[EpisodeRow], None],
-        on_crash: Callable[[EpisodeSpec, str], None],
-    ) -> None:
+    def _hear(self, worker: _Worker) -> Iterator[EpisodeRow]:
         """Take in what a worker sends, or its death."""
         try:
             message: RunFacts | EpisodeRow = worker.pipe.recv()
@@ -172,74 +158,92 @@ class WorkerPool:
             worker.process.join(EXIT_S)
             if not worker.ready:
                 raise self._cannot_load(worker) from None
-            self._replace(worker, _cause(worker), on_crash)
+            yield from self._replace(worker, f"crash: {self._end(worker)}"[:300])
             return
         if isinstance(message, RunFacts):
             worker.ready = True
             return
         self._in_a_row.clear()
         worker.episode = None
-        on_row(message)
+        yield message
 
-    def _replace(self, worker: _Member, cause: str, on_crash: Callable[[EpisodeSpec, str], None]) -> None:
-        """Put a fresh worker in the place of one that is gone."""
-        self._workers.remove(worker)
-        worker.process.join(EXIT_S)
-        worker.pipe.close()
-        if worker.episode is not None:
-            self._crash(worker.episode, cause, worker, on_crash)
-        self._start(worker.arguments)
-
-    def _crash(
-        self, episode: EpisodeSpec, cause: str, worker: _Member, on_crash: Callable[[EpisodeSpec, str], None]
-    ) -> None:
-        """Let an episode run again later, or record it if this was its second try.
+    def _replace(self, worker: _Worker, cause: str) -> Iterator[EpisodeRow]:
+        """Put a fresh worker in the place of one that is gone; its episode runs again later, or is recorded.
 
         Raises:
             WorkerError: too many episodes have crashed in a row.
         """
-        logger.warning("Episode %s: %s", episode.key, cause)
-        # policies alternate on one start of a task: that it cannot be simulated is one crash
-        self._in_a_row[episode.suite, episode.task_id, episode.episode] = f"  {episode.key}: {cause}"
-        if len(self._in_a_row) == CRASHES_IN_A_ROW:
-            crashes = "\n".join(self._in_a_row.values())
-            raise WorkerError(
-                f"{CRASHES_IN_A_ROW} episodes crashed in a row, so it is probably the set-up that fails:\n{crashes}\n"
-                "Once the cause is gone (graphics driver, memory, files), the same command continues.\n"
-                f"End of {worker.arguments.log}:\n{_tail(worker)}"
-            )
-        if episode.key in self._crashed:
-            on_crash(episode, cause)
-        else:
-            self._crashed.add(episode.key)
-            self._queue.append(episode)
+        self._workers.remove(worker)
+        worker.process.join(EXIT_S)
+        worker.pipe.close()
+        episode = worker.episode
+        if episode is not None:
+            logger.warning("Episode %s: %s", episode.key, cause)
+            # policies alternate on one start of a task: that it cannot be simulated is one crash
+            self._in_a_row[episode.suite, episode.task_id, episode.episode] = f"  {episode.key}: {cause}"
+            if len(self._in_a_row) == CRASHES_IN_A_ROW:
+                crashes = "\n".join(self._in_a_row.values())
+                raise WorkerError(
+                    f"{CRASHES_IN_A_ROW} episodes crashed in a row, so it is probably the set-up that fails:"
+                    f"\n{crashes}\nOnce the cause is gone (graphics driver, memory, files), the same command "
+                    "continues.\n"
+                    f"End of {self._log(worker)}:\n{self._tail(worker)}"
+                )
+            if episode.key in self._crashed:
+                yield self._crash_row(episode, cause)
+            else:
+                self._crashed.add(episode.key)
+                self._queue.append(episode)
+        self._start(worker.number)
 
-    def _refuse_late(self, worker: _Member) -> None:
-        """See that a worker gets ready in time."""
-        if not worker.ready and time.monotonic() - worker.since > self._load_timeout:
-            raise self._cannot_load(worker, f"not ready after --load_timeout={self._load_timeout:g} s")
-
-    def _cannot_load(self, worker: _Member, why: str | None = None) -> WorkerError:
-        reason = f": {_last_line(worker)}" if worker.process.exitcode == 1 else ""
-        return WorkerError(
-            f"Environment or policies could not be loaded ({why or f'exit code {worker.process.exitcode}'}){reason}\n"
-            f"The whole logs are in {worker.arguments.log.parent}. Finished episodes are kept; the same command continues."
+    def _crash_row(self, episode: EpisodeSpec, cause: str) -> EpisodeRow:
+        """What is known of an episode whose process is gone."""
+        return EpisodeRow(
+            run="",
+            policy=episode.policy,
+            checkpoint=self._facts.policies[episode.policy].checkpoint,
+            suite=episode.suite,
+            suite_hash="",
+            task_id=episode.task_id,
+            task=self._facts.suites[episode.suite].tasks[episode.task_id],
+            condition=episode.condition,
+            episode=episode.episode,
+            repeat=episode.repeat,
+            init_state=episode.episode,
+            success=False,
+            cause=cause,
+            steps=0,
         )
 
+    def _end_if_late(self, worker: _Worker) -> Iterator[EpisodeRow]:
+        """End a worker whose episode takes too long."""
+        limit = self._config.episode_timeout
+        self._refuse_late(worker)
+        if worker.episode is not None and time.monotonic() - worker.since > limit:
+            worker.process.kill()
+            yield from self._replace(worker, f"crash: no end after {limit:g} s")
 
-def _cause(worker: _Member) -> str:
-    cause = f"crash: exit code {worker.process.exitcode}"
-    if worker.process.exitcode == 1:  # a Python exception: the log ends with it
-        cause += f", {_last_line(worker)}"
-    return cause[:300]
+    def _refuse_late(self, worker: _Worker) -> None:
+        """See that a worker gets ready in time."""
+        if not worker.ready and time.monotonic() - worker.since > self._config.load_timeout:
+            raise self._cannot_load(worker, f"not ready after --load_timeout={self._config.load_timeout:g} s")
 
+    def _cannot_load(self, worker: _Worker, why: str | None = None) -> WorkerError:
+        return WorkerError(
+            f"Environment or policies could not be loaded ({why or self._end(worker)}).\nThe whole logs are "
+            f"in {self._log(worker).parent}. Finished episodes are kept; the same command continues."
+        )
 
-def _last_line(worker: _Member) -> str:
-    lines = _tail(worker).splitlines()
-    return lines[-1] if lines else "no message"
+    def _end(self, worker: _Worker) -> str:
+        """How a process ended; a Python exception is the last line of its log."""
+        code = worker.process.exitcode
+        tail = self._tail(worker).splitlines() if code == 1 else []
+        return f"exit code {code}" + (f", {tail[-1]}" if tail else "")
 
+    def _log(self, worker: _Worker) -> Path:
+        return log_path(self._config, f"worker-{worker.number}")
 
-def _tail(worker: _Member) -> str:
-    path = worker.arguments.log
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    return "\n".join(text.strip().splitlines()[-LOG_TAIL_LINES:])
+    def _tail(self, worker: _Worker) -> str:
+        path = self._log(worker)
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        return "\n".join(text.strip().splitlines()[-LOG_TAIL_LINES:])

@@ -18,9 +18,12 @@ class Recorder(Protocol):
         """Whether the observation before this step is to be made and shown."""
 
     def frame(self, env: gym.Env, batch: Batch | None, step: int) -> None:
-        """The observation before a step, as it enters the policy's pre-processor; ``None`` after the last one.
+        """The observation before a step; ``None`` after the last one.
 
-        ``env`` is the raw environment, without faults; its ``render()`` shows the world.
+        Args:
+            env: the raw environment, without faults; its ``render()`` shows the world.
+            batch: what enters the policy's pre-processor.
+            step: number of the step.
         """
 
     def acted(self, action: np.ndarray, step: int) -> None:

@@ -1,8 +1,8 @@
-"""Watch roll-outs in rerun, LeRobot's viewer: what the policy is shown, the clean picture beside it, and what it does.
+"""Watch roll-outs in rerun, LeRobot's viewer: what the policy is shown, the clean picture, what it does.
 
 ``--view`` opens the viewer, ``--view=FILE.rrd`` writes a recording for later (``rerun FILE.rrd``), and
-``--view=rerun+http://HOST:9876/proxy`` streams to a viewer elsewhere. Entities are named as in LeRobot's own streams:
-``observation.images.<camera>[_<modality>]``, ``observation.state``, ``action``.
+``--view=rerun+http://HOST:9876/proxy`` streams to a viewer elsewhere. Entities are named as in LeRobot's own
+streams: ``observation.images.<camera>[_<modality>]``, ``observation.state``, ``action``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LiveView:
         self._named: set[str] = set()
 
     def close_when_terminated(self) -> None:
-        """Let SIGTERM, which ends workers, complete the file: without its table of contents some tools refuse it."""
+        """Let SIGTERM, which ends workers, complete the file: without its end some tools refuse it."""
 
         def end(number: int, frame: Any) -> None:
             self._stream.disconnect()
@@ -125,7 +125,7 @@ class LiveView:
         self._stream.set_time("step", sequence=step)
 
     def _lay_out(self, pictures: Sequence[str]) -> None:
-        """Arrange the views, once: pictures in a grid, below them action and state, beside them what is said."""
+        """Arrange the views, once: pictures in a grid, below them action, state and what is said."""
         if self._laid_out:
             return
         self._laid_out = True
@@ -165,7 +165,7 @@ class LiveView:
         return present
 
     def _clean_pictures(self, env: gym.Env) -> dict[str, np.ndarray]:
-        """RGB without faults, turned as the policy's pictures; nothing for clean episodes, where it is the same."""
+        """RGB without faults, turned as the policy's pictures; nothing for clean episodes."""
         if self._episode.condition == "C0":
             return {}
         clean = getattr(env.unwrapped, "clean_rgb", None)
@@ -194,7 +194,8 @@ class LiveView:
 def _picture(modality: str, values: np.ndarray) -> Any:
     """An entity of a (C, H, W) picture as policies get it: [0, 1], metres, or ids over 255.
 
-    Depth is kept in whole millimetres and shown in metres; raw floats would make a recording three times as large.
+    Depth is kept in whole millimetres and shown in metres; raw floats would make a recording three times as
+    large.
     """
     if modality == Modality.DEPTH:
         millimetres = np.clip(np.nan_to_num(values[0]) * _MILLIMETRES, 0, 65535).round().astype(np.uint16)

@@ -1,8 +1,8 @@
 """One process with the policies, for many simulators: it computes their actions in batches.
 
-It knows no episodes. A request carries the prepared observation and the noise, both made by the simulator that asks, so
-an answer depends on nothing but its request. Simulators may come and go: each has a connection of its own, which a
-thread of its own serves (:mod:`multiprocessing.managers`).
+It knows no episodes. A request carries the prepared observation and the noise, both made by the simulator
+that asks, so an answer depends on nothing but its request. Simulators may come and go: each has a connection
+of its own, which a thread of its own serves (:mod:`multiprocessing.managers`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from multiprocessing.managers import BaseManager
 
+from multismolvla_eval.config import EvalConfig, renaming
 from multismolvla_eval.policies.messages import Reply, Request
 from multismolvla_eval.records.schema import PolicyFacts
 from multismolvla_eval.rollout.batching import ChunkBatcher
-from multismolvla_eval.rollout.worker import WorkerArguments, use_one_thread
+from multismolvla_eval.rollout.worker import use_one_thread
 
 
 @dataclass
@@ -31,8 +33,8 @@ class _Batch:
 class BatchServer:
     """Answers requests of several threads in batches; a `PolicyServer`.
 
-    A batch is computed as soon as as many requests have come as can come, or after about as long as a batch takes to
-    compute: waiting longer would not pay.
+    A batch is computed as soon as as many requests have come as can come, or after about as long as a batch
+    takes to compute: waiting longer would not pay.
 
     Args:
         load: makes the batchers of the policies, by path.
@@ -77,37 +79,33 @@ class BatchServer:
         return batch.replies.result()[place]
 
 
-def _load(arguments: WorkerArguments) -> dict[str, ChunkBatcher]:
+def _load(config: EvalConfig) -> dict[str, ChunkBatcher]:
     """The policies that plan ahead, by the path of their checkpoint."""
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.utils.import_utils import register_third_party_plugins
-
+    for module in config.plugins:
+        import_module(module)
     from multismolvla_eval.environments import load_sources
-    from multismolvla_eval.policies.checkpoints import checkpoint_path, resolve_checkpoint
-    from multismolvla_eval.policies.lerobot import LeRobotPolicy, plans_ahead
+    from multismolvla_eval.policies.checkpoints import checkpoint_path
+    from multismolvla_eval.policies.lerobot import LeRobotPolicy, plans_ahead, stored_config
 
-    register_third_party_plugins()
-    source = next(iter(load_sources(arguments.env).values()))
+    source = next(iter(load_sources(config.env).values()))
     batchers: dict[str, ChunkBatcher] = {}
-    for name, named in arguments.policies.items():
+    for name, named in config.policy_paths().items():
         path = checkpoint_path(named)
-        if path is None or path in batchers:
-            continue
-        if plans_ahead(PreTrainedConfig.from_pretrained(resolve_checkpoint(path))):
-            policy = LeRobotPolicy(path, source, arguments.device, arguments.rename_map.get(name))
+        if path is not None and path not in batchers and plans_ahead(stored_config(path)):
+            policy = LeRobotPolicy(path, source, config.device, renaming(name, config.rename_map))
             policy.keep_shapes()
-            batchers[path] = ChunkBatcher(policy, arguments.batch_size)
+            batchers[path] = ChunkBatcher(policy, config.batch_size)
     return batchers
 
 
 class ServerProcess(BaseManager):
-    """The process with the `BatchServer`; ``batch_server(arguments, simulators)`` makes it and returns the way to it."""
+    """The process of the `BatchServer`, which ``batch_server(config)`` makes there; returns a proxy of it."""
 
-    batch_server: Callable[[WorkerArguments, int], BatchServer]
+    batch_server: Callable[[EvalConfig], BatchServer]
 
 
-def _serve(arguments: WorkerArguments, simulators: int) -> BatchServer:
-    return BatchServer(partial(_load, arguments), simulators)
+def _serve(config: EvalConfig) -> BatchServer:
+    return BatchServer(partial(_load, config), config.workers)
 
 
 ServerProcess.register("batch_server", _serve, exposed=("facts", "answer"))

@@ -1,9 +1,8 @@
-"""The process that owns simulators and policies: it runs one episode at a time and hands the row to its parent.
+"""The process that owns simulators and policies: it runs one episode after the other and hands on the rows.
 
-With a policy server it asks that for the actions of policies that plan ahead, and has no weights of them.
-
-It never writes results. Its parent is the single writer of its shard, so a worker that crashes, hangs or outlives its
-parent can neither lose nor repeat an episode.
+With a policy server it asks that for the actions of policies that plan ahead, and has no weights of them. It
+never writes results: its parent is the single writer of the shard, so a worker that crashes, hangs or
+outlives its parent can neither lose nor repeat an episode.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multismolvla.system.processes import end_with_parent
-from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.config import EvalConfig, renaming
 
 if TYPE_CHECKING:
     from multismolvla_eval.environments import EnvironmentSource
@@ -34,54 +32,22 @@ if TYPE_CHECKING:
 OPEN_ENVIRONMENTS = 4
 
 
-@dataclass(frozen=True)
-class WorkerArguments:
-    """What a worker, or the policy server, needs; it must be picklable for the spawn start method.
-
-    Attributes:
-        name: of the process and its log.
-        number: of the worker, over all shards.
-        env: environment options.
-        policies: path per name.
-        device: of the policies.
-        seed: run seed.
-        output: run folder, for logs and clips.
-        plugins: modules to import first.
-        rename_map: LeRobot's option per policy.
-        batch_size: rows of the policy server's batches; 1: there is no server.
-        view: where this worker's episodes are shown, as ``--view`` says.
-    """
-
-    name: str
-    number: int
-    env: EnvironmentArguments
-    policies: dict[str, str]
-    device: str | None
-    seed: int
-    output: Path
-    plugins: tuple[str, ...]
-    rename_map: dict[str, dict[str, str]]
-    batch_size: int = 1
-    view: str | None = None
-
-    @property
-    def log(self) -> Path:
-        """Where the process's output goes."""
-        return self.output / "logs" / f"{self.name}.log"
+def log_path(config: EvalConfig, name: str) -> Path:
+    """Where the output of a process of this name goes."""
+    return config.output / "logs" / f"{name}.log"
 
 
-def begin(arguments: WorkerArguments) -> None:
-    """What every process of a pool does first: end with its parent, leave Ctrl-C to it, write to its log, load plug-ins."""
+def begin(config: EvalConfig, name: str) -> None:
+    """What every process of a pool does first: end with its parent, leave Ctrl-C to it, write to its log."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    arguments.log.parent.mkdir(parents=True, exist_ok=True)
-    log = open(arguments.log, "a", buffering=1)  # noqa: SIM115 - lives as long as the process
+    path = log_path(config, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = open(path, "a", buffering=1)  # noqa: SIM115 - lives as long as the process
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     faulthandler.enable(log)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-    for module in arguments.plugins:
-        import_module(module)
 
 
 def use_one_thread() -> None:
@@ -91,31 +57,35 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def worker_main(arguments: WorkerArguments, pipe: Connection, server: PolicyServer | None = None) -> None:
+def worker_main(config: EvalConfig, number: int, pipe: Connection, server: PolicyServer | None) -> None:
     """Load everything, send what it tells of itself, then serve episodes until the pipe closes.
 
-    Messages to the parent: `RunFacts` once, then an `EpisodeRow` per episode. Whatever goes wrong ends the process with a
-    traceback in its log; the parent decides what that means.
+    Messages to the parent: `RunFacts` once, then an `EpisodeRow` per episode. Whatever goes wrong ends the
+    process with a traceback in its log; the parent decides what that means.
+
+    Args:
+        config: options of the run.
+        number: of the worker, over all shards.
+        pipe: to the parent.
+        server: has the weights of policies that plan ahead.
     """
-    begin(arguments)
+    begin(config, f"worker-{number}")
+    for module in config.plugins:
+        import_module(module)
     use_one_thread()
     from multismolvla_eval.environments import load_sources
     from multismolvla_eval.policies.load import load_policy
     from multismolvla_eval.records.schema import RunFacts
 
-    sources = load_sources(arguments.env)
+    sources = load_sources(config.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
-        name: load_policy(path, first, arguments.device, arguments.rename_map.get(name), server)
-        for name, path in arguments.policies.items()
+        name: load_policy(path, first, config.device, renaming(name, config.rename_map), server)
+        for name, path in config.policy_paths().items()
     }
-    facts = RunFacts(
-        {name: source.facts() for name, source in sources.items()},
-        list(first.cameras),
-        {name: policy.facts() for name, policy in policies.items()},
-    )
-    pipe.send(facts)
-    worker = _Worker(arguments, sources, policies)
+    suites = {name: source.facts() for name, source in sources.items()}
+    pipe.send(RunFacts(suites, list(first.cameras), {name: p.facts() for name, p in policies.items()}))
+    worker = _Worker(config, number, sources, policies)
     while True:
         try:
             episode: EpisodeSpec = pipe.recv()
@@ -124,29 +94,24 @@ def worker_main(arguments: WorkerArguments, pipe: Connection, server: PolicyServ
         pipe.send(worker.run(episode))
 
 
-def _peak_memory_mb() -> int:
-    """Of this process until now, with the simulators and all policies that it holds."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-
-
 class _Worker:
     """Open simulators and loaded policies of one process."""
 
     def __init__(
         self,
-        arguments: WorkerArguments,
+        config: EvalConfig,
+        number: int,
         sources: dict[str, EnvironmentSource],
         policies: dict[str, Policy],
     ) -> None:
-        self._arguments, self._sources, self._policies = arguments, sources, policies
+        self._config, self._number, self._sources, self._policies = config, number, sources, policies
         self._open: list[tuple[str, int]] = []
         self._filmed_failures: set[EpisodeSpec] = set()
         self._view = None
-        if arguments.view is not None:
+        if config.view is not None and number % config.workers == 0:
             from multismolvla_eval.rollout.rerun_log import LiveView
 
-            self._view = LiveView(arguments.view, str(arguments.output))
+            self._view = LiveView(config.view, str(config.output))
             self._view.close_when_terminated()
 
     def run(self, episode: EpisodeSpec) -> EpisodeRow:
@@ -156,28 +121,28 @@ class _Worker:
 
         self._make_room((episode.suite, episode.task_id))
         source, policy = self._sources[episode.suite], self._policies[episode.policy]
-        clip = (
-            ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}") if episode.clip else None
-        )
+        clip = None
+        if episode.clip:
+            clip = ClipRecorder(source.cameras, f"{episode.policy}   {episode.condition}")
         if self._view is not None:
             self._view.begin(episode, source)
         recorders = [r for r in (clip, self._view) if r is not None]
         row = run_episode(
-            episode, source, policy, self._arguments.seed, recorders, self._picture(episode, policy)
+            episode, source, policy, self._config.seed, recorders, self._picture(episode, policy)
         )
         if self._view is not None:
             self._view.finish(row)
-        row.worker = self._arguments.number
+        row.worker = self._number
         row.peak_memory_mb = _peak_memory_mb()
         if clip is not None and keeps_clip(episode, row.success, self._filmed_failures):
-            path = self._arguments.output / "clips" / clip_name(episode)
+            path = self._config.output / "clips" / clip_name(episode)
             if clip.write(path, row.success, row.cause):
                 row.clip = f"clips/{path.name}"
         return row
 
     def _picture(self, episode: EpisodeSpec, policy: Policy) -> Path | None:
-        """Path of the modalities picture, if this episode should draw it: clean, by the policy that reads most."""
-        path = self._arguments.output / "modalities.png"
+        """Path of the modalities picture, if this episode draws it: clean, by the policy that reads most."""
+        path = self._config.output / "modalities.png"
         most = max(self._policies.values(), key=lambda p: len(p.facts().reads))
         return path if policy is most and episode.condition == "C0" and not path.exists() else None
 
@@ -188,3 +153,9 @@ class _Worker:
         while len(self._open) > OPEN_ENVIRONMENTS:
             suite, task_id = self._open.pop(0)
             self._sources[suite].make(task_id).close()
+
+
+def _peak_memory_mb() -> int:
+    """Of this process until now, with the simulators and all policies that it holds."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import pytest
 
-from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, imagenet_c, parse_condition
+from multismolvla.corruption import IMAGENET_C_TYPES, SEVERITIES, SOFT_TYPES, parse_condition
 from multismolvla_eval import environments as module
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.environments import (

@@ -163,7 +163,7 @@ def test_manifest_errors(tmp_path):
     with pytest.raises(ResultsError, match=r"no run\.json"):
         read_manifest(tmp_path)
     (tmp_path / "run.json").write_text("{half")
-    with pytest.raises(ResultsError, match=r"not valid JSON.*another --output"):
+    with pytest.raises(ResultsError, match=r"malformed.*another --output"):
         read_manifest(tmp_path)
     write_json(tmp_path / "run.json", [1])
     with pytest.raises(ResultsError, match="Expected `object`"):

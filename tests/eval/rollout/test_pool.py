@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import toy_threads
 
-from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.rollout.pool import WorkerError, WorkerPool
-from multismolvla_eval.rollout.worker import WorkerArguments
 
 
 @pytest.fixture
@@ -21,23 +18,31 @@ def make_pool(tmp_path, monkeypatch):
 
     def make(workers=1, timeout=60.0, load_timeout=60.0, **options):
         environment = EnvironmentArguments("toy", "toy", None, {"done": [], "starts": [], **options})
-        first = WorkerArguments("worker-0", 0, environment, {}, None, 0, tmp_path, (), {})
-        pool = WorkerPool(
-            [replace(first, name=f"worker-{i}", number=i) for i in range(workers)], timeout, load_timeout
+        config = EvalConfig(
+            env=environment,
+            workers=workers,
+            output=tmp_path,
+            episode_timeout=timeout,
+            load_timeout=load_timeout,
         )
+        pool = WorkerPool(config)
         pool._context = toy_threads.Context()
         return pool, environment.options["done"]
 
     return make
 
 
-def run(pool: WorkerPool, *places: tuple[int, int], policies=("p",)):
+def run(pool: WorkerPool, *places: tuple[int, int], policies="a"):
     """What finished, and what is recorded as crashed, of episodes at these places: (task, number)."""
     rows, crashes = [], []
     episodes = [EpisodeSpec(policy, "toy", task, "C0", n) for task, n in places for policy in policies]
     try:
         pool.describe()
-        pool.run(episodes, rows.append, lambda e, cause: crashes.append((e.task_id, e.episode, cause)))
+        for row in pool.run(episodes):
+            if row.crashed:
+                crashes.append((row.task_id, row.episode, row.cause))
+            else:
+                rows.append((row.task_id, row.episode))
     finally:
         pool.close()
     return sorted(rows), crashes
@@ -72,17 +77,14 @@ def test_a_start_that_no_policy_can_run_from_stops_nobody_else(make_pool):
 
 def test_a_setup_that_breaks_stops_the_run_and_no_crash_is_recorded(make_pool):
     pool, done = make_pool(at_most=2)
-    crashes = []
+    rows = []
     pool.describe()
-    message = (
-        r"(?s)3 episodes crashed in a row.*p\|toy\|0\|C0\|2\|0: crash.*same command continues.*worker-0\.log"
-    )
-    episodes = [EpisodeSpec("p", "toy", 0, "C0", n) for n in range(9)]
+    message = r"(?s)3 episodes crashed in a row.*a\|toy\|0\|C0\|2\|0: crash.*same command.*worker-0\.log"
+    episodes = [EpisodeSpec("a", "toy", 0, "C0", n) for n in range(9)]
     with pytest.raises(WorkerError, match=message):
-        pool.run(episodes, lambda row: None, lambda *crash: crashes.append(crash))
+        rows.extend(pool.run(episodes))
     pool.close()
     assert done == [(0, 0), (0, 1)]
-    assert crashes == []
 
 
 @pytest.mark.parametrize("start", [1, 2])
