@@ -84,8 +84,6 @@ class EvalConfig:
     clips: int = 1
     # An episode that takes longer is ended and counts as crashed [s].
     episode_timeout: float = 900.0
-    # A process that has not loaded policies and environment after so long, downloads included, is ended [s].
-    load_timeout: float = 3600.0
     # Show the first worker's episodes in rerun: --view opens the viewer, --view=FILE.rrd saves a recording.
     view: str | None = None
     # Modules to import in every process because they register environment or policy types.
@@ -158,9 +156,8 @@ class EvalConfig:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"--{option}={value} must be at least 1.")
-        for option in ("episode_timeout", "load_timeout"):
-            if getattr(self, option) <= 0:
-                raise ValueError(f"--{option}={getattr(self, option)} must be positive (seconds).")
+        if self.episode_timeout <= 0:
+            raise ValueError(f"--episode_timeout={self.episode_timeout} must be positive (seconds).")
         if self.env.task_ids is not None and not self.env.task_ids:
             raise ValueError("--env.task_ids is an empty list. Leave it out to run all tasks of the suite.")
         for name in self.clean_only:

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,10 +51,10 @@ class EnvironmentSource(Protocol):
         """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
 
 
-def add_batch_axis(observation: Mapping[str, Any]) -> Batch:
+def add_batch_axis(observation: Batch) -> Batch:
     """A raw observation as a vector environment with one member gives it."""
     return {
-        k: add_batch_axis(v) if isinstance(v, Mapping) else np.asarray(v)[None]
+        k: add_batch_axis(v) if isinstance(v, dict) else np.asarray(v)[None]
         for k, v in observation.items()
     }
 
@@ -76,52 +75,14 @@ class LeRobotSource:
         self.config, self.suite = config, suite
         # Only the members are used: a vector environment resets by itself and so would skip initial states.
         self._envs: dict[int, gym.Env] = {task_id: vector.envs[0] for task_id, vector in members.items()}
-        self._first = next(iter(self._envs.values()))
-        self.cameras = tuple(getattr(self._first.unwrapped, "cameras", ())) or _cameras_of(self._first)
-        self.action_dim = int(self._first.action_space.shape[0])  # type: ignore[index]
-        if not getattr(self._first.unwrapped, "_max_episode_steps", 0):
-            raise ValueError(
-                f"The suite {suite!r} of the type {config.type!r} has no step limit (_max_episode_steps)."
-            )
+        first = next(iter(self._envs.values()))
+        self.cameras = tuple(getattr(first.unwrapped, "cameras", ())) or _cameras_of(first)
+        self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
+        self._facts = _facts_of(config, suite, self._envs)
 
     def facts(self) -> EnvironmentFacts:
         """See `EnvironmentSource`."""
         return self._facts
-
-    @cached_property
-    def _facts(self) -> EnvironmentFacts:
-        from lerobot_env_multismolvla import mini
-
-        bare: Any = self._first.unwrapped
-
-        def told(name: str, default: Any = None) -> Any:  # what not every type of environment tells
-            return getattr(bare, name, default)
-
-        space = self._first.observation_space
-        states, assets = told("_init_states"), told("assets")
-        return EnvironmentFacts(
-            type=self.config.type,
-            tasks={i: _instruction(env) for i, env in self._envs.items()},
-            max_steps=int(bare._max_episode_steps),
-            init_states=None if states is None else len(states),
-            init_state_splits={name: list(ends) for name, ends in told("init_state_splits", {}).items()},
-            init_split=told("init_split"),
-            render_quality=told("render_quality"),
-            num_steps_wait=told("num_steps_wait"),
-            # scenes and states of the mini suite are ours and change with its version
-            mini_version=mini.MINI_VERSION if self.suite == mini.SUITE_NAME else None,
-            # FaultWrapper works on these two
-            faultable=hasattr(bare, "cameras")
-            and isinstance(space, gym.spaces.Dict)
-            and "presence" in space.spaces,
-            fps=int(getattr(self.config, "fps", 0)),
-            streams=list(told("streams", ("rgb",))),
-            provenance=told("provenance", {}),
-            labels=list(told("labels", ())),
-            assets=told("assets_hash", "") if assets is None else assets.hash,
-            assets_standins=None if assets is None else assets.standins,
-            assets_differing=[] if assets is None else list(assets.differing),
-        )
 
     def make(self, task_id: int) -> gym.Env:
         """The environment of a task; it starts its simulator at the first reset."""
@@ -145,9 +106,7 @@ class LeRobotSource:
 
         def observe(raw: Batch) -> Batch:
             task = raw.pop("task")
-            batch = preprocess_observation(raw)
-            batch["task"] = task
-            return before(batch)
+            return before({**preprocess_observation(raw), "task": task})
 
         def act(action: Tensor) -> Tensor:
             return after({ACTION: action})[ACTION]
@@ -155,9 +114,46 @@ class LeRobotSource:
         return observe, act
 
 
-def _instruction(env: gym.Env) -> str:
-    bare: Any = env.unwrapped
-    return str(getattr(bare, "task_description", None) or getattr(bare, "task", ""))
+def _facts_of(config: Any, suite: str, envs: Mapping[int, gym.Env]) -> EnvironmentFacts:
+    """What the environments of a suite tell of themselves; those of other types than ours tell less."""
+    from lerobot_env_multismolvla import mini
+
+    first = next(iter(envs.values()))
+    bare: Any = first.unwrapped
+
+    def told(name: str, default: Any = None) -> Any:
+        return getattr(bare, name, default)
+
+    if not told("_max_episode_steps"):
+        raise ValueError(
+            f"The suite {suite!r} of the type {config.type!r} has no step limit (_max_episode_steps)."
+        )
+    space, states, assets = first.observation_space, told("_init_states"), told("assets")
+    return EnvironmentFacts(
+        type=config.type,
+        tasks={i: _instruction(env.unwrapped) for i, env in envs.items()},
+        max_steps=int(bare._max_episode_steps),
+        init_states=None if states is None else len(states),
+        init_state_splits={name: list(ends) for name, ends in told("init_state_splits", {}).items()},
+        init_split=told("init_split"),
+        render_quality=told("render_quality"),
+        num_steps_wait=told("num_steps_wait"),
+        # scenes and states of the mini suite are ours and change with its version
+        mini_version=mini.MINI_VERSION if suite == mini.SUITE_NAME else None,
+        # what FaultWrapper works on
+        faultable=bool(told("cameras")) and isinstance(space, gym.spaces.Dict) and "presence" in space.spaces,
+        fps=int(getattr(config, "fps", 0)),
+        streams=list(told("streams", ("rgb",))),
+        provenance=told("provenance", {}),
+        labels=list(told("labels", ())),
+        assets="" if assets is None else assets.hash,
+        assets_standins=None if assets is None else assets.standins,
+        assets_differing=[] if assets is None else list(assets.differing),
+    )
+
+
+def _instruction(env: Any) -> str:
+    return str(getattr(env, "task_description", None) or getattr(env, "task", ""))
 
 
 def _cameras_of(env: gym.Env) -> tuple[str, ...]:
@@ -184,8 +180,7 @@ _EDITED = ("body_pos", "body_quat")
 def state_hash(env: gym.Env) -> str | None:
     """Hash of where everything stands and how it moves: shows that two episodes really start the same.
 
-    It covers the simulator's state (time, joint positions and velocities) and the places of all bodies in the
-    model.
+    It covers the simulator's time, joint positions and velocities, and the places of all bodies in the model.
 
     Returns:
         16 hexadecimal digits; ``None`` where there is no simulator to look into.
@@ -231,25 +226,22 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
     from lerobot.utils.import_utils import register_third_party_plugins
 
     register_third_party_plugins()
-    try:
-        config_class = EnvConfig.get_choice_class(arguments.type)
-    except KeyError as error:
-        known = sorted(EnvConfig.get_known_choices())
+    types = sorted(EnvConfig.get_known_choices())
+    if arguments.type not in types:
         raise ValueError(
-            f"--env.type={arguments.type} is not registered with LeRobot. Known: {known}. A type of your own "
-            "is registered by a module named in --plugins."
-        ) from error
-    options: dict[str, Any] = {"task": arguments.task, **arguments.options}
-    if arguments.task_ids is not None:
-        options["task_ids"] = list(arguments.task_ids)
+            f"--env.type={arguments.type} is not registered with LeRobot. Known: {types}. A type of your own is "
+            "registered by a module named in --plugins."
+        )
+    config_class = EnvConfig.get_choice_class(arguments.type)
     known = [f.name for f in fields(config_class)]
-    for name in options.keys() - known:
+    for name in arguments.options.keys() - known:
         near = difflib.get_close_matches(name, known, 1)
         raise ValueError(
             f"--env.options: the environment type {arguments.type!r} has no {name!r}. "
             + (f"Did you mean {near[0]!r}?" if near else f"It has {sorted(known)}.")
         )
-    config = config_class(**options)
+    tasks = {} if arguments.task_ids is None else {"task_ids": list(arguments.task_ids)}
+    config = config_class(**{"task": arguments.task, **arguments.options, **tasks})
     assets = _prepare_libero(arguments, config)
     envs = config.create_envs(n_envs=1, use_async_envs=False)
     if assets is not None:
@@ -282,21 +274,27 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
         folder = require_libero_assets(arguments.suites()[0])
         set_asset_root(folder)  # hf-libero may otherwise download into the home folder
         return folder
-    if arguments.type == LIBERO_PLUS_TYPE:
-        require_libero_plus()
-        _refuse_missing_plus_assets(ensure_libero_config())
+    if arguments.type == "libero_plus":
+        _require_libero_plus()
+        ensure_libero_config()
     return None
 
 
-def _refuse_missing_plus_assets(configuration: Path) -> None:
-    """Nobody has listed the files of LIBERO-Plus, but its folder must be there."""
-    import yaml
+def _require_libero_plus() -> None:
+    """See that LeRobot's type for LIBERO-Plus (C7) would not run plain LIBERO: both packages are called ``libero``.
 
-    folder = Path(yaml.safe_load(configuration.read_text())["assets"])
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"LIBERO-Plus has no assets: {folder} (named in {configuration}) is no folder. Fetch them as its "
-            "README says (6.4 GB)."
+    Raises:
+        ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
+    """
+    spec = importlib.util.find_spec("libero")
+    places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    # of several portions of a namespace package the first one with the inner package is what is imported
+    imported = next((p for p in places if (p / "libero").is_dir()), None)
+    if imported is None or not (imported / "libero/benchmark/task_classification.json").is_file():
+        raise ModuleNotFoundError(
+            f"--env.type=libero_plus (C7) needs LIBERO-Plus; the package libero here is {imported}. Clone "
+            "sylvestf/LIBERO-plus from GitHub, put the clone on PYTHONPATH in an environment of its own without "
+            "hf-libero, which would hide it, and fetch its assets (6.4 GB) as its README says."
         )
 
 
@@ -307,38 +305,3 @@ def _refuse_missing_task_files(assets: Path, envs: Mapping[str, Mapping[int, Any
     vectors = [v for suite, members in envs.items() if suite.startswith("libero_") for v in members.values()]
     if vectors:
         refuse_missing_files((Path(v.envs[0].unwrapped._task_bddl_file) for v in vectors), assets)
-
-
-#: LeRobot's environment type for LIBERO-Plus (C7), and the file that tells its package from plain LIBERO's.
-LIBERO_PLUS_TYPE = "libero_plus"
-_LIBERO_PLUS_FILE = "libero/benchmark/task_classification.json"
-
-
-def require_libero_plus() -> None:
-    r"""Check that LIBERO-Plus (C7) can be run.
-
-    C7 is a set of 10,030 tasks, one trial each, and no sensor fault, hence no condition: it is run as an
-    environment of its own, without C1 to C5 (its type has RGB only)::
-
-        multismolvla-eval --policies='[ours=...]' --env.type=libero_plus --env.task=libero_spatial \
-            --conditions='[C0]' --clean_episodes=1
-
-    ``--env.task_ids`` takes the documented subset. Its package replaces ``libero`` (same import name) and is,
-    as LeRobot says, a namespace package, which an installed hf-libero hides wherever it stands on the path:
-    it needs an installation without hf-libero, and its results can never be in one run with those of LIBERO.
-
-    Raises:
-        ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
-    """
-    spec = importlib.util.find_spec("libero")
-    places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-    # of several portions of a namespace package the first one with the inner package is what is imported
-    imported = next((p for p in places if (p / "libero").is_dir()), None)
-    if imported is not None and (imported / _LIBERO_PLUS_FILE).is_file():
-        return
-    found = f"the package in {imported} is plain LIBERO" if imported else "no package libero is installed"
-    raise ModuleNotFoundError(
-        f"--env.type={LIBERO_PLUS_TYPE} (C7) needs LIBERO-Plus, but {found}. Clone sylvestf/LIBERO-plus from "
-        "GitHub, put the clone on PYTHONPATH in an environment of its own without hf-libero, which would "
-        "hide it, and fetch its assets (6.4 GB) as its README says."
-    )

@@ -78,15 +78,13 @@ class WorkerPool:
         """Start the first worker and return what its environment and policies tell of themselves.
 
         Raises:
-            WorkerError: it ended instead, or takes too long; the message holds the end of its log.
+            WorkerError: it ended instead; the message holds the last line of its log.
         """
         if self._config.batch_size > 1:
             self._server_process = ServerProcess(ctx=self._context)
             self._server_process.start(begin, (self._config, f"server-{self._numbers[0]}"))
             self._server = self._server_process.batch_server(self._config)
         worker = self._start(self._numbers[0])
-        while not worker.pipe.poll(POLL_S):
-            self._refuse_late(worker)
         try:
             self._facts: RunFacts = worker.pipe.recv()
         except EOFError:
@@ -218,19 +216,13 @@ class WorkerPool:
     def _end_if_late(self, worker: _Worker) -> Iterator[EpisodeRow]:
         """End a worker whose episode takes too long."""
         limit = self._config.episode_timeout
-        self._refuse_late(worker)
         if worker.episode is not None and time.monotonic() - worker.since > limit:
             worker.process.kill()
             yield from self._replace(worker, f"crash: no end after {limit:g} s")
 
-    def _refuse_late(self, worker: _Worker) -> None:
-        """See that a worker gets ready in time."""
-        if not worker.ready and time.monotonic() - worker.since > self._config.load_timeout:
-            raise self._cannot_load(worker, f"not ready after --load_timeout={self._config.load_timeout:g} s")
-
-    def _cannot_load(self, worker: _Worker, why: str | None = None) -> WorkerError:
+    def _cannot_load(self, worker: _Worker) -> WorkerError:
         return WorkerError(
-            f"Environment or policies could not be loaded ({why or self._end(worker)}).\nThe whole logs are "
+            f"Environment or policies could not be loaded ({self._end(worker)}).\nThe whole logs are "
             f"in {self._log(worker).parent}. Finished episodes are kept; the same command continues."
         )
 

@@ -111,7 +111,9 @@ def policy_server(checkpoints, source):
             batchers[path] = ChunkBatcher(policy, 3)
         return batchers
 
-    return BatchServer(load, simulators=1)
+    server = BatchServer(load, simulators=1)
+    server.facts(str(checkpoints / "ours"))  # loading draws from the generator that seeds the episodes here
+    return server
 
 
 def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(

@@ -16,14 +16,13 @@ def make_pool(tmp_path, monkeypatch):
     monkeypatch.setattr("multismolvla_eval.rollout.pool.worker_main", toy_threads.worker_main)
     monkeypatch.setattr("multismolvla_eval.rollout.pool.POLL_S", 0.05)
 
-    def make(workers=1, timeout=60.0, load_timeout=60.0, **options):
+    def make(workers=1, timeout=60.0, **options):
         environment = EnvironmentArguments("toy", "toy", None, {"done": [], "starts": [], **options})
         config = EvalConfig(
             env=environment,
             workers=workers,
             output=tmp_path,
             episode_timeout=timeout,
-            load_timeout=load_timeout,
         )
         pool = WorkerPool(config)
         pool._context = toy_threads.Context()
@@ -88,10 +87,7 @@ def test_a_setup_that_breaks_stops_the_run_and_no_crash_is_recorded(make_pool):
 
 
 @pytest.mark.parametrize("start", [1, 2])
-def test_a_process_that_cannot_load_or_never_gets_ready_stops_the_run(make_pool, start):
+def test_a_process_that_cannot_load_stops_the_run(make_pool, start):
     pool, _ = make_pool(crash={(0, 0): 1}, unloadable=[start])
     with pytest.raises(WorkerError, match=r"(?s)could not be loaded \(exit code -6\).*logs"):
-        run(pool, (0, 0), (0, 1))
-    pool, _ = make_pool(load_timeout=0.3, crash={(0, 0): 1}, late=[start])
-    with pytest.raises(WorkerError, match=r"(?s)could not be loaded .*--load_timeout=0.3.*logs"):
         run(pool, (0, 0), (0, 1))
