@@ -1,11 +1,11 @@
 """Episodes per hour of multismolvla-eval against lerobot-eval: same policy, task, episodes and processes.
 
-    python benchmarks/evaluation.py                                       # mini suite python
-    benchmarks/evaluation.py --suite=libero_object --episodes=4 --episode_length=100   # needs LIBERO's assets
+    python benchmarks/evaluation.py                        # mini suite
+    python benchmarks/evaluation.py --suite=libero_object --episodes=4 --episode_length=100  # LIBERO's assets
 
 Real processes of both programs, alternating. lerobot-eval renders RGB alone, multismolvla-eval all four
-modalities. The policy is a vanilla SmolVLA of the mini preset's size with random weights: no episode
-succeeds, so all have the same length.
+modalities. The policy is a vanilla SmolVLA of the mini preset's size with random weights: no episode succeeds, so
+all have the same length.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class EvaluationBenchmark:
     processes: int = 2  # simulators of every program
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2])  # of multismolvla-eval
     n_action_steps: int = 8  # of chunks of 16, as in configs/mini.yaml
-    clips: int = (
-        0  # tasks whose first three episodes multismolvla-eval films: every third frame is rendered for that
-    )
+    clips: int = 0  # tasks whose first three episodes multismolvla-eval films, rendering every third frame
     rounds: int = 3
     libero_assets: str | None = None  # default: MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places
     output: Path = Path("outputs/benchmarks/evaluation.json")
@@ -148,10 +146,10 @@ def _make_policy(folder: Path, cfg: EvaluationBenchmark) -> Path:
     return folder / "checkpoint"
 
 
-def _environment(cfg: EvaluationBenchmark) -> dict[str, Any]:
+def _environment(cfg: EvaluationBenchmark) -> dict[str, int | str]:
     """Options of the environment that both programs share."""
     side = cfg.size or (64 if cfg.suite == MINI else 256)
-    options: dict[str, Any] = {"observation_height": side, "observation_width": side}
+    options: dict[str, int | str] = {"observation_height": side, "observation_width": side}
     if cfg.episode_length is not None:
         options["episode_length"] = cfg.episode_length
     if cfg.libero_assets is not None:
@@ -160,15 +158,16 @@ def _environment(cfg: EvaluationBenchmark) -> dict[str, Any]:
 
 
 def _run_lerobot(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: int) -> Run:
-    """lerobot-eval with asynchronous environments; it also films the first ten episodes, which no option prevents."""
+    """lerobot-eval with asynchronous environments; it also films ten episodes, which no option prevents."""
     del batch_size
     options = {f"env.{k}": v for k, v in _environment(cfg).items()}
     wall, memory = _watch(
         [
-            sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={policy}", "--policy.device=cpu",
-            "--env.type=multismolvla_libero", f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]",
-            "--env.streams=[rgb]", f"--eval.n_episodes={cfg.episodes}", f"--eval.batch_size={cfg.processes}",
-            "--eval.use_async_envs=true", f"--output_dir={folder}", *(f"--{k}={v}" for k, v in options.items()),
+            sys.executable, "-m", "lerobot.scripts.lerobot_eval", f"--policy.path={policy}",
+            "--policy.device=cpu", "--env.type=multismolvla_libero", f"--env.task={cfg.suite}",
+            f"--env.task_ids=[{cfg.task_id}]", "--env.streams=[rgb]", f"--eval.n_episodes={cfg.episodes}",
+            f"--eval.batch_size={cfg.processes}", "--eval.use_async_envs=true", f"--output_dir={folder}",
+            *(f"--{k}={v}" for k, v in options.items()),
         ],
         folder.with_suffix(".log"),
     )  # fmt: skip
@@ -187,10 +186,10 @@ def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: 
 
     wall, memory = _watch(
         [
-            sys.executable, "-m", "multismolvla_eval.evaluate", f"--policies=[vanilla={policy}]", "--conditions=[]",
-            f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]", f"--env.options={json.dumps(_environment(cfg))}",
-            f"--clean_episodes={cfg.episodes}", "--clean_seeds=1", f"--workers={cfg.processes}",
-            f"--batch_size={batch_size}",
+            sys.executable, "-m", "multismolvla_eval.evaluate", f"--policies=[vanilla={policy}]",
+            "--conditions=[]", f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]",
+            f"--env.options={json.dumps(_environment(cfg))}", f"--clean_episodes={cfg.episodes}",
+            "--clean_repeats=1", f"--workers={cfg.processes}", f"--batch_size={batch_size}",
             f"--clips={cfg.clips}", f"--output={folder}",
         ],
         folder.with_suffix(".log"),
@@ -250,18 +249,16 @@ def _own_memory(tree: Any) -> int:
 
 def _print(cfg: EvaluationBenchmark, runs: dict[str, list[Run]], content: dict[str, Any]) -> None:
     side = _environment(cfg)["observation_width"]
-    print(
-        f"\n{cfg.suite}, task {cfg.task_id}, {side} px, {cfg.episodes} episodes, {cfg.processes} simulators, {cfg.rounds} rounds"
-    )
+    print(f"\n{cfg.suite}, task {cfg.task_id}, {side} px, {cfg.episodes} episodes, ", end="")
+    print(f"{cfg.processes} simulators, {cfg.rounds} rounds")
     width = max(map(len, runs))
-    print(
-        f"  {'':{width}}  {'episodes/h':>10}  {'with loading':>12}  {'memory':>9}  speed (quartiles), with loading"
-    )
+    print(f"  {'':{width}}  {'episodes/h':>10}  {'with loading':>12}  {'memory':>9}  speed, with loading")
     for name, own in runs.items():
         steady, wall, memory = (
             spread([getattr(r, k) for r in own])["median"] for k in ("steady_s", "wall_s", "memory_gib")
         )
-        line = f"  {name:{width}}  {3600 * cfg.episodes / steady:10.0f}  {3600 * cfg.episodes / wall:12.0f}  {memory:5.2f} GiB"
+        per_hour, with_loading = 3600 * cfg.episodes / steady, 3600 * cfg.episodes / wall
+        line = f"  {name:{width}}  {per_hour:10.0f}  {with_loading:12.0f}  {memory:5.2f} GiB"
         if name != LEROBOT:
             speed, whole = (content["speed"][name][k] for k in ("steady_s", "wall_s"))
             line += (
