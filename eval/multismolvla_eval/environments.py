@@ -54,8 +54,7 @@ class EnvironmentSource(Protocol):
 def add_batch_axis(observation: Batch) -> Batch:
     """A raw observation as a vector environment with one member gives it."""
     return {
-        k: add_batch_axis(v) if isinstance(v, dict) else np.asarray(v)[None]
-        for k, v in observation.items()
+        k: add_batch_axis(v) if isinstance(v, dict) else np.asarray(v)[None] for k, v in observation.items()
     }
 
 
@@ -121,31 +120,33 @@ def _facts_of(config: Any, suite: str, envs: Mapping[int, gym.Env]) -> Environme
     first = next(iter(envs.values()))
     bare: Any = first.unwrapped
 
-    def told(name: str, default: Any = None) -> Any:
+    def attribute(name: str, default: Any = None) -> Any:
         return getattr(bare, name, default)
 
-    if not told("_max_episode_steps"):
+    if not attribute("_max_episode_steps"):
         raise ValueError(
             f"The suite {suite!r} of the type {config.type!r} has no step limit (_max_episode_steps)."
         )
-    space, states, assets = first.observation_space, told("_init_states"), told("assets")
+    space, states, assets = first.observation_space, attribute("_init_states"), attribute("assets")
     return EnvironmentFacts(
         type=config.type,
         tasks={i: _instruction(env.unwrapped) for i, env in envs.items()},
         max_steps=int(bare._max_episode_steps),
         init_states=None if states is None else len(states),
-        init_state_splits={name: list(ends) for name, ends in told("init_state_splits", {}).items()},
-        init_split=told("init_split"),
-        render_quality=told("render_quality"),
-        num_steps_wait=told("num_steps_wait"),
+        init_state_splits={name: list(ends) for name, ends in attribute("init_state_splits", {}).items()},
+        init_split=attribute("init_split"),
+        render_quality=attribute("render_quality"),
+        num_steps_wait=attribute("num_steps_wait"),
         # scenes and states of the mini suite are ours and change with its version
         mini_version=mini.MINI_VERSION if suite == mini.SUITE_NAME else None,
         # what FaultWrapper works on
-        faultable=bool(told("cameras")) and isinstance(space, gym.spaces.Dict) and "presence" in space.spaces,
+        faultable=bool(attribute("cameras"))
+        and isinstance(space, gym.spaces.Dict)
+        and "presence" in space.spaces,
         fps=int(getattr(config, "fps", 0)),
-        streams=list(told("streams", ("rgb",))),
-        provenance=told("provenance", {}),
-        labels=list(told("labels", ())),
+        streams=list(attribute("streams", ("rgb",))),
+        provenance=attribute("provenance", {}),
+        labels=list(attribute("labels", ())),
         assets="" if assets is None else assets.hash,
         assets_standins=None if assets is None else assets.standins,
         assets_differing=[] if assets is None else list(assets.differing),

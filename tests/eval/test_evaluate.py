@@ -100,7 +100,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
         command(output), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     shard = output / "episodes-0of1.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and (not shard.exists() or shard.read_bytes().count(b"\n") < 3):
         time.sleep(0.02)
     process.kill()
@@ -110,7 +110,7 @@ def test_kill_minus_9_loses_and_repeats_nothing(tmp_path):
     with open(shard, "ab") as handle:  # what a machine that loses power leaves behind
         handle.write(b'{"run": "half a li')
 
-    result = subprocess.run(command(output), env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command(output), env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "half-written line" in result.stderr
     assert shard.read_bytes().startswith(survived)
@@ -128,7 +128,7 @@ def test_no_simulator_outlives_a_run_that_is_killed(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and not (tmp_path / "run" / "run.json").exists():
         time.sleep(0.02)
     time.sleep(0.5)  # the episode begins
@@ -161,11 +161,11 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     shard = output / "episodes-0of1.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and (not shard.exists() or not shard.read_bytes()):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=30)
+    _, text = process.communicate()
     assert process.returncode == 130
     assert "same command continues" in text
     assert 1 <= len(rows_of(output)) < 244

@@ -182,12 +182,12 @@ def test_processes_of_a_launcher_share_a_run_and_agree_with_one_process(tmp_path
         )
         for n in numbers
     ]  # fmt: skip
-    outputs = [p.communicate(timeout=100) for p in processes]
+    outputs = [p.communicate() for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "missing" in outputs[0][0]
     assert outputs[1] == ("", ""), "only the first process speaks"
     result = subprocess.run(
-        [*command, f"--output={alone}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+        [*command, f"--output={alone}"], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
 

@@ -19,8 +19,7 @@ from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
 from multismolvla_eval.policies.checkpoints import checkpoint_hash, resolve_checkpoint
-from multismolvla_eval.policies.interface import Look
-from multismolvla_eval.policies.messages import PolicyServer, as_request
+from multismolvla_eval.policies.interface import Look, PolicyServer, as_request
 from multismolvla_eval.records.schema import PolicyFacts
 
 

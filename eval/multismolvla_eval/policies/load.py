@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from multismolvla_eval.environments import EnvironmentSource
 from multismolvla_eval.policies.baselines import BuiltinPolicy, ExpertPolicy, NoVisionPolicy
 from multismolvla_eval.policies.checkpoints import NO_VISION
-from multismolvla_eval.policies.interface import Policy
-from multismolvla_eval.policies.messages import PolicyServer
+from multismolvla_eval.policies.interface import Policy, PolicyServer
 
 
 def load_policy(

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from multismolvla_eval.environments import Batch
-from multismolvla_eval.policies.interface import Look
-from multismolvla_eval.policies.messages import Reply, Request
+from multismolvla_eval.policies.interface import Look, Reply, Request
 from multismolvla_eval.records.schema import PolicyFacts
 
 

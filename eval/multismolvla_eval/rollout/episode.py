@@ -98,7 +98,11 @@ def run_episode(
     recorder = Recorders(recorders)
     loop = _Loop(source, policy, raw_env, facts.tasks[episode.task_id], clock, recorder, picture)
     looked_at = policy.config is not None or bool(recorders)  # also after the first observation
-    rendering = _Rendering(raw_env, condition, looked_at)
+    # Pictures that nobody looks at are not rendered: most, for policies that act in chunks. Faults in time
+    # show earlier pictures and need all of them, unless nobody looks at any; all others, and the thermal
+    # camera's noise, are functions of the step's number.
+    render_always = looked_at and any(f.kind == "temporal" for f in condition.faults)
+    renderer: Any = raw_env.unwrapped
     with clock.measure("policy"):
         policy.reset()
         policy.watch(raw_env)  # where an expert that tries its motions first spends most of its time
@@ -113,7 +117,8 @@ def run_episode(
             cause = "nan_action"
             break
         loop.executed.update(np.ascontiguousarray(action, np.float32).tobytes())
-        rendering.next(loop.looks_next())
+        if hasattr(renderer, "render_observations"):
+            renderer.render_observations = render_always or loop.looks(loop.steps + 1)
         with clock.simulating(raw_env):
             observation, _, terminated, truncated, info = env.step(action)
         loop.steps += 1
@@ -194,14 +199,14 @@ class _Met:
 
     def __init__(self, condition: Condition, looked_at: bool) -> None:
         self._faulted = bool(condition.faults)
-        # All other faults last; the environment does not tell so where _Rendering spares the pictures.
+        # All other faults last; the environment does not tell so where nothing is rendered.
         self._in_time = any(f.kind == "temporal" for f in condition.faults)
         self._unknown = self._in_time and not looked_at
         self.steps: int | None = 0
         self.looks: int | None = 0
         self.first: int | None = None
 
-    def note(self, info: dict[str, Any], step: int, looked_at: bool) -> None:
+    def note(self, info: Batch, step: int, looked_at: bool) -> None:
         """Count the observation before this step."""
         if not self._faulted or self.steps is None or self.looks is None:
             return
@@ -211,25 +216,6 @@ class _Met:
             self.steps += 1
             self.looks += looked_at
             self.first = step if self.first is None else self.first
-
-
-class _Rendering:
-    """Spares the rendering of observations that nobody looks at: most, for policies that act in chunks.
-
-    Faults in time show earlier pictures and so need all of them, unless nobody looks at any. All others, and
-    the thermal camera's noise, are functions of the step's number. Environments without
-    ``render_observations`` render always.
-    """
-
-    def __init__(self, env: gym.Env, condition: Condition, looked_at: bool) -> None:
-        self._env: Any = env.unwrapped
-        self._always = looked_at and any(f.kind == "temporal" for f in condition.faults)
-        self._switchable = hasattr(env.unwrapped, "render_observations")
-
-    def next(self, looked_at: bool) -> None:
-        """Say whether the next observation will be looked at."""
-        if self._switchable:
-            self._env.render_observations = looked_at or self._always
 
 
 class _Loop:
@@ -270,10 +256,10 @@ class _Loop:
         """How much each modality counted beside the others, mean over all looks."""
         return {m: round(sum(v) / len(v), 4) for m, v in self._weights.items()} or None
 
-    def decide(self, observation: dict[str, Any]) -> np.ndarray:
+    def decide(self, observation: Batch) -> np.ndarray:
         """Action (A,) for a raw observation."""
         batch = self._only_batch
-        if self._looks(self.steps):
+        if self.looks(self.steps):
             with self._clock.measure("policy"):
                 batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
         if self._recorder.wants(self.steps):
@@ -281,7 +267,7 @@ class _Loop:
                 self._recorder.frame(self._env, batch, self.steps)
         with self._clock.measure("policy"):
             if not self._planned:
-                assert batch is not None  # _looks() is true then
+                assert batch is not None  # looks() is true then
                 self._plan(batch)
             action = self._finish(self._planned.popleft()[None]).to("cpu").numpy()[0]
         self.gripper.append(float(action[-1]))
@@ -292,12 +278,8 @@ class _Loop:
         """Whether the policy decides on the next observation: it looks at all, and no action is planned."""
         return not (self._planned or self._only_batch is not None)
 
-    def looks_next(self) -> bool:
-        """Whether the observation after the action just decided will be looked at."""
-        return self._looks(self.steps + 1)
-
-    def _looks(self, step: int) -> bool:
-        """Whether the observation before this step, the present or the next one, is needed."""
+    def looks(self, step: int) -> bool:
+        """Whether policy or recorder need the observation before this step, the present or the next one."""
         return self.policy_looks() or self._recorder.wants(step)
 
     def _plan(self, batch: Batch) -> None:

@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from multismolvla_eval.config import EvalConfig
-from multismolvla_eval.policies.messages import PolicyServer
+from multismolvla_eval.policies.interface import PolicyServer
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import EpisodeRow, RunFacts
 from multismolvla_eval.rollout.server import ServerProcess

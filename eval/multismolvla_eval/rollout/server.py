@@ -16,7 +16,7 @@ from importlib import import_module
 from multiprocessing.managers import BaseManager
 
 from multismolvla_eval.config import EvalConfig, renaming
-from multismolvla_eval.policies.messages import Reply, Request
+from multismolvla_eval.policies.interface import Reply, Request
 from multismolvla_eval.records.schema import PolicyFacts
 from multismolvla_eval.rollout.batching import ChunkBatcher
 from multismolvla_eval.rollout.worker import use_one_thread

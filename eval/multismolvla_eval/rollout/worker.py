@@ -23,8 +23,7 @@ from multismolvla_eval.config import EvalConfig, renaming
 
 if TYPE_CHECKING:
     from multismolvla_eval.environments import EnvironmentSource
-    from multismolvla_eval.policies.interface import Policy
-    from multismolvla_eval.policies.messages import PolicyServer
+    from multismolvla_eval.policies.interface import Policy, PolicyServer
     from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.records.schema import EpisodeRow
 
@@ -76,6 +75,7 @@ def worker_main(config: EvalConfig, number: int, pipe: Connection, server: Polic
     from multismolvla_eval.environments import load_sources
     from multismolvla_eval.policies.load import load_policy
     from multismolvla_eval.records.schema import RunFacts
+    from multismolvla_eval.rollout import clips, episode  # noqa: F401 - not in an episode's time
 
     sources = load_sources(config.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
@@ -88,10 +88,10 @@ def worker_main(config: EvalConfig, number: int, pipe: Connection, server: Polic
     worker = _Worker(config, number, sources, policies)
     while True:
         try:
-            episode: EpisodeSpec = pipe.recv()
+            spec: EpisodeSpec = pipe.recv()
         except EOFError:
             return  # the parent is gone
-        pipe.send(worker.run(episode))
+        pipe.send(worker.run(spec))
 
 
 class _Worker:

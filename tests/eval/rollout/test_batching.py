@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from multismolvla.corruption import CLEAN, parse_condition
-from multismolvla_eval.policies.interface import Look
-from multismolvla_eval.policies.messages import Request
+from multismolvla_eval.policies.interface import Look, Request
 from multismolvla_eval.protocol.schedule import CLIP_CANDIDATES, Counts, EpisodeSpec, episodes
 from multismolvla_eval.records.schema import PolicyFacts
 from multismolvla_eval.rollout.batching import BatchingError, ChunkBatcher
