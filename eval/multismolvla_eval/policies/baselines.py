@@ -87,17 +87,15 @@ class _WithoutWeights:
     config = None
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        pass
 
     def watch(self, env: gym.Env) -> None:
-        """It needs no simulator."""
+        pass
 
     def prepare(self, batch: Batch) -> Batch:
-        """Nothing to prepare."""
         return batch
 
     def last_look(self) -> Look:
-        """It saw nothing."""
         return Look()
 
 
@@ -136,13 +134,11 @@ class _MiniExpert:
         self._expert: Any = None
 
     def reset(self, env: Any, state: int | None = None) -> None:
-        """Begin an episode."""
         from lerobot_env_multismolvla.mini.expert import MiniExpert
 
         self._expert = MiniExpert(env.unwrapped.task_id)
 
     def act(self, env: Any) -> np.ndarray:
-        """The clean action for the present state."""
         from lerobot_env_multismolvla.mini.expert import snapshot
 
         bare = env.unwrapped

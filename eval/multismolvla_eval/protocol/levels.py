@@ -140,48 +140,26 @@ CORE_CROSS_MODAL: tuple[str, ...] = (
 LEVELS: dict[str, Level] = {
     level.name: level
     for level in (
-        Level("smoke", ("C0", "C1:depth+seg+thermal", "C2:rgb=zero"), 1, 1, False, tasks=1),
+        Level("smoke", ("C0", "C1:depth+seg+thermal", "C2:rgb=zero"), 1, 1, quotable=False, tasks=1),
         Level(
             "quick",
-            (
-                "C0",
-                "C1:depth+seg+thermal",
-                "C1:camera=image2",
-                "C2:rgb=zero",
-                "C3:rgb=gaussian_noise@3",
-                "C3:depth=holes@3",
-            ),
-            5,
-            5,
-            False,
+            ("C0", "C1:depth+seg+thermal", "C1:camera=image2", "C2:rgb=zero", "C3:rgb=gaussian_noise@3",
+             "C3:depth=holes@3"),
+            5, 5, quotable=False,
         ),
         Level(
             "standard",
-            (
-                "C0",
-                "C1:rgb+depth+seg", "C1:depth+seg+thermal", *(f"C1:{m}" for m in MODALITIES),
-                *CAMERA_LOSSES,
-                *UNANNOUNCED,
-                "C2:all=zero",
-                *(f"C3:{m}={t}@{s}" for m, ts in CORE_SOFT_TYPES.items() for t in ts for s in SEVERITIES),
-                *CORE_TEMPORAL,
-                *CORE_CROSS_MODAL,
-            ),
-            10,
-            10,
-            True,
-            clean_repeats=3,
+            ("C0", "C1:rgb+depth+seg", "C1:depth+seg+thermal", *(f"C1:{m}" for m in MODALITIES),
+             *CAMERA_LOSSES, *UNANNOUNCED, "C2:all=zero",
+             *(f"C3:{m}={t}@{s}" for m, ts in CORE_SOFT_TYPES.items() for t in ts for s in SEVERITIES),
+             *CORE_TEMPORAL, *CORE_CROSS_MODAL),
+            10, 10, quotable=True, clean_repeats=3,
         ),
         Level(
             "full",
-            (
-                "C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX,
-                *THIRD_PERSON, *TEMPORAL, *CROSS_MODAL,
-            ),
-            50,
-            50,
-            True,
-            clean_repeats=3,
+            ("C0", *ALL_SUBSETS, *CAMERA_LOSSES, *UNANNOUNCED, *UNANNOUNCED_SETS, *SOFT_MATRIX, *THIRD_PERSON,
+             *TEMPORAL, *CROSS_MODAL),
+            50, 50, quotable=True, clean_repeats=3,
         ),
     )
 }  # fmt: skip
