@@ -1,4 +1,4 @@
-"""The evaluation's tests use a toy environment, so that they need neither simulator nor LeRobot and run in seconds."""
+"""The evaluation's tests use a toy environment: no simulator, no LeRobot, seconds."""
 
 from __future__ import annotations
 

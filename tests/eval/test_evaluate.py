@@ -155,7 +155,8 @@ def _runs(pid: str) -> bool:
 def test_control_c_leaves_a_resumable_state(tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(
-        command(output, clean_episodes=60), env=ENVIRONMENT,  # so many that a busy machine cannot finish before the signal
+        # so many that a busy machine cannot finish before the signal
+        command(output, clean_episodes=60), env=ENVIRONMENT,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         # a shell that runs pytest in the background has it ignore Ctrl-C, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -173,7 +174,8 @@ def test_control_c_leaves_a_resumable_state(tmp_path):
 
 def test_episodes_that_crash_or_hang_twice_are_recorded_and_the_run_goes_on(make_config):
     config = make_config(
-        options={"crash": [0, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"], clean_episodes=2,
+        options={"crash": [0, 1], "hang": [0, 0]}, conditions=[], policies=["ours=builtin:zero"],
+        clean_episodes=2,
         episode_timeout=8.0,  # on a busy machine a crash takes a while too
     )  # fmt: skip
     evaluate(config)

@@ -128,7 +128,8 @@ def test_every_look_at_a_plan_is_fair_over_suites_seeds_and_policies():
 
 def test_suites_can_be_added_and_a_changed_one_is_refused(make_config):
     config = make_config(
-        env=EnvironmentArguments("toy_environment:ToySource", "toy_a,toy_b", [0]), clean_repeats=2, clean_episodes=1,
+        env=EnvironmentArguments("toy_environment:ToySource", "toy_a,toy_b", [0]), clean_repeats=2,
+        clean_episodes=1,
         conditions=[], note=["x"],
     )  # fmt: skip
     evaluate(config)
@@ -186,9 +187,7 @@ def test_processes_of_a_launcher_share_a_run_and_agree_with_one_process(tmp_path
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "missing" in outputs[0][0]
     assert outputs[1] == ("", ""), "only the first process speaks"
-    result = subprocess.run(
-        [*command, f"--output={alone}"], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    result = subprocess.run([*command, f"--output={alone}"], env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
     parts = [(together / f"episodes-{i}of2.jsonl").read_text().splitlines() for i in (0, 1)]
@@ -330,7 +329,9 @@ def test_one_task_of_each_suite(assets_in_use, make_config):
                "hard_reset": False}  # fmt: skip
     config = make_config(
         policies=["zero=builtin:zero"], conditions=[], clean_episodes=1,
-        env=EnvironmentArguments(task=",".join((*LIBERO, "multismolvla_mini")), task_ids=[0], options=options),
+        env=EnvironmentArguments(
+            task=",".join((*LIBERO, "multismolvla_mini")), task_ids=[0], options=options
+        ),
     )  # fmt: skip
     evaluate(config)
     manifest, rows = read_run(config.output)

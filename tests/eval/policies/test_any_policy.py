@@ -1,4 +1,4 @@
-"""LeRobot's own policies in the harness: they run, faults reach them, and losses are announced as they understand it."""
+"""LeRobot's own policies in the harness: they run, and faults and announced losses reach them."""
 
 from __future__ import annotations
 

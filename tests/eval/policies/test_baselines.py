@@ -42,8 +42,8 @@ def tiny_act(folder: Path, camera: str = "image", action_dim: int = 7) -> str:
         },
         output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
         chunk_size=2, n_action_steps=2, dim_model=16, n_heads=2, dim_feedforward=16, n_encoder_layers=1,
-        n_decoder_layers=1, n_vae_encoder_layers=1, use_vae=False, pretrained_backbone_weights=None, device="cpu",
-        push_to_hub=False,
+        n_decoder_layers=1, n_vae_encoder_layers=1, use_vae=False, pretrained_backbone_weights=None,
+        device="cpu", push_to_hub=False,
         normalization_mapping={"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
     )  # fmt: skip
     if action_dim != 7:  # only its configuration is read
@@ -55,7 +55,7 @@ def tiny_act(folder: Path, camera: str = "image", action_dim: int = 7) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """ACT with two names for its camera, upstream SmolVLA, and our policy around its weights with either tower."""
+    """ACT with two names for its camera, SmolVLA, and our policy around its weights with either tower."""
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
     from tiny_policy import SIDE, TINY, actions, all_features, common_options, rgb_features

@@ -1,4 +1,4 @@
-"""Real policies in the real environment: the runner does what ``lerobot-eval`` does, and faults reach the encoder."""
+"""Real policies in the real environment: the runner does what ``lerobot-eval`` does."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def policy_server(checkpoints, source):
 def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
     checkpoints, source, policy_server, tmp_path
 ):
-    """Rows of a real run, of two simulator processes with a policy server in batches of three, made again one by one."""
+    """Rows of two simulator processes with a policy server in batches of three, made again one by one."""
     from multismolvla_eval.config import EnvironmentArguments, EvalConfig
     from multismolvla_eval.evaluate import evaluate
     from multismolvla_eval.policies.load import load_policy
@@ -132,15 +132,16 @@ def test_alone_in_a_batch_and_in_processes_an_episode_is_the_same(
     config = EvalConfig(
         policies=[f"{n}={p}" for n, p in paths.items()],
         env=EnvironmentArguments(task_ids=[0], options={"episode_length": STEPS}),
-        conditions=["C1:-rgb"], clean_episodes=2, episodes=1, clips=0, workers=2, batch_size=3, output=tmp_path / "run",
+        conditions=["C1:-rgb"], clean_episodes=2, episodes=1, clips=0, workers=2, batch_size=3,
+        output=tmp_path / "run",
     )  # fmt: skip
     evaluate(config)
     manifest, rows = read_run(config.output)
     assert manifest.comparable.batch_size == 3
     assert len(rows) == 9
     same = (
-        "actions", "policy_inputs", "encoder_inputs", "modality_weight", "start", "success", "cause", "steps", "gripper",
-        "checkpoint", "noise_seed",
+        "actions", "policy_inputs", "encoder_inputs", "modality_weight", "start", "success", "cause", "steps",
+        "gripper", "checkpoint", "noise_seed",
     )  # fmt: skip
     policies = {n: load_policy(p, source, server=policy_server) for n, p in paths.items()}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The manifest: two calls are one run, or are refused, and a continued run forgets nothing of its earlier calls."""
+"""The manifest: a call continues a run or is refused, and forgets nothing of the earlier ones."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ from multismolvla_eval.records.store import (
 def row(episode: int = 0, **changes) -> EpisodeRow:
     base = {
         "run": "abc", "policy": "ours", "checkpoint": "c", "suite": "toy", "suite_hash": "w", "task_id": 0,
-        "condition": "C0", "episode": episode, "repeat": 0, "init_state": episode, "success": True, "steps": 3,
+        "condition": "C0", "episode": episode, "repeat": 0, "init_state": episode, "success": True,
+        "steps": 3,
     }  # fmt: skip
     return EpisodeRow(**{**base, **changes})
 

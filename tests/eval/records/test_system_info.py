@@ -9,7 +9,7 @@ from multismolvla_eval.records import system_info
 
 
 def test_the_commit_is_read_without_writing_to_the_repository(tmp_path, monkeypatch):
-    """``git status`` refreshes the index on the way, under a lock that fails whatever else works on the repository then."""
+    """``git status`` would refresh the index under a lock, at which others who use the repository fail."""
 
     def git(*arguments):
         told = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

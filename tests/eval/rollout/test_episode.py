@@ -83,7 +83,7 @@ def test_a_fixture_that_stands_elsewhere_is_another_start():
 
 
 class CountingEnv(ToyEnv):
-    """As LeRobot's own LIBERO environments: it knows no option of the reset and counts its initial states itself."""
+    """As LeRobot's own LIBERO environments: it counts its initial states itself."""
 
     init_state_id = 0
 

@@ -82,7 +82,7 @@ class Watched(gym.Wrapper):
 
 
 class Spy:
-    """Looks at every step, remembers what the encoder and the policy were given, and always moves the same way."""
+    """Looks at every step, remembers what encoder and policy were given, and always moves the same way."""
 
     def __init__(self, policy) -> None:
         self._policy, self.seen = policy, []
@@ -169,7 +169,8 @@ def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpo
     assert facts.views == ["image", "image2"]
     assert (facts.mask_reaches_policy, facts.needs_a_picture) == (True, False)
     assert facts.provenance == {
-        "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor", "image2.thermal": "derived",
+        "rgb": "sensor", "depth": "derived", "seg": "sensor", "image.thermal": "sensor",
+        "image2.thermal": "derived",
     }  # fmt: skip
     policy.config.vision_tower = "siglip"  # declares all sensors, looks at one
     facts = what_it_reads(policy.config, source.cameras, {})

@@ -59,8 +59,9 @@ def showing(view: LiveView, episode: EpisodeSpec, labels: list[str]) -> LiveView
 
 def row_of(episode: EpisodeSpec, **changes) -> EpisodeRow:
     return EpisodeRow(
-        run="r", policy=episode.policy, checkpoint="c", suite=episode.suite, suite_hash="w", task_id=episode.task_id,
-        condition=episode.condition, episode=episode.episode, repeat=0, init_state=0, **changes,
+        run="r", policy=episode.policy, checkpoint="c", suite=episode.suite, suite_hash="w",
+        task_id=episode.task_id, condition=episode.condition, episode=episode.episode, repeat=0, init_state=0,
+        **changes,
     )  # fmt: skip
 
 
