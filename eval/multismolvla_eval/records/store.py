@@ -184,21 +184,20 @@ def iterate_rows(folder: Path, manifest: RunManifest) -> Iterator[EpisodeRow]:
     Raises:
         ResultsError: names file and line of the first thing that is wrong.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, int]] = {}
     for path in sorted(folder.glob(SHARD_PATTERN)):
         for number, row in _read_shard(path):
-            place, key = f"{path.name}:{number}", row.key
             if problem := _stranger(row, manifest):
                 raise ResultsError(
-                    f"{place} {problem}. A row of another run must not be averaged in: move the file to its "
-                    "own folder, or continue the run with the options that made the row."
+                    f"{path.name}:{number} {problem}. A row of another run must not be averaged in: move the "
+                    "file to its own folder, or continue the run with the options that made the row."
                 )
-            if key in seen:
+            first = seen.setdefault(row.key, (path.name, number))
+            if first != (path.name, number):
                 raise ResultsError(
-                    f"{place} repeats the episode {key!r} of {seen[key]}. Two runs have written into "
-                    f"{folder}: keep one of the files."
+                    f"{path.name}:{number} repeats the episode {row.key!r} of {first[0]}:{first[1]}. Two runs "
+                    f"have written into {folder}: keep one of the files."
                 )
-            seen[key] = place
             yield row
 
 
