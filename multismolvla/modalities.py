@@ -97,11 +97,6 @@ def ids_name(modality: str) -> str:
     return f"{modality}_ids"
 
 
-def stream_name(camera: str, modality: str) -> str:
-    """Name of a stream in raw observations and, after ``observation.images.``, in datasets."""
-    return camera if modality == Modality.RGB else f"{camera}_{modality}"
-
-
 def default_view_map(
     cameras: tuple[str, ...] = ("image", "image2"), modalities: tuple[str, ...] = MODALITIES
 ) -> ViewMap:
