@@ -1,10 +1,11 @@
-"""Frames per second and peak memory of `multismolvla-annotate` on a synthetic dataset with two cameras, and bytes per frame.
+"""Frames per second, peak memory and bytes per frame of `multismolvla-annotate` on a synthetic data set.
 
     python benchmarks/annotate.py                                   # 4 and 16 episodes of 40 frames, 128x128
     python benchmarks/annotate.py --episodes="[2, 8]" --device=cuda
 
-Tiny random networks in the official layouts: what is measured is everything around the networks (decoding, encoding, joining,
-verifying) and whether memory grows with the dataset. Time of the published networks is what `--dry-run` estimates.
+Tiny random networks in the official layouts: what is measured is everything around the networks (decoding,
+encoding, joining, verifying) and whether memory grows with the dataset. Time of the published networks is
+what `--dry-run` estimates.
 """
 
 from __future__ import annotations
@@ -70,20 +71,17 @@ def run(cfg: AnnotateBenchmark) -> dict[str, Any]:
             source = write_source(Path(scratch) / f"source{count}", count, cfg.frames, cfg.side)
             for case in cfg.cases:
                 options = {
-                    **networks, **CASES[case], "dataset": str(source), "output": f"{scratch}/out", "batch_size": cfg.batch_size,
-                    "num_workers": cfg.num_workers, "device": cfg.device,
+                    **networks, **CASES[case], "dataset": str(source), "output": f"{scratch}/out",
+                    "batch_size": cfg.batch_size, "num_workers": cfg.num_workers, "device": cfg.device,
                 }  # fmt: skip
                 results[f"{case}, {count} episodes"] = _in_child(options) | {"episodes": count, "case": case}
                 shutil.rmtree(f"{scratch}/out")
     report = machine.report()
-    print(
-        f"{'':28} {'frames/s':>9} {'whole, s':>9} {'networks, MiB':>14} {'peak, MiB':>10} {'ids, B/frame':>13} {'stored':>7}"
-    )
-    for name, r in results.items():
-        print(
-            f"{name:28} {r['frames_per_s']:9.1f} {r['whole_s']:9.1f} {r['loaded_mib']:14.0f} {r['peak_mib']:10.0f} "
-            f"{r['id_bytes']:13.0f} {r['id_bytes_stored']:7.0f}"
-        )
+    heads = ("frames/s", "whole, s", "networks, MiB", "peak, MiB", "ids, B/frame", "stored")
+    print(f"{'':28} " + " ".join(f"{head:>13}" for head in heads))
+    names = ("frames_per_s", "whole_s", "loaded_mib", "peak_mib", "id_bytes", "id_bytes_stored")
+    for name, result in results.items():
+        print(f"{name:28} " + " ".join(f"{result[value]:13.1f}" for value in names))
     print(machine_line(report))
     content = {"options": asdict(cfg), "machine": report, "results": results}
     write_json(cfg.output, content)
@@ -132,14 +130,15 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     """Annotate in this process: frames per second while annotating, whole time, memory, bytes of ids."""
     import pyarrow.parquet as pq
 
-    from multismolvla_data.annotate import command
+    from multismolvla_data.annotate import job
     from multismolvla_data.annotate.config import AnnotateConfig
-    from multismolvla_data.annotate.job import Job
+    from multismolvla_data.annotate.estimate import id_bytes
+    from multismolvla_data.annotate.setup import AnnotationSetup
 
     cfg = AnnotateConfig(**options | {"output": Path(options["output"])})
-    job = Job.open(cfg)
+    setup = AnnotationSetup.of(cfg)
     seconds: dict[str, float] = {}
-    inner = command._episodes
+    inner = job._annotate_episodes
 
     def timed(*arguments: Any) -> None:
         seconds["loaded"] = _peak()
@@ -147,10 +146,10 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         inner(*arguments)
         seconds["annotate"] = time.perf_counter() - start
 
-    command._episodes = timed
+    job._annotate_episodes = timed
     start = time.perf_counter()
-    command.annotate(cfg)
-    whole, frames = time.perf_counter() - start, sum(job.lengths)
+    job.annotate(cfg)
+    whole, frames = time.perf_counter() - start, sum(setup.lengths)
     stored = 0
     for path in (cfg.output / "data").glob("*/*.parquet"):
         meta = pq.read_metadata(path)
@@ -166,7 +165,7 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         "whole_s": whole,
         "loaded_mib": seconds["loaded"],
         "peak_mib": _peak(),
-        "id_bytes": job.bytes_per_frame(),
+        "id_bytes": id_bytes(setup),
         "id_bytes_stored": stored / frames,
     }
 

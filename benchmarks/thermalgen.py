@@ -161,10 +161,11 @@ def read_pictures(cfg: ThermalGenBenchmark) -> dict[Frame, Tensor]:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from multismolvla.modalities import Modality
-    from multismolvla_data.annotate.source import modality_of
+    from multismolvla_data.formats.features import picture_features
 
     data = LeRobotDataset(f"local/{cfg.source.name}", root=cfg.source)
-    cameras = [k for k in data.meta.camera_keys if modality_of(k, data.features[k]) == Modality.RGB]
+    pictures = picture_features(data.features)
+    cameras = [key for key, picture in pictures.items() if picture.modality == Modality.RGB]
     camera = cfg.camera or (cameras[0] if cameras else "")
     if camera not in cameras:
         raise ValueError(f"--camera={cfg.camera}: {cfg.source} has the RGB cameras {cameras}.")

@@ -104,7 +104,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def help_of() -> Callable[..., str]:
-    """What a module's ``--help`` prints, in a process of its own that must not import the ``heavy`` packages."""
+    """What a module's ``--help`` prints, in a process that must not import the ``heavy`` packages."""
 
     def ask(module: str, *heavy: str) -> str:
         asked = [sys.executable, "-X", "importtime", "-m", module, "--help"]

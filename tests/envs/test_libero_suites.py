@@ -36,7 +36,7 @@ def views(request, libero_assets, process):
     from lerobot.envs.utils import preprocess_observation
 
     from lerobot_env_multismolvla.multimodal_env import get_suite
-    from multismolvla_data.record.episode import batch_of_one
+    from multismolvla_data.formats.simulators import batch_of_one
 
     suite = request.param
     # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts,

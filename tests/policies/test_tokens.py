@@ -16,6 +16,7 @@ from tiny_policy import chunk, flow_inputs
 from lerobot_policy_multismolvla.processor_multismolvla import SensorStep
 from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
+from multismolvla_data.formats.workspace import WorkspaceError
 from multismolvla_data.tokens import TokensConfig, cache_tokens
 
 VIEWS = default_view_map()
@@ -109,7 +110,7 @@ def test_a_second_run_keeps_what_is_there_and_refuses_another_recipe(cached):
     before = (out / "meta/info.json").stat().st_mtime_ns
     assert cache_tokens(cfg) == out
     assert (out / "meta/info.json").stat().st_mtime_ns == before
-    with pytest.raises(FileExistsError, match="num_labels"):
+    with pytest.raises(WorkspaceError, match="num_labels"):
         cache_tokens(TokensConfig(**{**vars(cfg), "num_labels": 5}))
 
 

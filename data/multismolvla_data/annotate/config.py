@@ -2,47 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multismolvla.modalities import MINI_LABELS, Modality, ViewMap, validate_view_map
-
-if TYPE_CHECKING:
-    from multismolvla.tokenizers.recipe import OfficialOptions, TokenRecipe
+from multismolvla_data.formats.metadata import JsonObject
 
 # Spelled out, because `--help` shall not wait for torch; a test holds them to their places.
 OFFICIAL_LABELS, NUM_OFFICIAL_LABELS = "coco_panoptic", 134
 TOKENIZER_FAMILIES = ("patch", "official")
 IMAGEBIND = "nielsr/imagebind-huge"
-#: How a depth network's output is to be read; ``auto`` = as its own config declares.
-DEPTH_OUTPUTS = ("auto", "relative", "metric")
-#: Distances that the nearest and the farthest pixel of a *relative* estimate are given. Nominal, not measured.
 RELATIVE_RANGE_M = (0.3, 3.0)
 
-DERIVABLE: tuple[str, ...] = (Modality.DEPTH, Modality.SEG, Modality.THERMAL)
-MERGES = ("auto", "only", "never")
-UNKNOWN_LABELS = ("error", "void")
-DTYPES = ("auto", "float32", "bfloat16")
+DERIVABLE: tuple[str, ...] = (Modality.DEPTH.value, Modality.SEG.value, Modality.THERMAL.value)
+_CHOICES = {
+    "tokenizers": TOKENIZER_FAMILIES,
+    "depth_output": ("auto", "relative", "metric"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "seg_unknown": ("error", "void"),
+    "thermal_noise": ("frame", "episode"),
+}
+#: Options of this machine and this process: they decide nothing about the content.
+_MACHINE = {
+    "output", "dry_run", "device", "num_workers", "rank", "world_size", "wait_minutes",
+    "verify_frames", "max_mismatch",
+}  # fmt: skip
+#: Files and folders, which are known by their content instead.
+_PLACES = {
+    "dataset", "joined_from", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind",
+    "bridge_map", "encoder",
+}  # fmt: skip
 
 
 @dataclass
-class AnnotateConfig:
+class TokenizerOptions:
+    """Options that decide the ids, as in the policy config: ids made with others are refused by it."""
+
+    tokenizers: str = "official"  # or patch
+    tokenizer_sources: dict[str, str] = field(default_factory=dict)
+    # Modality -> encoder domain.
+    domains: dict[str, str] = field(
+        default_factory=lambda: {
+            "depth": "tok_depth@224",
+            "seg": "tok_semseg@224",
+            "thermal": "tok_imagebind@224+tok_imagebind_global",
+        }
+    )
+    thermal_route: str = "vision"
+    imagebind: str = IMAGEBIND
+    imagebind_rows: str = "trunk"
+    bridge_map: str | None = None
+    # Label table of recorded segmentation pictures; default: the official ids.
+    seg_labels: str = OFFICIAL_LABELS
+    # What an id outside that table means: "error", or "void" = nothing, because the table does not know it.
+    seg_unknown: str = "error"
+    image_size: int = 224
+    square: str = "crop"
+    half_turns: dict[str, int] = field(default_factory=dict)
+    depth_range_m: tuple[float, float] = (0.011, 10.0)
+
+
+@dataclass
+class AnnotateConfig(TokenizerOptions):
     """Options of ``multismolvla-annotate``."""
 
     # Folder of the LeRobotDataset v3 to annotate, or its hub id.
     dataset: str = ""
-    # Folders that --dataset was joined from, in that order: `lerobot-edit-dataset` merges drop what datasets tell about
-    # themselves (suite, render quality, initial states), this brings it along.
+    # Folders that --dataset was joined from, in that order: `lerobot-edit-dataset` merges drop what data sets
+    # tell about themselves (suite, render quality, initial states), this brings it along.
     joined_from: list[Path] = field(default_factory=list)
-    # Folder of the new dataset. Must not exist, or be the result of this very command.
+    # Folder of the new data set. Must not exist, or be the result of this very command.
     output: Path = Path("outputs/annotated")
-    # Name stored in the new dataset; default: the source's, with "_annotated".
+    # Name stored in the new data set; default: the source's, with "_annotated".
     repo_id: str | None = None
-    # Which modalities the new dataset shall have beside RGB.
+    # Which modalities the new data set shall have beside RGB.
     modalities: list[str] = field(default_factory=lambda: list(DERIVABLE))
-    # {view: {modality: key}} as in the policy; default: every RGB camera with the keys of the naming convention.
+    # {view: {modality: key}} as in the policy; default: every RGB camera, keys by the naming convention.
     views: ViewMap | None = None
     # Episodes to take; default: all.
     episodes: list[int] | None = None
@@ -60,8 +96,9 @@ class AnnotateConfig:
     relative_range_m: tuple[float, float] = RELATIVE_RANGE_M
     # Segmentation network: hub id or folder.
     seg_model: str = "facebook/mask2former-swin-base-coco-panoptic"
-    # ThermalGen: hub id or folder, integration steps, solver, side at which it runs, style label (none by default; see
-    # the README of ThermalGen for the table), guidance towards it, noise per "frame" or "episode" (less flicker).
+    # ThermalGen: hub id or folder, integration steps, solver, side at which it runs, style label (none by
+    # default; see the README of ThermalGen for the table), guidance towards it, noise per "frame" or
+    # "episode" (less flicker).
     thermal_model: str = "xjh19972/ThermalGen-XL-2"
     thermal_steps: int = 4
     thermal_method: str = "euler"
@@ -72,48 +109,26 @@ class AnnotateConfig:
     # Seed of the estimators' noise.
     seed: int = 0
 
-    # Tokenizers, as in the policy config: the ids are refused by a policy with others.
-    tokenizers: str = "official"
-    tokenizer_sources: dict[str, str] = field(default_factory=dict)
-    domains: dict[str, str] = field(
-        default_factory=lambda: {
-            "depth": "tok_depth@224",
-            "seg": "tok_semseg@224",
-            "thermal": "tok_imagebind@224+tok_imagebind_global",
-        }
-    )
-    thermal_route: str = "vision"
-    imagebind: str = IMAGEBIND
-    imagebind_rows: str = "trunk"
-    bridge_map: str | None = None
-    # Label table of recorded segmentation pictures and its size; default: the official ids, or the mini suite's 8.
-    seg_labels: str = OFFICIAL_LABELS
+    # Size of the label table; default: that of the official ids, or the mini suite's 8.
     num_labels: int | None = None
-    # What an id outside that table means: "error", or "void" = nothing, said so because the table does not know it.
-    seg_unknown: str = "error"
     # 4M encoder whose config declares domains that are not official ones (only its config.json is read).
     encoder: str | None = None
-    image_size: int = 224
-    square: str = "crop"
-    half_turns: dict[str, int] = field(default_factory=dict)
-    depth_range_m: tuple[float, float] = (0.011, 10.0)
 
-    # Sensors: view -> metres per stored unit, where a depth camera's unit is not a millimetre (D405: 0.0001). The stream is
-    # then stored anew, in millimetres.
+    # Sensors: view -> metres per stored unit, where a depth camera's unit is not a millimetre (D405: 0.0001).
+    # The stream is then stored anew, in millimetres.
     depth_scale_m: dict[str, float] = field(default_factory=dict)
 
-    # Machine. "auto" takes a GPU where there is one, and bfloat16 for the estimators on it; tokenizers stay float32.
+    # "auto" takes a GPU where there is one, and bfloat16 for the estimators on it; tokenizers stay float32.
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 16
     # Threads that decode and encode pictures.
     num_workers: int = 4
 
-    # Several processes: filled from the environment of `accelerate launch --multi_gpu`; give both by hand on a cluster without it.
+    # Several processes: filled from the environment of `accelerate launch --multi_gpu`; give both by hand on
+    # a cluster without it.
     rank: int | None = None
     world_size: int | None = None
-    # "auto": rank 0 waits for the others and merges; "never": leave that; "only": merge what is finished.
-    merge: str = "auto"
     # Minutes that rank 0 waits without any new episode before it gives up.
     wait_minutes: float = 60.0
 
@@ -122,16 +137,13 @@ class AnnotateConfig:
     max_mismatch: float = 0.001
 
     def __post_init__(self) -> None:
-        _choice("tokenizers", self.tokenizers, TOKENIZER_FAMILIES)
-        _choice("depth_output", self.depth_output, DEPTH_OUTPUTS)
-        _choice("merge", self.merge, MERGES)
-        _choice("dtype", self.dtype, DTYPES)
-        _choice("seg_unknown", self.seg_unknown, UNKNOWN_LABELS)
-        _choice("thermal_noise", self.thermal_noise, ("frame", "episode"))
-        for modality in self.modalities:
-            _choice("modalities", modality, DERIVABLE)
-        if not self.modalities:
-            raise ValueError(f"--modalities is empty. Expected some of {list(DERIVABLE)}.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"--{name}={getattr(self, name)!r} is unknown. Expected one of {list(allowed)}."
+                )
+        if not self.modalities or not set(self.modalities) <= set(DERIVABLE):
+            raise ValueError(f"--modalities={self.modalities}: expected some of {list(DERIVABLE)}.")
         if not self.keep_pictures and not self.tokens:
             raise ValueError(
                 "--keep_pictures=false and --tokens=false leave nothing to add. Keep one of them."
@@ -150,15 +162,9 @@ class AnnotateConfig:
         near, far = self.relative_range_m
         if not self.depth_range_m[0] < near < far <= self.depth_range_m[1]:
             raise ValueError(
-                f"--relative_range_m={self.relative_range_m}: expected near < far within --depth_range_m={self.depth_range_m}."
+                f"--relative_range_m={self.relative_range_m}: expected near < far within "
+                f"--depth_range_m={self.depth_range_m}."
             )
-
-    @property
-    def official(self) -> OfficialOptions:
-        """The official networks that make the ids."""
-        from multismolvla.tokenizers.recipe import OfficialOptions
-
-        return OfficialOptions.of(self)
 
     @property
     def label_count(self) -> int:
@@ -171,34 +177,13 @@ class AnnotateConfig:
 
         return LabelTable.load(self.seg_labels).num_source_ids
 
-    def recipe(self, view: str, modality: str, fingerprints: Mapping[str, str] | None = None) -> TokenRecipe:
-        """What decides the ids of a stream, see `multismolvla.tokenizers.recipe.token_recipe`."""
-        from multismolvla.tokenizers.recipe import token_recipe
-
-        return token_recipe(self, view, modality, num_labels=self.label_count, fingerprints=fingerprints)
-
-    def content(self) -> dict[str, Any]:
-        """The options that decide what is in the new dataset, as JSON types; equal content may be resumed."""
-        machine = {
-            "output", "dry_run", "device", "num_workers", "rank", "world_size", "merge", "wait_minutes",
-            "verify_frames", "max_mismatch",
-        }  # fmt: skip
-        # These are known by the fingerprints of their files, wherever those are on this machine.
-        places = {
-            "dataset", "joined_from", "depth_model", "seg_model", "thermal_model", "tokenizer_sources", "imagebind", "bridge_map", "encoder",
-        }  # fmt: skip
-        return {k: plain(v) for k, v in asdict(self).items() if k not in machine | places}
+    def content(self) -> JsonObject:
+        """The options that decide what is in the new data set; equal content may be resumed."""
+        return {k: as_json(v) for k, v in asdict(self).items() if k not in _MACHINE | _PLACES}
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"--{name}={value!r} is unknown. Expected one of {list(allowed)}.")
-
-
-def plain(value: Any) -> Any:
-    """JSON's own types, so that stored and current options compare equal."""
+def as_json(value: Any) -> object:
+    """An option's value in JSON's own types, so that stored and current ones compare equal."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+        return {str(k): as_json(v) for k, v in value.items()}
+    return [as_json(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,138 +1,73 @@
-"""Contact sheet of an annotated dataset: a few frames, every view and modality, with what each stream is and where from."""
+"""Contact sheet of an annotated data set: a few frames, every view and modality, with what each stream is."""
 
 from __future__ import annotations
-
-import colorsys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
 from multismolvla.system.files import whole_file
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
-from multismolvla_data.record.contact_sheet import colorize
+from multismolvla_data.annotate.config import NUM_OFFICIAL_LABELS, AnnotateConfig
+from multismolvla_data.annotate.verify import FinishedDataset, frames_of
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-_INK, _PALE, _PAPER = (25, 25, 28), (120, 120, 128), (250, 250, 250)
-_GAP, _LINE, _NAMED_CLASSES = 8, 14, 3
+SHEET = "contact_sheet.png"
+_FRAMES, _PIXELS, _NAMED_CLASSES = 4, 200, 3
 
 
-@dataclass(frozen=True)
-class SheetFrame:
-    """One frame on the sheet.
-
-    Attributes:
-        title: what is written above it.
-        pictures: (view, modality) -> picture (C, H, W) as LeRobotDataset gives it, depth in metres.
-    """
-
-    title: str
-    pictures: Mapping[tuple[str, str], Tensor]
-
-
-def write_contact_sheet(
-    frames: Sequence[SheetFrame],
-    labels: Mapping[tuple[str, str], str],
-    target: Path,
-    *,
-    coco: bool = True,
-    depth_range_m: tuple[float, float] = (0.0, 10.0),
-    pixels: int = 200,
-) -> None:
-    """Write a PNG: one block per frame, one row per view, one column per modality.
-
-    Args:
-        frames: what to show.
-        labels: (view, modality) -> provenance, written below each picture.
-        target: file to write.
-        coco: segmentation ids are COCO panoptic + 1; the commonest classes are then named.
-        depth_range_m: (near, far); depth at or below near, or beyond far, is drawn as not measured.
-        pixels: width of a picture on the sheet.
-    """
-    from PIL import Image, ImageDraw
-
-    views = list(dict.fromkeys(view for view, _ in labels))
-    shown = [m for m in MODALITIES if any(m == modality for _, modality in labels)]
-    heights = {v: _height(frames, v, pixels) for v in views}
-    block = _LINE + 6 + sum(h + 2 * _LINE + _GAP for h in heights.values())
-    size = (len(shown) * (pixels + _GAP) + _GAP, len(frames) * block + _GAP)
-    sheet = Image.new("RGB", size, color=_PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for number, frame in enumerate(frames):
-        top = number * block + 4
-        draw.text((_GAP, top), frame.title, fill=_INK)
-        top += _LINE + 4
-        for view in views:
-            for column, modality in enumerate(shown):
-                left = _GAP + column * (pixels + _GAP)
-                place = (view, modality)
-                if place not in labels:
+def draw_contact_sheet(dataset: FinishedDataset) -> None:
+    """Draw frames spread over the data set as a reader sees it: a row per view, a column per modality."""
+    plan, lengths = dataset.setup.plan, dataset.setup.lengths
+    ends = np.cumsum(lengths)
+    chosen = []
+    for place in np.linspace(0, ends[-1] - 1, min(_FRAMES, int(ends[-1]))).round().astype(int):
+        episode = int(np.searchsorted(ends, place, side="right"))
+        chosen.append((episode, int(place - ends[episode] + lengths[episode])))
+    data = dataset.open({episode for episode, _ in chosen})
+    shown = [m for m in MODALITIES if any(m in keys for keys in plan.views.values())]
+    origin = {keys[Modality.RGB]: "sensor" for keys in plan.views.values() if Modality.RGB in keys}
+    for stream in plan.streams:
+        info = data.meta.features.get(stream.key, {}).get("info") or {}
+        # relative depth is drawn in metres that are none
+        origin[stream.key] = stream.provenance + (", nominal scale" if "meaning" in info else "")
+    rows = []
+    for episode, t in chosen:
+        items = frames_of(data, episode, t, t + 1)
+        pictures = dataset.pictures(items, episode, t)
+        for view, keys in plan.views.items():
+            tiles: list[Tile | None] = []
+            for modality in shown:
+                key = keys.get(modality, "")
+                if key not in origin:
+                    tiles.append(None)
                     continue
-                below = labels[place]
-                if place in frame.pictures:
-                    picture = _measured(frame.pictures[place], modality, depth_range_m)
-                    sheet.paste(_drawn(picture, modality, (pixels, heights[view])), (left, top))
-                    below += _detail(picture, modality, coco)
-                else:
-                    draw.rectangle((left, top, left + pixels, top + heights[view]), outline=_PALE)
-                draw.text((left, top + heights[view] + 1), f"{view}.{modality}", fill=_INK)
-                draw.text((left, top + heights[view] + _LINE), below[: pixels // 6 + 1], fill=_PALE)
-            top += heights[view] + 2 * _LINE + _GAP
-    with whole_file(target) as partial:
-        sheet.save(partial, format="PNG")
+                label = f"{view}.{modality}\n{origin[key]}"
+                tiles.append(_tile(dataset.setup.cfg, pictures.get(key), modality, label))
+            rows.append(SheetRow(f"episode {episode}, frame {t}: {items[0]['task']}", tiles))
+    with whole_file(dataset.root / SHEET) as partial:
+        contact_sheet(rows, _PIXELS).save(partial)
 
 
-def _height(frames: Sequence[SheetFrame], view: str, pixels: int) -> int:
-    shapes = [p.shape for f in frames for (v, _), p in f.pictures.items() if v == view]
-    return round(pixels * shapes[0][1] / shapes[0][2]) if shapes else pixels
-
-
-def _drawn(picture: Tensor, modality: str, size: tuple[int, int]) -> Image.Image:
-    from PIL import Image
-
-    array = _dataset_units(picture, modality)
-    coloured = _class_colours()[array[..., 0]] if modality == Modality.SEG else colorize(array, modality)
-    return Image.fromarray(coloured).resize(size, Image.Resampling.NEAREST)
-
-
-def _measured(picture: Tensor, modality: str, range_m: tuple[float, float]) -> Tensor:
-    """Depth with 0 where nothing was measured (LeRobot's video gives 10 mm there); any other picture as it is."""
-    if modality != Modality.DEPTH:
-        return picture
-    return picture * ((picture > range_m[0]) & (picture <= range_m[1]))
-
-
-def _dataset_units(picture: Tensor, modality: str) -> np.ndarray:
-    """(C, H, W) -> (H, W, C): depth float metres, everything else uint8."""
-    array = picture.permute(1, 2, 0).numpy()
-    if modality == Modality.DEPTH or array.dtype == np.uint8:
-        return array
-    return np.rint(array * 255.0).astype(np.uint8)
-
-
-def _detail(picture: Tensor, modality: str, coco: bool) -> str:
-    """A few numbers or names that show at a glance whether units and labels are right."""
-    array = _dataset_units(picture, modality)[..., 0]
+def _tile(cfg: AnnotateConfig, batch: Tensor | None, modality: str, label: str) -> Tile:
+    """A picture, and a few numbers or names that show at a glance whether units and labels are right."""
+    if batch is None:
+        return Tile(None, label)
+    values = batch[0].numpy()
     if modality == Modality.DEPTH:
-        seen = array[array > 0]
-        return f", {seen.min():.2f}-{seen.max():.2f} m" if seen.size else ", nothing measured"
+        # LeRobot's video gives 10 mm where nothing was measured
+        measured = (values > cfg.depth_range_m[0]) & (values <= cfg.depth_range_m[1])
+        seen = values[measured]
+        detail = f", {seen.min():.2f}-{seen.max():.2f} m" if seen.size else ", nothing measured"
+        return Tile(colourise(modality, values, measured, depth_span=None), label + detail)
+    # LeRobot gives 8-bit pictures that are not videos as shares of 255
+    levels = values if values.dtype == np.uint8 else np.rint(values * 255).astype(np.uint8)
     if modality == Modality.SEG:
-        ids, counts = np.unique(array, return_counts=True)
-        common = ids[np.argsort(-counts)][:_NAMED_CLASSES]
-        names = [COCO_PANOPTIC[i - 1] if coco and 0 < i <= len(COCO_PANOPTIC) else str(i) for i in common]
-        return ", " + " ".join(names)
-    return f", {array.min()}-{array.max()}" if modality == Modality.THERMAL else ""
-
-
-def _class_colours() -> np.ndarray:
-    """uint8 (256, 3): neighbouring ids get hues a golden angle apart; 0 is dark grey."""
-    colours = [colorsys.hsv_to_rgb((i * 0.618034) % 1.0, 0.55 + 0.4 * (i % 2), 0.95) for i in range(256)]
-    table = np.rint(np.array(colours) * 255).astype(np.uint8)
-    table[0] = (58, 58, 62)
-    return table
+        ids, counts = np.unique(levels[0], return_counts=True)
+        common = [int(i) for i in ids[np.argsort(-counts)][:_NAMED_CLASSES]]
+        coco = {i: n for i, n in enumerate(COCO_PANOPTIC, 1) if cfg.label_count == NUM_OFFICIAL_LABELS}
+        names = [coco.get(i, str(i)) for i in common]
+        label += ", " + " ".join(names)
+    elif modality == Modality.THERMAL:
+        label += f", {levels[0].min()}-{levels[0].max()}"
+    return Tile(colourise(modality, levels), label)

@@ -1,25 +1,16 @@
-"""Depth, segmentation and thermal pictures estimated from RGB, as canonical pictures (``multismolvla.modalities.SPECS``).
+"""Depth, segmentation and thermal pictures estimated from RGB, in the units of ``multismolvla.modalities``.
 
-What they deliver is *derived*: it holds nothing that the RGB picture does not, and is lost together with it. Each
-estimator reads a hub id or a local folder in the official layout:
-
-============ ================================================== ==========================================
-modality     default                                            network
-============ ================================================== ==========================================
-depth        ``depth-anything/Depth-Anything-V2-Small-hf``      any ``AutoModelForDepthEstimation``
-segmentation ``facebook/mask2former-swin-base-coco-panoptic``   ``Mask2FormerForUniversalSegmentation``
-thermal      ``xjh19972/ThermalGen-XL-2``                       `multismolvla.thermal.thermalgen.ThermalGen`
-============ ================================================== ==========================================
-
-Not proven with the published files yet: written after the official code and layouts, run so far with tiny networks in these.
+What they deliver is *derived*: it holds nothing that the RGB picture does not, and is lost together with it.
+Each estimator reads a hub id or a local folder in the official layout: for depth any network of transformers'
+``AutoModelForDepthEstimation``, for segmentation a ``Mask2FormerForUniversalSegmentation``, for temperature a
+`multismolvla.thermal.thermalgen.ThermalGen`. Tested with tiny networks in these layouts; the published files
+were not tried yet.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -30,34 +21,41 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import file_fingerprint
-from multismolvla_data.annotate.config import RELATIVE_RANGE_M
 
-logger = logging.getLogger(__name__)
+#: Distances given to the nearest and the farthest pixel of a *relative* estimate. Nominal, not measured.
+RELATIVE_RANGE_M = (0.3, 3.0)
 
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-# Mask2Former's post-processing works at this side whatever the input (transformers 5.5); other sides would be squashed.
+# Side at which Mask2Former's post-processing works, whatever the input (transformers 5.5).
 _MASK_SIDE = 384
 
-#: Tables in published files that hold nothing learned: computed from the configuration, or needed for a loss only.
+#: Tables in published files that hold nothing learned: computed from the configuration, the last of a loss.
 _NOT_LEARNED = (
-    "relative_position_index",
-    "position_ids",
-    "attn_mask",
-    "num_batches_tracked",
-    "criterion.empty_weight",
-)
+    "relative_position_index", "position_ids", "attn_mask", "num_batches_tracked", "criterion.empty_weight",
+)  # fmt: skip
 
-#: (episode, frame within it) in the source dataset; decides the noise of a generative estimator.
+#: (episode, frame within it) in the source data set; decides the noise of a generative estimator.
 FrameId = tuple[int, int]
+
+
+Setting = str | int | float | None | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EstimatorRecipe:
+    """What decides an estimator's pictures."""
+
+    model: str  # hub id, or the name of the folder
+    revision: str | None  # commit on the hub; None for a folder
+    fingerprint: str  # of the weights
+    dtype: str  # in which the network computes
+    settings: Mapping[str, Setting]  # what else it was told
 
 
 class Estimator(Protocol):
     """Estimates one modality from RGB."""
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides the estimates: model, revision, fingerprint of the weights, settings (JSON types)."""
-        ...
+    recipe: EstimatorRecipe
 
     def estimate(self, rgb: Tensor, frames: Sequence[FrameId]) -> Tensor:
         """Estimate.
@@ -67,7 +65,8 @@ class Estimator(Protocol):
             frames: which frames these are.
 
         Returns:
-            Canonical picture (B, 1, H, W) on the CPU: depth float32 metres, segmentation int64, thermal float32 [0, 1].
+            Canonical picture (B, 1, H, W) on the CPU: depth float32 metres, segmentation int64, thermal
+            float32 in [0, 1].
         """
         ...
 
@@ -75,11 +74,9 @@ class Estimator(Protocol):
 def depth_from_disparity(disparity: Tensor, range_m: tuple[float, float] = RELATIVE_RANGE_M) -> Tensor:
     """Affine-invariant depth from relative disparity (larger = nearer), as Depth Anything delivers it.
 
-    Scale and shift of the disparity are unknown, so they are fixed per picture: its largest value becomes ``near``, its
-    smallest ``far``, and ``1 / depth`` is linear between them:
-    ``1/depth = 1/far + (d - min) / (max - min) * (1/near - 1/far)``. The result is positive and falls with
-    disparity. 4M's depth tokenizer standardises every picture, so the choice of range hardly reaches it; nothing
-    else may take these values for metres.
+    Scale and shift of the disparity are unknown, so they are fixed per picture: its largest value becomes
+    ``near``, its smallest ``far``, and ``1 / depth`` is linear between them. 4M's depth tokenizer
+    standardises every picture, so the range hardly reaches it; nothing else may take these values for metres.
 
     Args:
         disparity: float (B, 1, H, W), finite.
@@ -97,23 +94,14 @@ def depth_from_disparity(disparity: Tensor, range_m: tuple[float, float] = RELAT
 
 @dataclass
 class DepthEstimator:
-    """Depth from RGB.
+    """Depth from RGB."""
 
-    Attributes:
-        model: network with ``predicted_depth``.
-        processor: its image processor.
-        metric: the output is metres; otherwise it is relative disparity, see `depth_from_disparity`.
-        provenance: see `Estimator`.
-        range_m: (near, far) of a relative estimate.
-        autocast: dtype of the network's matrix products; ``None`` = float32.
-    """
-
-    model: Any
-    processor: Any
-    metric: bool
-    provenance: dict[str, Any]
-    range_m: tuple[float, float] = RELATIVE_RANGE_M
-    autocast: torch.dtype | None = None
+    model: Any  # network with predicted_depth
+    processor: Any  # its image processor
+    metric: bool  # the output is metres, not relative disparity
+    recipe: EstimatorRecipe
+    range_m: tuple[float, float] = RELATIVE_RANGE_M  # (near, far) of a relative estimate
+    autocast: torch.dtype | None = None  # of the network's matrix products; None = float32
 
     @classmethod
     def from_pretrained(
@@ -125,14 +113,9 @@ class DepthEstimator:
         device: str = "cpu",
         autocast: torch.dtype | None = None,
     ) -> DepthEstimator:
-        """Load a depth network of transformers.
+        """Load a depth network of transformers from a hub id or folder.
 
-        Args:
-            source: hub id or folder.
-            output: ``relative``, ``metric``, or ``auto``: as the network's config declares.
-            range_m: (near, far) of a relative estimate.
-            device: where to compute.
-            autocast: see the class.
+        Its output is ``relative``, ``metric``, or ``auto``: as its config declares.
 
         Raises:
             FileNotFoundError: not there; the message says how to get it.
@@ -140,73 +123,60 @@ class DepthEstimator:
         """
         from transformers import AutoModelForDepthEstimation
 
-        model, processor, provenance = _load(AutoModelForDepthEstimation, source, "depth estimation", device)
+        model, processor, tensors = _load(AutoModelForDepthEstimation, source, "depth estimation", device)
         declared = getattr(model.config, "depth_estimation_type", None)
         if output == "auto" and declared not in ("relative", "metric"):
             raise ValueError(
                 f"{source}: its config does not say whether the output is relative disparity or metres "
-                f"(depth_estimation_type={declared!r}). Read the model card and give --depth_output=relative or metric."
+                f"(depth_estimation_type={declared!r}). Read the model card and give --depth_output=relative "
+                "or metric."
             )
         metric = (declared if output == "auto" else output) == "metric"
-        provenance |= {"output": "metric" if metric else "relative", "autocast": _name(autocast)}
+        settings: dict[str, Setting] = {"output": "metric" if metric else "relative"}
         if not metric:
-            provenance |= {"range_m": [float(r) for r in range_m]}
-        return cls(model, processor, metric, provenance, range_m, autocast)
+            settings["range_m"] = (float(range_m[0]), float(range_m[1]))
+        recipe = _recipe(source, tensors, autocast, **settings)
+        return cls(model, processor, metric, recipe, range_m, autocast)
 
     @torch.no_grad()
     def estimate(self, rgb: Tensor, frames: Sequence[FrameId]) -> Tensor:  # noqa: ARG002
         """See `Estimator.estimate`; metres where the network is metric."""
         pixels = self.processor(images=list(rgb), return_tensors="pt", do_rescale=False)["pixel_values"]
         device = self.model.device
-        with _autocast(device, self.autocast):
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             raw = self.model(pixel_values=pixels.to(device)).predicted_depth
         raw = torch.nn.functional.interpolate(
             raw.float()[:, None], rgb.shape[-2:], mode="bilinear", align_corners=False
         )
         if not bool(raw.isfinite().all()):
             raise ValueError(
-                f"{self.provenance['model']} gave NaN or infinite depth for frames {list(frames)}. Use --dtype=float32."
+                f"{self.recipe.model} gave NaN or infinite depth for frames {list(frames)}. Use "
+                "--dtype=float32."
             )
         return (raw.clamp_min(0) if self.metric else depth_from_disparity(raw, self.range_m)).cpu()
 
 
 @dataclass
 class SegmentationEstimator:
-    """COCO panoptic classes from RGB: the arg-max class map, every pixel named.
+    """COCO panoptic classes from RGB: the arg-max class map, every pixel named."""
 
-    Attributes:
-        model: Mask2Former.
-        processor: its image processor.
-        table: int64 (classes of the network,), class -> id of the tokenizer's label set (COCO panoptic + 1).
-        provenance: see `Estimator`.
-        autocast: see `DepthEstimator`.
-    """
-
-    model: Any
-    processor: Any
-    table: Tensor
-    provenance: dict[str, Any]
-    autocast: torch.dtype | None = None
+    model: Any  # Mask2Former
+    processor: Any  # its image processor
+    table: Tensor  # int64 (classes of the network,) -> ids of the tokenizer's label set (COCO panoptic + 1)
+    recipe: EstimatorRecipe
+    autocast: torch.dtype | None = None  # as of `DepthEstimator`
 
     @classmethod
     def from_pretrained(
         cls, source: str, *, device: str = "cpu", autocast: torch.dtype | None = None
     ) -> SegmentationEstimator:
-        """Load a Mask2Former whose classes are COCO panoptic's; they are matched by name, not by position.
-
-        Raises:
-            FileNotFoundError: not there; the message says how to get it.
-            ValueError: the files are damaged or no Mask2Former, or a class is not one of COCO panoptic's.
-        """
+        """Load a Mask2Former whose classes are COCO panoptic's; they are matched by name, not by position."""
         from transformers import Mask2FormerForUniversalSegmentation
 
-        model, processor, provenance = _load(
-            Mask2FormerForUniversalSegmentation, source, "segmentation", device
-        )
+        model, processor, tensors = _load(Mask2FormerForUniversalSegmentation, source, "segmentation", device)
         names = [str(model.config.id2label[c]) for c in range(model.config.num_labels)]
-        return cls(
-            model, processor, _label_ids(names, source), provenance | {"autocast": _name(autocast)}, autocast
-        )
+        recipe = _recipe(source, tensors, autocast)
+        return cls(model, processor, _label_ids(names, source), recipe, autocast)
 
     @torch.no_grad()
     def estimate(self, rgb: Tensor, frames: Sequence[FrameId]) -> Tensor:  # noqa: ARG002
@@ -215,7 +185,7 @@ class SegmentationEstimator:
         side = size if {"height", "width"} <= set(size) else {"height": _MASK_SIDE, "width": _MASK_SIDE}
         inputs = self.processor(images=list(rgb), return_tensors="pt", do_rescale=False, size=side)
         device = self.model.device
-        with _autocast(device, self.autocast):
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             out = self.model(pixel_values=inputs["pixel_values"].to(device))
         maps = []
         for b in range(len(rgb)):  # picture by picture: 133 full-size score maps each
@@ -227,46 +197,41 @@ class SegmentationEstimator:
         return self.table[torch.stack(maps).cpu()][:, None]
 
 
+@dataclass(frozen=True)
+class ThermalSettings:
+    """Arguments of `multismolvla.thermal.thermalgen.ThermalGen.generate`, by the same names."""
+
+    steps: int = 4
+    method: str = "euler"
+    label: int | None = None
+    cfg_scale: float = 1.0
+    size: int = 256
+    noise_mode: str = "episode"
+    seed: int = 0
+
+
 @dataclass
 class ThermalEstimator:
-    """Thermal pictures from RGB by ThermalGen, with noise that belongs to the frame or to its episode.
+    """Thermal pictures from RGB by ThermalGen, with noise that belongs to the frame or to its episode."""
 
-    Attributes:
-        model: ThermalGen.
-        options: further arguments of ``generate``.
-        provenance: see `Estimator`.
-    """
-
-    model: Any
-    options: dict[str, Any]
-    provenance: dict[str, Any]
+    model: Any  # ThermalGen
+    settings: ThermalSettings
+    recipe: EstimatorRecipe
 
     @classmethod
     def from_pretrained(
-        cls, source: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **options: Any
+        cls, source: str, settings: ThermalSettings, *, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> ThermalEstimator:
-        """Load ThermalGen.
-
-        Args:
-            source: hub id or folder.
-            device: where to compute.
-            dtype: of the weights; ``None`` = float32.
-            options: arguments of `multismolvla.thermal.thermalgen.ThermalGen.generate`: ``steps``, ``method``, ``label``,
-                ``cfg_scale``, ``size``, ``noise_mode``, ``seed``.
-
-        Raises:
-            FileNotFoundError: not there; the message says how to get it.
-            ValueError: the files are damaged or no ThermalGen.
-        """
+        """Load ThermalGen, its weights in ``dtype`` (``None`` = float32), from a hub id or folder."""
         from multismolvla.thermal.thermalgen import ThermalGen
 
         tensors = weights.locate(source)[1]
         model = ThermalGen.from_pretrained(source, dtype=dtype, device=device)
-        return cls(model, options, provenance_of(source, tensors) | {"dtype": _name(dtype), **options})
+        return cls(model, settings, _recipe(source, tensors, dtype, **asdict(settings)))
 
     def estimate(self, rgb: Tensor, frames: Sequence[FrameId]) -> Tensor:
         """See `Estimator.estimate`."""
-        thermal: Tensor = self.model.generate(rgb, frames=list(frames), **self.options)
+        thermal: Tensor = self.model.generate(rgb, frames=list(frames), **asdict(self.settings))
         return thermal.float().cpu()
 
 
@@ -275,12 +240,11 @@ def _label_ids(names: Sequence[str], source: str) -> Tensor:
     from multismolvla.tokenizers.labels import LabelTable
 
     table = LabelTable.from_name("coco_contiguous")
-    if all(
-        name == f"LABEL_{c}" for c, name in enumerate(names)
-    ):  # a config without names: only the order is left
+    if all(name == f"LABEL_{c}" for c, name in enumerate(names)):  # no names: only the order is left
         if len(names) != len(COCO_PANOPTIC):
             raise ValueError(
-                f"{source}: its {len(names)} classes have no names. Expected the {len(COCO_PANOPTIC)} of COCO panoptic."
+                f"{source}: its {len(names)} classes have no names. Expected the {len(COCO_PANOPTIC)} of "
+                "COCO panoptic."
             )
         return table.map_ids(torch.arange(len(names)))
     try:
@@ -289,8 +253,8 @@ def _label_ids(names: Sequence[str], source: str) -> Tensor:
         raise ValueError(f"{source} does not segment COCO panoptic's classes: {error}") from error
 
 
-def _load(auto: Any, source: str, task: str, device: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Network, image processor and provenance; every learned weight must be in the file and be used."""
+def _load(auto: Any, source: str, task: str, device: str) -> tuple[Any, Any, Path]:
+    """Network, image processor and file of weights; every learned weight must be in the file and be used."""
     from safetensors import SafetensorError
     from transformers import AutoImageProcessor
     from transformers.utils import logging as transformers_logging
@@ -305,34 +269,22 @@ def _load(auto: Any, source: str, task: str, device: str) -> tuple[Any, Any, dic
     except (ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} cannot be read as a network for {task}: {first}") from error
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        # A surplus table is left out without harm; of missing ones, only the loss's is never read here.
-        harmless = {"unexpected_keys": _NOT_LEARNED, "missing_keys": ("criterion.empty_weight",)}.get(
-            kind, ()
-        )
+    # A surplus table is left out without harm; of missing ones, only the loss's is never read here.
+    tolerated = {"missing_keys": _NOT_LEARNED[-1:], "mismatched_keys": (), "unexpected_keys": _NOT_LEARNED}
+    for kind, harmless in tolerated.items():
         keys = sorted(key for key in map(str, found[kind]) if not key.endswith(harmless))
         if keys:
             raise ValueError(
-                f"{tensors}: {len(keys)} {kind.replace('_', ' ')}, first {keys[0]}. Config and weights do not belong "
-                f"together, or it is no network for {task}."
+                f"{tensors}: {len(keys)} {kind.replace('_', ' ')}, first {keys[0]}. Config and weights do "
+                f"not belong together, or it is no network for {task}."
             )
     processor = AutoImageProcessor.from_pretrained(config.parent, local_files_only=True)
-    return model.eval().requires_grad_(False).to(device), processor, provenance_of(source, tensors)
+    return model.eval().requires_grad_(False).to(device), processor, tensors
 
 
-def provenance_of(source: str, tensors: Path) -> dict[str, Any]:
-    """Where weights come from: ``model``, ``revision`` (hub commit, or ``None`` for a folder) and ``fingerprint``."""
+def _recipe(source: str, tensors: Path, dtype: torch.dtype | None, **settings: Setting) -> EstimatorRecipe:
     parts = tensors.parts
     revision = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
     name = source if revision else Path(source).name  # a folder's place says nothing on another machine
-    return {"model": name, "revision": revision, "fingerprint": file_fingerprint(tensors)}
-
-
-@contextlib.contextmanager
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
-        yield
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype or torch.float32).removeprefix("torch.")
+    number = str(dtype or torch.float32).removeprefix("torch.")
+    return EstimatorRecipe(name, revision, file_fingerprint(tensors), number, settings)

@@ -1,143 +1,177 @@
-"""What ``multismolvla-annotate`` prints before it works: streams, downloads with licences, disk and time."""
+"""The plan of an annotation: which streams a data set has and gets, decided before any frame is read."""
 
 from __future__ import annotations
 
-import json
-import shlex
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from multismolvla.modalities import Modality
-from multismolvla.pretrained import SOURCES, TOKENIZER_SOURCES, licence_of
-from multismolvla.tokenizers.recipe import NETWORK
-from multismolvla.weights import find_weights
-from multismolvla_data.annotate.job import Job
+from multismolvla.modalities import MODALITIES, Modality, Provenance, ViewMap, token_key
+from multismolvla_data.annotate.config import DERIVABLE, NUM_OFFICIAL_LABELS, OFFICIAL_LABELS, AnnotateConfig
+from multismolvla_data.formats.features import Features, PictureFeature, picture_features
 
-#: Operations per picture in GFLOP, of the default networks at their default sizes (computed from their configurations).
-_DEPTH_GFLOP, _SEG_GFLOP = 90.0, 220.0
-_THERMALGEN_GFLOP = {"XL": 322.0, "L": 220.0, "B": 63.0}
-_AUTOENCODER_GFLOP = 895.0
-_TOKEN_GFLOP = {"depth": 37.0, "seg": 42.0, "network": 325.0, "imagebind": 49.0, "imagebind_global": 0.1}
-#: Sustained TFLOP/s that the estimate assumes: (estimators in bfloat16, tokenizers in float32).
-_MACHINES = {"H100-class GPU": (200.0, 30.0), "RTX 4090-class GPU": (60.0, 30.0), "16 CPU cores": (0.5, 0.5)}
+# Beyond this relative difference of aspect ratios, depth and colour cannot show the same field of view.
+_ASPECT_TOLERANCE = 0.02
 
 
-def describe(job: Job) -> str:
-    """The plan in words, for the terminal; asks no network.
+@dataclass(frozen=True)
+class Stream:
+    """One modality of one view in the new data set."""
 
-    Returns:
-        Text of several lines: streams with provenance, networks with size and licence, disk, time and the policy's options.
+    view: str
+    modality: str  # depth, seg or thermal
+    key: str  # of its pictures
+    provenance: str = Provenance.SENSOR.value
+    derive: bool = False  # estimate it from the view's RGB; otherwise it is read from the source
+    store: bool = False  # write its pictures (derived, or sensor depth with a corrected scale)
+    scale: float = 1.0  # factor on the metres that are read
+    tokenize: bool = True  # cache its ids
+
+    @property
+    def token_key(self) -> str:
+        """Feature of its cached ids."""
+        return token_key(self.view, self.modality)
+
+
+@dataclass(frozen=True)
+class AnnotationPlan:
+    """What will be in the new data set."""
+
+    views: ViewMap  # with the keys of what is added
+    streams: tuple[Stream, ...]  # all but RGB
+    notes: tuple[str, ...]  # what the user should know, e.g. which streams cannot be made
+
+    @property
+    def stored(self) -> list[Stream]:
+        """Streams whose pictures are written."""
+        return [stream for stream in self.streams if stream.store]
+
+    @property
+    def derived(self) -> list[str]:
+        """Modalities that need an estimator."""
+        return [m for m in DERIVABLE if any(s.derive and s.modality == m for s in self.streams)]
+
+    def rgb_key(self, view: str) -> str:
+        """RGB feature of a view."""
+        return self.views[view][Modality.RGB]
+
+    def read_key(self, stream: Stream) -> str:
+        """Feature of the source that a stream is made of: itself, or its view's RGB."""
+        return self.rgb_key(stream.view) if stream.derive else stream.key
+
+
+def infer_views(pictures: Mapping[str, PictureFeature], modalities: Sequence[str]) -> ViewMap:
+    """Every RGB camera of a data set as a view that has these modalities, by the naming convention.
+
+    Raises:
+        ValueError: the data set has no RGB camera.
     """
-    lines = [
-        f"{job.source.root}: {len(job.episodes)} episodes, {sum(job.lengths)} frames -> {job.cfg.output}",
-        "",
-        *_streams(job),
-        *(f"  note: {note}" for note in job.plan.notes),
-        "",
-        *_networks(job),
-        "",
-        *_costs(job),
-        "",
-        "Options of the policy for the new dataset:",
-        *(f"  {line}" for line in policy_options(job)),
-    ]
-    return "\n".join(lines)
-
-
-def policy_options(job: Job) -> list[str]:
-    """Command-line options with which a policy reads the new dataset."""
-    given = {k: v if isinstance(v, str | int) else json.dumps(v) for k, v in job.policy_options().items()}
-    return [
-        *(f"--policy.{name}={shlex.quote(str(value))}" for name, value in given.items()),
-        "--dataset.depth_output_unit=m",
-    ]
-
-
-def _streams(job: Job) -> list[str]:
-    lines = [f"  {'stream':44} {'provenance':8} {'pictures':18} ids per picture"]
-    for stream in job.plan.streams:
-        pictures = "added" if stream.derive and stream.store else "not kept" if stream.derive else "kept"
-        pictures = "kept, rescaled" if not stream.derive and stream.store else pictures
-        ids = str(job.id_lengths[stream.modality]) if stream.tokenize else "-"
-        lines.append(f"  {stream.key:44} {stream.provenance:8} {pictures:18} {ids}")
-    return lines
-
-
-def _networks(job: Job) -> list[str]:
-    lines = ["Networks (downloaded where they are not here yet):"]
-    needed = [(f"{m} from RGB", job.model(m)) for m in job.plan.derived()]
-    parts = dict.fromkeys(p for found in job.parts.values() for p in found)
-    needed += [
-        (
-            f"{part} ids" if part in TOKENIZER_SOURCES else "ImageBind" if part == NETWORK else part,
-            job.cfg.official.source(part),
+    cameras = [k for k, p in pictures.items() if p.modality == Modality.RGB and p.channels == 3]
+    if not cameras:
+        raise ValueError(
+            f"No RGB camera among the picture features {sorted(pictures)}. Name the streams with --views."
         )
-        for part in parts
-    ]
-    for purpose, source in needed:
-        licence = "as in your folder" if Path(source).exists() else licence_of(source)
-        lines.append(f"  {purpose:22} {source}: {_where(source)}; licence: {licence}")
-    return lines if needed else ["Networks: none."]
+    wanted = [m for m in MODALITIES if m in modalities]
+    return {
+        key.rsplit(".", 1)[-1]: {Modality.RGB.value: key} | {m: f"{key}_{m}" for m in wanted}
+        for key in cameras
+    }
 
 
-def _where(source: str) -> str:
-    try:
-        path = find_weights(source, local_files_only=True)
-    except FileNotFoundError:
-        known = SOURCES.get(source)
-        return f"{known.size_bytes / 1e9:.2f} GB to download ({known.known})" if known else "to download"
-    return f"here, {_size(path.stat().st_size)}"
+def make_plan(cfg: AnnotateConfig, features: Features) -> AnnotationPlan:
+    """Decide per view and modality what is kept, derived, stored and tokenized.
+
+    Raises:
+        ValueError: nothing to do, or streams of a view that do not fit together.
+    """
+    pictures = picture_features(features)
+    views = cfg.views or infer_views(pictures, cfg.modalities)
+    streams, notes = [], []
+    for view, keys in views.items():
+        for modality in (m for m in MODALITIES if m in cfg.modalities and m in keys):
+            if keys[modality] in pictures:
+                streams.append(_recorded(cfg, view, modality, keys, pictures))
+            elif keys.get(Modality.RGB) in pictures:
+                key, derived = keys[modality], Provenance.DERIVED.value
+                tokenize = _has_ids(cfg, modality)
+                stream = Stream(view, modality, key, derived, True, cfg.keep_pictures, tokenize=tokenize)
+                streams.append(stream)
+            else:
+                notes.append(
+                    f"{view}: no {modality}, the data set has neither {keys[modality]} nor this view's RGB."
+                )
+    _check_options(cfg, views, streams)
+    if not streams:
+        raise ValueError(
+            f"Nothing to annotate: {' '.join(notes) or 'no view has a stream.'} Correct --views."
+        )
+    for stream in streams:
+        if stream.tokenize and stream.token_key in features:
+            notes.append(f"{stream.token_key} is in the data set already; the ids are made anew.")
+    return AnnotationPlan(dict(views), tuple(streams), tuple(notes))
 
 
-def _costs(job: Job) -> list[str]:
-    frames = sum(job.lengths)
-    ids, pictures = job.bytes_per_frame() * frames, job.picture_bytes() * frames
-    # shards and the joined dataset exist side by side for a while; videos are copied once
-    free = 3 * (ids + pictures)
-    lines = [
-        f"Disk: ids {_size(ids)}, pictures about {_size(pictures)}; about {_size(free)} free while it works, beside a copy of the source."
-    ]
-    lines += [
-        f"Time on one {machine}: about {_duration(_seconds(job, rate))} (from operation counts, not measured)"
-        for machine, rate in _MACHINES.items()
-    ]
-    return lines
+def _has_ids(cfg: AnnotateConfig, modality: str) -> bool:
+    """Whether ids of a modality are cached; the thermal route ``soft`` makes rows of numbers instead."""
+    soft = modality == Modality.THERMAL and cfg.tokenizers == "official" and cfg.thermal_route == "soft"
+    return cfg.tokens and not soft
 
 
-def _seconds(job: Job, rate: tuple[float, float]) -> float:
-    estimate = tokenize = 0.0
-    for stream in job.plan.streams:
-        if stream.derive:
-            estimate += _estimator_gflop(job, stream.modality)
-        if stream.tokenize:
-            tokenize += sum(_TOKEN_GFLOP.get(part, 0.0) for part in job.parts.get(stream.modality, ()))
-    per_frame = estimate / (rate[0] * 1e3) + tokenize / (rate[1] * 1e3)
-    return per_frame * sum(job.lengths)
+def _recorded(
+    cfg: AnnotateConfig,
+    view: str,
+    modality: str,
+    keys: Mapping[str, str],
+    pictures: Mapping[str, PictureFeature],
+) -> Stream:
+    """A stream that the source has; it must be what its name says and show the same field of view as RGB."""
+    key = keys[modality]
+    picture = pictures[key]
+    allowed = (1,) if modality == Modality.DEPTH else (1, 3)
+    if picture.channels not in allowed:
+        raise ValueError(
+            f"{key} is {modality} with {picture.channels} channels; expected "
+            f"{' or '.join(map(str, allowed))}. A depth map drawn in colours or in 8 bits is no measurement: "
+            "leave it out of --views, so that depth is estimated under another key."
+        )
+    if modality == Modality.SEG and picture.is_video:
+        raise ValueError(
+            f"{key} holds class ids in a video, which changes them. Store it losslessly (PNG), or leave it "
+            "out of --views."
+        )
+    rgb = pictures.get(keys.get(Modality.RGB, ""))
+    if rgb is not None and cfg.square == "crop":
+        stretch = (picture.width / picture.height) / (rgb.width / rgb.height)
+        if abs(stretch - 1) > _ASPECT_TOLERANCE:
+            raise ValueError(
+                f"View {view!r}: {key} is {picture.width}x{picture.height} and its RGB "
+                f"{rgb.width}x{rgb.height}. Streams of a view must show the same field of view; LeRobot's "
+                "RealSense driver does not align them. Align when recording (rs.align), crop the stream, "
+                "leave it out of --views, or accept a stretched picture with --square=stretch."
+            )
+    scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
+    provenance, tokenize = picture.provenance, _has_ids(cfg, modality)
+    return Stream(view, modality, key, provenance, store=scale != 1.0, scale=scale, tokenize=tokenize)
 
 
-def _estimator_gflop(job: Job, modality: str) -> float:
-    if modality == Modality.DEPTH:
-        return _DEPTH_GFLOP
-    if modality == Modality.SEG:
-        return _SEG_GFLOP
-    arch = next((a for a in _THERMALGEN_GFLOP if f"-{a}-" in job.cfg.thermal_model), "XL")
-    per_step: dict[str, int] = {"midpoint": 2, "heun": 2, "rk4": 4}
-    evaluations = (
-        50
-        if job.cfg.thermal_method == "dopri5"
-        else job.cfg.thermal_steps * per_step.get(job.cfg.thermal_method, 1)
-    )
-    guided = 2 if job.cfg.thermal_cfg_scale > 1 else 1
-    return _AUTOENCODER_GFLOP + guided * evaluations * _THERMALGEN_GFLOP[arch]
-
-
-def _size(count: float) -> str:
-    unit = next(
-        (u for u in ("B", "kB", "MB", "GB") if count < 1000 ** (("B", "kB", "MB", "GB").index(u) + 1)), "TB"
-    )
-    return f"{count / 1000 ** ('B', 'kB', 'MB', 'GB', 'TB').index(unit):.1f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _check_options(cfg: AnnotateConfig, views: ViewMap, streams: Sequence[Stream]) -> None:
+    """Options that name views or label sets must fit the streams."""
+    measured = {s.view for s in streams if not s.derive and s.modality == Modality.DEPTH}
+    for option, named, known, what in (
+        ("half_turns", cfg.half_turns, set(views), "view"),
+        ("depth_scale_m", cfg.depth_scale_m, measured, "view with recorded depth"),
+    ):
+        if unknown := sorted(set(named) - known):
+            raise ValueError(f"--{option} names {unknown[0]!r}, which is no {what}. Views: {list(views)}.")
+    estimated = [s.key for s in streams if s.modality == Modality.SEG and s.derive]
+    if estimated and cfg.seg_labels != OFFICIAL_LABELS:
+        raise ValueError(
+            f"--seg_labels={cfg.seg_labels} is the label set of recorded segmentation, but {estimated[0]} "
+            f"would be estimated, in {OFFICIAL_LABELS}. A data set has one label set: leave segmentation out "
+            "of that view in --views."
+        )
+    if estimated and cfg.tokenizers == "patch" and cfg.tokens:
+        raise ValueError(
+            f"{estimated[0]} would be estimated in the {NUM_OFFICIAL_LABELS} classes of {OFFICIAL_LABELS}; "
+            "the weight-free tokenizers code at most 8. Use --tokenizers=official, or leave seg out of "
+            "--modalities."
+        )

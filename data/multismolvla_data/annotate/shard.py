@@ -1,6 +1,6 @@
-"""One finished episode on disk: a complete LeRobotDataset of one episode without its videos, written whole or not at all.
+"""One finished episode on disk: a LeRobotDataset of one episode without its videos, whole or not there.
 
-Shards are what makes a run resumable and spreads it over processes: the merge joins whatever shards are there.
+Shards make an annotation resumable and spread it over processes: the merge joins whatever shards are there.
 """
 
 from __future__ import annotations
@@ -10,142 +10,128 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import table_cast
+from lerobot.datasets.compute_stats import auto_downsample_height_width, get_feature_stats, sample_indices
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.feature_utils import get_hf_features_from_features
+from lerobot.datasets.io_utils import write_tasks
+from lerobot.datasets.utils import DEFAULT_DATA_PATH
+from torch import Tensor
 
 from multismolvla.modalities import Modality
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
-from multismolvla.tokenizers.recipe import id_feature
 from multismolvla_data.annotate.annotator import Annotator, encode
-from multismolvla_data.annotate.config import AnnotateConfig
-from multismolvla_data.annotate.source import Source, shape_of
-from multismolvla_data.annotate.streams import Plan, Stream
-from multismolvla_data.annotate.work import place_of
+from multismolvla_data.annotate.estimators import EstimatorRecipe
+from multismolvla_data.annotate.plan import Stream
+from multismolvla_data.annotate.setup import AnnotationSetup
+from multismolvla_data.annotate.source import Stats
+from multismolvla_data.formats.features import Features, PictureFeature, declare_pictures
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
-#: Statistics of pictures look at no more pixels per side than this, as LeRobot's own do.
-_STATS_SIDE = 150
+#: Beside a shard's data: picture feature of depth -> share of usable pixels.
+VALID_FILE = "valid.json"
 
 
-class Episode:
+@dataclass
+class _Columns:
+    """What an episode gets."""
+
+    values: dict[str, list[Any]]  # added feature -> a value per row: ids, or pictures as encoded files
+    stats: Stats = field(default_factory=dict)  # of the added pictures
+    valid: dict[str, float] = field(default_factory=dict)  # depth feature -> share of usable pixels
+
+
+class ShardWriter:
     """Annotates one episode at a time.
 
     Args:
-        cfg: the options.
-        plan: what to make.
-        source: where from.
+        setup: what to make, and where from.
         annotator: how.
-        added: features that the new dataset gets, see `added_features`.
+        added: features that the new data set gets, see `added_features`.
+        rank: of this process, which names what is unfinished (two containers may share process ids).
     """
 
-    def __init__(
-        self,
-        cfg: AnnotateConfig,
-        plan: Plan,
-        source: Source,
-        annotator: Annotator,
-        added: Mapping[str, dict[str, Any]],
-    ) -> None:
-        self.cfg, self.plan, self.source, self.annotator = cfg, plan, source, annotator
-        self.features = shard_features(source.features, plan, added)
+    def __init__(self, setup: AnnotationSetup, annotator: Annotator, added: Features, rank: int) -> None:
+        self._plan, self._source, self._cfg = setup.plan, setup.source, setup.cfg
+        self._annotator, self._rank = annotator, rank
+        source = setup.source.features
+        kept = {key: f for key, f in source.items() if f["dtype"] != "video" and key not in added}
+        self._features, self._added = kept | added, list(added)
 
     def write(self, episode: int, target: Path, advance: Callable[[int], object]) -> None:
-        """Annotate an episode and store it at ``target``; the folder appears when it is whole.
+        """Annotate an episode into the folder ``target``, which appears when it is whole.
 
-        Processes that were given other numbers of processes may meet in an episode: the one that is first keeps it.
-
-        Args:
-            episode: index in the source.
-            target: folder of the shard.
-            advance: called with the number of frames that were finished.
-
-        Raises:
-            OSError: the disk is full; nothing is left behind.
+        Where another process has finished the same episode meanwhile, that one stays. ``advance`` is called
+        with the number of frames that were finished.
         """
-        # named after the rank, which a lock keeps to one process; host and process id may be equal in two containers
-        partial = target.with_name(f".{target.name}.rank{place_of(self.cfg)[0]}")
+        partial = target.with_name(f".{target.name}.rank{self._rank}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            table = self.source.table(episode)
-            columns, stats, valid = self._columns(table, episode, advance)
-            self._store(partial, table, episode, columns, stats)
-            (partial / "valid.json").write_text(json.dumps(valid))
+            table = self._source.table(episode)
+            columns = self._columns(table, episode, advance)
+            self._store(partial, table, episode, columns)
+            (partial / VALID_FILE).write_text(json.dumps(columns.valid))
             _appear(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _columns(
-        self, table: pa.Table, episode: int, advance: Callable[[int], object]
-    ) -> tuple[dict[str, list[Any]], dict[str, Any], dict[str, float]]:
-        """All added columns of an episode, pictures encoded; statistics of the pictures; shares of valid depth."""
-        columns: dict[str, list[Any]] = {key: [] for key in self.features if key not in self.source.features}
-        columns |= {s.key: [] for s in self.plan.streams if s.store}
-        samples = _Samples(len(table))
-        valid: dict[str, float] = {}
-        keys, size = self.plan.source_keys(), self.cfg.batch_size
-        starts = range(0, len(table), size)
+    def _columns(self, table: pa.Table, episode: int, advance: Callable[[int], object]) -> _Columns:
+        columns = _Columns({key: [] for key in self._added})
+        # as many pictures for the statistics, and as small, as LeRobot takes for its own
+        sampled: dict[str, list[np.ndarray]] = {stream.key: [] for stream in self._plan.stored}
+        wanted = set(sample_indices(len(table)))
+        keys = sorted({self._plan.read_key(stream) for stream in self._plan.streams})
+        total, size = len(table), self._cfg.batch_size
 
-        def read(start: int) -> dict[str, Any]:
-            return self.source.pictures(table, episode, start, min(start + size, len(table)), keys)
+        def read(start: int) -> dict[str, Tensor]:
+            return self._source.pictures(table, episode, start, min(start + size, total), keys)
 
         # the next batch is decoded and the last one encoded while this one is computed
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self.cfg.num_workers) as encoders:
-            upcoming: Future[dict[str, Any]] = ahead.submit(read, 0)
-            for start in starts:
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self._cfg.num_workers) as encoders:
+            upcoming: Future[dict[str, Tensor]] = ahead.submit(read, 0)
+            for start in range(0, total, size):
                 pictures = upcoming.result()
-                if start + size < len(table):
-                    upcoming = ahead.submit(read, start + size)
-                stop = min(start + size, len(table))
-                batch = self.annotator.annotate(pictures, [(episode, t) for t in range(start, stop)])
-                for stream in (s for s in self.plan.streams if s.store):
+                stop = min(start + size, total)
+                if stop < total:
+                    upcoming = ahead.submit(read, stop)
+                batch = self._annotator.annotate(pictures, [(episode, t) for t in range(start, stop)])
+                for stream in self._plan.stored:
                     stored = batch.stored[stream.key]
-                    samples.add(stream, start, stored)
-                    columns[stream.key] += [
-                        {"bytes": data, "path": None} for data in encoders.map(encode, stored)
-                    ]
+                    for picture in (p for t, p in enumerate(stored, start) if t in wanted):
+                        small = auto_downsample_height_width(picture.transpose(2, 0, 1))
+                        sampled[stream.key].append(small.copy())  # a view would keep the batch in memory
+                    files = encoders.map(encode, stored)
+                    columns.values[stream.key] += [{"bytes": data, "path": None} for data in files]
                 for key, ids in batch.ids.items():
-                    columns[key] += list(ids)
+                    columns.values[key] += list(ids)
                 for key, share in batch.valid.items():
-                    valid[key] = valid.get(key, 0.0) + share * (stop - start) / len(table)
+                    columns.valid[key] = columns.valid.get(key, 0.0) + share * (stop - start) / total
                 advance(stop - start)
-        return columns, samples.stats(), valid
+        columns.stats = {s.key: _statistics(sampled[s.key], s.modality) for s in self._plan.stored}
+        return columns
 
-    def _store(
-        self,
-        root: Path,
-        table: pa.Table,
-        episode: int,
-        columns: Mapping[str, list[Any]],
-        stats: dict[str, Any],
-    ) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        from datasets.table import table_cast
-        from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-        from lerobot.datasets.feature_utils import get_hf_features_from_features
-        from lerobot.datasets.io_utils import write_tasks
-        from lerobot.datasets.utils import DEFAULT_DATA_PATH
-
-        old = self.source.meta
-        first = int(old.episodes[episode]["dataset_from_index"])
+    def _store(self, root: Path, table: pa.Table, episode: int, columns: _Columns) -> None:
+        old = self._source.meta
+        # Counting columns as if the episode stood alone; the merge shifts them back.
+        first = {"index": int(old.episodes[episode]["dataset_from_index"]), "episode_index": episode}
         meta = LeRobotDatasetMetadata.create(
-            "local/shard", old.fps, self.features, old.robot_type, root=root, use_videos=False
+            "local/shard", old.fps, self._features, old.robot_type, root=root, use_videos=False
         )
         schema = get_hf_features_from_features(meta.features).arrow_schema
         arrays = []
         for name in schema.names:
-            if name in columns:
-                arrays.append(pa.array(columns[name], type=schema.field(name).type))
-            elif name in ("index", "episode_index"):
-                arrays.append(
-                    pa.array(
-                        [v - (first if name == "index" else episode) for v in table.column(name).to_pylist()]
-                    )
-                )
+            if name in columns.values:
+                arrays.append(pa.array(columns.values[name], type=schema.field(name).type))
+            elif name in first:
+                arrays.append(pa.array([v - first[name] for v in table.column(name).to_pylist()]))
             else:
                 arrays.append(table.column(name))
         path = root / DEFAULT_DATA_PATH.format(chunk_index=0, file_index=0)
@@ -153,13 +139,15 @@ class Episode:
         pq.write_table(table_cast(pa.table(arrays, names=schema.names), schema), path)
         meta.tasks = old.tasks.copy()  # all of them, so that task indices stay what they are
         write_tasks(meta.tasks, root)
-        known = _shifted(self.source.stats(episode), first, episode)
-        known = {k: v for k, v in known.items() if k not in columns}  # none for ids, new ones for pictures
+        stats = {k: v for k, v in self._source.stats(episode).items() if k not in columns.values}
+        for name in first.keys() & stats.keys():
+            unshifted = stats[name].items()
+            stats[name] = {k: v if k in ("std", "count") else v - first[name] for k, v in unshifted}
         meta.save_episode(
             0,
             len(table),
             list(old.episodes[episode]["tasks"]),
-            known | stats,
+            stats | columns.stats,
             {"data/chunk_index": 0, "data/file_index": 0},
         )
         meta.finalize()
@@ -175,99 +163,42 @@ def _appear(partial: Path, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Samples:
-    """Pictures for the statistics: as many per episode, and as small, as LeRobot takes for its own."""
-
-    def __init__(self, length: int) -> None:
-        from lerobot.datasets.compute_stats import sample_indices
-
-        self._wanted = set(sample_indices(length))
-        self._taken: dict[str, list[np.ndarray]] = {}
-        self._scale: dict[str, float] = {}
-
-    def add(self, stream: Stream, start: int, stored: np.ndarray) -> None:
-        step = max(1, max(stored.shape[1:3]) // _STATS_SIDE)
-        self._scale[stream.key] = 1.0 if stream.modality == Modality.DEPTH else 255.0
-        chosen = [picture[::step, ::step] for t, picture in enumerate(stored, start) if t in self._wanted]
-        self._taken.setdefault(stream.key, []).extend(chosen)
-
-    def stats(self) -> dict[str, dict[str, np.ndarray]]:
-        import numpy as np
-        from lerobot.datasets.compute_stats import get_feature_stats
-
-        made = {}
-        for key, pictures in self._taken.items():
-            channels_first = np.stack(pictures).transpose(0, 3, 1, 2)
-            raw = get_feature_stats(channels_first, axis=(0, 2, 3), keepdims=True)
-            made[key] = {
-                k: v if k == "count" else np.squeeze(v / self._scale[key], axis=0) for k, v in raw.items()
-            }
-        return made
+def _statistics(sampled: list[np.ndarray], modality: str) -> dict[str, np.ndarray]:
+    """Statistics of pictures (C, H, W), in the shape and scale of LeRobot's own."""
+    scale = 1.0 if modality == Modality.DEPTH else 255.0
+    raw = get_feature_stats(np.stack(sampled), axis=(0, 2, 3), keepdims=True)
+    return {k: v if k == "count" else np.squeeze(v / scale, axis=0) for k, v in raw.items()}
 
 
-def added_features(
-    cfg: AnnotateConfig,
-    plan: Plan,
-    source: Mapping[str, dict[str, Any]],
-    lengths: Mapping[str, int],
-    provenance: Mapping[str, dict[str, Any]],
-    fingerprints: Mapping[str, Mapping[str, str]],
-) -> dict[str, dict[str, Any]]:
-    """Features that the new dataset gets beside, or in place of, the source's.
+def added_features(setup: AnnotationSetup, recipes: Mapping[str, EstimatorRecipe]) -> Features:
+    """Features that the new data set gets beside, or in place of, the source's.
 
-    Args:
-        cfg: the options.
-        plan: what is made.
-        source: the source's features.
-        lengths: modality -> number of ids per picture.
-        provenance: modality -> the estimator's provenance.
-        fingerprints: modality -> part -> fingerprint of the tokenizer's weights.
+    ``recipes`` are the estimators', by modality.
     """
-    made: dict[str, dict[str, Any]] = {}
-    for stream in plan.streams:
+    made: Features = {}
+    for stream in setup.plan.streams:
         if stream.store:
-            like = stream.key if not stream.derive else plan.rgb_key(stream.view)
-            made[stream.key] = _picture_feature(stream, shape_of(source[like]), provenance)
+            key = setup.plan.read_key(stream)
+            like = PictureFeature.read(key, setup.source.features[key])
+            made[stream.key] = _stored_pictures(stream, like, recipes.get(stream.modality))
         if stream.tokenize:
-            recipe = cfg.recipe(stream.view, stream.modality, fingerprints.get(stream.modality))
-            feature = id_feature(recipe, lengths[stream.modality])
-            feature["info"] |= {"provenance": stream.provenance}
-            made[stream.token_key] = feature
+            ids = setup.tokenizers.feature(stream)
+            ids["info"]["provenance"] = stream.provenance
+            made[stream.token_key] = ids
     return made
 
 
-def shard_features(
-    source: Mapping[str, dict[str, Any]], plan: Plan, added: Mapping[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Features of a shard: the source's without videos and without what is made anew, then the added ones."""
-    kept = {k: f for k, f in source.items() if f["dtype"] != "video" and k not in added}
-    return {**kept, **added}
-
-
-def _picture_feature(
-    stream: Stream, size: tuple[int, int, int], provenance: Mapping[str, dict[str, Any]]
-) -> dict[str, Any]:
-    depth = stream.modality == Modality.DEPTH
-    info: dict[str, Any] = {"modality": stream.modality, "provenance": stream.provenance}
-    if depth:
-        info |= {"is_depth_map": True, "depth_unit": "mm"}
-    elif stream.modality == Modality.SEG:
-        info |= {"channels": ["class", "zero", "zero"], "labels": ["none", *COCO_PANOPTIC]}
-    else:
-        info |= {"unit": "relative temperature, 0..255 = 0..1"}
-    if stream.derive:
-        info |= {"estimator": dict(provenance[stream.modality])}
-        if depth and provenance[stream.modality].get("output") == "relative":
-            info |= {"meaning": "affine-invariant depth on a nominal scale, not metres"}
-    else:
-        info |= {"scale": stream.scale}
-    shape = (size[0], size[1], 1 if depth else 3)
-    return {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"], "info": info}
-
-
-def _shifted(stats: dict[str, dict[str, Any]], first: int, episode: int) -> dict[str, dict[str, Any]]:
-    """Statistics of the counting columns as if the episode stood alone; the merge shifts them back."""
-    for key, offset in (("index", first), ("episode_index", episode)):
-        if key in stats:
-            stats[key] = {k: v if k in ("std", "count") else v - offset for k, v in stats[key].items()}
-    return stats
+def _stored_pictures(stream: Stream, like: PictureFeature, recipe: EstimatorRecipe | None) -> dict[str, Any]:
+    info: dict[str, object] = {}
+    if stream.modality == Modality.DEPTH:
+        info["depth_unit"] = "mm"
+    if stream.derive and recipe:
+        info["estimator"] = msgspec.to_builtins(recipe)
+        if recipe.settings.get("output") == "relative":
+            info["meaning"] = "affine-invariant depth on a nominal scale, not metres"
+    if stream.modality == Modality.SEG:
+        info["channels"] = ["class", "zero", "zero"]
+    if not stream.derive:
+        info["scale"] = stream.scale
+    labels = ["none", *COCO_PANOPTIC]
+    return declare_pictures(stream.modality, like.height, like.width, stream.provenance, labels, **info)

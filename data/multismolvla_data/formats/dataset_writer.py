@@ -1,108 +1,103 @@
-"""The shape of our data sets: features, per-modality metadata, and the file that tells where they come from."""
+"""The data set of a recording or a replay: a LeRobotDataset to which episodes are appended."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from multismolvla.modalities import Modality, Provenance, default_view_map
+import datasets
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from PIL import Image
 
-if TYPE_CHECKING:
-    import numpy as np
-
+from lerobot_env_multismolvla.labels import label_set
+from multismolvla.modalities import Provenance, default_view_map
+from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
+from multismolvla.system.files import whole_file
+from multismolvla_data.formats.episode_files import SIMULATION, save_arrays
+from multismolvla_data.formats.features import Features, declare_pictures
+from multismolvla_data.formats.metadata import DatasetMetadata, write_metadata
 
 FPS = 20
 STATE_NAMES = ["x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right"]
 ACTION_NAMES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+#: First pictures of every task, inside the data set and, while it is made, beside it.
+PREVIEW = "preview.png"
+#: Simulator states before each frame and executed actions, from which episodes can be rendered again.
+STATES_FOLDER = "meta/simulation"
 
 
-def features(size: int, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """LeRobot features of a data set with all modalities of the default view map.
-
-    Args:
-        size: picture height and width in pixels.
-        labels: names of the segmentation classes; the position is the id.
-
-    Returns:
-        LeRobot v3 feature dictionary. Depth is a float32 image (stored as TIFF, lossless) in metres; segmentation is
-        an RGB PNG with the class in R and the instance in G, because LeRobot cannot store one-channel uint8 and a
-        lossy video would invent classes.
-    """
-    declared: dict[str, dict[str, Any]] = {
+def features(size: int, labels: tuple[str, ...]) -> Features:
+    """Features of a data set with all modalities of the default view map, pictures of ``size`` pixels."""
+    declared: Features = {
         "observation.state": {"dtype": "float32", "shape": (8,), "names": STATE_NAMES},
         "action": {"dtype": "float32", "shape": (7,), "names": ACTION_NAMES},
     }
     for streams in default_view_map().values():
         for modality, key in streams.items():
-            channels = 1 if modality == Modality.DEPTH else 3
-            info: dict[str, Any] = {"modality": str(modality), "provenance": str(Provenance.SENSOR)}
-            if modality == Modality.DEPTH:
-                info |= {"is_depth_map": True}
-            if modality == Modality.SEG:
-                info |= {"labels": list(labels), "channels": ["class", "instance", "zero"]}
-            if modality == Modality.THERMAL:
-                info |= {"unit": "relative temperature, 0..255 = 0..1"}
-            names = ["height", "width", "channels"]
-            declared[key] = {"dtype": "image", "shape": (size, size, channels), "names": names, "info": info}
+            declared[key] = declare_pictures(modality, size, size, Provenance.SENSOR.value, labels)
     return declared
 
 
-def create_dataset(root: Path, repo_id: str, suite: str, size: int) -> Any:
-    """An empty :class:`~lerobot.datasets.LeRobotDataset` in write mode at ``root``, in place of what is there.
+class DatasetWriter:
+    """A new data set of a suite's episodes at ``root``, in place of what is there.
 
-    Args:
-        root: folder of the data set.
-        repo_id: name stored in it.
-        suite: decides the segmentation's labels.
-        size: picture height and width in pixels.
+    Attributes:
+        lengths: frames of the episodes so far.
     """
-    import datasets
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_env_multismolvla.labels import label_set
+    def __init__(self, root: Path, repo_id: str, suite: str, size: int) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        datasets.disable_progress_bars()  # one bar per episode would bury the command's own
+        self._root = root
+        self._dataset = LeRobotDataset.create(
+            repo_id=repo_id,
+            fps=FPS,
+            features=features(size, label_set(suite)),
+            root=root,
+            robot_type="panda",
+            use_videos=False,
+        )
+        self.lengths: list[int] = []
+        self._examples: dict[str, Mapping[str, np.ndarray]] = {}
 
-    shutil.rmtree(root, ignore_errors=True)
-    datasets.disable_progress_bars()  # one bar per episode would bury the recorder's own
-    return LeRobotDataset.create(
-        repo_id=repo_id,
-        fps=FPS,
-        features=features(size, label_set(suite)),
-        root=root,
-        robot_type="panda",
-        use_videos=False,
-    )
+    def append(self, episode: Mapping[str, np.ndarray], instruction: str) -> None:
+        """Append an episode: arrays with one row per frame, as of `.episode_files.load_episode`."""
+        frames = {key: rows for key, rows in episode.items() if not key.startswith(SIMULATION)}
+        simulation = {k.removeprefix(SIMULATION): rows for k, rows in episode.items() if k not in frames}
+        length = len(frames["action"])
+        for t in range(length):
+            self._dataset.add_frame({**{key: rows[t] for key, rows in frames.items()}, "task": instruction})
+        self._dataset.save_episode()
+        if simulation:
+            folder = self._root / STATES_FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            save_arrays(folder / f"episode_{len(self.lengths):06d}.npz", simulation)
+        self.lengths.append(length)
+        if instruction not in self._examples:
+            self._examples[instruction] = {key: rows[length // 2] for key, rows in frames.items()}
+            self._preview(self._root.parent / PREVIEW)
+
+    def finish(self, metadata: DatasetMetadata) -> None:
+        """Complete the files; the metadata come last."""
+        self._dataset.finalize()
+        self._preview(self._root / PREVIEW)
+        metadata.episode_lengths = self.lengths
+        write_metadata(self._root, metadata)
+
+    def _preview(self, target: Path) -> None:
+        """Draw a frame of every task so far; a mistake shall show before the last episode."""
+        with whole_file(target) as partial:
+            preview_sheet(self._examples).save(partial)
 
 
-def append_episode(dataset: Any, episode: Mapping[str, np.ndarray], instruction: str) -> int:
-    """Append an episode to a dataset in write mode.
-
-    Args:
-        dataset: of :func:`create_dataset`.
-        episode: arrays with one row per frame, see :func:`.episode.load_episode`.
-        instruction: what the episode's task is.
-
-    Returns:
-        Number of frames.
-    """
-    frames = len(episode["action"])
-    for t in range(frames):
-        dataset.add_frame({**{key: rows[t] for key, rows in episode.items()}, "task": instruction})
-    dataset.save_episode()
-    return frames
-
-
-def stream_metadata(suite: str, render_quality: str) -> dict[str, Any]:
-    """The part of the metadata that tells what the streams are; the same for every simulated data set."""
-    from lerobot_env_multismolvla.labels import label_set
-
-    views = default_view_map()
-    return {
-        "render_quality": render_quality,
-        "views": views,
-        "provenance": {m: str(Provenance.SENSOR) for m in next(iter(views.values()))},
-        "thermal": "simulated: temperature per body, rendered through segmentation, blurred, noisy",
-        "labels": list(label_set(suite)),
-        "depth_unit": "m",
-    }
+def preview_sheet(frames: Mapping[str, Mapping[str, np.ndarray]]) -> Image.Image:
+    """Contact sheet with a row per task and view; frames by instruction, pictures (H, W, C) by feature."""
+    rows = []
+    for instruction, frame in frames.items():
+        for view, streams in default_view_map().items():
+            pictures = {m: frame[key].transpose(2, 0, 1) for m, key in streams.items() if key in frame}
+            tiles = [Tile(colourise(m, picture, depth_span=None), m) for m, picture in pictures.items()]
+            rows.append(SheetRow(f"{instruction}: {view}", tiles))
+    return contact_sheet(rows, side=160)

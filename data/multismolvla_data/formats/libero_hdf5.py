@@ -2,23 +2,21 @@
 
 Layout, as LIBERO's ``scripts/create_dataset.py`` writes it: group ``data`` (attributes ``bddl_file_name``,
 ``env_args`` and ``problem_info`` in JSON, ``num_demos``, ...) with one group ``demo_<i>`` per demonstration:
-``actions`` (T, 7), ``states`` (T, 1 + nq + nv), ``robot_states`` (T, 9), ``rewards`` and ``dones`` (T,), ``obs/*``, and
-the attributes ``num_samples``, ``init_state`` and ``model_file`` (the scene as MuJoCo XML).
+``actions`` (T, 7), ``states`` (T, 1 + nq + nv), ``robot_states`` (T, 9), ``rewards`` and ``dones`` (T,),
+``obs/*``, and the attributes ``num_samples``, ``init_state`` and ``model_file`` (the scene as MuJoCo XML).
 
-``states[t]`` is the simulator *before* ``actions[t]``; the pictures in ``obs`` were taken *after* it. Whoever trains
-on the file's own pictures must shift them by one; a replay from states needs no such shift.
+``states[t]`` is the simulator *before* ``actions[t]``; the pictures in ``obs`` were taken *after* it. Whoever
+trains on the file's own pictures must shift them by one; a replay from states needs no such shift.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import h5py
@@ -53,38 +51,21 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class DemoFile:
-    """What a demonstration file holds, without the large arrays.
-
-    Attributes:
-        path: the file.
-        task: name of the task, from the file's name.
-        noops: per demonstration, bool (T,): which actions are no-ops; keys in numeric order.
-        digest: hash over all actions and first states, which identifies the content.
-    """
+    """What a demonstration file holds, without the large arrays."""
 
     path: Path
-    task: str
-    noops: dict[str, np.ndarray]
-    digest: str
+    task: str  # from the file's name
+    noops: dict[str, np.ndarray]  # per demonstration, in numeric order: bool (T,), which actions are no-ops
+    digest: str  # over all actions and first states
 
 
 def find_demo_files(source: Path) -> list[Path]:
-    """The demonstration files that ``source`` names: itself, or those directly in the folder, by name.
-
-    Raises:
-        DemoFileError: there is none, or the file is not named after a task.
-    """
-    if source.is_file():
-        if not source.name.endswith(SUFFIX):
-            raise DemoFileError(
-                f"{source}: the task is read from the file's name, so it must be called <task>{SUFFIX}."
-            )
-        return [source]
-    files = sorted(source.glob(f"*{SUFFIX}"))
-    if not files:
-        what = "has no such file" if source.is_dir() else "does not exist"
+    """The demonstration files that ``source`` names: itself, or those directly in the folder, by name."""
+    files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
+    if not files or not files[0].name.endswith(SUFFIX):
         raise DemoFileError(
-            f"{source} {what}: expected a file <task>{SUFFIX} or a folder of them, e.g. LIBERO's libero_object."
+            f"--source={source}: expected a file <task>{SUFFIX} (its name tells the task) or a folder of "
+            "them, e.g. LIBERO's libero_object."
         )
     return files
 
@@ -92,14 +73,8 @@ def find_demo_files(source: Path) -> list[Path]:
 def noop_mask(actions: np.ndarray) -> np.ndarray:
     """Which actions do nothing, by the rule that OpenVLA's ``regenerate_libero_dataset.py`` made common.
 
-    An action is a no-op when its six motion components have a norm below 1e-4 and its gripper command equals that of
-    the last action that was *kept*. Before any action is kept the motion alone decides.
-
-    Args:
-        actions: (T, 7).
-
-    Returns:
-        bool (T,), True = no-op.
+    An action (T, 7) is a no-op when its six motion components have a norm below 1e-4 and its gripper command
+    equals that of the last action that was *kept*. Before any action is kept the motion alone decides.
     """
     mask = np.linalg.norm(actions[:, :-1], axis=1) < NOOP_THRESHOLD
     gripper = None
@@ -128,21 +103,13 @@ def inspect_demo_file(path: Path) -> DemoFile:
 
 
 def read_demo(path: Path, name: str) -> Demonstration:
-    """Read one demonstration.
-
-    Raises:
-        DemoFileError: the file or the demonstration is damaged or not there.
-    """
+    """Read one demonstration, which must be there and undamaged."""
     with _open(path) as data:
         return _read(path, data, name)
 
 
 def fixture_poses(model_xml: str, bodies: Sequence[str]) -> dict[str, np.ndarray]:
     """Where fixtures stood when a demonstration was recorded: LIBERO's states do not hold it.
-
-    Args:
-        model_xml: the demonstration's ``model_file``.
-        bodies: names of the fixtures' bodies.
 
     Returns:
         Body name -> float64 (7,): position in metres, unit quaternion w x y z.
@@ -165,48 +132,13 @@ def fixture_poses(model_xml: str, bodies: Sequence[str]) -> dict[str, np.ndarray
     return poses
 
 
-def write_libero_hdf5(
-    target: Path,
-    demos: Sequence[Demonstration],
-    attributes: Mapping[str, Any],
-    extras: Sequence[Mapping[str, np.ndarray]] = (),
-) -> None:
-    """Write demonstrations in the official layout; the last step of each is marked as the successful one.
-
-    Args:
-        target: file to write, ``<task>_demo.hdf5``.
-        demos: the demonstrations.
-        attributes: attributes of the group ``data``; dictionaries are written as JSON, the counts are added.
-        extras: per demonstration further data sets, e.g. ``{"robot_states": ..., "obs/ee_pos": ...}``.
-    """
-    with h5py.File(target, "w") as file:
-        data = file.create_group("data")
-        for key, value in attributes.items():
-            data.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
-        data.attrs["num_demos"] = len(demos)
-        data.attrs["total"] = sum(len(demo.actions) for demo in demos)
-        for number, demo in enumerate(demos):
-            group = data.create_group(f"demo_{number}")
-            last = np.zeros(len(demo.actions), np.uint8)
-            last[-1:] = 1
-            arrays = {"actions": demo.actions, "states": demo.states, "rewards": last, "dones": last}
-            for key, value in {**arrays, **(extras[number] if extras else {})}.items():
-                group.create_dataset(key, data=value)
-            group.attrs["num_samples"] = len(demo.actions)
-            group.attrs["init_state"] = demo.states[0]
-            if demo.model_xml is not None:
-                group.attrs["model_file"] = demo.model_xml
-
-
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[h5py.Group]:
     """The group ``data`` of a file; whatever HDF5 finds wrong with the file is named."""
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
-                raise DemoFileError(
-                    f"{path} has no group 'data' but {sorted(file)}: not a file of LIBERO's demonstrations."
-                )
+                raise DemoFileError(f"{path} has no group 'data' but {sorted(file)}: no file of LIBERO's.")
             yield file["data"]
     except OSError as error:
         raise DemoFileError(
@@ -214,7 +146,7 @@ def _open(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _demo_names(path: Path, data: Any) -> list[str]:
+def _demo_names(path: Path, data: h5py.Group) -> list[str]:
     """Names ``demo_<i>`` in numeric order (HDF5's own order puts demo_10 before demo_2)."""
     names = [name for name in data if name.startswith("demo_") and name[5:].isdecimal()]
     if not names:
@@ -222,13 +154,13 @@ def _demo_names(path: Path, data: Any) -> list[str]:
     announced = int(data.attrs.get("num_demos", len(names)))
     if announced != len(names):
         raise DemoFileError(
-            f"{path} announces {announced} demonstrations and has {len(names)}: incomplete. Fetch it again, or correct "
-            "the attribute num_demos if some were removed on purpose."
+            f"{path} announces {announced} demonstrations and has {len(names)}: incomplete. Fetch it again, "
+            "or correct the attribute num_demos if some were removed on purpose."
         )
     return sorted(names, key=lambda name: int(name[5:]))
 
 
-def _check_attributes(path: Path, data: Any) -> None:
+def _check_attributes(path: Path, data: h5py.Group) -> None:
     """What the file says about itself must fit its name and our control; converted files may say nothing."""
     task = path.name.removesuffix(SUFFIX)
     bddl = Path(_text(data.attrs.get("bddl_file_name", task))).name.removesuffix(".bddl")
@@ -239,16 +171,15 @@ def _check_attributes(path: Path, data: Any) -> None:
     except json.JSONDecodeError as error:
         raise DemoFileError(f"{path}: the attribute env_args is not JSON: {error}.") from error
     rate = arguments.get("control_freq", CONTROL_HZ)
-    if rate != CONTROL_HZ:
-        raise DemoFileError(
-            f"{path} was recorded at {rate} Hz; LIBERO's demonstrations are at {CONTROL_HZ} Hz."
-        )
     controller = (arguments.get("controller_configs") or {}).get("type", "OSC_POSE")
-    if controller != "OSC_POSE":
-        raise DemoFileError(f"{path} was recorded with controller {controller!r}; expected 'OSC_POSE'.")
+    if (rate, controller) != (CONTROL_HZ, "OSC_POSE"):
+        raise DemoFileError(
+            f"{path} was recorded at {rate} Hz with controller {controller!r}; expected {CONTROL_HZ} Hz and "
+            "'OSC_POSE'."
+        )
 
 
-def _read(path: Path, data: Any, name: str) -> Demonstration:
+def _read(path: Path, data: h5py.Group, name: str) -> Demonstration:
     place = f"{path}: data/{name}"
     if name not in data:
         raise DemoFileError(f"{place} does not exist; the file has {_demo_names(path, data)}.")
@@ -261,36 +192,16 @@ def _read(path: Path, data: Any, name: str) -> Demonstration:
         raise DemoFileError(f"{place}/actions has shape {actions.shape}; expected (steps, {ACTION_SIZE}).")
     if states.ndim != 2 or len(states) != len(actions):
         raise DemoFileError(
-            f"{place}/states has shape {states.shape} beside {len(actions)} actions; expected a state per action."
+            f"{place}/states has shape {states.shape} beside {len(actions)} actions; expected one per action."
         )
     for key, values in (("actions", actions), ("states", states)):
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise DemoFileError(f"{place}/{key} has a value that is not finite, first in row {row}.")
+        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(broken):
+            raise DemoFileError(f"{place}/{key} has a value that is not finite, first in row {broken[0]}.")
     xml = group.attrs.get("model_file")
     return Demonstration(actions, states, None if xml is None else _text(xml))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """An attribute as text; HDF5 has strings of fixed length, too, which h5py gives as bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def demo_files(source: Path) -> list[DemoFile]:
-    """The checked demonstration files that ``source`` names.
-
-    Raises:
-        DemoFileError: there is none, or one is damaged or foreign.
-    """
-    return [_inspect(path, *_stamp(path)) for path in find_demo_files(source)]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-@cache
-def _inspect(path: Path, size: int, changed: int) -> DemoFile:
-    """Read a file once for plan and fingerprint; size and time only tell whether it is still the same."""
-    del size, changed
-    return inspect_demo_file(path)

@@ -1,7 +1,4 @@
-"""Processes that render episodes, and the simulator that each of them keeps open.
-
-One at a time: ten LIBERO scenes with their textures would fill the memory.
-"""
+"""Processes that render episodes, and the simulators that each of them keeps open."""
 
 from __future__ import annotations
 
@@ -9,15 +6,137 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from multismolvla.system.processes import end_with_parent
-from multismolvla_data.formats.workspace import RecordingError
+import numpy as np
 
-_OPEN: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+from multismolvla.modalities import Modality, default_view_map
+from multismolvla.system.command import CommandError
+from multismolvla.system.processes import end_with_parent
+from multismolvla_data.formats.metadata import JsonObject
+
+
+@dataclass(frozen=True)
+class SimulatorSettings:
+    """How scenes of a suite are simulated and rendered; a value that cannot be is a ValueError."""
+
+    suite: str
+    size: int  # picture height and width in pixels
+    render_quality: str  # default or fast
+    init_split: str = "all"  # of the initial states
+    settle_steps: int | None = None  # no-op steps after a reset; None = the suite's own number
+    libero_assets: str | None = None  # folder; None = the usual places
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise ValueError(f"--size={self.size}: expected at least 16 pixels.")
+        if self.render_quality not in ("default", "fast"):
+            raise ValueError(f"--render_quality={self.render_quality}: expected 'default' or 'fast'.")
+        if self.settle_steps is not None and self.settle_steps < 0:
+            raise ValueError(f"--settle_steps={self.settle_steps}: expected 0 or more.")
+
+    def identity(self) -> JsonObject:
+        """What decides the pictures; where LIBERO's assets lie does not, but they must be there."""
+        from lerobot_env_multismolvla.libero.setup import require_libero_assets
+        from lerobot_env_multismolvla.mini import MINI_VERSION, SUITE_NAME, assets_hash
+        from multismolvla.system.libero_assets import identify
+
+        known = asdict(self)
+        folder = known.pop("libero_assets")
+        if self.suite == SUITE_NAME:
+            return known | {"version": MINI_VERSION, "assets": assets_hash()}
+        return known | {"assets": identify(require_libero_assets(self.suite, folder)).hash}
+
+
+def suite_tasks(suite: str) -> dict[str, str]:
+    """Names and instructions of a suite's tasks, in the suite's order."""
+    from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
+
+    if suite == SUITE_NAME:
+        return {name: name.replace("_", " ") for name in TASKS}
+    from lerobot_env_multismolvla.multimodal_env import get_suite
+
+    return {task.name: task.language for task in get_suite(suite).tasks}
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A task's environment, with the step that makes data set frames of its observations."""
+
+    env: Any  # a MultiModalLiberoEnv whose model is not rebuilt at a reset
+    processor: Any  # LeRobot's pipeline of observations, as in evaluation
+
+    def frame(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One raw observation -> arrays in the data set's units.
+
+        Returns:
+            RGB, segmentation and thermal uint8 (H, W, 3); depth float32 (H, W, 1) metres;
+            ``observation.state`` float32 (8,).
+        """
+        from lerobot.envs.utils import preprocess_observation
+
+        processed = self.processor.process_observation(preprocess_observation(batch_of_one(observation)))
+        frame = {"observation.state": processed["observation.state"][0].numpy()}
+        for streams in default_view_map().values():
+            for modality, key in streams.items():
+                if key in processed:
+                    picture = processed[key][0].permute(1, 2, 0).numpy()
+                    is_depth = modality == Modality.DEPTH
+                    frame[key] = picture if is_depth else np.rint(picture * 255.0).astype(np.uint8)
+        return frame
+
+
+def batch_of_one(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the leading axis that a vector environment would add."""
+    return {
+        key: batch_of_one(value) if isinstance(value, Mapping) else np.asarray(value)[None]
+        for key, value in observation.items()
+    }
+
+
+#: Simulators of this process. Making one of the mini suite costs a second, a reset 20 ms.
+_OPEN: dict[tuple[SimulatorSettings, int], Simulator] = {}
+
+
+def simulator(settings: SimulatorSettings, task_id: int) -> Simulator:
+    """The simulator of a task, kept for the next call; of LIBERO's scenes, whose textures are large, one."""
+    if (settings, task_id) not in _OPEN:
+        from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+        from lerobot_env_multismolvla.mini import SUITE_NAME
+
+        if settings.suite != SUITE_NAME:
+            close_simulators()
+        config = MultiSmolVLALiberoConfig(
+            task=settings.suite,
+            observation_height=settings.size,
+            observation_width=settings.size,
+            render_quality=settings.render_quality,
+            init_split=settings.init_split,
+            num_steps_wait=-1 if settings.settle_steps is None else settings.settle_steps,
+            hard_reset=False,
+            libero_assets=settings.libero_assets,
+        )
+        env = config.env_maker(settings.suite, task_id)()
+        _OPEN[settings, task_id] = Simulator(env, config.get_env_processors()[0])
+    return _OPEN[settings, task_id]
+
+
+def close_simulators() -> None:
+    """Close the simulators that are open."""
+    for opened in _OPEN.values():
+        opened.env.close()
+    _OPEN.clear()
+
+
+def worker_count(workers: int) -> int:
+    """The option ``--workers`` as a number of processes; 0 = one for each core."""
+    if workers < 0:
+        raise ValueError(f"--workers={workers}: expected 0 (one per core) or more.")
+    return workers or len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
@@ -25,16 +144,16 @@ def simulator_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for simulators. They end with this one, whatever ends it; jobs that wait are dropped.
 
     Raises:
-        RecordingError: a process died.
+        CommandError: a process died.
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise RecordingError(
-            "a simulator process died, perhaps for want of memory (2 to 4 GB each). The same command continues; give it "
-            "fewer --workers."
+        raise CommandError(
+            "a simulator process died, perhaps for want of memory (2 to 4 GB each). The same command "
+            "continues; give it fewer --workers."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -46,46 +165,3 @@ def _begin_worker() -> None:
     os.environ.update(LP_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the workers in order
-
-
-def simulator(
-    suite: str, task_id: int, *, size: int, render_quality: str, settle_steps: int, libero_assets: str | None
-) -> tuple[Any, Any]:
-    """Environment and observation processor of a task, kept until another one is asked for.
-
-    Args:
-        suite: suite name.
-        task_id: task within the suite.
-        size: picture height and width in pixels.
-        render_quality: ``"default"`` or ``"fast"``.
-        settle_steps: no-op steps after a reset.
-        libero_assets: folder of LIBERO's assets, or ``None`` for the usual places.
-
-    Returns:
-        The environment with all initial states, and the step that makes dataset frames of its observations. Its model
-        is not rebuilt at a reset.
-    """
-    key = (suite, task_id, size, render_quality, settle_steps, libero_assets)
-    if key not in _OPEN:
-        from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-
-        close_simulator()
-        config = MultiSmolVLALiberoConfig(
-            task=suite,
-            observation_height=size,
-            observation_width=size,
-            render_quality=render_quality,
-            init_split="all",
-            num_steps_wait=settle_steps,
-            hard_reset=False,
-            libero_assets=libero_assets,
-        )
-        _OPEN[key] = (config.env_maker(suite, task_id)(), config.get_env_processors()[0])
-    return _OPEN[key]
-
-
-def close_simulator() -> None:
-    """Close the simulator that is open, if any."""
-    for env, _ in _OPEN.values():
-        env.close()
-    _OPEN.clear()

@@ -1,20 +1,19 @@
-"""What a replay will do and what it did: files matched with tasks, and tables for the terminal."""
+"""What a replay will do and what it did: demonstrations matched with tasks, and tables for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from multismolvla_data.formats.libero_hdf5 import demo_files
+from multismolvla_data.formats.libero_hdf5 import DemoFile, find_demo_files, inspect_demo_file
+from multismolvla_data.formats.metadata import JsonObject
+from multismolvla_data.formats.simulators import suite_tasks
+from multismolvla_data.replay.config import ReplayConfig
 
-if TYPE_CHECKING:
-    from multismolvla_data.replay.config import ReplayConfig
-    from multismolvla_data.replay.episode import Failure, Job
-
-#: For the estimate of --dry-run: one core's time for a frame of LIBERO's scenes (two cameras, all modalities, 256
-#: pixels, software OpenGL), and this process's for writing it. Measured on a shared machine as CPU time.
+#: For the estimate of --dry-run: one core's time for a frame of LIBERO's scenes (two cameras, all modalities,
+#: 256 pixels, software OpenGL), and this process's for writing it. Measured on a shared machine as CPU time.
 RENDER_SECONDS = {"default": 0.4, "fast": 0.2}
 WRITE_SECONDS = 0.13
 #: Disk space of a frame at 256 pixels while both the episode's file and the data set exist (0.4 + 0.6 MB).
@@ -22,84 +21,117 @@ MEGABYTES_PER_FRAME = 1.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a replay will do.
+class PlannedDemo:
+    """One demonstration to replay."""
 
-    Attributes:
-        jobs: the demonstrations, in the data set's order: by task, then by number.
-        instructions: instruction by task number.
-    """
+    task_id: int
+    path: Path  # of the file
+    demo: str  # its group there, demo_<i>
+    frames: int  # that remain of it
+    dropped: int  # no-ops that do not
 
-    jobs: tuple[Job, ...]
-    instructions: dict[int, str]
+    @property
+    def number(self) -> int:
+        """Number of the demonstration in its file."""
+        return int(self.demo.removeprefix("demo_"))
+
+    def episode_file(self, folder: Path) -> Path:
+        """Where the rendered episode is stored."""
+        return folder / f"task{self.task_id:03d}_{self.demo}.npz"
+
+    def failure_file(self, folder: Path) -> Path:
+        """Where a `Failure` is stored."""
+        return folder / f"task{self.task_id:03d}_{self.demo}.failed.json"
 
 
-def plan_replay(config: ReplayConfig) -> Plan:
+@dataclass(frozen=True)
+class Failure:
+    """Why a demonstration did not succeed."""
+
+    reason: str
+    step: int  # executed action after which it was decided, counted from 1
+
+
+@dataclass(frozen=True)
+class ReplayPlan:
+    """What a replay will do."""
+
+    demos: tuple[PlannedDemo, ...]  # in the data set's order: by task, then by number
+    instructions: dict[int, str]  # by task number
+    digests: dict[str, str]  # name of each file -> hash of its content
+
+    def identity(self, config: ReplayConfig) -> JsonObject:
+        """What must be equal for a replay to be continued, or to pass for this one."""
+        settings = config.settings
+        return {
+            **asdict(settings),
+            "simulator": settings.simulator.identity(),
+            "episodes": config.episodes,
+            "files": self.digests,
+        }
+
+
+def plan_replay(config: ReplayConfig) -> ReplayPlan:
     """Check every file and match it with a task of the suite.
 
     Raises:
-        DemoFileError: a file is damaged or foreign.
-        ValueError: unknown suite, or a file whose task is not in it; names the known ones.
+        ValueError: a file is damaged or foreign, or its task is not in the suite.
     """
-    from multismolvla_data.replay.episode import Job
-
     tasks = suite_tasks(config.suite)
-    jobs: list[Job] = []
-    for file in demo_files(config.source):
+    files = [inspect_demo_file(path) for path in find_demo_files(config.source)]
+    demos: list[PlannedDemo] = []
+    for file in files:
         if file.task not in tasks:
             raise ValueError(
                 f"{file.path}: suite {config.suite!r} has no task {file.task!r}. Known: {', '.join(tasks)}. "
                 "Choose the file's --suite."
             )
-        task_id = list(tasks).index(file.task)
-        for name, noops in islice(file.noops.items(), config.episodes or None):
-            dropped = int(noops.sum()) if config.filter_noops else 0
-            jobs.append(Job(task_id, file.path, name, len(noops) - dropped, dropped))
-    jobs.sort(key=lambda job: (job.task_id, int(job.demo[5:])))
-    instructions = dict(enumerate(tasks.values()))
-    return Plan(tuple(jobs), {job.task_id: instructions[job.task_id] for job in jobs})
+        demos += _planned(config, file, list(tasks).index(file.task))
+    demos.sort(key=lambda demo: (demo.task_id, demo.number))
+    instructions = list(tasks.values())
+    return ReplayPlan(
+        demos=tuple(demos),
+        instructions={demo.task_id: instructions[demo.task_id] for demo in demos},
+        digests={file.path.name: file.digest for file in files},
+    )
 
 
-def suite_tasks(suite: str) -> dict[str, str]:
-    """Names and instructions of a suite's tasks, in the suite's order.
-
-    Raises:
-        ValueError: no such suite.
-    """
-    from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS
-
-    if suite == SUITE_NAME:
-        return {name: name.replace("_", " ") for name in TASKS}
-    from lerobot_env_multismolvla.multimodal_env import get_suite
-
-    return {task.name: task.language for task in get_suite(suite).tasks}
+def _planned(config: ReplayConfig, file: DemoFile, task_id: int) -> list[PlannedDemo]:
+    planned = []
+    for name, noops in islice(file.noops.items(), config.episodes or None):
+        dropped = int(noops.sum()) if config.filter_noops else 0
+        planned.append(PlannedDemo(task_id, file.path, name, len(noops) - dropped, dropped))
+    return planned
 
 
-def summary_table(plan: Plan, kept: Sequence[Job], failures: dict[Job, Failure]) -> str:
+def summary_table(
+    plan: ReplayPlan, written: Sequence[PlannedDemo], failures: Mapping[PlannedDemo, Failure]
+) -> str:
     """One line per task, then one per demonstration that did not succeed."""
     lines = [f"{'demos':>6} {'written':>8} {'failed':>7} {'frames':>8} {'no-ops':>7}  task"]
     for task_id, instruction in plan.instructions.items():
-        written = [job for job in kept if job.task_id == task_id]
-        demos, failed = (sum(job.task_id == task_id for job in jobs) for jobs in (plan.jobs, failures))
-        frames, dropped = sum(job.frames for job in written), sum(job.dropped for job in written)
-        lines.append(f"{demos:6} {len(written):8} {failed:7} {frames:8} {dropped:7}  {instruction}")
-    for job, failure in failures.items():
-        lines.append(f"  {job.path.name} {job.demo}: {failure.reason} (step {failure.step})")
+        demos = sum(demo.task_id == task_id for demo in plan.demos)
+        failed = sum(demo.task_id == task_id for demo in failures)
+        kept = [demo for demo in written if demo.task_id == task_id]
+        frames, dropped = sum(demo.frames for demo in kept), sum(demo.dropped for demo in kept)
+        lines.append(f"{demos:6} {len(kept):8} {failed:7} {frames:8} {dropped:7}  {instruction}")
+    for demo, failure in failures.items():
+        lines.append(f"  {demo.path.name} {demo.demo}: {failure.reason} (step {failure.step})")
     return "\n".join(lines) + "\n"
 
 
-def plan_table(config: ReplayConfig, plan: Plan) -> str:
-    """What ``--dry-run`` prints: demonstrations and frames per task, and an estimate of time and disk space."""
+def plan_table(config: ReplayConfig, plan: ReplayPlan) -> str:
+    """What ``--dry-run`` prints: demonstrations and frames per task, estimated time and disk space."""
     lines = [f"{'demos':>6} {'frames':>8} {'left':>9}  task"]
     for task_id, instruction in plan.instructions.items():
-        jobs = [job for job in plan.jobs if job.task_id == task_id]
-        after, dropped = sum(job.frames for job in jobs), sum(job.dropped for job in jobs)
-        lines.append(f"{len(jobs):6} {after + dropped:8} {after:9}  {instruction}")
-    frames = sum(job.frames for job in plan.jobs)
+        demos = [demo for demo in plan.demos if demo.task_id == task_id]
+        left, dropped = sum(demo.frames for demo in demos), sum(demo.dropped for demo in demos)
+        lines.append(f"{len(demos):6} {left + dropped:8} {left:9}  {instruction}")
+    frames = sum(demo.frames for demo in plan.demos)
     seconds = frames * max(RENDER_SECONDS[config.render_quality] / config.workers, WRITE_SECONDS)
     lines.append(
-        f"{len(plan.jobs)} demonstrations, {frames} frames to render: about {seconds / 60:.1f} min with "
-        f"{config.workers} process(es) and {frames * MEGABYTES_PER_FRAME / 1000:.1f} GB on the way (estimate for "
-        "LIBERO's scenes at 256 pixels and a CPU that renders)."
+        f"{len(plan.demos)} demonstrations, {frames} frames to render: about {seconds / 60:.1f} min with "
+        f"{config.workers} process(es) and {frames * MEGABYTES_PER_FRAME / 1000:.1f} GB on the way (estimate "
+        "for LIBERO's scenes at 256 pixels and a CPU that renders)."
     )
     return "\n".join(lines) + "\n"

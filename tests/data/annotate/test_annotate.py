@@ -1,4 +1,4 @@
-"""Annotation: every modality and its ids in a dataset that LeRobot reads, whatever interrupts it and however many processes."""
+"""Annotation: every modality and its ids in a data set that LeRobot reads, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,28 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from multismolvla.system.command import entry_point
-from multismolvla_data.annotate import command as annotate_module
-from multismolvla_data.annotate import shard as annotate_shard
-from multismolvla_data.annotate import work as annotate_work
-from multismolvla_data.annotate.command import SHEET, annotate
+from multismolvla_data.annotate import command as annotate_command
+from multismolvla_data.annotate.annotator import Annotator
 from multismolvla_data.annotate.config import AnnotateConfig
-from multismolvla_data.annotate.job import Job
-from multismolvla_data.annotate.plan import describe, policy_options
-from multismolvla_data.annotate.source import Source
-from multismolvla_data.annotate.streams import make_plan
-from multismolvla_data.annotate.verify import VerificationError, verify
-from multismolvla_data.annotate.work import AnnotationError, is_disk_full
+from multismolvla_data.annotate.contact_sheet import SHEET
+from multismolvla_data.annotate.estimate import plan_text
+from multismolvla_data.annotate.job import annotate
+from multismolvla_data.annotate.plan import make_plan
+from multismolvla_data.annotate.setup import COMMAND, AnnotationSetup
+from multismolvla_data.annotate.shard import ShardWriter, added_features
+from multismolvla_data.annotate.source import SourceDataset
+from multismolvla_data.annotate.verify import FinishedDataset, VerificationError, verify
+from multismolvla_data.annotate.work import WorkShare
+from multismolvla_data.formats.metadata import (
+    DatasetMetadata,
+    JoinedPart,
+    Verification,
+    read_metadata,
+    write_metadata,
+)
+from multismolvla_data.formats.workspace import Workspace, WorkspaceError, is_disk_full
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 #: The cheapest annotation that still estimates, keeps a sensor, stores and tokenizes.
 CHEAP: dict[str, Any] = {
@@ -43,8 +52,13 @@ CHEAP: dict[str, Any] = {
     "domains": {"depth": "tok_depth@64"},
     "image_size": 64,
 }
-#: The command, given its options.
-run = entry_point("multismolvla-annotate")(annotate_module._run)
+
+
+@entry_point("multismolvla-annotate")
+def run(cfg: AnnotateConfig) -> int:
+    """As the command, given its options."""
+    annotate(cfg)
+    return 0
 
 
 def config(recorded: Path, networks: dict[str, Any], output: Path, **options: Any) -> AnnotateConfig:
@@ -59,13 +73,14 @@ def opened(root: Path) -> LeRobotDataset:
     return LeRobotDataset("tests/annotated", root=root, depth_output_unit="m", return_uint8=True)
 
 
-def episode_writer(job: Job) -> annotate_shard.Episode:
-    estimators = job.estimators()
-    provenance = {m: e.provenance for m, e in estimators.items()}
-    added = annotate_shard.added_features(
-        job.cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
-    )
-    return annotate_shard.Episode(job.cfg, job.plan, job.source, job.annotator(estimators), added)
+def annotator_of(setup: AnnotationSetup, estimators: dict[str, Any]) -> Annotator:
+    return Annotator(setup.plan, estimators, setup.id_maker(), setup.cfg.half_turns)
+
+
+def shard_writer(setup: AnnotationSetup) -> ShardWriter:
+    estimators = setup.load_estimators()
+    added = added_features(setup, {m: e.recipe for m, e in estimators.items()})
+    return ShardWriter(setup, annotator_of(setup, estimators), added, rank=0)
 
 
 def features_of(root: Path) -> dict[str, Any]:
@@ -90,7 +105,8 @@ def cheaply(recorded, networks, tmp_path_factory):
     return cfg, annotate(cfg)
 
 
-# -- what comes out ------------------------------------------------------------------------------------------------
+# -- what comes out
+# ------------------------------------------------------------------------------------------------
 
 
 def test_everything_recorded_stays_what_it_was(recorded, cheaply):
@@ -124,17 +140,17 @@ def test_each_stream_says_where_it_comes_from(annotated):
     assert features[f"{WRIST}_depth"]["info"]["provenance"] == "derived"
     assert features[f"{WRIST}_depth"]["info"]["estimator"]["fingerprint"]
     assert "not metres" in features[f"{WRIST}_depth"]["info"]["meaning"]
-    metadata = json.loads((annotated[1] / "meta/multismolvla.json").read_text())
+    metadata = read_metadata(annotated[1])
     # one derived view is enough: a modality of which a part dies with its RGB is not sensor redundancy
-    assert metadata["provenance"] == {
+    assert metadata.provenance == {
         "rgb": "sensor",
         "depth": "derived",
         "seg": "derived",
         "thermal": "derived",
     }
-    streams = metadata["annotation"]["streams"]
-    assert streams[f"{FRONT}_depth"]["valid_share"] == pytest.approx(40 / 48, abs=1e-6)
-    assert str(annotated[0].depth_model) not in json.dumps(metadata)  # no machine's paths
+    assert metadata.annotation.streams[f"{FRONT}_depth"].valid_share == pytest.approx(40 / 48, abs=1e-6)
+    stored = (annotated[1] / "meta/multismolvla.json").read_text()
+    assert str(annotated[0].depth_model) not in stored  # no machine's paths
 
 
 def test_unmeasured_patches_of_the_depth_camera_are_absent_tokens(annotated):
@@ -144,8 +160,8 @@ def test_unmeasured_patches_of_the_depth_camera_are_absent_tokens(annotated):
 
 
 def test_the_finished_dataset_was_verified_and_a_wrong_id_is_found(annotated, tmp_path):
-    verified = json.loads((annotated[1] / "meta/multismolvla.json").read_text())["annotation"]["verified"]
-    assert verified == {"frames": 4, "ids": 4 * 2 * (196 + 196 + 272), "mismatches": 0}
+    verified = read_metadata(annotated[1]).annotation.verified
+    assert verified == Verification(frames=4, ids=4 * 2 * (196 + 196 + 272), mismatches=0)
     broken = tmp_path / "broken"
     shutil.copytree(annotated[1], broken)
     for file in (broken / "data").glob("*/*.parquet"):
@@ -156,9 +172,9 @@ def test_the_finished_dataset_was_verified_and_a_wrong_id_is_found(annotated, tm
         import pyarrow as pa
 
         pq.write_table(table.set_column(place, field, pa.array(shifted, field.type)), file)
-    job = Job.open(annotated[0])
+    setup = AnnotationSetup.of(annotated[0])
     with pytest.raises(VerificationError, match=r"ids differ .* most in observation.tokens.wrist.seg"):
-        verify(annotated[0], job.plan, job.annotator({}), broken, job.lengths, job.episodes)
+        verify(FinishedDataset(setup, annotator_of(setup, {}), broken))
 
 
 def test_ids_have_no_statistics_and_the_policy_takes_them(annotated):
@@ -176,7 +192,7 @@ def test_ids_have_no_statistics_and_the_policy_takes_them(annotated):
     per_episode = pq.read_schema(next((root / "meta/episodes").glob("*/*.parquet"))).names
     assert not [n for n in per_episode if n.startswith("stats/observation.tokens")]
     options = {
-        "views": json.loads((root / "meta/multismolvla.json").read_text())["views"],
+        "views": read_metadata(root).views,
         "domains": {"rgb": "rgb@224"} | cfg.domains,
         "tokenizers": "official",
         "tokenizer_sources": cfg.tokenizer_sources,
@@ -200,15 +216,12 @@ def test_the_policy_options_that_are_told_fit_the_dataset(recorded, networks, tm
     from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 
     unusual = {
-        "half_turns": {"front": 1}, "depth_range_m": (0.02, 5.0), "imagebind_rows": "norm", "thermal_route": "bridge",
-        "square": "stretch", "seg_unknown": "void", "num_labels": 140,
+        "half_turns": {"front": 1}, "depth_range_m": (0.02, 5.0), "imagebind_rows": "norm",
+        "thermal_route": "bridge", "square": "stretch", "seg_unknown": "void", "num_labels": 140,
     }  # fmt: skip
-    job = Job.open(config(recorded, networks, tmp_path / "out", **unusual))
-    provenance: dict[str, Any] = {m: {} for m in job.plan.derived()}
-    features = job.source.features | annotate_shard.added_features(
-        job.cfg, job.plan, job.source.features, job.id_lengths, provenance, job.fingerprints
-    )
-    told = shlex.split(" ".join(policy_options(job)))
+    setup = AnnotationSetup.of(config(recorded, networks, tmp_path / "out", **unusual))
+    features = setup.source.features | added_features(setup, {})
+    told = shlex.split(" ".join(setup.policy_arguments()))
     words = [w.replace("--policy.", "--") for w in told if w.startswith("--policy.")]
     given = draccus.parse(MultiSmolVLAConfig, args=[*words, "--device=cpu"])
     for name, value in unusual.items():
@@ -222,7 +235,7 @@ def test_the_policy_options_that_are_told_fit_the_dataset(recorded, networks, tm
             draccus.parse(MultiSmolVLAConfig, args=[*less, "--device=cpu"]).set_dataset_feature_metadata(
                 features
             )
-    stored = job.annotation(provenance)["policy_options"]
+    stored = setup.annotation({}).policy_options
     assert stored["half_turns"] == {"front": 1}
     assert not {"tokenizer_sources", "imagebind"} & set(stored)  # folders of this machine
 
@@ -232,7 +245,8 @@ def test_defaults_that_are_not_told_are_the_policys():
 
     policy, own = MultiSmolVLAConfig(device="cpu"), AnnotateConfig()
     for name in (
-        "half_turns", "depth_range_m", "tokenizer_sources", "seg_labels", "seg_unknown", "bridge_map", "imagebind", "square",
+        "half_turns", "depth_range_m", "tokenizer_sources", "seg_labels", "seg_unknown", "bridge_map",
+        "imagebind", "square",
     ):  # fmt: skip
         assert getattr(own, name) == getattr(policy, name)
 
@@ -243,19 +257,19 @@ def test_what_joined_datasets_tell_about_themselves_comes_along(record, networks
 
     suites = [record(tmp_path / name, depth="image", episodes=1) for name in ("spatial", "goal")]
     for suite in suites:
-        told = {"suite": suite.name, "render_quality": "fast", "depth_unit": "m"}
-        (suite / "meta/multismolvla.json").write_text(json.dumps(told))
+        write_metadata(suite, DatasetMetadata(suite=suite.name, render_quality="fast", thermal="simulated"))
         (suite / "meta/replay_report.json").write_text(suite.name)
     merge_datasets([opened(s) for s in suites], output_repo_id="tests/all", output_dir=tmp_path / "all")
     with pytest.raises(ValueError, match="in the order of the merge"):
-        Job.open(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=suites[:1]))
+        AnnotationSetup.of(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=suites[:1]))
     with pytest.raises(FileNotFoundError, match=r"meta.multismolvla\.json is missing"):
-        Job.open(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=[tmp_path / "all"]))
+        AnnotationSetup.of(
+            cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=[tmp_path / "all"])
+        )
     root = annotate(cheap(tmp_path / "all", networks, tmp_path / "out", joined_from=suites))
-    metadata = json.loads((root / "meta/multismolvla.json").read_text())
-    assert metadata["render_quality"] == "fast"
-    assert "suite" not in metadata
-    assert metadata["joined_from"] == [{"name": "spatial", "episodes": 1}, {"name": "goal", "episodes": 1}]
+    metadata = read_metadata(root)
+    assert (metadata.render_quality, metadata.suite) == ("fast", None)
+    assert metadata.joined_from == [JoinedPart("spatial", 1), JoinedPart("goal", 1)]
     for suite in suites:
         carried = root / "meta/joined_from" / suite.name
         for name in ("multismolvla.json", "replay_report.json"):
@@ -267,10 +281,10 @@ def test_a_second_run_finds_it_made_and_other_options_are_refused(annotated, tmp
     before = (root / "meta/info.json").stat().st_mtime_ns
     assert annotate(cfg) == root
     assert (root / "meta/info.json").stat().st_mtime_ns == before
-    with pytest.raises(AnnotationError, match=r"another options\.thermal_steps \(2, asked for: 3\)"):
+    with pytest.raises(WorkspaceError, match=r"another options\.thermal_steps \(2, asked for: 3\)"):
         annotate(AnnotateConfig(**vars(cfg) | {"thermal_steps": 3}))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(AnnotationError, match="was not written by"):
+    with pytest.raises(WorkspaceError, match="no meta/multismolvla.json"):
         annotate(AnnotateConfig(**vars(cfg) | {"output": tmp_path}))
 
 
@@ -278,8 +292,8 @@ def test_the_contact_sheet_shows_every_stream(annotated):
     from PIL import Image
 
     sheet = np.asarray(Image.open(annotated[1] / SHEET))
-    assert sheet.shape[1] == 4 * 208 + 8
-    columns = [sheet[30:150, 8 + 208 * c : 208 + 208 * c] for c in range(4)]
+    assert sheet.shape[1] == 4 * 204
+    columns = [sheet[50:150, 204 * c : 200 + 204 * c] for c in range(4)]
     assert all(len(np.unique(c.reshape(-1, 3), axis=0)) > 1 for c in (columns[0], columns[1], columns[3]))
 
 
@@ -296,7 +310,8 @@ def test_ids_alone_are_the_same_ids(recorded, networks, annotated, tmp_path):
         assert all(torch.equal(ids[t][key], whole[6 + t][key]) for t in range(len(ids)))
 
 
-# -- choosing -----------------------------------------------------------------------------------------------------
+# -- choosing
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_subset_of_episodes_keeps_its_frames(recorded, networks, tmp_path):
@@ -308,7 +323,7 @@ def test_a_subset_of_episodes_keeps_its_frames(recorded, networks, tmp_path):
         assert torch.equal(new[i]["action"], old[j]["action"])
         assert new[i]["task"] == old[j]["task"]
     assert [int(new[i]["index"]) for i in (0, 10)] == [0, 10]
-    assert json.loads((root / "meta/multismolvla.json").read_text())["source_episodes"] == [3, 0]
+    assert read_metadata(root).source_episodes == [3, 0]
 
 
 def test_a_camera_with_another_unit_is_stored_anew_in_millimetres(recorded, networks, tmp_path):
@@ -323,7 +338,7 @@ def test_a_camera_with_another_unit_is_stored_anew_in_millimetres(recorded, netw
 
 
 def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path):
-    features = Source(str(recorded)).features
+    features = SourceDataset(str(recorded)).features
     wide = features | {f"{FRONT}_depth": features[f"{FRONT}_depth"] | {"shape": (48, 80, 1)}}
     with pytest.raises(ValueError, match=r"80x48 and its RGB 64x48.*rs\.align"):
         make_plan(cheap(recorded, networks, tmp_path), wide)
@@ -342,21 +357,22 @@ def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path)
     with pytest.raises(ValueError, match=r"--depth_scale_m names 'wrist'"):
         make_plan(cheap(recorded, networks, tmp_path, depth_scale_m={"wrist": 0.001}), features)
     with pytest.raises(ValueError, match="expected different episodes of 0 to 3"):
-        Job.open(cheap(recorded, networks, tmp_path, episodes=[0, 4]))
+        AnnotationSetup.of(cheap(recorded, networks, tmp_path, episodes=[0, 4]))
     with pytest.raises(FileNotFoundError, match="no meta/info.json"):
-        Job.open(cheap(tmp_path, networks, tmp_path))
+        AnnotationSetup.of(cheap(tmp_path, networks, tmp_path))
     with pytest.raises(ValueError, match="leave nothing to add"):
         AnnotateConfig(keep_pictures=False, tokens=False)
 
 
-def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, capsys):
-    cfg = AnnotateConfig(dataset=str(recorded), output=tmp_path / "out", dry_run=True)
-    assert run(cfg) == 0
+def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, monkeypatch, capsys):
+    words = [f"--dataset={recorded}", f"--output={tmp_path}/out"]
+    monkeypatch.setattr(sys, "argv", ["multismolvla-annotate", *words, "--dry-run"])
+    assert annotate_command.main() == 0
     said = capsys.readouterr().out
     for line in (
-        "depth-anything/Depth-Anything-V2-Small-hf: 0.10 GB to download (estimated); licence: Apache-2.0",
+        "depth-anything/Depth-Anything-V2-Small-hf: 99 MB (estimated) to download; licence: Apache-2.0",
         "xjh19972/ThermalGen-XL-2: 4.41 GB",
-        "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448: 0.88 GB",
+        "EPFL-VILAB/4M_tokenizers_semseg_4k_224-448: 880 MB",
         "nielsr/imagebind-huge",
         "4 episodes, 22 frames",
         "from operation counts, not measured",
@@ -364,16 +380,19 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, 
     ):
         assert line in said, said
     assert not list(tmp_path.iterdir())
-    assert describe(Job.open(cfg)) + "\n" == said
+    cfg = AnnotateConfig(dataset=str(recorded), output=tmp_path / "out")
+    assert plan_text(AnnotationSetup.of(cfg)) == said
 
 
 def test_the_options_name_what_the_rest_of_the_package_names():
     from multismolvla.pretrained import SOURCES
     from multismolvla.tokenizers import recipe
     from multismolvla_data.annotate import config as own
+    from multismolvla_data.annotate import estimators
 
     for name in ("OFFICIAL_LABELS", "NUM_OFFICIAL_LABELS", "TOKENIZER_FAMILIES", "IMAGEBIND"):
         assert getattr(own, name) == getattr(recipe, name)
+    assert own.RELATIVE_RANGE_M == estimators.RELATIVE_RANGE_M
     cfg = AnnotateConfig()
     assert {cfg.depth_model, cfg.seg_model, cfg.thermal_model, cfg.imagebind} <= set(SOURCES)
 
@@ -393,7 +412,7 @@ def test_a_network_that_is_nowhere_is_named_with_its_licence(recorded, networks,
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_the_reader_sees_what_lerobot_sees(kind, recorded, record, tmp_path):
     root = recorded if kind == "video" else record(tmp_path / "images", depth="image", episodes=2)
-    source, data = Source(str(root), workers=2), opened(root)
+    source, data = SourceDataset(str(root), workers=2), opened(root)
     keys = [FRONT, f"{FRONT}_depth"]
     pictures = source.pictures(source.table(1), 1, 2, 5, keys)
     for t in range(3):
@@ -416,7 +435,8 @@ def test_pictures_in_the_table_stay_bit_by_bit_and_a_view_turned_over_gets_other
     assert features_of(turned)["observation.tokens.front.depth"]["info"]["half_turns"] == 1
 
 
-# -- interruptions ---------------------------------------------------------------------------------------------------
+# -- interruptions
+# ---------------------------------------------------------------------------------------------------
 
 
 def command(cfg: AnnotateConfig) -> list[str]:
@@ -426,14 +446,14 @@ def command(cfg: AnnotateConfig) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """As many threads as here: sums of another order differ in their last bit, and so do a few rounded pixels."""
+    """As many threads as here: sums of another order differ in the last bit, and so do rounded pixels."""
     return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
 
 
 def documented_launch() -> list[str]:
     """Options of `accelerate launch`, and the module, as the documentation says, for two processes."""
     pattern = r"accelerate launch (.*) --num_processes=8 (--module \S+) --dataset"
-    line = re.search(pattern, annotate_module.__doc__)
+    line = re.search(pattern, annotate_command.__doc__)
     assert line.groups() == re.search(pattern, (REPO / "README.md").read_text()).groups()
     return [*line[1].split(), "--num_processes=2", *line[2].split()]
 
@@ -441,7 +461,7 @@ def documented_launch() -> list[str]:
 def test_a_process_that_accelerate_started_alone_says_so(recorded, networks, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(annotate_work.Work, "open", interrupted)
+    monkeypatch.setattr(Workspace, "open", interrupted)
     for options in ({}, {"rank": 0, "world_size": 2}):
         with pytest.raises(KeyboardInterrupt), caplog.at_level("INFO", "multismolvla_data"):
             annotate(cheap(recorded, networks, tmp_path / "out", **options))
@@ -458,7 +478,7 @@ def interrupted(*_: Any) -> None:
 @pytest.mark.slow
 def test_killed_and_continued_by_two_processes_it_is_the_same_dataset(recorded, networks, cheaply, tmp_path):
     cfg = cheap(recorded, networks, tmp_path / "out", batch_size=4)
-    work = tmp_path / ".out.annotating"
+    work = tmp_path / ".out.unfinished"
     first = subprocess.Popen(command(cfg), env=environment(), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(work.glob("episodes/0*")) and time.monotonic() < deadline and first.poll() is None:
@@ -503,7 +523,7 @@ def test_a_full_disk_stops_clean_and_the_same_command_continues(
     monkeypatch.setattr(pq, "write_table", full_at_the_third)
     assert run(cfg) == 1
     assert "the disk is full" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / ".out.annotating/episodes").iterdir()) == ["000000", "000001"]
+    assert sorted(p.name for p in (tmp_path / ".out.unfinished/episodes").iterdir()) == ["000000", "000001"]
     assert not cfg.output.exists()
     monkeypatch.setattr(pq, "write_table", real)
     assert run(cfg) == 0
@@ -511,7 +531,7 @@ def test_a_full_disk_stops_clean_and_the_same_command_continues(
 
 
 def test_a_really_full_disk_at_every_stage(recorded, networks, cheaply, tmp_path, capsys):
-    """A small file system that grows a little after each failure, so that episodes, joining and videos fail in turn."""
+    """A file system that grows a little after each failure: episodes, joining and videos fail in turn."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
@@ -524,7 +544,7 @@ def test_a_really_full_disk_at_every_stage(recorded, networks, cheaply, tmp_path
                 break
             assert "the disk is full" in capsys.readouterr().err
             assert not cfg.output.exists()
-            work = disk / ".out.annotating"
+            work = disk / ".out.unfinished"
             assert not {p.name for p in work.iterdir()} & {"dataset", "groups", "cache"}
             finished.append(len(list(work.glob("episodes/*"))))
             assert not list(work.glob("episodes/.*"))
@@ -544,18 +564,16 @@ def test_what_wraps_a_full_disk_is_recognised():
 
 def test_another_process_with_the_same_rank_is_refused(recorded, networks, tmp_path):
     cfg = cheap(recorded, networks, tmp_path / "out", rank=0, world_size=2)
-    from multismolvla_data.annotate.work import Work
-
-    work = Work(cfg, Job.open(cfg).fingerprint, [0, 1, 2, 3])
-    work.open()
-    with work.claim("rank0"), pytest.raises(AnnotationError, match="Another process is rank0"):
+    workspace = AnnotationSetup.of(cfg).workspace
+    workspace.open()
+    with workspace.claim("rank0"), pytest.raises(WorkspaceError, match="Another process is rank0"):
         annotate(cfg)
-    assert work.mine() == [0, 2]
+    assert WorkShare.of(cfg, workspace, [0, 1, 2, 3]).mine == [0, 2]
 
 
 def test_processes_of_other_world_sizes_may_meet_in_an_episode(recorded, networks, tmp_path):
     """The slower one finds its episode made by the other and goes on, with nothing half-written left."""
-    writer = episode_writer(Job.open(cheap(recorded, networks, tmp_path / "out")))
+    writer = shard_writer(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out")))
     theirs = tmp_path / "000001"
 
     def overtaken(frames):
@@ -570,15 +588,17 @@ def test_processes_of_other_world_sizes_may_meet_in_an_episode(recorded, network
 def test_a_late_process_finds_the_dataset_published(recorded, networks, cheaply, tmp_path, monkeypatch):
     """Another one publishes and removes the work folder between this one's first look and its claim."""
     cfg = cheap(recorded, networks, tmp_path / "out")
-    real = annotate_work.Work.open
+    real = Workspace.open
 
     def published_meanwhile(self):
         real(self)
         shutil.rmtree(self.root)
         shutil.copytree(cheaply[1], cfg.output)
 
-    monkeypatch.setattr(annotate_work.Work, "open", published_meanwhile)
-    monkeypatch.setattr(Job, "estimators", lambda _: pytest.fail("it works although all is done"))
+    monkeypatch.setattr(Workspace, "open", published_meanwhile)
+    monkeypatch.setattr(
+        AnnotationSetup, "load_estimators", lambda _: pytest.fail("it works although all is done")
+    )
     assert annotate(cfg) == cfg.output
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -586,17 +606,18 @@ def test_a_late_process_finds_the_dataset_published(recorded, networks, cheaply,
 def test_a_rank_sweeps_its_own_leftovers_alone(recorded, networks, tmp_path):
     """Containers share host names and process ids; a rank, which is locked, they cannot share."""
     cfg = cheap(recorded, networks, tmp_path / "out", rank=1, world_size=12)
-    work = annotate_work.Work(cfg, {}, [0, 1])
-    kept = [work.root / "episodes" / name for name in ("000001", ".000000.rank0", ".000002.rank11")]
-    for folder in (*kept, work.root / "episodes/.000001.rank1"):
+    episodes = Workspace(COMMAND, cfg.output, {}).episodes
+    kept = [episodes / name for name in ("000001", ".000000.rank0", ".000002.rank11")]
+    for folder in (*kept, episodes / ".000001.rank1"):
         folder.mkdir(parents=True)
-    work.sweep()
-    assert sorted((work.root / "episodes").iterdir()) == sorted(kept)
+    WorkShare.of(cfg, Workspace(COMMAND, cfg.output, {}), [0, 1]).sweep()
+    assert sorted(episodes.iterdir()) == sorted(kept)
 
 
-def test_merging_alone_names_what_is_missing(recorded, networks, tmp_path):
-    with pytest.raises(AnnotationError, match="4 of 4 episodes are not finished"):
-        annotate(cheap(recorded, networks, tmp_path / "out", merge="only"))
+def test_who_waits_for_the_others_in_vain_names_what_is_missing(recorded, networks, tmp_path):
+    options = {"rank": 0, "world_size": 2, "wait_minutes": 0.0}
+    with pytest.raises(WorkspaceError, match=r"2 of 4 episodes are not finished \(first: \[1, 3\]\)"):
+        annotate(cheap(recorded, networks, tmp_path / "out", **options))
 
 
 def test_many_shards_are_joined_in_groups(recorded, networks, cheaply, tmp_path, monkeypatch):
@@ -611,14 +632,14 @@ def test_many_shards_are_joined_in_groups(recorded, networks, cheaply, tmp_path,
 
 def test_shards_hold_no_more_pictures_in_memory_than_two_batches(recorded, networks, monkeypatch, tmp_path):
     seen = []
-    real = Source.pictures
+    real = SourceDataset.pictures
 
     def spy(self, table, episode, start, stop, keys):
         seen.append(stop - start)
         return real(self, table, episode, start, stop, keys)
 
-    monkeypatch.setattr(Source, "pictures", spy)
-    writer = episode_writer(Job.open(cheap(recorded, networks, tmp_path / "out", batch_size=4)))
+    monkeypatch.setattr(SourceDataset, "pictures", spy)
+    writer = shard_writer(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out", batch_size=4)))
     advanced: list[int] = []
     writer.write(0, tmp_path / "000000", advanced.append)
     assert seen == advanced == [4, 2]

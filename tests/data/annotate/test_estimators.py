@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from multismolvla_data.annotate.estimators import (
     DepthEstimator,
     SegmentationEstimator,
     ThermalEstimator,
+    ThermalSettings,
     depth_from_disparity,
 )
 
@@ -29,7 +31,8 @@ def frames(count: int = 2) -> list[tuple[int, int]]:
     return [(0, t) for t in range(count)]
 
 
-# -- depth ---------------------------------------------------------------------------------------------------------
+# -- depth
+# ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -62,20 +65,21 @@ def test_relative_depth_is_inverted_and_metric_depth_is_not(tmp_path):
     assert depth.amin(dim=(1, 2, 3)).tolist() == pytest.approx([0.3, 0.3], abs=1e-5)
     assert depth.amax(dim=(1, 2, 3)).tolist() == pytest.approx([3.0, 3.0], abs=1e-5)
     assert torch.equal(as_disparity.estimate(rgb, frames()), depth_from_disparity(metres))
-    assert (relative.provenance["output"], metric.provenance["output"]) == ("relative", "metric")
-    assert "range_m" not in metric.provenance
+    assert relative.recipe.settings == {"output": "relative", "range_m": (0.3, 3.0)}
+    assert metric.recipe.settings == {"output": "metric"}
 
 
 def test_an_output_of_unknown_meaning_must_be_declared(monkeypatch):
     """DPT and others do not say whether they give disparity or metres; guessing wrong turns near into far."""
     silent = SimpleNamespace(config=SimpleNamespace(), device=torch.device("cpu"))
-    monkeypatch.setattr(estimators, "_load", lambda *_: (silent, None, {}))
+    monkeypatch.setattr(estimators, "_load", lambda *_: (silent, None, Path(__file__)))
     with pytest.raises(ValueError, match=r"does not say .* --depth_output=relative or metric"):
         DepthEstimator.from_pretrained("Intel/dpt-large")
     assert DepthEstimator.from_pretrained("Intel/dpt-large", output="metric").metric
 
 
-# -- segmentation -----------------------------------------------------------------------------------------------------
+# -- segmentation
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
@@ -101,18 +105,20 @@ def test_nameless_classes_are_taken_in_order_and_foreign_ones_refused(tmp_path):
         )
 
 
-# -- thermal ------------------------------------------------------------------------------------------------------------
+# -- thermal
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_thermal_noise_belongs_to_the_frame_or_the_episode(tmp_path):
     from tiny_thermalgen import write_tiny_thermalgen
 
     folder = str(write_tiny_thermalgen(tmp_path / "t"))
-    options = {"steps": 2, "size": 32, "seed": 0}
+    options = {"steps": 2, "size": 32}
     rgb = pictures(1).expand(3, -1, -1, -1)
     which = [(0, 4), (0, 5), (1, 4)]
-    by_frame = ThermalEstimator.from_pretrained(folder, noise_mode="frame", **options).estimate(rgb, which)
-    by_episode = ThermalEstimator.from_pretrained(folder, noise_mode="episode", **options)
+    modes = (ThermalSettings(noise_mode=mode, **options) for mode in ("frame", "episode"))
+    frame_wise, by_episode = (ThermalEstimator.from_pretrained(folder, chosen) for chosen in modes)
+    by_frame = frame_wise.estimate(rgb, which)
     made = by_episode.estimate(rgb, which)
     assert made.shape == (3, 1, 30, 44)
     assert 0 <= made.min() <= made.max() <= 1
@@ -121,10 +127,11 @@ def test_thermal_noise_belongs_to_the_frame_or_the_episode(tmp_path):
     assert not torch.allclose(by_frame[0], by_frame[1], atol=1e-3)
     alone = by_episode.estimate(rgb[:1], [(1, 4)])
     assert torch.allclose(alone[0], made[2], atol=1e-5)
-    assert by_episode.provenance["noise_mode"] == "episode"
+    assert by_episode.recipe.settings["noise_mode"] == "episode"
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_missing_files_name_repository_licence_and_folder(tmp_path):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from multismolvla.system.command import CommandError
 from multismolvla_data.formats.simulators import simulator_pool
-from multismolvla_data.formats.workspace import RecordingError
 
 
 def killed_worker() -> None:
@@ -14,7 +14,7 @@ def killed_worker() -> None:
 
 
 def test_a_process_that_dies_is_named():
-    with pytest.raises(RecordingError, match="a simulator process died.*fewer --workers"):
+    with pytest.raises(CommandError, match="a simulator process died.*fewer --workers"):
         killed_worker()
 
 

@@ -1,6 +1,5 @@
 """The recorder: what it writes is what the environment shows, and killing it loses nothing."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,9 +11,13 @@ import pytest
 
 from lerobot_env_multismolvla import mini
 from multismolvla_data.formats.dataset_writer import features
-from multismolvla_data.formats.workspace import METADATA_FILE, RecordingError, open_workspace
-from multismolvla_data.record.command import RecordConfig, record
-from multismolvla_data.record.episode import _store
+from multismolvla_data.formats.episode_files import load_episode, store_episode
+from multismolvla_data.formats.metadata import DatasetMetadata, Start, read_metadata, write_metadata
+from multismolvla_data.formats.simulators import simulator
+from multismolvla_data.formats.workspace import Workspace, WorkspaceError
+from multismolvla_data.record import job as record_job
+from multismolvla_data.record.config import RecordConfig
+from multismolvla_data.record.job import record
 
 pytestmark = pytest.mark.sim
 
@@ -23,7 +26,7 @@ OPTIONS = {"episodes": 2, "size": 32, "workers": 1, "task_ids": [0]}
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory) -> tuple[Path, float]:
-    """A recording killed with -9 after its first episode and then continued; time stamp of that episode's file."""
+    """A recording killed after its first episode and then continued; time stamp of that episode."""
     output = tmp_path_factory.mktemp("recording") / "mini"
     command = [
         sys.executable,
@@ -35,7 +38,7 @@ def killed_and_resumed(tmp_path_factory) -> tuple[Path, float]:
     ]
     command += ["--workers=1", "--task_ids=[0]"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    episodes = output.parent / ".mini.recording" / "episodes"
+    episodes = output.parent / ".mini.unfinished" / "episodes"
     deadline = time.monotonic() + 180
     while not list(episodes.glob("task*.npz")):
         assert process.poll() is None, "the recorder ended before its first episode"
@@ -46,52 +49,50 @@ def killed_and_resumed(tmp_path_factory) -> tuple[Path, float]:
     assert not output.exists(), "half a data set must not appear under the output's name"
     first = next(iter(sorted(episodes.glob("task*.npz"))))
     stamp = first.stat().st_mtime
-    (episodes / ".task0_state00001.npz.1.npz").write_bytes(b"half an episode")
+    (episodes / ".task0_start00001.npz.1.npz").write_bytes(b"half an episode")
     kept = []
-    import multismolvla_data.record.command as module
 
-    original = module.load_episode
-    module.load_episode = lambda source: kept.append(source.stat().st_mtime) or original(source)
-    try:
+    def load(file: Path) -> dict[str, np.ndarray]:
+        kept.append(file.stat().st_mtime)
+        return load_episode(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_job, "load_episode", load)
         record(RecordConfig(output=output, **OPTIONS))
-    finally:
-        module.load_episode = original
     assert kept[0] == stamp, "the finished episode was recorded again"
     return output, stamp
 
 
 def test_resumed_recording_is_whole(killed_and_resumed):
     output, _ = killed_and_resumed
-    metadata = json.loads((output / METADATA_FILE).read_text())
-    assert len(metadata["episode_lengths"]) == 2
-    assert metadata["init_states"]["0"] == [0, 1]
-    assert metadata["failed_init_states"]["0"] == []
-    assert metadata["provenance"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
+    metadata = read_metadata(output)
+    assert len(metadata.episode_lengths) == 2
+    assert metadata.starts == {"0": [Start(0, 0), Start(1, 0)]}
+    assert metadata.failed_starts == {"0": []}
+    assert metadata.provenance == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
     assert (output / "preview.png").stat().st_size > 1000
-    assert not (output.parent / ".mini.recording").exists()
+    assert not (output.parent / ".mini.unfinished").exists()
     assert record(RecordConfig(output=output, **OPTIONS)) == output  # nothing to do
 
 
 def test_frames_equal_what_the_environment_shows(killed_and_resumed):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
     from lerobot_env_multismolvla.mini.expert import ActionNoise, MiniExpert, snapshot
-    from multismolvla_data.record.episode import dataset_frame
 
     output, _ = killed_and_resumed
     dataset = LeRobotDataset("multismolvla/mini", root=output, depth_output_unit="m")
-    lengths = json.loads((output / METADATA_FILE).read_text())["episode_lengths"]
+    lengths = read_metadata(output).episode_lengths
     assert len(dataset) == sum(lengths)
-    config = MultiSmolVLALiberoConfig(observation_height=32, observation_width=32, init_split="train")
-    env, processor = config.env_maker("multismolvla_mini", 0)(), config.get_env_processors()[0]
+    opened = simulator(RecordConfig(output=output, **OPTIONS).settings.simulator, 0)
+    env = opened.env
     # The second episode: an environment that has run before must show the same as the worker's.
     raw, _ = env.reset(seed=0, options={"init_state_id": 1})
     expert, noise = MiniExpert(0), ActionNoise(np.random.default_rng([0, 0, 1]), 1.0)
     for step in range(lengths[1]):
         clean = expert.action(snapshot(env.simulation, 0))
         if step % 10 == 0:
-            item, frame = dataset[lengths[0] + step], dataset_frame(raw, processor)
+            item, frame = dataset[lengths[0] + step], opened.frame(raw)
             for key, picture in frame.items():
                 if key == "observation.state":
                     assert np.array_equal(item[key].numpy(), picture)
@@ -106,22 +107,19 @@ def test_frames_equal_what_the_environment_shows(killed_and_resumed):
     assert done, "the recorded episode must end with success"
     assert dataset.meta.features["observation.images.image_depth"]["info"]["depth_unit"] == "m"
     assert dataset.meta.features["observation.images.image_seg"]["info"]["labels"][3] == "cube"
-    env.close()
 
 
 def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_path):
     output, _ = killed_and_resumed
-    with pytest.raises(RecordingError, match="other settings"):
+    with pytest.raises(WorkspaceError, match=r"another episodes \(2, asked for: 3\)"):
         record(RecordConfig(output=output, **{**OPTIONS, "episodes": 3}))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "data.txt").write_text("precious")
-    with pytest.raises(RecordingError, match="foreign or half-written"):
+    with pytest.raises(WorkspaceError, match="no meta/multismolvla.json"):
         record(RecordConfig(output=tmp_path / "foreign", **OPTIONS))
     assert (tmp_path / "foreign" / "data.txt").read_text() == "precious"
-    workspace = tmp_path / ".begun.recording"
-    workspace.mkdir()
-    (workspace / "recording.json").write_text(json.dumps({"episodes": 7}))
-    with pytest.raises(RecordingError, match="unfinished recording with other settings"):
+    Workspace(record_job.COMMAND, tmp_path / "begun", {"episodes": 7}).open()
+    with pytest.raises(WorkspaceError, match=r"unfinished work with another simulator"):
         record(RecordConfig(output=tmp_path / "begun", **OPTIONS))
 
 
@@ -129,7 +127,7 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
     ("options", "match"),
     [
         ({"episodes": 0}, "--episodes=0"),
-        ({"task": "libero_90"}, "scripted expert"),
+        ({"suite": "libero_90"}, "--suite=libero_90"),
         ({"task_ids": [5]}, "--task_ids"),
         ({"size": 4}, "--size=4"),
         ({"noise": -1.0}, "--noise"),
@@ -145,15 +143,16 @@ def test_bad_options_are_named(options, match):
 def test_failed_starts_are_told_and_kept(tmp_path, caplog):
     # State 1 of task 0 failed in an earlier start of this recording, the others need no simulator either.
     config = RecordConfig(output=tmp_path / "mini", **OPTIONS)
-    episodes = open_workspace(config) / "episodes"
+    workspace = Workspace(record_job.COMMAND, config.output, config.identity())
+    workspace.open()
     for state in (0, 2):
-        _store([black_frame(config.size)] * 3, episodes / f"task0_state{state:05d}.npz")
-    (episodes / "task0_state00001.failed").touch()
-    with caplog.at_level("INFO", "multismolvla_data.record.command"):
+        store_episode([black_frame(config.size)] * 3, workspace.episodes / f"task0_start{state:05d}.npz")
+    (workspace.episodes / "task0_start00001.failed").touch()
+    with caplog.at_level("INFO", "multismolvla_data.record.job"):
         record(config)
-    metadata = json.loads((config.output / METADATA_FILE).read_text())
-    assert metadata["init_states"] == {"0": [0, 2]}
-    assert metadata["failed_init_states"] == {"0": [1]}
+    metadata = read_metadata(config.output)
+    assert metadata.starts == {"0": [Start(0, 0), Start(2, 0)]}
+    assert metadata.failed_starts == {"0": [Start(1, 0)]}
     assert "expert: 2 of 3 starts solved" in caplog.text
 
 
@@ -170,10 +169,10 @@ def black_frame(size: int) -> dict[str, np.ndarray]:
 def test_data_of_another_suite_do_not_pass_for_this_one(tmp_path, monkeypatch, name, value):
     config = RecordConfig(output=tmp_path / "mini")
     (config.output / "meta").mkdir(parents=True)
-    (config.output / METADATA_FILE).write_text(json.dumps({"recording": config.fingerprint()}))
+    write_metadata(config.output, DatasetMetadata(identities={record_job.COMMAND: config.identity()}))
     assert record(config) == config.output  # complete
     monkeypatch.setattr(mini, name, value)
-    with pytest.raises(RecordingError, match="other settings"):
+    with pytest.raises(WorkspaceError, match="made with another"):
         record(config)
 
 

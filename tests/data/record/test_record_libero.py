@@ -1,15 +1,17 @@
 """Recording LIBERO's suites: the states that may be recorded, and one episode from end to end."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from multismolvla_data.formats.workspace import METADATA_FILE, open_workspace
-from multismolvla_data.record.command import RecordConfig, record
-from multismolvla_data.record.config import LiberoEpisodeSettings, check_states
-from multismolvla_data.record.libero import SIM_STATE
+from multismolvla_data.formats.dataset_writer import STATES_FOLDER
+from multismolvla_data.formats.metadata import Start, read_metadata
+from multismolvla_data.formats.simulators import SimulatorSettings, simulator
+from multismolvla_data.formats.workspace import Workspace
+from multismolvla_data.record.config import EpisodeSettings, RecordConfig, check_states
+from multismolvla_data.record.episode import record_episode
+from multismolvla_data.record.job import COMMAND, TaskProgress, record
 
 
 def test_evaluation_states_are_refused_unless_forced():
@@ -34,37 +36,36 @@ def test_options_of_one_suite_are_refused_for_the_other():
 
 
 def test_defaults_depend_on_the_suite():
-    mini, libero = RecordConfig(), RecordConfig(suite="libero_10", episodes_per_task=3)
+    mini, libero = RecordConfig(), RecordConfig(suite="libero_10", episodes=3)
     assert (mini.size, mini.repo_id, mini.episodes) == (64, "multismolvla/mini", 50)
     assert (libero.size, libero.repo_id, libero.episodes) == (256, "multismolvla/libero_10", 3)
 
 
 def test_starts_go_round_with_another_seed():
-    settings = LiberoEpisodeSettings("libero_object", 64, "fast", "train", 1.0, 7, (20, 25), 20)
-    assert [settings.start(n) for n in range(5)] == [(20, 7), (25, 7), (20, 8), (25, 8), (20, 9)]
+    settings = EpisodeSettings(SimulatorSettings("libero_object", 64, "fast"), 1.0, 7, (20, 25))
+    starts = [(20, 7), (25, 7), (20, 8), (25, 8), (20, 9)]
+    assert [settings.start(n) for n in range(5)] == [Start(*start) for start in starts]
 
 
 @pytest.fixture(scope="module")
 def recorded(libero_assets, tmp_path_factory) -> tuple[RecordConfig, Path]:
     """One episode of libero_object, recorded in this process."""
-    import multismolvla_data.record.command as module
-    from multismolvla_data.record.libero import record_libero_episode
-
     config = RecordConfig(
         output=tmp_path_factory.mktemp("libero") / "object",
         suite="libero_object",
         task_ids=[5],
-        episodes_per_task=1,
+        episodes=1,
         init_states="31",
         size=64,
         render_quality="fast",
         workers=1,
         libero_assets=str(libero_assets),
     )
-    folder = open_workspace(config) / "episodes"
-    # In this process: starting a worker costs as much as the episode. The recorder finds the file and goes on.
-    frames = record_libero_episode(config.settings, 5, 0, module._episode_file(folder, 5, 0))
-    assert frames > 50
+    workspace = Workspace(COMMAND, config.output, config.identity())
+    workspace.open()
+    # In this process: starting a worker costs as much as the episode. The recorder finds the file and goes
+    # on.
+    assert record_episode(config.settings, 5, 0, TaskProgress(5, workspace.episodes).episode_file(0))
     return config, record(config)
 
 
@@ -74,30 +75,29 @@ def test_recorded_episode_is_whole_and_repeatable(recorded):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from lerobot_env_multismolvla.libero_expert.search import episode_seed
-    from multismolvla_data.formats import simulators
-    from multismolvla_data.record import libero as libero_recording
 
     config, output = recorded
-    metadata = json.loads((output / METADATA_FILE).read_text())
-    assert metadata["starts"] == {"5": [{"init_state": 31, "seed": 0}]}
-    assert metadata["failed_starts"] == {"5": []}
-    assert metadata["tasks"] == {"5": "pick up the tomato sauce and place it in the basket"}
-    assert metadata["recording"] == config.fingerprint()
+    metadata = read_metadata(output)
+    assert metadata.starts == {"5": [Start(31, 0)]}
+    assert metadata.failed_starts == {"5": []}
+    assert metadata.tasks == {"5": "pick up the tomato sauce and place it in the basket"}
+    assert metadata.identities == {COMMAND: config.identity()}
     assert record(config) == output  # nothing to do
     dataset = LeRobotDataset(config.repo_id, root=output, depth_output_unit="m")
-    assert [len(dataset)] == metadata["episode_lengths"]
+    assert len(dataset) > 50
+    assert [len(dataset)] == metadata.episode_lengths
     item = dataset[0]
     assert item["observation.images.image"].shape == (3, 64, 64)
-    assert item["task"] == metadata["tasks"]["5"]
+    assert item["task"] == metadata.tasks["5"]
     states = np.stack([dataset[i]["observation.state"].numpy() for i in range(len(dataset))])
     assert np.abs(np.diff(states[:, 3:6], axis=0)).max() < 0.2  # radians: no jump by 2 pi
     actions = np.stack([dataset[i]["action"].numpy() for i in range(len(dataset))])
-    with np.load(output / libero_recording.STATES_FOLDER / "episode_000000.npz") as kept:
-        simulation, executed = kept[SIM_STATE.partition(".")[2]], kept["executed_action"]
+    with np.load(output / STATES_FOLDER / "episode_000000.npz") as kept:
+        simulation, executed = kept["state"], kept["executed_action"]
     assert len(simulation) == len(executed) == len(dataset)
     assert not np.array_equal(actions, executed)  # disturbed
     # What was executed leads from each state kept to the next, and from the last to success.
-    env = next(iter(simulators._OPEN.values()))[0]
+    env = simulator(config.settings.simulator, 5).env
     env.reset(seed=episode_seed(0, 5, 31), options={"init_state_id": 31})
     for step, action in enumerate(executed):
         np.testing.assert_array_equal(env.simulation.sim.get_state().flatten(), simulation[step])

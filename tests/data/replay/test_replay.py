@@ -1,4 +1,4 @@
-"""The replay: what succeeded is rendered as the environment shows it, what did not is reported and left out."""
+"""The replay: what succeeded is rendered as the environment shows it, what failed is reported."""
 
 import json
 import sys
@@ -6,46 +6,46 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_file import write_demo_file
+from demo_file import write_demo_file, write_libero_hdf5
 
+from multismolvla.system.command import CommandError
+from multismolvla_data.formats.episode_files import load_episode
 from multismolvla_data.formats.libero_hdf5 import (
     DemoFileError,
     Demonstration,
     fixture_poses,
     inspect_demo_file,
     read_demo,
-    write_libero_hdf5,
 )
-from multismolvla_data.formats.simulators import close_simulator
-from multismolvla_data.formats.workspace import METADATA_FILE, RecordingError, open_workspace
-from multismolvla_data.record import episode
-from multismolvla_data.replay import episode as replay_episode
-from multismolvla_data.replay.command import REPORT_FILE, replay
-from multismolvla_data.replay.config import ReplayConfig
-from multismolvla_data.replay.episode import Failure, Job, ReplaySettings, environment, replay_demo
-from multismolvla_data.replay.plan import plan_replay, suite_tasks
+from multismolvla_data.formats.metadata import read_metadata
+from multismolvla_data.formats.simulators import SimulatorSettings, close_simulators, simulator, suite_tasks
+from multismolvla_data.formats.workspace import Workspace, WorkspaceError
+from multismolvla_data.replay import job as replay_job
+from multismolvla_data.replay.config import ReplayConfig, ReplaySettings
+from multismolvla_data.replay.episode import SETTLE_ACTION, execute_actions, replay_demo
+from multismolvla_data.replay.job import REPORT_FILE, replay
+from multismolvla_data.replay.plan import Failure, PlannedDemo, plan_replay
 
 MINI = "multismolvla_mini"
 SIZE = 32
 
 
-def settings(**changes) -> ReplaySettings:
-    options = {
-        "suite": MINI,
-        "size": SIZE,
-        "render_quality": "default",
-        "mode": "actions",
-        "filter_noops": True,
-        "settle_steps": 10,
-        "keep_failed": False,
-        "seed": 0,
-    }
-    return ReplaySettings(**{**options, **changes})
+def settings(suite: str = MINI, libero_assets: str | None = None, **changes) -> ReplaySettings:
+    options = {"mode": "actions", "filter_noops": True, "settle_steps": 10, "keep_failed": False, "seed": 0}
+    scenes = SimulatorSettings(suite, SIZE, "default", settle_steps=0, libero_assets=libero_assets)
+    return ReplaySettings(scenes, **{**options, **changes})
 
 
-def job(path: Path, demo: str, task_id: int = 0) -> Job:
+def planned(path: Path, demo: str, task_id: int = 0) -> PlannedDemo:
     noops = inspect_demo_file(path).noops[demo]
-    return Job(task_id, path, demo, int((~noops).sum()), int(noops.sum()))
+    return PlannedDemo(task_id, path, demo, int((~noops).sum()), int(noops.sum()))
+
+
+def begun(config: ReplayConfig) -> Workspace:
+    """The workspace of a replay that was stopped before its first demonstration."""
+    workspace = Workspace(replay_job.COMMAND, config.output, plan_replay(config).identity(config))
+    workspace.open()
+    return workspace
 
 
 def with_noops(demo: Demonstration) -> Demonstration:
@@ -63,7 +63,7 @@ def broken(demo: Demonstration) -> Demonstration:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A folder with one official file of three demonstrations: good, the same with pauses, the same spoilt."""
+    """A folder with one official file of three demonstrations: good, with pauses, spoilt."""
     folder = tmp_path_factory.mktemp("demos")
     path = write_demo_file(folder, task_id=0, init_states=[0])
     good = read_demo(path, "demo_0")
@@ -71,25 +71,28 @@ def source(tmp_path_factory) -> Path:
         path, [good, with_noops(good), broken(good)], {"bddl_file_name": f"{path.stem[:-5]}.bddl"}
     )
     yield folder
-    close_simulator()
+    close_simulators()
 
 
 @pytest.fixture(scope="module")
 def continued(source, tmp_path_factory) -> tuple[Path, list[float], float]:
-    """A replay that was killed after its first demonstration and then continued; that episode's time stamps."""
+    """A replay killed after its first demonstration and then continued; that episode's time stamps."""
     output = tmp_path_factory.mktemp("replay") / "mini"
     config = ReplayConfig(source=source, suite=MINI, output=output, size=SIZE, workers=1)
-    folder = open_workspace(config) / "episodes"
-    first = plan_replay(config).jobs[0]
+    folder = begun(config).episodes
+    first = plan_replay(config).demos[0]
     assert replay_demo(config.settings, first, folder) is None
     stamp = first.episode_file(folder).stat().st_mtime
     (folder / ".task000_demo_1.npz.1.npz").write_bytes(b"half an episode")
     assert not output.exists()
-    stamps, original = [], episode.load_episode
+    stamps = []
+
+    def load(path: Path) -> dict[str, np.ndarray]:
+        stamps.append(path.stat().st_mtime)
+        return load_episode(path)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            episode, "load_episode", lambda path: stamps.append(path.stat().st_mtime) or original(path)
-        )
+        patch.setattr(replay_job, "load_episode", load)
         replay(config)
     return output, stamps, stamp
 
@@ -99,18 +102,18 @@ def test_a_killed_replay_continues_and_repeats_nothing(continued, source):
     output, stamps, stamp = continued
     assert len(stamps) == 2
     assert stamps[0] == stamp, "the finished demonstration was replayed again"
-    assert not (output.parent / ".mini.recording").exists()
+    assert not (output.parent / ".mini.unfinished").exists()
     config = ReplayConfig(source=source, suite=MINI, output=output, size=SIZE)
     assert replay(config) == output  # nothing to do
     config.settle_steps = 0
-    with pytest.raises(RecordingError, match="other settings"):
+    with pytest.raises(WorkspaceError, match="settle_steps"):
         replay(config)
 
 
 @pytest.mark.sim
 def test_what_failed_is_reported_and_not_written(continued, source):
     output, _, _ = continued
-    report = json.loads((output / REPORT_FILE).read_text())
+    report = json.loads((output / "meta" / REPORT_FILE).read_text())
     steps = len(read_demo(next(source.iterdir()), "demo_2").actions)
     assert report["failed"] == [
         {
@@ -122,9 +125,9 @@ def test_what_failed_is_reported_and_not_written(continued, source):
         }
     ]
     assert (report["demonstrations"], report["succeeded"], report["written"]) == (3, 2, 2)
-    metadata = json.loads((output / METADATA_FILE).read_text())
-    assert [d["demo"] for d in metadata["demonstrations"]] == ["demo_0", "demo_1"]
-    assert metadata["provenance"] == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
+    metadata = read_metadata(output)
+    assert [d.demo for d in metadata.demonstrations] == ["demo_0", "demo_1"]
+    assert metadata.provenance == dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor")
     assert (output / "preview.png").stat().st_size > 1000
 
 
@@ -133,8 +136,8 @@ def test_noops_are_dropped_and_leave_the_episode_as_it_was(continued, source):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     output, _, _ = continued
-    lengths = json.loads((output / METADATA_FILE).read_text())["episode_lengths"]
-    report = json.loads((output / REPORT_FILE).read_text())
+    lengths = read_metadata(output).episode_lengths
+    report = json.loads((output / "meta" / REPORT_FILE).read_text())
     dataset = LeRobotDataset("multismolvla/mini", root=output, depth_output_unit="m")
     original = read_demo(next(source.iterdir()), "demo_0").actions.astype(np.float32)
     assert report["dropped_noops"] == 8
@@ -150,20 +153,21 @@ def test_noops_are_dropped_and_leave_the_episode_as_it_was(continued, source):
 
 @pytest.mark.sim
 def test_frames_are_what_a_policy_would_have_seen(continued, source):
-    """Rendered afterwards from states, they equal what the environment shows while it executes the actions."""
+    """Rendered from states, they equal what the environment shows while it executes the actions."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     output, _, _ = continued
     dataset = LeRobotDataset("multismolvla/mini", root=output, depth_output_unit="m")
     demo = read_demo(next(source.iterdir()), "demo_0")
-    env, processor = environment(settings(), 0)
+    opened = simulator(settings().simulator, 0)
+    env = opened.env
     env.reset(seed=0)
     env.restore(demo.states[0])
     for _ in range(10):
-        raw = env.step(replay_episode.SETTLE_ACTION)[0]
+        raw = env.step(SETTLE_ACTION)[0]
     for t, action in enumerate(demo.actions):
         if t % 15 == 0:
-            live, stored = episode.dataset_frame(raw, processor), dataset[t]
+            live, stored = opened.frame(raw), dataset[t]
             assert np.abs(live["observation.state"] - stored["observation.state"].numpy()).max() < 2e-3
             for camera in ("image", "image2"):
                 key = f"observation.images.{camera}"
@@ -179,12 +183,12 @@ def test_frames_are_what_a_policy_would_have_seen(continued, source):
 def test_states_are_shown_as_recorded(source, tmp_path):
     path = next(source.iterdir())
     # The spoilt actions do not matter here: the states are those of a success.
-    assert replay_demo(settings(mode="states"), job(path, "demo_2"), tmp_path) is None
-    shown = episode.load_episode(tmp_path / "task000_demo_2.npz")
-    env, processor = environment(settings(mode="states"), 0)
+    assert replay_demo(settings(mode="states"), planned(path, "demo_2"), tmp_path) is None
+    shown = load_episode(tmp_path / "task000_demo_2.npz")
+    opened = simulator(settings().simulator, 0)
     demo = read_demo(path, "demo_2")
     for t in (0, 40, len(demo.states) - 1):
-        wanted = episode.dataset_frame(env.restore(demo.states[t]), processor)
+        wanted = opened.frame(opened.env.restore(demo.states[t]))
         for key in ("observation.state", "observation.images.image2_depth", "observation.images.image"):
             assert np.array_equal(shown[key][t], wanted[key]), (t, key)
         assert np.array_equal(shown["action"][t], demo.actions[t].astype(np.float32))
@@ -204,9 +208,9 @@ def test_failures_can_be_kept(source, tmp_path):
         ("states", "the goal does not hold at the end"),
     ):
         options = settings(mode=mode, keep_failed=True)
-        assert replay_demo(options, job(target, "demo_0"), tmp_path) == Failure(reason, 5)
-        assert len(episode.load_episode(tmp_path / "task000_demo_0.npz")["action"]) == 5
-        assert replay_demo(options, job(target, "demo_1"), tmp_path) == Failure("only no-ops", 0)
+        assert replay_demo(options, planned(target, "demo_0"), tmp_path) == Failure(reason, 5)
+        assert len(load_episode(tmp_path / "task000_demo_0.npz")["action"]) == 5
+        assert replay_demo(options, planned(target, "demo_1"), tmp_path) == Failure("only no-ops", 0)
         assert not (tmp_path / "task000_demo_1.npz").exists()
         (tmp_path / "task000_demo_0.npz").unlink()
 
@@ -219,12 +223,12 @@ def test_without_any_success_there_is_a_report_and_no_data_set(source, tmp_path,
     config = ReplayConfig(
         source=tmp_path / "demos", suite=MINI, output=tmp_path / "mini", size=SIZE, workers=1
     )
-    folder = open_workspace(config) / "episodes"
-    replay_demo(config.settings, plan_replay(config).jobs[0], folder)
-    with pytest.raises(RecordingError, match="None of 1 demonstrations succeeded"):
+    folder = begun(config).episodes
+    replay_demo(config.settings, plan_replay(config).demos[0], folder)
+    with pytest.raises(CommandError, match="None of 1 demonstrations succeeded"):
         replay(config)
     assert not config.output.exists()
-    report = json.loads((folder.parent / "replay_report.json").read_text())
+    report = json.loads((folder.parent / REPORT_FILE).read_text())
     assert report["failed"][0]["demo"] == "demo_0"
     assert "demo_0: the goal was never reached" in capsys.readouterr().err
 
@@ -236,11 +240,11 @@ def test_a_state_of_another_scene_is_refused(source, tmp_path):
     target = tmp_path / path.name
     write_libero_hdf5(target, [Demonstration(demo.actions, demo.states[:, :-2])], {})
     with pytest.raises(DemoFileError, match=r"demo_0: A state of shape \(\d+,\) does not fit"):
-        replay_demo(settings(), job(target, "demo_0"), tmp_path)
+        replay_demo(settings(), planned(target, "demo_0"), tmp_path)
 
 
 class ScriptedProblem:
-    """A simulator whose goal holds after the steps in ``good`` and whose state breaks after step ``breaks``."""
+    """A simulator whose goal holds after the steps ``good`` and whose state breaks at ``breaks``."""
 
     horizon = 20
 
@@ -272,7 +276,7 @@ class ScriptedProblem:
 )
 def test_success_is_what_holds_after_the_last_action(problem, steps, failure, frames):
     demo = Demonstration(np.ones((steps, 7)), np.zeros((steps, 2)))
-    states, found = replay_episode._from_actions(problem, demo, np.arange(steps), 0)
+    states, found = execute_actions(problem, demo, np.arange(steps), 0)
     assert found == failure
     assert [s[0] for s in states] == list(range(frames)), "each state is the one before its action"
 
@@ -332,7 +336,7 @@ def test_a_libero_scene_is_shown_with_its_fixtures_where_they_stood(libero_asset
     options = settings(
         suite="libero_spatial", mode="states", keep_failed=True, libero_assets=str(libero_assets)
     )
-    env, _ = environment(options, 0)
+    env = simulator(options.simulator, 0).env
     env.reset(seed=3)
     state, xml = env.state, env.simulation.sim.model.get_xml()
     recorded = fixture_poses(xml, env.fixture_bodies)
@@ -343,12 +347,12 @@ def test_a_libero_scene_is_shown_with_its_fixtures_where_they_stood(libero_asset
     path = tmp_path / f"{env.task}_demo.hdf5"
     actions = np.full((2, 7), 0.1)
     write_libero_hdf5(path, [Demonstration(actions, np.stack([state, state]), xml)], {})
-    assert replay_demo(options, job(path, "demo_0"), tmp_path).step == 2
+    assert replay_demo(options, planned(path, "demo_0"), tmp_path).step == 2
     for number, (name, pose) in enumerate(recorded.items()):
         body = model.body_name2id(name)
         assert np.allclose(model.body_pos[body], pose[:3], atol=1e-6)
         assert np.abs(model.body_pos[body] - elsewhere[number]).max() > 1e-4, "the test would prove nothing"
-    frame = {k: v[0] for k, v in episode.load_episode(tmp_path / "task000_demo_0.npz").items()}
+    frame = {k: v[0] for k, v in load_episode(tmp_path / "task000_demo_0.npz").items()}
     seg = frame["observation.images.image_seg"][..., 0]
     assert {"robot", "plate", "akita_black_bowl", "wooden_cabinet"} <= {env.labels[i] for i in np.unique(seg)}
     rows = np.flatnonzero((seg == env.labels.index("robot")).any(axis=1))
