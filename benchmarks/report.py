@@ -1,13 +1,13 @@
 """Time and memory of a report: `python benchmarks/report.py --episodes=100000`.
 
-Makes a folder with made-up rows (marked as synthetic, and with all the fields that an evaluation writes), then runs
-`multismolvla-report` on it in a process of its own and reads that process's highest memory from the kernel.
+Makes a folder with made-up rows (marked as synthetic, and with all the fields that an evaluation writes),
+then runs `multismolvla-report` on it in a process of its own and reads that process's highest memory from
+the kernel.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -15,11 +15,24 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from measuring import Machine, machine_line, spread, write_json
+
+from multismolvla.modalities import MODALITIES, Provenance
+from multismolvla_eval.records.reach import faulted_streams
+from multismolvla_eval.records.schema import (
+    SCHEMA,
+    Comparable,
+    Durations,
+    EpisodeRow,
+    Gripper,
+    Hardware,
+    MadeWith,
+    PolicyFacts,
+    RunManifest,
+    SuiteRecord,
+)
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 POLICIES = {"ours": 0.85, "smolvla": 0.8}
@@ -69,15 +82,19 @@ def main() -> None:
         page = (folder / "report" / "report.html").stat().st_size
     report = machine.report()
     clock, processor, peak = (spread(values)["median"] for values in zip(*samples, strict=True))
-    print(f"report of {made} episodes: {clock:.1f} s ({processor:.1f} s of processor time; medians of {len(samples)}), "
-          f"peak memory {peak:.2f} GiB, page {page / 1e6:.1f} MB")  # fmt: skip
+    print(
+        f"report of {made} episodes: {clock:.1f} s ({processor:.1f} s of processor time; medians of "
+        f"{len(samples)}), peak memory {peak:.2f} GiB, page {page / 1e6:.1f} MB"
+    )
     print(machine_line(report))
     content = {"episodes": made, "bytes": size, "samples": samples, "page_bytes": page, "machine": report}
     write_json(options.output, content)
 
 
 def _measure(folder: Path) -> tuple[float, float, float]:
-    """Seconds of the clock and of the processor, imports included, and highest memory [GiB] of one report in a process of its own."""
+    """One report in a process of its own: seconds of the clock and of the processor, imports included, and
+    highest memory [GiB].
+    """
     command = [sys.executable, "-c", _MEASURED, str(folder / "run"), str(folder / "report")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -93,97 +110,125 @@ def synthetic_folder(folder: Path, number: int, level: str) -> int:
     Returns:
         The number of rows.
     """
+    import msgspec
+
     from multismolvla_eval.protocol.levels import level_conditions
+    from multismolvla_eval.records.store import write_manifest
 
     conditions = level_conditions(level).conditions
-    arms = [(s, t, c) for s in SUITES for t in range(10) for c in conditions]
-    per_arm = max(1, math.ceil(number / (len(arms) * len(POLICIES))))
+    cells = [(s, t, c) for s in SUITES for t in range(10) for c in conditions]
+    episodes = max(1, math.ceil(number / (len(cells) * len(POLICIES))))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(_manifest(conditions, level, per_arm)))
+    manifest = _manifest(conditions, level, episodes)
+    write_manifest(folder, manifest)
+    faulted = {condition: faulted_streams(condition, manifest) for condition in conditions}
     rng = random.Random(0)
-    rows = 0
-    with open(folder / "episodes-0of1.jsonl", "w") as handle:
-        for suite, task, condition in arms:
-            for episode in range(per_arm):
-                for policy in POLICIES:
-                    row = _row(rng, policy, suite, task, condition, episode)
-                    handle.write(json.dumps(row, separators=(",", ":")) + "\n")
-                    rows += 1
-    return rows
+    places = [(*cell, e, p) for cell in cells for e in range(episodes) for p in POLICIES]
+    with open(folder / "episodes-0of1.jsonl", "wb") as handle:
+        for suite, task, condition, episode, policy in places:
+            row = _row(rng, policy, suite, task, condition, episode, faulted[condition])
+            handle.write(msgspec.json.encode(row) + b"\n")
+    return len(places)
 
 
 def _streams() -> list[str]:
     pictures = [f"observation.images.{c}{m}" for c in CAMERAS for m in ("", "_depth", "_seg", "_thermal")]
-    return [
-        *pictures,
-        *(f"{p}_padding_mask" for p in pictures),
-        *(f"observation.images.{c}_depth_valid" for c in CAMERAS),
-    ]
-
-
-@cache
-def _faulted(condition: str) -> dict[str, set[str]]:
-    from multismolvla_eval.protocol.reach import faulted_streams
-
-    return faulted_streams(condition, {"cameras": CAMERAS})
+    masks = [f"{p}_padding_mask" for p in pictures]
+    return [*pictures, *masks, *(f"observation.images.{c}_depth_valid" for c in CAMERAS)]
 
 
 def _row(
-    rng: random.Random, policy: str, suite: str, task: int, condition: str, episode: int
-) -> dict[str, Any]:
+    rng: random.Random,
+    policy: str,
+    suite: str,
+    task: int,
+    condition: str,
+    episode: int,
+    faulted: dict[str, set[str]],
+) -> EpisodeRow:
     harm = 1.0 if condition == "C0" else 1 - 0.12 * int(condition[-1]) if condition.startswith("C3") else 0.6
     success = rng.random() < POLICIES[policy] * harm * (0.8 + 0.04 * task)
     steps = rng.randint(60, 250) if success else 280
 
-    def digest(*parts: Any) -> str:
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    def digest(*parts: object) -> str:
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     place = (suite, task, episode)
-    faulted = _faulted(condition)
-    hit = {k for keys in faulted.values() for k in keys}
-    door = {k: digest(place, k, condition if k in hit else "C0")[:12] for k in _streams()}
-    return {
-        "run": FINGERPRINT, "world": suite, "policy": policy, "checkpoint": f"made-up-{policy}", "suite": suite,
-        "task_id": task, "condition": condition, "episode": episode, "seed": 0, "init_state": episode,
-        "env_seed": rng.getrandbits(31), "noise_seed": rng.getrandbits(31), "start": digest(place)[:16],
-        "success": success, "cause": None if success else "time_out", "steps": steps,
-        "steps_to_success": steps if success else None, "actions": digest(place, policy, condition)[:16],
-        "gripper": {"closed": round(rng.random(), 3), "switches": rng.randint(1, 4)}, "door": door,
-        "encoder": {m: digest(place, m, condition if m in faulted else "C0")[:12] for m in ("rgb", "depth", "seg", "thermal")},
-        "seconds": {"total": round(rng.uniform(10, 30), 3), "policy": round(rng.uniform(3, 9), 3), "env": 8.0, "clip": 0.0},
-        "worker": 0, "clip": None, "time": "2020-01-01T00:00:00+00:00",
-    }  # fmt: skip
+    hit = set().union(*faulted.values())
+    return EpisodeRow(
+        run=FINGERPRINT,
+        policy=policy,
+        checkpoint=f"made-up-{policy}",
+        suite=suite,
+        suite_hash=suite,
+        task_id=task,
+        condition=condition,
+        episode=episode,
+        repeat=0,
+        init_state=episode,
+        start=digest(place),
+        env_seed=rng.getrandbits(31),
+        noise_seed=rng.getrandbits(31),
+        success=success,
+        cause=None if success else "time_out",
+        steps=steps,
+        steps_to_success=steps if success else None,
+        actions=digest(place, policy, condition),
+        gripper=Gripper(round(rng.random(), 3), rng.randint(1, 4)),
+        policy_inputs={k: digest(place, k, condition if k in hit else "C0") for k in _streams()},
+        encoder_inputs={m: digest(place, m, condition if m in faulted else "C0") for m in MODALITIES},
+        seconds=Durations(round(rng.uniform(10, 30), 3), round(rng.uniform(3, 9), 3), 8.0),
+        worker=0,
+        time="2020-01-01T00:00:00+00:00",
+    )
 
 
-def _manifest(conditions: tuple[str, ...], level: str, per_arm: int) -> dict[str, Any]:
-    from multismolvla_eval.records.store import SCHEMA
-
-    machine = {
-        "processor": "made up",
-        "cores": 1,
-        "memory_gb": 1,
-        "system": "none",
-        "renderer": "none",
-        "threads_per_worker": 1,
+def _manifest(conditions: tuple[str, ...], level: str, episodes: int) -> RunManifest:
+    provenance = {m: Provenance.SENSOR.value for m in MODALITIES}
+    suites = {
+        s: SuiteRecord(
+            type="multismolvla_libero",
+            tasks={t: f"made-up task {t} of {s}" for t in range(10)},
+            max_steps=280,
+            init_states=50,
+            fps=20,
+            streams=list(MODALITIES),
+            provenance=provenance,
+            suite_hash=s,
+            complete=True,
+        )
+        for s in SUITES
     }
-    return {
-        "schema": SCHEMA, "fingerprint": FINGERPRINT, "synthetic": True, "created": "2020-01-01T00:00:00+00:00",
-        "comparable": {"schema": SCHEMA, "env": {"type": "multismolvla_libero", "options": {}}, "seed": 0, "corruption_version": "1"},
-        "level": level, "cameras": list(CAMERAS), "env": {"type": "multismolvla_libero", "fps": 20, "streams": [], "provenance": {}},
-        "suites": {
-            s: {"tasks": {str(t): f"made-up task {t} of {s}" for t in range(10)}, "max_steps": 280, "init_states": 50,
-                "assets": "", "labels": [], "world": s}
-            for s in SUITES
-        },
-        "policies": {
-            n: {"checkpoint": f"made-up-{n}", "type": "synthetic", "parameters": 450_000_000, "path": f"outputs/{n}",
-                "reads": _streams(), "provenance": dict.fromkeys(("rgb", "depth", "seg", "thermal"), "sensor"), "n_action_steps": 10}
-            for n in POLICIES
-        },
-        "baseline": "smolvla", "conditions": list(conditions), "clean_episodes": per_arm, "clean_seeds": 1,
-        "episodes": per_arm, "seed": 0, "workers": 1, "versions": {"python": "3"}, "commit": None,
-        "hardware": machine, "provenance": [], "commands": [["made-up"]], "remarks": [],
-    }  # fmt: skip
+    policies = {
+        name: PolicyFacts(
+            path=f"outputs/{name}",
+            type="synthetic",
+            checkpoint=f"made-up-{name}",
+            reads=_streams(),
+            provenance=provenance,
+            parameters=450_000_000,
+            n_action_steps=10,
+        )
+        for name in POLICIES
+    }
+    call = MadeWith("2020-01-01T00:00:00+00:00", {"python": "3"}, None, Hardware("none", "made up", 1, 1.0))
+    return RunManifest(
+        schema=SCHEMA,
+        fingerprint=FINGERPRINT,
+        comparable=Comparable(SCHEMA, "multismolvla_libero", {}, 0, "1"),
+        created=call.time,
+        level=level,
+        suites=suites,
+        cameras=list(CAMERAS),
+        policies=policies,
+        baseline="smolvla",
+        conditions=list(conditions),
+        clean_episodes=episodes,
+        episodes=episodes,
+        calls=[call],
+        commands=[["made-up"]],
+        synthetic=True,
+    )
 
 
 if __name__ == "__main__":

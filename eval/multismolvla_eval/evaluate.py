@@ -115,9 +115,9 @@ def evaluate(config: EvalConfig, command: Sequence[str] = ()) -> None:
     with run_lock(config.output / f"{shard_name(shard, shards)}.lock"):
         refuse_other_divisions(config.output, shards)
         if config.diagnose is not None and shard == 0:
-            from multismolvla_eval.offline.diagnose import diagnose_first
+            from multismolvla_eval.offline.sensor_use_check import check_first
 
-            diagnose_first(config)
+            check_first(config)
         _say(f"Loading {len(config.policies)} policies and the environment {config.env.task} ...")
         from multismolvla_eval.rollout.pool import WorkerPool
 

@@ -1,12 +1,13 @@
 """Bootstrap over tasks and then starts: intervals of paired differences and of figures over many conditions.
 
-Numbers in, numbers out, as in :mod:`multismolvla_eval.analysis.statistics`. It is written here because neither scipy nor statsmodels
-has a bootstrap that resamples in two stages. The unit below the task is the *start* (an initial state of a task), not the
-episode: repetitions of a start with other policy noise succeed and fail together, so they stay together in a resample.
+Written here because neither scipy nor statsmodels has a bootstrap that resamples in two stages. The unit
+below the task is the *start* (an initial state of a task), not the episode: repetitions of a start with other
+policy noise succeed and fail together, so they stay together in a resample.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from multismolvla_eval.analysis.statistics import (
     CONFIDENCE,
     detectable_difference,
     mcnemar,
-    relative_robustness,
     wilson,
 )
 
@@ -39,82 +39,41 @@ _KEPT = 500
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two arms on the same starts.
+    """Two cells on the same n starts."""
 
-    Attributes:
-        first: share of the first arm's episodes that succeed, per start, float (n,) in [0, 1]; of one episode 0 or 1.
-        second: the same of the second arm, in the same order, float (n,).
-        clusters: number of the start's task, int (n,), ascending.
-        episodes: episodes per arm, at least n.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    clusters: np.ndarray
-    episodes: int
+    first: np.ndarray  # share of the first cell's episodes that succeed, per start, float (n,) in [0, 1]
+    second: np.ndarray  # the same of the second cell, in the same order, float (n,)
+    clusters: np.ndarray  # number of the start's task, int (n,), ascending
+    episodes: int  # per cell, at least n
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Difference of two arms on the same starts.
+    """Difference of two cells on the same starts, second minus first, with bootstrap intervals."""
 
-    Attributes:
-        n: pairs, one per start.
-        episodes: episodes per arm; more than n where starts are repeated.
-        difference: rate of the second arm minus rate of the first.
-        low: lower bound of the bootstrap interval.
-        high: upper bound.
-        gained: starts at which the second arm succeeds more often.
-        lost: starts at which the first arm does.
-        p_value: exact McNemar, two-sided: the sign test over the starts that differ.
-        detectable: the difference that n pairs can show with 80 % power, if 15 % of the pairs are discordant, or as many
-            as were, if more.
-        ratio: rate of the second arm over rate of the first (with clean as first arm: the relative robustness); ``None``
-            where the first never succeeds. It flatters weak policies: show rates, too.
-        ratio_low: lower bound of its bootstrap interval; ``None`` where a resample has no success of the first arm.
-        ratio_high: upper bound.
-    """
-
-    n: int
-    episodes: int
+    n: int  # pairs, one per start
+    episodes: int  # per cell; more than n where starts are repeated
     difference: float
     low: float
     high: float
-    gained: int
-    lost: int
-    p_value: float
+    gained: int  # starts at which the second cell succeeds more often
+    lost: int  # starts at which the first cell does
+    p_value: float  # exact McNemar, two-sided: the sign test over the starts that differ
+    #: What n pairs can show with 80 % power, if 15 % of them are discordant, or as many as were, if more.
     detectable: float
+    #: Rate of the second cell over that of the first (with clean as the first: the relative robustness);
+    #: ``None`` where the first never succeeds. It flatters weak policies: show rates, too.
     ratio: float | None
-    ratio_low: float | None
+    ratio_low: float | None  # None where a resample has no success of the first cell
     ratio_high: float | None
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval, or why there is none.
-
-    Attributes:
-        low: lower bound; ``None`` without an interval.
-        high: upper bound.
-        why: reason why there is none; empty if there is one.
-    """
-
-    low: float | None
-    high: float | None
-    why: str = ""
-
-
-def paired_difference(pairs: Pairs) -> PairedDifference:
-    """Compare two arms on the same starts; see :func:`paired_differences`."""
-    return paired_differences([pairs])[0]
-
-
 def paired_differences(comparisons: Sequence[Pairs]) -> list[PairedDifference]:
-    """Compare two arms on the same starts, many times.
+    """Compare two cells on the same starts, many times.
 
-    Intervals come from a bootstrap that resamples tasks and then starts within each drawn task, because episodes of one
-    task succeed and fail together. Comparisons of the same numbers of starts share their resamples, so that they are
-    one matrix product.
+    The bootstrap resamples tasks and then starts within each drawn task, because episodes of one task succeed
+    and fail together. Comparisons with the same numbers of starts share their resamples: one matrix product
+    for all.
 
     Raises:
         ValueError: a comparison has no pairs.
@@ -122,37 +81,37 @@ def paired_differences(comparisons: Sequence[Pairs]) -> list[PairedDifference]:
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, pairs in enumerate(comparisons):
         if not len(pairs.first):
-            raise ValueError("A paired difference needs at least one episode that both arms have run.")
+            raise ValueError("A paired difference needs at least one episode that both cells have run.")
         groups[task_sizes(pairs.clusters)].append(place)
     results: dict[int, PairedDifference] = {}
     for sizes, members in groups.items():
         for start in range(0, len(members), _COLUMNS):
             places = members[start : start + _COLUMNS]
-            arms = [getattr(comparisons[p], arm) for arm in ("first", "second") for p in places]
-            first, second = np.split(resampled_means(np.stack(arms), sizes), 2)
-            differences = _quantiles(second - first)
-            ratios = _quantiles(second / np.where(first > 0, first, np.nan))
+            shares = [comparisons[p].first for p in places] + [comparisons[p].second for p in places]
+            first, second = np.split(resampled_means(np.stack(shares), sizes), 2)
+            differences = percentile_interval(second - first)
+            ratios = percentile_interval(second / np.where(first > 0, first, np.nan))
             for place, difference, ratio in zip(places, differences, ratios, strict=True):
                 results[place] = _paired(comparisons[place], difference, ratio)
     return [results[p] for p in range(len(comparisons))]
 
 
-def _quantiles(resamples: np.ndarray) -> np.ndarray:
-    """Percentile interval over the last axis, which becomes (low, high); NaN where a resample is."""
+def percentile_interval(resamples: np.ndarray) -> np.ndarray:
+    """95 % interval over the last axis, which becomes (low, high); NaN where a resample is."""
     return np.moveaxis(np.quantile(resamples, [_TAIL, 1 - _TAIL], axis=-1, overwrite_input=True), 0, -1)
 
 
 def _paired(pairs: Pairs, interval: np.ndarray, ratio_interval: np.ndarray) -> PairedDifference:
     """A comparison's figures.
 
-    If all n pairs give the same, so do all resamples, and their interval has no width. But a kind of pair that did not
-    occur among n may still make up a share of up to Wilson's bound for 0 of n: there the interval is what such a share of
-    opposite pairs would make of the value.
+    If all n pairs give the same, so do all resamples, and their interval has no width. But a kind of pair
+    that did not occur among n may still make up a share of up to Wilson's bound for 0 of n: there the
+    interval is what such a share of opposite pairs would make of the value.
     """
     change = pairs.second - pairs.first
     n, gained, lost = len(change), int((change > 0).sum()), int((change < 0).sum())
     difference, clean = float(change.mean()), float(pairs.first.mean())
-    ratio = relative_robustness(float(pairs.second.mean()), clean)
+    ratio = float(pairs.second.mean()) / clean if clean else None
     unseen = wilson(0, n).high
     low, high = map(float, interval)
     if high - low <= _EQUAL:
@@ -165,8 +124,8 @@ def _paired(pairs: Pairs, interval: np.ndarray, ratio_interval: np.ndarray) -> P
             ratio_high = min(1.0, clean * ratio + unseen) / clean
     discordant = max(ASSUMED_DISCORDANT, float(np.square(change).mean()))
     return PairedDifference(
-        n, pairs.episodes, difference, low, high, gained, lost, mcnemar(gained, lost), detectable_difference(n, discordant),
-        ratio, ratio_low, ratio_high,
+        n, pairs.episodes, difference, low, high, gained, lost, mcnemar(gained, lost),
+        detectable_difference(n, discordant), ratio, ratio_low, ratio_high,
     )  # fmt: skip
 
 
@@ -203,7 +162,7 @@ def _kept_weights(sizes: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def _weights(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """How much each start counts in a resample, float32 (block, n), rows adding to 1; tasks are drawn, then starts."""
+    """Weight of each start in resamples, float32 (block, n), rows adding to 1: draws tasks, then starts."""
     count = np.asarray(sizes)
     n, longest, first = int(count.sum()), int(count.max()), np.cumsum(count) - count
     rng = np.random.default_rng(BOOTSTRAP_SEED)
@@ -223,7 +182,8 @@ def _weights(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
 def resampled_ratios(numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Resamples of k quantities of the kind (mean numerator / mean denominator), on the same starts.
 
-    Severity areas and corruption errors are of this kind; the mean of some rows is a resample of the mean over types.
+    Severity areas and corruption errors are of this kind; the mean of some rows is a resample of the mean
+    over types.
 
     Args:
         numerators: (k, n), starts sorted by task.
@@ -238,11 +198,11 @@ def resampled_ratios(numerators: np.ndarray, denominators: np.ndarray, clusters:
     return above / np.where(below > 0, below, np.nan)
 
 
-def interval_of(resamples: np.ndarray) -> Interval:
-    """Percentile interval of one quantity's resamples (RESAMPLES,), or why it has none."""
-    low, high = _quantiles(np.array(resamples))
-    if np.isnan(low) or np.isnan(high):
-        return Interval(None, None, "some resamples have nothing to divide by")
+def interval_of(resamples: np.ndarray) -> tuple[float | None, float | None, str]:
+    """Percentile interval of one quantity's resamples (RESAMPLES,), and the reason where there is none."""
+    low, high = percentile_interval(np.array(resamples)).tolist()
+    if math.isnan(low) or math.isnan(high):
+        return None, None, "some resamples have nothing to divide by"
     if high - low <= _EQUAL:
-        return Interval(None, None, "all resamples are equal")
-    return Interval(float(low), float(high))
+        return None, None, "all resamples are equal"
+    return low, high, ""

@@ -1,120 +1,100 @@
-"""Arms of a run with their starts: which episodes are independent of one another.
+"""Cells of a run (policy x condition) and what two of them share.
 
-A *start* is an initial state of a task. The clean condition repeats each start with other policy noise, and a run of more
-episodes than a suite has initial states repeats some, too. Repetitions are no independent episodes, so rates get intervals
-for clusters, and two arms are compared start by start.
+A *start* is an initial state of a task. The clean condition repeats each start with other policy noise, and a
+run of more episodes than a suite has initial states repeats some, too. Repetitions are no independent
+episodes, so rates get intervals for clusters, and two cells are compared start by start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Hashable, Sequence
+from functools import reduce
 
 import numpy as np
+import pandas as pd
 
 from multismolvla_eval.analysis.bootstrap import Pairs
 from multismolvla_eval.analysis.statistics import Rate, clustered_rate
-from multismolvla_eval.analysis.table import Cells, Episodes
 
 
-class Arms(Cells):
-    """The episodes of every arm with their starts.
+class Cells:
+    """Episodes by cell.
 
     Args:
-        episodes: the columns.
-        suites: the manifest's entries, by name; ``init_states`` is the number of initial states of each of its tasks.
+        table: of `multismolvla_eval.analysis.table.episode_table`.
 
     Attributes:
-        start: number per episode that is equal for episodes of one start, int64 (n,); ascends by suite and task.
+        table: the same.
     """
 
-    def __init__(self, episodes: Episodes, suites: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__(episodes)
-        state = episodes.numbers["init_state"].astype(np.int64)
-        for name, facts in suites.items():
-            known = facts.get("init_states")
-            if known:  # the environment counts on beyond its last state and begins again with the first
-                state = np.where(
-                    episodes.codes["suite"] == episodes.code("suite", name), state % known, state
-                )
-        self.start = self.task * (int(state.max()) + 1) + state
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        self._none = table.iloc[:0]
+        self._parts: dict[Hashable, pd.DataFrame] = {}
+        for columns in ("policy", ["policy", "condition"], ["policy", "condition", "suite"]):
+            sizes = table.groupby(columns, observed=True).size()
+            ends = sizes.cumsum()
+            for key, size, end in zip(sizes.index, sizes, ends, strict=True):
+                self._parts[key] = table.iloc[end - size : end]
+
+    def __contains__(self, cell: tuple[str, str]) -> bool:
+        return cell in self._parts
+
+    def of(self, policy: str, condition: str, suite: str | None = None) -> pd.DataFrame:
+        """Episodes of a cell, all suites' or one's; empty if it has not run."""
+        key = (policy, condition) if suite is None else (policy, condition, suite)
+        return self._parts.get(key, self._none)
+
+    def of_policy(self, policy: str) -> pd.DataFrame:
+        """Episodes of a policy under all conditions."""
+        return self._parts.get(policy, self._none)
 
     def fewest_starts(self) -> int:
-        """Number of different starts in the smallest cell: an arm in one suite."""
-        suites = self.episodes.names["suite"]
-        cells = (self.rows(*arm, suite) for arm in self.names() for suite in suites)
-        return min(len(np.unique(self.start[rows])) for rows in cells if len(rows))
-
-    def names(self) -> list[tuple[str, str]]:
-        """Policy and condition of every arm."""
-        names = self.episodes.names
-        return [(p, c) for p in names["policy"] for c in names["condition"] if (p, c) in self]
-
-    def rate(self, rows: np.ndarray) -> Rate:
-        """Success rate of some episodes.
-
-        Raises:
-            ValueError: no episodes.
-        """
-        return clustered_rate(self.episodes.success[rows], self.start[rows])
-
-    def rate_entry(self, rows: np.ndarray) -> dict[str, Any] | None:
-        """The same as JSON-ready data; ``None`` without episodes."""
-        return asdict(self.rate(rows)) if len(rows) else None
-
-    def by_start(self, arms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Share of successes per start.
-
-        Args:
-            arms: rows of each arm, the same episodes in the same order in all, as :meth:`shared` gives them.
-
-        Returns:
-            float (arms, starts) in [0, 1] and the task of each start, int64 (starts,), ascending.
-        """
-        shares, first = shares_per_start(self.start[arms[0]], [self.episodes.success[rows] for rows in arms])
-        return shares, self.task[arms[0]][first]
-
-    def pairs(self, first: np.ndarray, second: np.ndarray) -> Pairs | None:
-        """What two arms have both run, start by start; ``None`` if that is nothing.
-
-        Args:
-            first: rows of the first arm.
-            second: rows of the second arm.
-        """
-        shared = self.shared([first, second])
-        if not len(shared[0]):
-            return None
-        (before, after), tasks = self.by_start(shared)
-        return Pairs(before, after, tasks, len(shared[0]))
-
-    def met(self, rows: np.ndarray) -> list[int] | None:
-        """In how many episodes the policy met the fault, and of how many that is known; ``None`` if of none."""
-        known = faults_met(self.episodes)[rows]
-        known = known[~np.isnan(known)]
-        return [int(known.sum()), len(known)] if len(known) else None
+        """Number of different starts in the smallest cell of one suite."""
+        return int(
+            self.table.groupby(["policy", "condition", "suite"], observed=True)["start"].nunique().min()
+        )
 
 
-def faults_met(episodes: Episodes) -> np.ndarray:
-    """Whether each episode met its fault: 1, 0, or NaN where it is unknown; float (n,).
-
-    An episode may end before its fault begins, and a policy that acts in chunks may not look while it lasts: a cell of such
-    episodes says less than its n.
-    """
-    looks, steps = episodes.measures.get("fault_looks"), episodes.measures["fault_steps"]
-    count = steps if looks is None else np.where(np.isnan(looks), steps, looks)
-    return np.where(np.isnan(count), np.nan, count > 0)
+def rate_of(cell: pd.DataFrame) -> Rate | None:
+    """Success rate of some episodes; ``None`` without any."""
+    return clustered_rate(cell["success"].to_numpy(), cell["start"].to_numpy()) if len(cell) else None
 
 
-def shares_per_start(starts: np.ndarray, success: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def shared(cells: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The episodes of each cell that have a counterpart in all the others, in the same order in all."""
+    pairs = [cell["pair"].to_numpy() for cell in cells]
+    if all(np.array_equal(pairs[0], other) for other in pairs):
+        return list(cells)
+    common = reduce(np.intersect1d, pairs)
+    return [cell[np.isin(own, common)] for cell, own in zip(cells, pairs, strict=True)]
+
+
+def shares_per_start(cells: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
     """Share of successes per start.
 
     Args:
-        starts: number of each episode's start, int (n,).
-        success: of each arm, bool (n,).
+        cells: the same episodes in the same order, as `shared` gives them.
 
     Returns:
-        float (arms, starts) in [0, 1], starts ascending, and the place of each start's first episode, int64 (starts,).
+        float (cells, starts) in [0, 1] and the task of each start, int64 (starts,), ascending.
     """
+    starts, tasks = (cells[0][column].to_numpy() for column in ("start", "task"))
     _, first, place, count = np.unique(starts, return_index=True, return_inverse=True, return_counts=True)
-    return np.stack([np.bincount(place, won, minlength=len(count)) / count for won in success]), first
+    won = [np.bincount(place, cell["success"].to_numpy(), minlength=len(count)) for cell in cells]
+    return np.stack(won) / count, tasks[first]
+
+
+def pairs_of(first: pd.DataFrame, second: pd.DataFrame) -> Pairs | None:
+    """What two cells have both run, start by start; ``None`` if that is nothing."""
+    cells = shared([first, second])
+    if cells[0].empty:
+        return None
+    (before, after), tasks = shares_per_start(cells)
+    return Pairs(before, after, tasks, len(cells[0]))
+
+
+def episodes_met(cell: pd.DataFrame) -> tuple[int, int] | None:
+    """In how many episodes the policy met the fault, and of how many that is known; ``None`` if of none."""
+    known = cell["fault_met"].dropna()
+    return (int(known.sum()), len(known)) if len(known) else None

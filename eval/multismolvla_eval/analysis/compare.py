@@ -1,219 +1,253 @@
 """``multismolvla-report a b``: two runs beside each other, paired where they ran the same episodes.
 
-Two episodes are the same if suite, task, number, repetition and condition are, in runs with the same seed, environment
-options, corruption definitions and suite (assets, step limit, initial states). Everything else is compared unpaired, and
-the page says which is which.
+Two episodes are the same if suite, task, number, repetition and condition are, in runs with the same seed,
+environment options, corruption definitions and suite (assets, step limit, initial states). Everything else is
+compared unpaired, and the page says which is which.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
+import msgspec
 
-from multismolvla.corruption import parse_condition
-from multismolvla_eval.analysis.bootstrap import Pairs, paired_differences
+from multismolvla_eval.analysis.bootstrap import Pairs
 from multismolvla_eval.analysis.cells import shares_per_start
-from multismolvla_eval.analysis.families import family, label, told
-from multismolvla_eval.analysis.loaded_run import Side
-from multismolvla_eval.analysis.statistics import holm, unpaired_difference
-from multismolvla_eval.protocol.levels import describe
+from multismolvla_eval.analysis.families import Comparison, compare_in_families, family
+from multismolvla_eval.analysis.loaded_run import LoadedRun
+from multismolvla_eval.analysis.statistics import Rate, UnpairedDifference, unpaired_difference
+from multismolvla_eval.records.schema import RunManifest
 from multismolvla_eval.records.store import ResultsError
 
 
-def compare(a: Side, b: Side) -> dict[str, Any]:
-    """All cells that two runs have in common.
+@dataclass(frozen=True)
+class CellSide:
+    """A cell in one suite of one of the two runs; as in `multismolvla_eval.analysis.summary.Cell`."""
 
-    Returns:
-        JSON-ready data: ``sides``, ``differing`` (why suites are not paired), ``policies`` (which were compared),
-        ``cells``, ``alone`` (what only one run has), ``notes`` (what a reader must know of each run). As in a run's own report, the robustness of a policy that fails the gate in its run, or
-        that is an upper bound, is not compared.
+    success: Rate
+    met: tuple[int, int] | None
+    mask_reaches_policy: bool | None
+
+
+@dataclass(frozen=True)
+class ComparedCell:
+    """A cell in one suite of both runs."""
+
+    policies: tuple[str, str]
+    labels: tuple[str, str]
+    suite: str
+    condition: str
+    description: str
+    sides: tuple[CellSide, CellSide]
+    withheld: str  # why there is no difference; empty if there is one
+    paired: bool  # whether both sides are the same episodes
+    difference: Comparison | UnpairedDifference | None
+
+
+@dataclass(frozen=True)
+class ComparedPolicy:
+    """A policy of each run."""
+
+    names: tuple[str, str]
+    labels: tuple[str, str]
+    checkpoints: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class OnlyIn:
+    """What only one of the runs has, and so is not compared."""
+
+    run: str
+    what: str
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs, for readers."""
+
+    name: str
+    manifest: RunManifest
+    episodes: int
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs beside each other; differences are second minus first."""
+
+    sides: tuple[Side, Side]
+    differing: dict[str, list[str]]  # per suite, why its episodes are not paired; empty if they are
+    policies: list[ComparedPolicy]
+    cells: list[ComparedCell]
+    alone: list[OnlyIn]
+    notes: list[str]  # what a reader must know of each run
+
+
+class _Place(NamedTuple):
+    """What a compared cell is of: names of a policy in both runs, suite and condition."""
+
+    first: str
+    second: str
+    suite: str
+    condition: str
+
+
+def compare(a: LoadedRun, b: LoadedRun) -> RunComparison:
+    """All cells that two runs have in common; robustness only where it is reportable in both.
 
     Raises:
         ResultsError: nothing is in common.
     """
-    differing = {s: _differing(a, b, s) for s in a.facts["suites"] if s in b.facts["suites"]}
+    ours, theirs = a.manifest.suites, b.manifest.suites
+    differing = {s: _differing(a.manifest, b.manifest, s) for s in ours if s in theirs}
     if not differing:
         raise ResultsError(
-            f"{a.name} has the suites {list(a.facts['suites'])}, {b.name} {list(b.facts['suites'])}: nothing is in common."
+            f"{a.name} has the suites {list(ours)}, {b.name} {list(theirs)}: nothing is in common."
         )
     policies = _matched(a, b)
-    cells, waiting = [], []
-    for first, second in policies:
-        for suite, reasons in differing.items():
-            for entry, pairs in _cells(a, b, first, second, suite, not reasons):
-                cells.append(entry)
-                if pairs is not None:
-                    waiting.append((entry, pairs))
-    if not cells:
-        raise ResultsError(f"{a.name} and {b.name} have no cell (policy, suite, condition) in common.")
-    families: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for (entry, _), result in zip(waiting, paired_differences([p for _, p in waiting]), strict=True):
-        entry["difference"] = asdict(result)
-        families[entry["policies"][0], entry["suite"], family(entry["condition"])].append(entry["difference"])
-    for members in families.values():
-        for member, p_value in zip(members, holm([m["p_value"] for m in members]), strict=True):
-            member.update(p_holm=p_value, family_size=len(members))
-    return {
-        "sides": [{"name": s.name, **s.facts, "episodes": len(s.cells.episodes)} for s in (a, b)],
-        "differing": differing,
-        "policies": [
-            {
-                "names": [first, second],
-                "labels": [label(a.policy(first)), label(b.policy(second))],
-                "checkpoints": [a.policies[first]["checkpoint"], b.policies[second]["checkpoint"]],
-            }
-            for first, second in policies
-        ],
-        "cells": cells,
-        "alone": _alone(a, b, policies, differing),
-        "notes": _notes(a, b),
-    }
-
-
-def _notes(a: Side, b: Side) -> list[str]:
-    """The notes of both runs, those that are the same once."""
-    shared = [f"both runs: {note}" for note in a.notes if note in b.notes]
-    return shared + [
-        f"{side.name}: {note}"
-        for side, other in ((a, b), (b, a))
-        for note in side.notes
-        if note not in other.notes
+    places = [
+        _Place(first, second, suite, condition)
+        for first, second in policies
+        for suite in differing
+        for condition in a.manifest.conditions
+        if len(a.cells.of(first, condition, suite)) and len(b.cells.of(second, condition, suite))
     ]
+    if not places:
+        raise ResultsError(f"{a.name} and {b.name} have no cell (policy, suite, condition) in common.")
+    withheld = {place: _withheld(a, b, place) for place in places}
+    pairs = {
+        place: found
+        for place in places
+        if not differing[place.suite] and not withheld[place] and (found := _pairs(a, b, place))
+    }
+    paired = compare_in_families(pairs, lambda place: (place.first, place.suite, family(place.condition)))
+    compared = [
+        ComparedPolicy(
+            (first, second),
+            (a.policies[first].label, b.policies[second].label),
+            (a.policies[first].facts.checkpoint, b.policies[second].facts.checkpoint),
+        )
+        for first, second in policies
+    ]
+    shared = [note for note in a.notes if note in b.notes]
+    own = [f"{run.name}: {note}" for run in (a, b) for note in run.notes if note not in shared]
+    return RunComparison(
+        (Side(a.name, a.manifest, len(a.cells.table)), Side(b.name, b.manifest, len(b.cells.table))),
+        differing,
+        compared,
+        [_cell(a, b, place, withheld[place], paired.get(place)) for place in places],
+        list(_alone(a, b, policies, differing)),
+        [f"both runs: {note}" for note in shared] + own,
+    )
+
+
+def _cell(
+    a: LoadedRun, b: LoadedRun, place: _Place, withheld: str, paired: Comparison | None
+) -> ComparedCell:
+    condition = place.condition
+    first, second = _side(a, place.first, place), _side(b, place.second, place)
+    return ComparedCell(
+        (place.first, place.second),
+        (a.policies[place.first].label, b.policies[place.second].label),
+        place.suite,
+        condition,
+        a.conditions[condition].description,
+        (first, second),
+        withheld,
+        paired is not None,
+        paired or (None if withheld else unpaired_difference(first.success, second.success)),
+    )
+
+
+def _side(run: LoadedRun, policy: str, place: _Place) -> CellSide:
+    condition = run.conditions[place.condition]
+    figures = condition.figures(policy, place.suite if run.summary.suites else None)
+    assert figures is not None
+    return CellSide(figures.success, figures.met, condition.cells[policy].mask_reaches_policy)
+
+
+def _withheld(a: LoadedRun, b: LoadedRun, place: _Place) -> str:
+    """Why robustness may not be compared; the clean difference is no robustness figure."""
+    if place.condition == "C0":
+        return ""
+    reasons = (
+        f"{name} in {run.name}: {reason}"
+        for run, name in ((a, place.first), (b, place.second))
+        if (reason := run.policies[name].withheld_in(place.suite))
+    )
+    return "; ".join(reasons)
+
+
+def _pairs(a: LoadedRun, b: LoadedRun, place: _Place) -> Pairs | None:
+    """The episodes that both have, start by start; ``None`` without any."""
+    first = a.cells.of(place.first, place.condition, place.suite)
+    second = b.cells.of(place.second, place.condition, place.suite)
+    both = first.merge(second, on=["task_id", "repeat", "episode"], suffixes=("", "_other"))
+    if both.empty:
+        return None
+    (before, after), tasks = shares_per_start([both, both.assign(success=both["success_other"])])
+    return Pairs(before, after, tasks, len(both))
 
 
 def _alone(
-    a: Side, b: Side, policies: Sequence[tuple[str, str]], suites: Collection[str]
-) -> list[dict[str, Any]]:
-    """What only one of the runs has, and so is not compared: ``run``, ``what`` and ``names``.
-
-    Args:
-        a: the first run.
-        b: the second run.
-        policies: names of those that are compared, in the first and in the second run.
-        suites: names of those that are compared.
-    """
-    found = []
-    for side, other, own, others in ((a, b, 0, 1), (b, a, 1, 0)):
-        compared = {pair[own] for pair in policies}
+    a: LoadedRun, b: LoadedRun, policies: Sequence[tuple[str, str]], suites: Collection[str]
+) -> Iterator[OnlyIn]:
+    """What only one of the runs has, beside the policies and suites that are compared."""
+    swapped = [(second, first) for first, second in policies]
+    for run, other, names in ((a, b, policies), (b, a, swapped)):
         missing: dict[str, list[str]] = {
-            "suites": [s for s in side.facts["suites"] if s not in suites],
-            "policies": [p for p in side.policies if p not in compared],
+            "suites": [s for s in run.manifest.suites if s not in suites],
+            "policies": [p for p in run.policies if p not in dict(names)],
         }
-        for pair in policies:
+        for own, theirs in names:
             for suite in suites:
-                missing[f"conditions of {pair[own]} in {suite}"] = [
+                missing[f"conditions of {own} in {suite}"] = [
                     c
-                    for c in side.cells.episodes.names["condition"]
-                    if len(side.cells.rows(pair[own], c, suite))
-                    and not len(other.cells.rows(pair[others], c, suite))
+                    for c in run.conditions
+                    if len(run.cells.of(own, c, suite)) and not len(other.cells.of(theirs, c, suite))
                 ]
         # Several policies and suites mostly lack the same conditions.
         places: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for what, names in missing.items():
-            places[tuple(names)].append(what)
-        found += [
-            {"run": side.name, "what": ", ".join(what), "names": list(names)}
-            for names, what in places.items()
-            if names
-        ]
-    return found
+        for what, lacking in missing.items():
+            places[tuple(lacking)].append(what)
+        yield from (OnlyIn(run.name, ", ".join(what), list(names)) for names, what in places.items() if names)
 
 
-def _matched(a: Side, b: Side) -> list[tuple[str, str]]:
+def _matched(a: LoadedRun, b: LoadedRun) -> list[tuple[str, str]]:
     """Policies of the same name; if there are none and each run has one policy, these two.
 
     Raises:
         ResultsError: it is not clear what to compare.
     """
-    ours, theirs = ({n for n in s.policies if s.cells.episodes.code("policy", n) >= 0} for s in (a, b))
-    both = [(n, n) for n in a.policies if n in ours & theirs]
+    both = [(name, name) for name in a.policies if name in b.policies]
     if both:
         return both
-    if len(ours) == len(theirs) == 1:
-        return [(ours.pop(), theirs.pop())]
+    if len(a.policies) == len(b.policies) == 1:
+        return [(next(iter(a.policies)), next(iter(b.policies)))]
     raise ResultsError(
-        f"{a.name} has the policies {sorted(ours)}, {b.name} {sorted(theirs)}: no name is in both, so it is not clear what to "
-        "compare. Evaluate under the same names, or one policy per run."
+        f"{a.name} has the policies {sorted(a.policies)}, {b.name} {sorted(b.policies)}: no name is in both, so "
+        "it is not clear what to compare. Evaluate under the same names, or one policy per run."
     )
 
 
-def _differing(a: Side, b: Side, suite: str) -> list[str]:
+def _differing(a: RunManifest, b: RunManifest, suite: str) -> list[str]:
     """What keeps the episodes of a suite from being the same in both runs; empty if they are."""
-    reasons = []
-    one, other = a.facts["comparable"], b.facts["comparable"]
-    for key in sorted(one.keys() | other.keys()):
-        if one.get(key) != other.get(key):
-            reasons.append(f"{key}: {one.get(key)} and {other.get(key)}")
-    first, second = a.facts["suites"][suite], b.facts["suites"][suite]
-    if first.get("world") != second.get("world"):
-        keys = [
-            k
-            for k in sorted(first.keys() | second.keys())
-            if first.get(k) != second.get(k) and k not in ("world", "tasks")
+    reasons = [f"{k}: {mine} and {other}" for k, mine, other in _unequal(a.comparable, b.comparable)]
+    first, second = a.suites[suite], b.suites[suite]
+    if first.suite_hash != second.suite_hash:
+        told = [
+            f"{k} of {suite}: {mine!r} and {other!r}"[:200]
+            for k, mine, other in _unequal(first, second)
+            if k not in ("suite_hash", "tasks")
         ]
-        reasons += [f"{k} of {suite}: {first.get(k)!r} and {second.get(k)!r}"[:200] for k in keys] or [
-            f"world of {suite}"
-        ]
+        reasons += told or [f"suite_hash of {suite}"]
     return reasons
 
 
-def _cells(
-    a: Side, b: Side, first: str, second: str, suite: str, same: bool
-) -> Iterator[tuple[dict[str, Any], Pairs | None]]:
-    """Entries of a pair of policies in one suite; those that have pairs get their difference later."""
-    named = ((a, first), (b, second))
-    labels = [label(side.policy(name)) for side, name in named]
-    withheld = "; ".join(_withheld(side, name, suite) for side, name in named).strip("; ")
-    for condition in a.cells.episodes.names["condition"]:
-        mine, others = a.cells.rows(first, condition, suite), b.cells.rows(second, condition, suite)
-        if not len(mine) or not len(others):
-            continue
-        rates = [a.cells.rate(mine), b.cells.rate(others)]
-        # The clean difference is no robustness figure, so it needs no gate.
-        reason = withheld if condition != "C0" else ""
-        pairs = _pairs(a, b, mine, others) if same and not reason else None
-        entry: dict[str, Any] = {
-            "policies": [first, second],
-            "labels": labels,
-            "suite": suite,
-            "condition": condition,
-            "description": describe(parse_condition(condition)),
-            "rates": [asdict(r) for r in rates],
-            "met": [None if condition == "C0" else s.cells.met(r) for s, r in ((a, mine), (b, others))],
-            "told": [told(side.policies[name], condition, side.facts) for side, name in named],
-            "paired": pairs is not None,
-            "withheld": reason,
-        }
-        if reason:
-            entry["difference"] = None
-        elif pairs is None:
-            entry["difference"] = asdict(unpaired_difference(*rates))
-        yield entry, pairs
-
-
-def _withheld(side: Side, name: str, suite: str) -> str:
-    """Why a side's robustness may not be compared in a suite; empty if it may."""
-    reasons = [gate["reason"] for s in (None, suite) if not (gate := side.policy(name, s)["gate"])["passed"]]
-    return f"{name} in {side.name}: {reasons[0]}" if reasons else ""
-
-
-def _pairs(a: Side, b: Side, mine: np.ndarray, others: np.ndarray) -> Pairs | None:
-    """The episodes that both have, start by start; ``None`` without any."""
-
-    def identities(side: Side, rows: np.ndarray) -> dict[tuple[int, int, int], int]:
-        numbers = side.cells.episodes.numbers
-        columns = (numbers[k][rows].tolist() for k in ("task_id", "seed", "episode"))
-        return dict(zip(zip(*columns, strict=True), rows.tolist(), strict=True))
-
-    ours, theirs = identities(a, mine), identities(b, others)
-    shared = sorted(ours.keys() & theirs.keys())
-    if not shared:
-        return None
-    rows = [ours[k] for k in shared]
-    won = [a.cells.episodes.success[rows], b.cells.episodes.success[[theirs[k] for k in shared]]]
-    (before, after), first = shares_per_start(a.cells.start[rows], won)
-    return Pairs(before, after, a.cells.task[rows][first], len(shared))
+def _unequal(first: msgspec.Struct, second: msgspec.Struct) -> list[tuple[str, object, object]]:
+    """Fields that differ, in alphabetical order, with both values."""
+    both = ((k, getattr(first, k), getattr(second, k)) for k in sorted(first.__struct_fields__))
+    return [(k, mine, other) for k, mine, other in both if mine != other]

@@ -2,130 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from multismolvla.corruption import parse_condition
-from multismolvla_eval.analysis.table import Cells, Episodes, Hashes
-from multismolvla_eval.protocol.reach import faulted_streams, reads_fault, renaming
+from multismolvla.modalities import padding_mask_key, valid_key
+from multismolvla_eval.analysis.cells import Cells, shared
+from multismolvla_eval.analysis.families import reads_condition
+from multismolvla_eval.analysis.table import ENCODER_INPUT, POLICY_INPUT
+from multismolvla_eval.config import renaming
+from multismolvla_eval.records.reach import faulted_streams
+from multismolvla_eval.records.schema import RunManifest
+
+
+@dataclass(frozen=True)
+class EqualStarts:
+    """How many episodes start from the same simulator state in all cells."""
+
+    episodes: int  # different ones whose state is known
+    equal: int  # of these, those with one state
+
+
+@dataclass(frozen=True)
+class FaultArrival:
+    """Whether a fault, and nothing else, changed what the policy was given at the first look."""
+
+    policy: str
+    condition: str
+    where: str  # `encoder`, or `input` of a policy that does not show what enters its encoder
+    episodes: int  # compared with their clean counterparts
+    reached: int  # of these, those in which every faulted stream differs
+    rest_equal: int  # of these, those in which nothing else does
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether some episode is not as it should be."""
+        return min(self.reached, self.rest_equal) < self.episodes
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Evidence that cells are paired and that faults reach the policy."""
+
+    starts: EqualStarts
+    faults: list[FaultArrival]
 
 
 def fairness_checks(
-    names: Sequence[str], conditions: Sequence[str], cells: Cells, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """Proofs, from hashes, that arms are paired and that faults reach the policy.
+    names: Sequence[str], conditions: Sequence[str], cells: Cells, manifest: RunManifest
+) -> Checks:
+    """Compare hashes of paired episodes.
 
-    ``starts``: episodes whose simulator state equals that of the same episode in every other arm. ``faults``: per policy
-    and condition, in how many episodes every faulted stream differs from the clean arm at the first frame (``reached``)
-    and all others do not (``rest_equal``), measured on what the encoder was given if the policy shows it (there per
-    modality), else on the policy's input. Of a soft fault one camera of a modality is enough: the other may show nothing
-    that it could change. A frozen picture and a fault in time cannot show at the first frame, and what a policy does not
-    read cannot reach it: neither is counted.
+    Arrival is judged by what the encoder was given if the policy shows it (there per modality), else by the
+    policy's input. Of a soft fault one camera of a modality is enough: the other may show nothing that it
+    could change. A frozen picture and a fault in time cannot show at the first frame, and what a policy does
+    not read cannot reach it: neither is counted.
     """
-    faults = []
+    arrivals = []
     for name in names:
-        reads = manifest["policies"][name].get("reads", [])
         for condition in conditions:
-            arm = parse_condition(condition).faults
-            if not arm or not all(f.changes_first_frame for f in arm):
+            faults = parse_condition(condition).faults
+            if not faults or not all(f.changes_first_frame for f in faults):
                 continue
-            if reads_fault(reads, condition, manifest) is False:
-                continue
-            clean, faulted = cells.shared([cells.rows(name, "C0"), cells.rows(name, condition)])
-            found = _arrivals(cells.episodes, clean, faulted, condition, name, manifest)
-            if found:
-                faults.append({"policy": name, "condition": condition, **found})
-    return {"starts": _starts(cells), "faults": faults}
+            if reads_condition(manifest.policies[name], condition, manifest):
+                clean, faulted = shared([cells.of(name, "C0"), cells.of(name, condition)])
+                arrivals += _arrival(clean, faulted, name, condition, manifest)
+    known = cells.table[cells.table["state"] != 0]
+    states = known.groupby("pair")["state"].nunique()
+    return Checks(EqualStarts(len(states), int((states == 1).sum())), arrivals)
 
 
-def _starts(cells: Cells) -> dict[str, int]:
-    """Of how many episodes the start is known, and of how many it is the same in all arms."""
-    known = np.flatnonzero(cells.episodes.start)
-    if not len(known):
-        return {"episodes": 0, "equal": 0}
-    order = known[np.argsort(cells.place[known], kind="stable")]
-    first = np.flatnonzero(np.diff(cells.place[order], prepend=-1))
-    start = cells.episodes.start[order]
-    equal = np.minimum.reduceat(start, first) == np.maximum.reduceat(start, first)
-    return {"episodes": len(first), "equal": int(equal.sum())}
-
-
-def _arrivals(
-    episodes: Episodes,
-    clean: np.ndarray,
-    faulted: np.ndarray,
-    condition: str,
-    policy: str,
-    manifest: dict[str, Any],
-) -> dict[str, Any]:
-    """Counts of one arm's pairs of episodes; empty without hashes.
-
-    Args:
-        episodes: the columns.
-        clean: rows of the clean episodes, (m,).
-        faulted: rows of the faulted ones, (m,), paired with them.
-        condition: of the faulted ones.
-        policy: of both.
-        manifest: of the run.
-    """
+def _arrival(
+    clean: pd.DataFrame, faulted: pd.DataFrame, name: str, condition: str, manifest: RunManifest
+) -> list[FaultArrival]:
+    """The counts of one cell; nothing without hashes."""
     streams = faulted_streams(condition, manifest)
-    renamed = renaming(policy, manifest)
-    at_input = {m: {renamed.get(k, k) for k in keys} for m, keys in streams.items()}
-    shown = episodes.encoder.known[faulted] & episodes.encoder.values[clean].any(1)
+    renamed = renaming(name, manifest.rename_map)
+    inputs = {m: {renamed.get(k, k) for k in keys} for m, keys in streams.items()}
     soft = {f.modality for f in parse_condition(condition).faults if not f.hard}
-    counted, reached, rest = _at_the_encoder(episodes.encoder, clean[shown], faulted[shown], set(streams))
-    at_door = _at_the_door(episodes.door, clean[~shown], faulted[~shown], at_input, soft)
-    total = int(counted.sum() + at_door[0].sum())
-    if not total:
-        return {}
-    arrived = int((counted & reached).sum() + (at_door[0] & at_door[1]).sum())
-    rest_equal = int((counted & rest).sum() + (at_door[0] & at_door[2]).sum())
-    return {
-        "where": "encoder" if counted.any() else "input",
-        "episodes": total,
-        "reached": arrived,
-        "rest_equal": rest_equal,
-        "doubtful": min(arrived, rest_equal) < total,
-    }
+    encoder, policy = _Hashes(clean, faulted, ENCODER_INPUT), _Hashes(clean, faulted, POLICY_INPUT)
+    shown = faulted["encoder_shown"].to_numpy() & (encoder.before != 0).any(1)
+    at_encoder, at_input = _at_the_encoder(encoder, set(streams)), _at_the_input(policy, inputs, soft)
+    counted, reached, rest_equal = np.where(shown, at_encoder, at_input)
+    if not counted.any():
+        return []
+    sums = (int(x.sum()) for x in (counted, counted & reached, counted & rest_equal))
+    return [FaultArrival(name, condition, "encoder" if shown.any() else "input", *sums)]
 
 
-_Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+class _Hashes:
+    """Hashes of m clean episodes and of the faulted ones that are paired with them, by key of a tensor."""
+
+    def __init__(self, clean: pd.DataFrame, faulted: pd.DataFrame, prefix: str) -> None:
+        columns = [c for c in clean.columns if c.startswith(prefix)]
+        self.keys = np.array([c.removeprefix(prefix) for c in columns], object)
+        # (m, keys), 0 = no such tensor
+        self.before, self.after = clean[columns].to_numpy(), faulted[columns].to_numpy()
+        self.changed = self.before != self.after
+
+    def among(self, names: Collection[str]) -> np.ndarray:
+        """Which of the keys are among some names, bool (keys,)."""
+        return np.isin(self.keys, list(names))
 
 
-def _at_the_encoder(hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, modalities: set[str]) -> _Outcome:
-    """``(counted, fault arrived, everything else equal)``, bool (m,) each, by modality."""
-    before, after = hashes.values[clean], hashes.values[faulted]
-    present, changed = before != 0, before != after
-    hit = hashes.columns(modalities)
-    rest = [i for i in range(len(hashes.keys)) if i not in hit]
-    reached = present[:, hit].any(1) & (changed | ~present)[:, hit].all(1)
-    return np.ones(len(clean), bool), reached, ~(changed & present)[:, rest].any(1)
+def _at_the_encoder(hashes: _Hashes, modalities: Collection[str]) -> np.ndarray:
+    """Whether an episode counts, its fault arrived, and all else is equal: bool (3, m), by modality."""
+    present, hit = hashes.before != 0, hashes.among(modalities)
+    reached = present[:, hit].any(1) & (hashes.changed | ~present)[:, hit].all(1)
+    rest_equal = ~(hashes.changed & present)[:, ~hit].any(1)
+    return np.stack([np.ones_like(reached), reached, rest_equal])
 
 
-def _at_the_door(
-    hashes: Hashes, clean: np.ndarray, faulted: np.ndarray, streams: dict[str, set[str]], soft: set[str]
-) -> _Outcome:
+def _at_the_input(hashes: _Hashes, streams: Mapping[str, set[str]], soft: Collection[str]) -> np.ndarray:
     """The same by stream of the policy's input; flags that come with a faulted stream may differ, too.
 
     A stream that is gone from the input has changed: that is how some policies are told of a loss.
     """
-    before, after = hashes.values[clean], hashes.values[faulted]
-    present = (before != 0) | (after != 0)
-    changed = before != after
-    keys = set().union(*streams.values()) if streams else set()
-    reached = np.ones(len(clean), bool)
-    for modality, stream_keys in streams.items():
-        columns = hashes.columns(stream_keys)
-        given = present[:, columns].any(1)
-        all_changed = (changed | ~present)[:, columns].all(1)
-        reached &= ~given | (changed[:, columns].any(1) if modality in soft else all_changed)
-    own = [
-        i
-        for i, k in enumerate(hashes.keys)
-        if any(k == f or k.startswith((f"{f}_padding", f"{f}_valid")) for f in keys)
-    ]
-    rest = [i for i in range(len(hashes.keys)) if i not in own]
-    counted = present[:, hashes.columns(keys)].any(1) & (before != 0).any(1) & (after != 0).any(1)
-    return counted, reached, ~changed[:, rest].any(1)
+    present, changed = (hashes.before != 0) | (hashes.after != 0), hashes.changed
+    reached = np.ones(len(present), bool)
+    for modality, own in streams.items():
+        hit = hashes.among(own)
+        every = (changed | ~present)[:, hit].all(1)
+        reached &= ~present[:, hit].any(1) | (changed[:, hit].any(1) if modality in soft else every)
+    keys = set().union(*streams.values())
+    flags = {flag(key) for key in keys for flag in (padding_mask_key, valid_key)}
+    known = hashes.before.any(1) & hashes.after.any(1)
+    counted = present[:, hashes.among(keys)].any(1) & known
+    return np.stack([counted, reached, ~changed[:, ~hashes.among(keys | flags)].any(1)])

@@ -1,14 +1,17 @@
-"""How a report orders conditions: groups, families of comparisons, corruption types, what concerns a policy, short names."""
+"""How a report orders conditions: groups, families of comparisons, corruption types, short names."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 from multismolvla.corruption import Fault, parse_condition
 from multismolvla.modalities import MODALITIES
-from multismolvla_eval.protocol.reach import reaching_faults, reads_fault, told_of_loss
+from multismolvla_eval.analysis.bootstrap import PairedDifference, Pairs, paired_differences
+from multismolvla_eval.analysis.statistics import holm
+from multismolvla_eval.records.reach import faulted_keys
+from multismolvla_eval.records.schema import PolicyFacts, RunManifest
 
 #: Titles of the protocol's groups, in the order of a report.
 GROUPS: dict[str, str] = {
@@ -21,8 +24,41 @@ GROUPS: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Comparison(PairedDifference):
+    """A paired difference within the family over which its p-value is adjusted.
+
+    Attributes:
+        p_holm: adjusted p-value.
+        family_size: comparisons in the family.
+    """
+
+    p_holm: float
+    family_size: int
+
+
+def compare_in_families[Key: Hashable](
+    pairs: Mapping[Key, Pairs], family_of: Callable[[Key], Hashable]
+) -> dict[Key, Comparison]:
+    """Compare many cells in pairs and adjust the p-values, after Holm, over each family.
+
+    Args:
+        pairs: what is compared, by any name.
+        family_of: of a name, what its p-value is adjusted with.
+    """
+    differences = dict(zip(pairs, paired_differences(list(pairs.values())), strict=True))
+    members: dict[Hashable, list[Key]] = defaultdict(list)
+    for key in pairs:
+        members[family_of(key)].append(key)
+    adjusted: dict[Key, Comparison] = {}
+    for keys in members.values():
+        for key, p_holm in zip(keys, holm([differences[k].p_value for k in keys]), strict=True):
+            adjusted[key] = Comparison(**vars(differences[key]), p_holm=p_holm, family_size=len(keys))
+    return adjusted
+
+
 def concerns(condition_id: str) -> str:
-    """What a condition's faults hit: a modality, ``all``, ``several``, ``cameras``, or ``subsets`` of modalities in C1."""
+    """What a condition hits: a modality, ``all``, ``several``, ``cameras``, or in C1 ``subsets``."""
     condition = parse_condition(condition_id)
     if condition.group in ("C0", "C1"):
         return "cameras" if "camera=" in condition_id else "subsets" if condition.group == "C1" else ""
@@ -33,8 +69,8 @@ def concerns(condition_id: str) -> str:
 def family(condition_id: str) -> str:
     """Name of the family whose comparisons are adjusted together: a group and what its faults hit.
 
-    One question is asked per family, e.g. "which soft corruptions of RGB does this policy suffer from?"; all types and
-    severities of the family count. Every policy, comparison and suite has families of its own.
+    One question is asked per family, e.g. "which soft corruptions of RGB does this policy suffer from?"; all
+    types and severities of the family count. Every policy, comparison and suite has families of its own.
     """
     return f"{condition_id.partition(':')[0]} {concerns(condition_id)}".strip()
 
@@ -45,7 +81,7 @@ def is_subset(condition_id: str) -> bool:
 
 
 def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Soft corruption types among conditions: ``{"rgb=noise": {severity: condition id}}``, severities ascending."""
+    """Soft corruption types among conditions: ``{"rgb=noise": {severity: condition}}``, ascending."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for condition in conditions:
         if condition.startswith("C3:") and "+" not in condition:
@@ -55,38 +91,17 @@ def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
 
 
 def stream(type_: str) -> str:
-    """What a soft type hits: ``rgb`` of ``rgb=fog``, ``rgb.image`` of ``rgb.image=fog`` (that camera alone)."""
+    """What a soft type hits: ``rgb`` of ``rgb=fog``; ``rgb.image``, that camera alone, of ``rgb.image=fog``."""
     return type_.partition("=")[0]
 
 
-def reads_condition(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, Any]) -> bool | None:
-    """Whether a policy reads any stream that a condition hits; ``None`` when unknown or nothing is hit.
+def reads_condition(policy: PolicyFacts, condition_id: str, manifest: RunManifest) -> bool | None:
+    """Whether a policy reads any stream that a condition hits; ``None`` where nothing is hit.
 
     A fault of RGB hits what the environment computes from RGB, too.
-
-    Args:
-        policy: its entry of the manifest: ``modalities`` and ``views`` (cameras) that it makes use of, or in older ones
-            ``reads`` (observation keys) alone.
-        condition_id: of the condition.
-        manifest: of the run.
     """
-    faults = reaching_faults(condition_id, manifest)
-    if not faults or policy.get("blind"):
-        return False if faults else None
-    if "modalities" not in policy or "views" not in policy:
-        return reads_fault(policy.get("reads") or (), condition_id, dict(manifest))
-    return any(f.hits(camera, m) for f in faults for camera in policy["views"] for m in policy["modalities"])
-
-
-def told(policy: Mapping[str, Any], condition_id: str, manifest: Mapping[str, Any]) -> bool | None:
-    """Whether a policy knows of the announced loss; ``None`` where none is announced to it, or it is unknown.
-
-    Args:
-        policy: its entry of the manifest; without ``reads_masks`` (older runs) nothing is known.
-        condition_id: of the condition.
-        manifest: of the run.
-    """
-    return None if policy.get("reads_masks") is None else told_of_loss(policy, condition_id, dict(manifest))
+    keys = faulted_keys(condition_id, manifest)
+    return bool(keys & set(policy.reads)) if keys else None
 
 
 def announced(fault: Fault) -> bool:
@@ -114,10 +129,10 @@ def short(condition_id: str) -> str:
     return f"{group} {body}"
 
 
-def label(policy: Mapping[str, Any]) -> str:
-    """A policy's name with what a reader must know beside each of its figures, e.g. ``expert (upper bound)``."""
-    if policy["privileged"]:
-        return f"{policy['name']} (upper bound)"
-    marks = ["blind"] if policy["blind"] else []
-    marks += [] if policy["gate"]["passed"] else ["no robustness figures"]
-    return f"{policy['name']} ({', '.join(marks)})" if marks else policy["name"]
+def label(name: str, policy: PolicyFacts, reportable: bool) -> str:
+    """A policy's name with what a reader must know beside its figures, e.g. ``expert (upper bound)``."""
+    if policy.privileged:
+        return f"{name} (upper bound)"
+    marks = ["no vision"] if policy.no_vision else []
+    marks += [] if reportable else ["no robustness figures"]
+    return f"{name} ({', '.join(marks)})" if marks else name

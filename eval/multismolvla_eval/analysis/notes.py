@@ -2,201 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from multismolvla.corruption import parse_condition
-from multismolvla_eval.analysis.assets import assets_facts
-from multismolvla_eval.analysis.cells import Arms
-from multismolvla_eval.analysis.families import told
-from multismolvla_eval.analysis.initial_states import recorded_state_notes
+from multismolvla_eval.analysis.cells import Cells
+from multismolvla_eval.analysis.fairness import Checks
 from multismolvla_eval.analysis.provenance import provenance_notes
 from multismolvla_eval.analysis.statistics import detectable_difference, detectable_unpaired
-from multismolvla_eval.analysis.table import Cells
+from multismolvla_eval.analysis.summary import PolicySummary
 from multismolvla_eval.protocol.levels import LEVELS
+from multismolvla_eval.records.reach import mask_reaches_policy
+from multismolvla_eval.records.schema import RunManifest, SuiteRecord
 from multismolvla_eval.records.system_info import distinct_calls
 
 #: Switches of the gripper command per episode below which it counts as frozen.
 FROZEN_GRIPPER = 0.1
+#: The split of initial states that the recorder records from, as environments name it.
+RECORDED = "train"
 
 
 def reader_notes(
-    manifest: dict[str, Any], cells: Arms, policies: Sequence[dict[str, Any]], checks: dict[str, Any]
+    cells: Cells, policies: Sequence[PolicySummary], checks: Checks, manifest: RunManifest
 ) -> list[str]:
-    """Sentences for the page, the Markdown file and the terminal.
-
-    Args:
-        manifest: of the run.
-        cells: all episodes.
-        policies: the summary's entries.
-        checks: from :func:`multismolvla_eval.analysis.fairness.fairness_checks`.
-    """
-    notes = []
-    short = _short_of_quotable(manifest)
-    if short:
-        notes.append(
-            f"These figures give a first look and may not be quoted as a protocol's result (level {manifest.get('level')!r}): "
-            f"{'; '.join(short)}."
-        )
-    if "multismolvla_mini" in manifest["suites"]:
-        notes.append(
-            "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not comparable with "
-            "published LIBERO results."
-        )
-    notes += [fact["note"] for fact in assets_facts(manifest["suites"]) if fact["note"]]
-    episodes = cells.episodes
+    """Sentences for the page, the Markdown file and the terminal."""
+    notes = list(_level_notes(manifest))
+    notes += assets_notes(manifest.suites)
     smallest = cells.fewest_starts()
     notes.append(
-        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''} (of one policy, condition and suite): with "
-        f"80 % power it can show {_points(detectable_difference(smallest))} on the same starts (if 15 % of the pairs differ) "
-        f"and {_points(detectable_unpaired(smallest))} against other ones (around 80 % success). Read every rate with its "
-        "interval."
+        f"The smallest cell has n = {smallest} start{'s' if smallest > 1 else ''} (of one policy, condition "
+        f"and suite): with 80 % power it can show {_points(detectable_difference(smallest))} on the same "
+        f"starts (if 15 % of the pairs differ) and {_points(detectable_unpaired(smallest))} against other "
+        "ones (around 80 % success). Read every rate with its interval."
     )
     for policy in policies:
-        facts = manifest["policies"][policy["name"]]
-        conditions = [c for c in manifest["conditions"] if (policy["name"], c) in cells]
-        untold = any(told(facts, c, manifest) is False for c in conditions)
-        notes += _policy_notes(policy, untold)
-    causes = [i for i, c in enumerate(episodes.names["cause"]) if c.startswith(("crash", "stuck"))]
-    crashes = int((np.isin(episodes.codes["cause"], causes) & ~episodes.success).sum())
+        notes += _policy_notes(policy, cells, manifest)
+    crashes = int(cells.table["cause"].str.startswith("crash", na=False).sum())
     if crashes:
         notes.append(
             f"{crashes} episodes ended in a crash or hung; they count as failures (see the causes below)."
         )
-    return (
-        notes
-        + _repeat_notes(manifest, cells)
-        + recorded_state_notes(manifest, cells)
-        + provenance_notes(manifest)
-        + _provenance_notes(manifest)
-        + _start_notes(checks["starts"])
-        + _fault_notes(checks["faults"])
-    )
+    notes += _initial_state_notes(cells, manifest)
+    notes += provenance_notes(manifest)
+    calls = distinct_calls(manifest)
+    kinds = ("commit", "versions", "hardware")
+    differing = [k for k in kinds if any(getattr(c, k) != getattr(calls[0], k) for c in calls)]
+    if differing:
+        notes.append(
+            f"The calls of this run differ in {' and '.join(differing)} (listed under “Made with”): part of "
+            "a difference between cells may come from there."
+        )
+    return notes + list(_fairness_notes(checks))
 
 
-def _short_of_quotable(manifest: dict[str, Any]) -> list[str]:
-    """What a run lacks of the smallest quotable level, whatever level it was called with; options may lower each part."""
+def assets_notes(suites: Mapping[str, SuiteRecord]) -> Iterator[str]:
+    """Why figures of LIBERO's suites may not stand beside published ones; others bring own assets."""
+    by_assets: dict[str, list[str]] = {}
+    for name, suite in suites.items():
+        if name.startswith("libero_"):
+            by_assets.setdefault(suite.assets, []).append(name)
+    for digest, names in by_assets.items():
+        suite, listed = suites[names[0]], ", ".join(names)
+        if not digest:
+            yield (
+                f"{listed}: the assets were not hashed, so nobody can tell whether these figures are "
+                "comparable with published ones."
+            )
+        elif suite.assets_standins:
+            yield (
+                f"{listed}: some assets are this project's stand-ins (hash {digest}): figures made with "
+                "these assets are not comparable with published ones."
+            )
+        elif suite.assets_standins is None:
+            differing = len(suite.assets_differing)
+            what = f"{differing} files are missing or changed" if differing else "nobody has looked at them"
+            yield (
+                f"{listed}: the assets {digest} are not known as LIBERO's published ones ({what}): compare "
+                "figures only with reports that name the same hash."
+            )
+
+
+def _level_notes(manifest: RunManifest) -> Iterator[str]:
+    """What a run lacks of the smallest quotable level; options may lower each part of its own level."""
     least = next(level for level in LEVELS.values() if level.quotable)
-    counts = (
-        ("clean_episodes", "clean episodes per task"),
-        ("episodes", "episodes per task of each fault"),
-        ("clean_seeds", "repetitions of the clean condition"),
-    )
+    words = {
+        "clean_episodes": "clean episodes per task",
+        "episodes": "episodes per task of each fault",
+        "clean_repeats": "repetitions of the clean condition",
+    }
     short = [
-        f"{manifest[k]} {words} (level {least.name}: {getattr(least, k)})"
-        for k, words in counts
-        if manifest[k] < getattr(least, k)
+        f"{getattr(manifest, k)} {text} (level {least.name}: {getattr(least, k)})"
+        for k, text in words.items()
+        if getattr(manifest, k) < getattr(least, k)
     ]
-    missing = {parse_condition(c).id for c in least.conditions} - set(manifest["conditions"])
+    missing = {parse_condition(c).id for c in least.conditions} - set(manifest.conditions)
     if missing:
         short.append(
             f"{len(missing)} of the {len(least.conditions)} conditions of level {least.name} are missing"
         )
-    parts = [name for name, suite in manifest["suites"].items() if not suite.get("complete")]
+    parts = [name for name, suite in manifest.suites.items() if not suite.complete]
     if parts:
         short.append(f"not all tasks of {', '.join(parts)}, as far as this run has noted")
-    return short
+    if short:
+        yield (
+            "These figures give a first look and may not be quoted as a protocol's result (level "
+            f"{manifest.level!r}): {'; '.join(short)}."
+        )
+    if "multismolvla_mini" in manifest.suites:
+        yield (
+            "The mini suite is this project's own small test bed on the LIBERO engine: its figures are not "
+            "comparable with published LIBERO results."
+        )
 
 
 def _points(share: float) -> str:
     return f"a difference of {100 * share:.0f} points" if share < 1 else "no difference at all"
 
 
-def _sizes(*columns: np.ndarray) -> np.ndarray:
-    """How often each combination of values occurs."""
-    return np.unique(np.stack(columns, 1), axis=0, return_counts=True)[1]
-
-
-def _policy_notes(policy: dict[str, Any], untold: bool) -> list[str]:
-    name, notes = policy["name"], []
-    if policy["privileged"]:
-        notes.append(
-            f"{name} reads the simulator's state: an upper bound, not a policy. No sensor fault reaches it, so it has no "
-            "robustness figures" + (f" ({policy['description']})." if policy["description"] else ".")
+def _policy_notes(policy: PolicySummary, cells: Cells, manifest: RunManifest) -> Iterator[str]:
+    name, facts = policy.name, policy.facts
+    if facts.privileged:
+        yield (
+            f"{name} reads the simulator's state: an upper bound, not a policy. No sensor fault reaches it, "
+            "so it has no "
+            "robustness figures" + (f" ({facts.description})." if facts.description else ".")
         )
-    elif not policy["gate"]["passed"]:
-        notes.append(f"No robustness figures for {name}: {policy['gate']['reason']}.")
+    elif not policy.reportable:
+        yield f"No robustness figures for {name}: {policy.withheld}."
     else:
-        notes += [
-            f"No robustness figures for {name} in {suite}: {part['gate']['reason']}. Its figures over all suites include {suite}."
-            for suite, part in policy["suites"].items()
-            if not part["gate"]["passed"]
-        ]
-    if policy["reads_masks"] is False and untold:
-        notes.append(
-            f"{name} does not read which sensors are announced as absent: cells with an announced loss are marked “not told”, "
-            "because for it they are the same as with black pictures."
+        for suite, part in policy.suites.items():
+            if not part.reportable:
+                yield (
+                    f"No robustness figures for {name} in {suite}: {part.withheld}. Its figures over all "
+                    f"suites include {suite}."
+                )
+    conditions = [c for c in manifest.conditions if (name, c) in cells]
+    if any(mask_reaches_policy(facts, c, manifest) is False for c in conditions):
+        yield (
+            f"{name} does not read which sensors are announced as absent: cells with an announced loss are "
+            "marked “not told”, because for it they are the same as with black pictures."
         )
-    if policy["blind"]:
-        notes.append(f"{name} is shown no pictures: what it still solves needs no sensors.")
-    derived = [m for m, kind in policy["provenance"].items() if kind.startswith("derived")]
+    if facts.no_vision:
+        yield f"{name} is shown no pictures: what it still solves needs no sensors."
+    derived = [m for m, kind in policy.provenance.items() if kind.startswith("derived")]
     if derived:
-        notes.append(f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy.")
-    switches = policy["gripper_switches"]
+        yield f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy."
+    switches = policy.gripper_switches
     if switches is not None and switches < FROZEN_GRIPPER:
-        notes.append(
-            f"{name} hardly ever moves its gripper ({switches} switches per episode): look for a frozen gripper before you "
-            "read anything into its success rates."
+        yield (
+            f"{name} hardly ever moves its gripper ({switches} switches per episode): look for a frozen "
+            "gripper before you read anything into its success rates."
         )
-    return notes
 
 
-def _repeat_notes(manifest: dict[str, Any], cells: Cells) -> list[str]:
-    codes, numbers = cells.episodes.codes, cells.episodes.numbers
-    notes = []
-    for suite, facts in manifest["suites"].items():
-        states = facts.get("init_states")
-        own = codes["suite"] == cells.episodes.code("suite", suite)
-        if states is None or not own.any():
+def _initial_state_notes(cells: Cells, manifest: RunManifest) -> Iterator[str]:
+    """Suites whose initial states are repeated, and those evaluated on states that are recorded from."""
+    recorded = []
+    for name, suite in manifest.suites.items():
+        own = cells.table[cells.table["suite"] == name]
+        if own.empty:
             continue
-        columns = (codes["policy"], codes["condition"], numbers["task_id"], numbers["seed"])
-        most = int(_sizes(*(c[own] for c in columns)).max())
-        if most > states:
-            notes.append(
-                f"Up to {most} episodes per task of {suite} share {states} different initial states: the further ones repeat "
-                "a start with other policy noise. They are no independent episodes; intervals and comparisons allow for it."
+        most = own.groupby(["policy", "condition", "task_id", "repeat"], observed=True).size().max()
+        if suite.init_states is not None and most > suite.init_states:
+            yield (
+                f"Up to {most} episodes per task of {name} share {suite.init_states} different initial "
+                "states: the further ones repeat a start with other policy noise. They are no independent "
+                "episodes; intervals and comparisons allow for it."
             )
-    return notes
+        splits = suite.init_state_splits
+        if RECORDED in splits:
+            total = sum(last - first + 1 for first, last in splits.values())
+            states = own["init_state"] % total  # after the last one the first follows again
+            inside = states.between(*splits[RECORDED])
+            if inside.any():
+                recorded.append(
+                    f"{states[inside].nunique()} of the {states.nunique()} initial states per task of {name} "
+                    f"in this run ({inside.sum()} of {len(own)} episodes) are of the split that "
+                    "multismolvla-record records from: they are no held-out starts for a policy that was "
+                    "trained on such a recording. Policies trained on LIBERO's published demonstrations are "
+                    "not concerned."
+                )
+    yield from recorded
 
 
-def _provenance_notes(manifest: dict[str, Any]) -> list[str]:
-    calls = distinct_calls(manifest)
-    kinds = [k for k in ("commit", "versions", "hardware") if any(c.get(k) != calls[0].get(k) for c in calls)]
-    if not kinds:
-        return []
-    return [
-        f"The calls of this run differ in {' and '.join(kinds)} (listed under “Made with”): part of a difference between "
-        "cells may come from there."
-    ]
-
-
-def _start_notes(starts: dict[str, int]) -> list[str]:
-    differing = starts["episodes"] - starts["equal"]
-    if not differing:
-        return []
-    return [
-        f"{differing} of {starts['episodes']} (task, episode) pairs do not start from the same simulator state in all arms: do "
-        "not trust paired differences before you have found out why."
-    ]
-
-
-def _fault_notes(faults: Sequence[dict[str, Any]]) -> list[str]:
+def _fairness_notes(checks: Checks) -> Iterator[str]:
     """One sentence per policy and kind of doubt, so that a long matrix does not drown the page."""
-    doubts = (
-        ("reached", "not every faulted stream changed what entered the policy"),
-        ("rest_equal", "something besides the faulted streams differs from the clean arm"),
-    )
-    notes = []
-    for name in dict.fromkeys(f["policy"] for f in faults):
-        for count, doubt in doubts:
-            doubted = [f for f in faults if f["policy"] == name and f[count] < f["episodes"]]
+    starts = checks.starts
+    if starts.equal < starts.episodes:
+        yield (
+            f"{starts.episodes - starts.equal} of {starts.episodes} (task, episode) pairs do not start from "
+            "the same simulator state in all cells: do not trust paired differences before you have found "
+            "out why."
+        )
+    doubts = {
+        "reached": "not every faulted stream changed what entered the policy",
+        "rest_equal": "something besides the faulted streams differs from the clean cell",
+    }
+    for name in dict.fromkeys(f.policy for f in checks.faults):
+        for count, doubt in doubts.items():
+            doubted = [
+                f"{f.condition} ({f.episodes - getattr(f, count)} of {f.episodes})"
+                for f in checks.faults
+                if f.policy == name and getattr(f, count) < f.episodes
+            ]
             if doubted:
-                where = ", ".join(
-                    f"{f['condition']} ({f['episodes'] - f[count]} of {f['episodes']})" for f in doubted
+                yield (
+                    f"{name}: {doubt} in some episodes; find out why before you trust these cells: "
+                    f"{', '.join(doubted)}."
                 )
-                notes.append(
-                    f"{name}: {doubt} in some episodes; find out why before you trust these cells: {where}."
-                )
-    return notes

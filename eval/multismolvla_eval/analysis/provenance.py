@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from multismolvla.modalities import Provenance
+from multismolvla_eval.records.schema import RunManifest
 
 
 def provenance_conflicts(
@@ -18,33 +18,28 @@ def provenance_conflicts(
         environment: by modality.
 
     Returns:
-        Stream -> provenance for the policy, provenance in the environment; nothing where one of them says nothing.
+        Stream -> provenance for the policy, provenance in the environment; nothing where one of them says
+        nothing.
     """
-    told = {stream: environment.get(stream.rpartition(".")[2]) for stream in policy}
-    return {s: (policy[s], told_) for s, told_ in told.items() if told_ is not None and told_ != policy[s]}
+    both = {s: (own, environment.get(s.rpartition(".")[2])) for s, own in policy.items()}
+    return {s: (own, other) for s, (own, other) in both.items() if other is not None and other != own}
 
 
-def provenance_notes(manifest: Mapping[str, Any]) -> list[str]:
-    """A sentence per policy and kind of contradiction, for readers of a report.
-
-    Args:
-        manifest: of the run.
-    """
-    notes = []
-    environment = manifest.get("env", {}).get("provenance") or {}
-    for name, facts in manifest["policies"].items():
-        conflicts = provenance_conflicts(facts.get("provenance") or {}, environment)
-        trained_derived = [s for s, (own, _) in conflicts.items() if own == Provenance.DERIVED]
-        trained_sensor = [s for s in conflicts if s not in trained_derived]
-        if trained_derived:
-            notes.append(
-                f"{name} takes {', '.join(trained_derived)} for computed from RGB and drops it with an announced loss of RGB, but "
-                "in this environment it is a sensor of its own: its pictures differ from those of the training, and its figures "
-                "without RGB are too low."
+def provenance_notes(manifest: RunManifest) -> Iterator[str]:
+    """A sentence per policy and kind of contradiction, for readers of a report."""
+    for name, policy in manifest.policies.items():
+        conflicts = provenance_conflicts(policy.provenance, manifest.provenance)
+        derived = [s for s, (own, _) in conflicts.items() if own == Provenance.DERIVED]
+        sensors = [s for s in conflicts if s not in derived]
+        if derived:
+            yield (
+                f"{name} takes {', '.join(derived)} for computed from RGB and drops it with an announced "
+                "loss of RGB, but in this environment it is a sensor of its own: its pictures differ from "
+                "those of the training, and its figures without RGB are too low."
             )
-        if trained_sensor:
-            notes.append(
-                f"{name} takes {', '.join(trained_sensor)} for a sensor, but this environment computes it from RGB: its pictures "
-                "differ from those of the training, and what is left without RGB is no sensor redundancy."
+        if sensors:
+            yield (
+                f"{name} takes {', '.join(sensors)} for a sensor, but this environment computes it from RGB: "
+                "its pictures differ from those of the training, and what is left without RGB is no sensor "
+                "redundancy."
             )
-    return notes

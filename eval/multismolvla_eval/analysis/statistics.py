@@ -1,13 +1,12 @@
 """Statistics of success rates: intervals, tests, power, and summaries of robustness.
 
-Numbers in, numbers out: nothing here knows files, policies or environments. Rates are fractions in [0, 1]; what a caller
-prints as points is its own business. Intervals and tests are those of scipy and statsmodels; the bootstrap over tasks and
-then starts, which neither has, stands in :mod:`multismolvla_eval.analysis.bootstrap`.
+Numbers in, numbers out: nothing here knows files, policies or environments. Rates are fractions in [0, 1].
+Intervals and tests are those of scipy and statsmodels; the bootstrap over tasks and then starts, which
+neither has, is in `.bootstrap`.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,53 +15,38 @@ from itertools import combinations
 
 import numpy as np
 from scipy import special
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
-#: The share of pairs in which exactly one arm succeeds that the power statement assumes (protocol, section 3).
+#: Share of pairs in which exactly one cell succeeds that the power statement assumes (protocol, section 3).
 ASSUMED_DISCORDANT = 0.15
+#: Standard errors of a difference that is found with 80 % power at the two-sided level of 5 %.
+_DETECTED = float(special.ndtri(1 - 0.05 / 2) + special.ndtri(0.8))
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A success rate with its 95 % Wilson interval.
-
-    Attributes:
-        successes: k.
-        n: episodes.
-        rate: k / n.
-        low: lower bound.
-        high: upper bound.
-        starts: different starts (initial states of tasks) among the episodes; n where none is repeated.
-        effective: number of independent episodes that tell as much, which the interval is for; n where no start is
-            repeated.
-    """
+    """A success rate with its 95 % Wilson interval."""
 
     successes: int
-    n: int
+    n: int  # episodes
     rate: float
     low: float
     high: float
-    starts: int
-    effective: float
+    starts: int  # different initial states of tasks among the episodes
+    effective: (
+        float  # independent episodes that tell as much, for which the interval is; n if no start is repeated
+    )
 
 
 @dataclass(frozen=True)
 class UnpairedDifference:
-    """Difference of two arms on different episodes.
-
-    Attributes:
-        difference: rate of the second arm minus rate of the first.
-        low: lower bound of Newcombe's interval.
-        high: upper bound.
-        detectable: the difference that so many episodes can show with 80 % power around the rate of both arms together.
-    """
+    """Difference of two cells on different episodes, second minus first, with Newcombe's interval."""
 
     difference: float
     low: float
     high: float
-    detectable: float
+    detectable: float  # with 80 % power around the rate of both together
 
 
 @lru_cache(maxsize=65536)
@@ -79,19 +63,19 @@ def wilson(successes: int, n: int) -> Rate:
 
 def _score_interval(rate: float, n: float) -> tuple[float, float]:
     low, high = proportion_confint(rate * n, n, alpha=1 - CONFIDENCE, method="wilson")
-    return 0.0 if rate == 0 else float(low), 1.0 if rate == 1 else float(
-        high
-    )  # there, statsmodels' miss by a rounding
+    # At 0 and 1, statsmodels' bounds miss by a rounding.
+    return 0.0 if rate == 0 else float(low), 1.0 if rate == 1 else float(high)
 
 
 def clustered_rate(success: np.ndarray, starts: np.ndarray) -> Rate:
     """Success rate of episodes of which several may have the same start, as in the repeated clean condition.
 
-    Repetitions of a start (other policy noise, same initial state) are no independent episodes: if the start decides, they
-    tell nothing new; if chance decides, they tell as much as others. How much they tell is estimated from the data as the
-    design effect (Kish 1965): the variance of the rate as the spread between starts shows it, over the variance that
-    independent episodes would have. The interval is Wilson's for n / design effect episodes, which is at least the number
-    of starts and at most n. Where all or none succeed there is no spread to see, and the number of starts counts.
+    Repetitions of a start (other policy noise, same initial state) are no independent episodes: if the start
+    decides, they tell nothing new; if chance decides, they tell as much as others. How much they tell is
+    estimated as the design effect (Kish 1965): the variance of the rate that the spread between starts shows,
+    over the variance of independent episodes. The interval is Wilson's for n / design effect episodes, which
+    is at least the number of starts and at most n. Where all or none succeed there is no spread to see, and
+    the number of starts counts.
 
     Args:
         success: bool (n,).
@@ -119,53 +103,36 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-def detectable_difference(
-    n: int, discordant: float = ASSUMED_DISCORDANT, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """Smallest true difference that ``n`` pairs show with the given power (normal approximation).
+def detectable_difference(n: int, discordant: float = ASSUMED_DISCORDANT) -> float:
+    """Smallest true difference that ``n`` pairs show (normal approximation).
 
     Args:
         n: number of pairs.
-        discordant: expected share of pairs in which exactly one arm succeeds.
-        power: probability to find the difference.
-        alpha: two-sided level.
+        discordant: expected share of pairs in which exactly one cell succeeds.
     """
-    return _quantiles(power, alpha) * math.sqrt(discordant / n)
+    return _DETECTED * math.sqrt(discordant / n)
 
 
-def detectable_unpaired(
-    n: float, rate: float = 0.8, power: float = 0.8, alpha: float = 0.05, other: float | None = None
-) -> float:
-    """The same for two independent arms of ``n`` (and ``other``) episodes around ``rate``: what pairing saves."""
-    variance = rate * (1 - rate) * (1 / n + 1 / (other or n))
-    return _quantiles(power, alpha) * math.sqrt(variance)
-
-
-@lru_cache
-def _quantiles(power: float, alpha: float) -> float:
-    return float(special.ndtri(1 - alpha / 2) + special.ndtri(power))
+def detectable_unpaired(n: float, rate: float = 0.8, other: float | None = None) -> float:
+    """The same for two independent cells of ``n`` (and ``other``) episodes around ``rate``."""
+    return _DETECTED * math.sqrt(rate * (1 - rate) * (1 / n + 1 / (other or n)))
 
 
 def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
-    """Compare two arms that ran different episodes (Newcombe 1998, method 10, from the two Wilson intervals)."""
+    """Compare two cells of different episodes (Newcombe 1998, method 10, from the two Wilson intervals)."""
     low, high = confint_proportions_2indep(
         second.rate * second.effective, second.effective, first.rate * first.effective, first.effective,
         compare="diff", method="newcomb", alpha=1 - CONFIDENCE,
     )  # fmt: skip
-    # Two successes and two failures more (Agresti and Coull 1998): that all succeeded does not make a chance of 100 %.
+    # Two successes and two failures more (Agresti and Coull 1998): where all succeed, the chance is not 100 %.
     successes = first.rate * first.effective + second.rate * second.effective
     pooled = (successes + 2) / (first.effective + second.effective + 4)
     detectable = detectable_unpaired(first.effective, pooled, other=second.effective)
     return UnpairedDifference(second.rate - first.rate, float(low), float(high), detectable)
 
 
-def relative_robustness(perturbed: float, clean: float) -> float | None:
-    """SR perturbed / SR clean; ``None`` when nothing succeeds on clean input. Flatters weak policies: show both."""
-    return float(perturbed / clean) if clean > 0 else None
-
-
-#: Trapezoid weights of the severities 0 to 5, divided by the five steps: their product with six rates is the mean rate,
-#: and that over the clean rate is the severity area: 1 = nothing lost.
+#: Trapezoid weights of the severities 0 to 5, divided by the five steps: their product with six rates is the
+#: mean rate, and that over the clean rate is the severity area: 1 = nothing lost.
 AREA_WEIGHTS = np.array([0.5, 1, 1, 1, 1, 0.5]) / 5
 
 
@@ -176,8 +143,8 @@ def marginal_weights(subsets: Sequence[Collection[str]]) -> dict[str, np.ndarray
         subsets: of modalities, one per rate.
 
     Returns:
-        Per modality float (subsets,): mean rate over the subsets with it minus mean rate over those without it. ``None``
-        when a subset of the modalities that occur is missing: a partial table has no fair mean.
+        Per modality float (subsets,): mean rate over the subsets with it minus mean rate over those without
+        it. ``None`` when a subset of the modalities that occur is missing: a partial table has no fair mean.
     """
     modalities = list(dict.fromkeys(m for subset in subsets for m in subset))
     expected = {frozenset(s) for r in range(1, len(modalities) + 1) for s in combinations(modalities, r)}
@@ -192,25 +159,17 @@ def marginal_weights(subsets: Sequence[Collection[str]]) -> dict[str, np.ndarray
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given.
-
-    statsmodels collects garbage at every call. What is in memory already is hidden from that meanwhile: with a family per
-    policy, suite and group of conditions it took ten times as long as all the rest of a report.
-    """
-    if not len(p_values):
-        return []
-    gc.freeze()
-    try:
-        return [float(p) for p in multipletests(p_values, method="holm")[1]]
-    finally:
-        gc.unfreeze()
+    """Holm's step-down adjusted p-values, in the order given (statsmodels' collect garbage at every call)."""
+    values = np.asarray(p_values, float)
+    order = np.argsort(values)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
+    return [float(p) for p in adjusted]
 
 
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float | None:
-    """Probability that a value of the first kind exceeds one of the second (ties count half); ``None`` without either."""
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a value of the first kind exceeds one of the second; ties count half."""
     from scipy import stats
 
-    if not len(positive) or not len(negative):
-        return None
     statistic = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
     return float(statistic / (len(positive) * len(negative)))

@@ -51,9 +51,8 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     policy: str  # its name
     checkpoint: str  # hash of its weights and configuration
     suite: str
-    suite_hash: (
-        str  # of what makes the suite's episodes comparable: assets, step limit, initial states, rendering
-    )
+    # Of what makes the suite's episodes comparable: assets, step limit, initial states, rendering.
+    suite_hash: str
     task_id: Count
     task: str = ""  # instruction
     condition: str  # canonical text
@@ -68,9 +67,8 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     cause: str | None = None  # of a failure
     steps: Count  # made in the environment
     steps_to_success: Count | None = None
-    fault_steps: Count | None = (
-        None  # whose observation the fault changed; None if the environment does not tell
-    )
+    # Whose observation the fault changed; None if the environment does not tell.
+    fault_steps: Count | None = None
     first_fault_step: Count | None = None
     fault_looks: Count | None = None  # how many of the fault_steps the policy looked at
     actions: str | None = None  # hash of all executed actions

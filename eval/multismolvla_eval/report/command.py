@@ -1,28 +1,19 @@
-"""``multismolvla-report``: tables, JSON, CSV, Markdown and one self-contained HTML page from an evaluation's folder.
+"""``multismolvla-report``: JSON, CSV, Markdown and one self-contained HTML page from an evaluation's folder.
 
-Everything is computed from the episode files and the manifest; a report can be made at any time while a run goes on.
-``multismolvla-report a b`` compares two runs, each a folder or its ``results.json``.
+Everything is computed from the episode files and the manifest; a report can be made at any time while a run
+goes on. ``multismolvla-report a b`` compares two runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from multismolvla.system.command import AGAIN, entry_point, parse_options
-from multismolvla_eval.analysis.loaded_run import read_episodes
-from multismolvla_eval.report.files import json_text, write_text
-
-if TYPE_CHECKING:
-    from multismolvla_eval.analysis.table import Episodes
-
-logger = logging.getLogger(__name__)
 
 TITLE = "Robustness under failing sensors"
 
@@ -33,7 +24,7 @@ class ReportConfig:
 
     # Output folder of multismolvla-eval (also as a plain first argument).
     results: Path = Path("outputs/eval")
-    # Another one, or its results.json, to compare with (also as a plain second argument).
+    # Another one, to compare with (also as a plain second argument).
     against: Path | None = None
     # Where the report goes. When left out: into the results' folder; of a comparison outputs/comparison.
     output: Path | None = None
@@ -50,30 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     config = parse_options(ReportConfig, arguments, positional=("results", "against"))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with _nothing_collected():
-        if config.against is None:
-            folder, text = write_report(config.results, config.output, config.title or TITLE)
-            files = ["report.html", "report.md", "results.json", "results.csv"]
-        else:
-            from multismolvla_eval.report.comparison import write_comparison
+    gc.set_threshold(100_000)  # searching for reference cycles would take a tenth of the time
+    if config.against is None:
+        folder, text = write_report(config.results, config.output, config.title or TITLE)
+        files = ["report.html", "report.md", "results.json", "results.csv"]
+    else:
+        from multismolvla_eval.report.comparison import write_comparison
 
-            output = config.output or Path("outputs/comparison")
-            folder, text = write_comparison(config.results, config.against, output, config.title)
-            files = ["comparison.html", "comparison.json"]
+        output = config.output or Path("outputs/comparison")
+        folder, text = write_comparison(config.results, config.against, output, config.title)
+        files = ["comparison.html", "comparison.json"]
     sys.stdout.write(f"{text}\n\nWritten: {', '.join(str(folder / n) for n in files)}\n")
     return 0
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Without Python's search for reference cycles: a short-lived process that makes few spends a tenth of its time on it."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def write_report(results: Path, output: Path | None = None, title: str = TITLE) -> tuple[Path, str]:
@@ -90,31 +69,22 @@ def write_report(results: Path, output: Path | None = None, title: str = TITLE) 
     Raises:
         ResultsError: the folder holds no results, or damaged or foreign ones.
     """
-    from multismolvla_eval.analysis.summary import summarise
-    from multismolvla_eval.offline.stored import read_diagnosis
-    from multismolvla_eval.report.page import report_page
-    from multismolvla_eval.report.tables import cells_csv, markdown, rounded, terminal_table
+    from multismolvla_eval.analysis.diagnosis import read_diagnosis
+    from multismolvla_eval.analysis.loaded_run import read_episodes
+    from multismolvla_eval.analysis.summarise import summarise
+    from multismolvla_eval.report.files import write_figures, write_text
+    from multismolvla_eval.report.page import markdown_page, report_page
+    from multismolvla_eval.report.tables import cells_csv, terminal_table
 
-    manifest, episodes = read_episodes(results)
-    summary = summarise(episodes, manifest, read_diagnosis(results, manifest["policies"]))
+    manifest, table = read_episodes(results)
+    summary = summarise(table, manifest, read_diagnosis(results, manifest.policies))
     folder = output or results
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {**episodes.to_columns(), **_met_column(episodes)}
-    write_text(folder / "results.json", json_text({**rounded(summary), "episodes": columns}))
+    write_figures(folder / "results.json", summary)
     write_text(folder / "results.csv", cells_csv(summary))
-    write_text(folder / "report.md", markdown(summary, title))
+    write_text(folder / "report.md", markdown_page(summary, title))
     write_text(folder / "report.html", report_page(summary, results, title))
     return folder, terminal_table(summary)
-
-
-def _met_column(episodes: Episodes) -> dict[str, list[int]]:
-    """Whether each episode met its fault, for a comparison from ``results.json``: 1, 0, -1 = unknown; none if no row tells."""
-    import numpy as np
-
-    from multismolvla_eval.analysis.cells import faults_met
-
-    met = faults_met(episodes)
-    return {} if np.isnan(met).all() else {"met": np.nan_to_num(met, nan=-1).astype(int).tolist()}
 
 
 if __name__ == "__main__":

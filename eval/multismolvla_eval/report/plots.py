@@ -1,9 +1,9 @@
-"""Plots of a summary as SVG text, readable in print and for colour-blind readers (colour and marker both tell)."""
+"""Plots of a summary as SVG text, for print and colour-blind readers: colour and marker both tell."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from multismolvla_eval.analysis.families import is_subset, label, short, soft_types
+from multismolvla_eval.analysis.families import is_subset, short, soft_types, stream
+from multismolvla_eval.analysis.statistics import Rate
+from multismolvla_eval.analysis.summary import ConditionSummary, Summary
 
 #: Okabe and Ito's colours, the yellow darkened for white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7a6a00")
@@ -26,9 +28,15 @@ WIDTH, LEGEND_SIZE = 8.4, 9
 NAMED_CONDITIONS = 16
 
 
-def reported(summary: dict[str, Any]) -> dict[str, str]:
+def reported(summary: Summary) -> dict[str, str]:
     """Names of the policies whose robustness may be shown, with their labels."""
-    return {p["name"]: label(p) for p in summary["policies"] if p["gate"]["passed"]}
+    return {p.name: p.label for p in summary.policies if p.reportable}
+
+
+def _rates(conditions: Iterable[ConditionSummary], name: str, suite: str | None = None) -> list[Rate | None]:
+    """A policy's success under some conditions, over all suites or in one; ``None`` where it has not run."""
+    figures = (condition.figures(name, suite) for condition in conditions)
+    return [f.success if f else None for f in figures]
 
 
 def _svg(figure: Figure) -> str:
@@ -59,7 +67,7 @@ def _figure(
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Colour, marker and line of a policy; no two of the first 36 share colour and marker, even without their lines."""
+    """Colour, marker and line of a policy; no two of the first 36 share colour and marker."""
     cycle, place = divmod(number, len(COLOURS))
     colour = COLOURS[place]
     return {
@@ -92,36 +100,34 @@ def _legend(figure: Figure, names: Collection[str]) -> None:
         Line2D([], [], **_look(i), markersize=5, linewidth=1.3, label=name) for i, name in enumerate(names)
     ]
     figure.legend(
-        handles=handles, frameon=False, ncols=_legend_columns(names), loc="upper center", fontsize=LEGEND_SIZE,
-        bbox_to_anchor=(0.5, 1 - 0.02 / figure.get_figheight()), borderaxespad=0,
+        handles=handles, frameon=False, ncols=_legend_columns(names), loc="upper center",
+        fontsize=LEGEND_SIZE, bbox_to_anchor=(0.5, 1 - 0.02 / figure.get_figheight()), borderaxespad=0,
     )  # fmt: skip
 
 
-def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None:
-    """Success per condition and policy as points with Wilson intervals; ``None`` without such conditions or policies."""
+def success_points(summary: Summary, groups: Sequence[str]) -> str | None:
+    """Success per condition and policy with Wilson intervals; ``None`` if there is none."""
     names = reported(summary)
-    cells = [c for c in summary["cells"] if c["group"] in ("C0", *groups)]
-    if not names or not any(c["group"] in groups for c in cells):
+    conditions = [c for c in summary.conditions if c.group in ("C0", *groups)]
+    if not names or not any(c.group in groups for c in conditions):
         return None
     step, legend = max(0.26, 0.13 * len(names) + 0.1), _legend_height(names.values())
-    height = len(cells) * step + 0.55 + legend
-    labels = [short(c["condition"]) for c in cells]
+    height = len(conditions) * step + 0.55 + legend
+    labels = [short(c.condition) for c in conditions]
     figure, ((axis,),) = _figure(WIDTH, height, max(2.5, _width(labels, 8.5) + 0.15), 0.2, 0.55, legend)
     for number, name in enumerate(names):
-        known = [(i, c["results"][name]) for i, c in enumerate(cells) if name in c["results"]]
-        if not known:
-            continue
+        known = [(i, r) for i, r in enumerate(_rates(conditions, name)) if r]
         offset = (number - (len(names) - 1) / 2) * 0.13 / step
-        rates = np.array([r["rate"] for _, r in known])
-        spread = np.abs(np.array([(r["low"], r["high"]) for _, r in known]).T - rates)
+        rates = np.array([r.rate for _, r in known])
+        spread = np.abs(np.array([(r.low, r.high) for _, r in known]).reshape(-1, 2).T - rates)
         axis.errorbar(
             rates, [i + offset for i, _ in known], xerr=spread, markersize=4.5, elinewidth=1.3, capsize=2,
             **{**_look(number), "linestyle": "none"},
         )  # fmt: skip
-    for place in range(0, len(cells), 2):
+    for place in range(0, len(conditions), 2):
         axis.axhspan(place - 0.5, place + 0.5, color="#f3f4f8", linewidth=0, zorder=0)
-    axis.set_yticks(range(len(cells)), labels, fontsize=8.5)
-    axis.set_ylim(len(cells) - 0.5, -0.5)
+    axis.set_yticks(range(len(conditions)), labels, fontsize=8.5)
+    axis.set_ylim(len(conditions) - 0.5, -0.5)
     axis.set_xlim(-0.01, 1.01)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     axis.xaxis.set_major_formatter("{x:.0%}")
@@ -134,16 +140,14 @@ def success_points(summary: dict[str, Any], groups: Sequence[str]) -> str | None
     return _svg(figure)
 
 
-def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
-    """Success over severity, one panel per corruption type; ``None`` if no type has at least three severities."""
-    known = soft_types([c["condition"] for c in summary["cells"]])
-    types = {
-        t: s for t, s in known.items() if t.partition("=")[0].partition(".")[0] == modality and len(s) >= 3
-    }
+def severity_curves(summary: Summary, modality: str) -> str | None:
+    """Success over severity, one panel per corruption type; ``None`` if no type has three severities."""
+    by_id = {c.condition: c for c in summary.conditions}
+    known = soft_types(list(by_id))
+    types = {t: s for t, s in known.items() if stream(t).partition(".")[0] == modality and len(s) >= 3}
     names = reported(summary)
     if not types or not names:
         return None
-    by_condition = {c["condition"]: c["results"] for c in summary["cells"]}
     columns = min(4, max(2, len(types)))
     rows = -(-len(types) // columns)
     legend = _legend_height(names.values()) + 0.1
@@ -153,8 +157,14 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
         gaps={"hspace": 0.32, "wspace": 0.1},
     )  # fmt: skip
     for axis, (type_, severities) in zip(axes.flatten(), types.items(), strict=False):
+        curve = {0: by_id["C0"]} if "C0" in by_id else {}
+        curve |= {severity: by_id[c] for severity, c in severities.items()}
         for number, name in enumerate(names):
-            _curve(axis, {0: "C0", **severities}, name, number, by_condition)
+            found = [(s, r) for s, r in zip(curve, _rates(curve.values(), name), strict=True) if r]
+            xs, look = [s for s, _ in found], _look(number)
+            axis.plot(xs, [r.rate for _, r in found], markersize=3.5, linewidth=1.3, **look)
+            low, high = [r.low for _, r in found], [r.high for _, r in found]
+            axis.fill_between(xs, low, high, color=look["color"], alpha=0.16, linewidth=0)
         title = type_.removeprefix(f"{modality}=").replace("_", " ").replace(f"{modality}.", "")
         axis.set_title(title, fontsize=8.5, pad=3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -170,48 +180,36 @@ def severity_curves(summary: dict[str, Any], modality: str) -> str | None:
     return _svg(figure)
 
 
-def _curve(
-    axis: Any, conditions: Mapping[int, str], name: str, number: int, results: Mapping[str, dict[str, Any]]
-) -> None:
-    known = [(s, results[c][name]) for s, c in conditions.items() if name in results.get(c, {})]
-    xs, look = [s for s, _ in known], _look(number)
-    axis.plot(xs, [r["rate"] for _, r in known], markersize=3.5, linewidth=1.3, **look)
-    low, high = [r["low"] for _, r in known], [r["high"] for _, r in known]
-    axis.fill_between(xs, low, high, color=look["color"], alpha=0.16, linewidth=0)
-
-
-def subset_map(summary: dict[str, Any]) -> str | None:
-    """Heat map of the announced modality subsets, over all and per suite; ``None`` if fewer than eight were run."""
-    cells = [c for c in summary["cells"] if is_subset(c["condition"])]
-    names = reported(summary)
-    if len(cells) < 8 or not names:
+def subset_map(summary: Summary) -> str | None:
+    """Heat map of the announced modality subsets, over all and per suite; ``None`` of fewer than eight."""
+    conditions = [c for c in summary.conditions if is_subset(c.condition)]
+    policies = [p for p in summary.policies if p.reportable]
+    if len(conditions) < 8 or not policies:
         return None
-    lines: list[tuple[str, list[float]]] = []
-    parts_of = {p["name"]: p["suites"] for p in summary["policies"]}
-    suites = list(next(iter(parts_of.values())))
-    for name, text in names.items():
-        whole = [c["results"].get(name, {}) for c in cells]
-        lines.append((text, [r.get("rate", np.nan) for r in whole]))
-        for suite in suites:
-            shown = parts_of[name][suite]["gate"]["passed"]
-            parts = [r.get("suites", {}).get(suite, {}) if shown else {} for r in whole]
-            lines.append((f"{name}, {suite.removeprefix('libero_')}", [p.get("rate", np.nan) for p in parts]))
-    values = np.array([v for _, v in lines])
+    lines: dict[str, list[Rate | None]] = {}
+    for policy in policies:
+        lines[policy.label] = _rates(conditions, policy.name)
+        for suite, part in policy.suites.items():
+            rates = _rates(conditions, policy.name, suite)
+            lines[f"{policy.name}, {suite.removeprefix('libero_')}"] = [
+                r if part.reportable else None for r in rates
+            ]
+    values = np.array([[r.rate if r else np.nan for r in rates] for rates in lines.values()])
     height = 0.27 * len(lines) + 0.8
-    left = max(1.75, 1.15 * _width((text for text, _ in lines), 8) + 0.1)  # bold ones are wider
+    left = max(1.75, 1.15 * _width(lines, 8) + 0.1)  # bold ones are wider
     figure, ((axis,),) = _figure(WIDTH, height, left, 0.1, 0.72, 0.08)
     axis.pcolormesh(
         np.ma.masked_invalid(values), vmin=0, vmax=1, cmap=HEAT, edgecolors="white", linewidth=0.8
     )
     axis.invert_yaxis()
-    axis.set_xticks(
-        np.arange(len(cells)) + 0.5, [c["condition"][3:].replace("+", "\n") for c in cells], fontsize=7.5
-    )
-    axis.set_yticks(np.arange(len(lines)) + 0.5, [text for text, _ in lines], fontsize=8)
-    for tick, (text, _) in zip(axis.get_yticklabels(), lines, strict=True):
-        tick.set_fontweight("bold" if text in names.values() else "normal")
-    for block in range(len(suites) + 1, len(lines), len(suites) + 1):
-        axis.axhline(block, color="#1b1b1f", linewidth=1)
+    subsets = [c.condition[3:].replace("+", "\n") for c in conditions]
+    axis.set_xticks(np.arange(len(conditions)) + 0.5, subsets, fontsize=7.5)
+    axis.set_yticks(np.arange(len(lines)) + 0.5, list(lines), fontsize=8)
+    block = len(summary.suites) + 1
+    for number, tick in enumerate(axis.get_yticklabels()):
+        tick.set_fontweight("normal" if number % block else "bold")
+    for place in range(block, len(lines), block):
+        axis.axhline(place, color="#1b1b1f", linewidth=1)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     for y, x in np.argwhere(~np.isnan(values)):
@@ -221,32 +219,29 @@ def subset_map(summary: dict[str, Any]) -> str | None:
     return _svg(figure)
 
 
-def task_map(summary: dict[str, Any], suite: str) -> str | None:
+def task_map(summary: Summary, suite: str) -> str | None:
     """Success per task and condition, one panel per policy; ``None`` without episodes of the suite.
 
     Of policies whose robustness is not reported it shows the clean condition only.
     """
-    tasks = [t for t in summary["tasks"] if t["suite"] == suite and t["cells"]]
-    names = [p["name"] for p in summary["policies"]]
-    conditions = [c["condition"] for c in summary["cells"]]
+    tasks = [t for t in summary.tasks if t.suite == suite and t.counts]
+    conditions = [c.condition for c in summary.conditions]
     if not tasks:
         return None
-    named = len(conditions) <= NAMED_CONDITIONS
+    named, policies = len(conditions) <= NAMED_CONDITIONS, summary.policies
     panel, bottom = 0.17 * len(tasks) + 0.1, 1.45 if named else 0.3
-    height = (panel + 0.28) * len(names) + bottom + 0.15
+    height = (panel + 0.28) * len(policies) + bottom + 0.15
     figure, axes = _figure(
-        WIDTH, height, 0.55, 0.1, bottom, 0.25, rows=len(names), sharex=True, gaps={"hspace": 0.3 / panel}
+        WIDTH, height, 0.55, 0.1, bottom, 0.25, rows=len(policies), sharex=True, gaps={"hspace": 0.3 / panel}
     )
-    for axis, policy in zip(axes[:, 0], summary["policies"], strict=True):
-        name = policy["name"]
-        shown = policy["gate"]["passed"] and policy["suites"].get(suite, policy)["gate"]["passed"]
-        drawn = [c if shown or c == "C0" else "" for c in conditions]
-        counts = [[t["cells"].get(f"{name}|{c}", [0, 0]) for c in drawn] for t in tasks]
+    for axis, policy in zip(axes[:, 0], policies, strict=True):
+        drawn = conditions if not policy.withheld_in(suite) else [c if c == "C0" else "" for c in conditions]
+        counts = [[t.counts.get(f"{policy.name}|{c}", (0, 0)) for c in drawn] for t in tasks]
         k, n = np.moveaxis(np.array(counts, float), 2, 0)
         rates = np.ma.masked_invalid(np.divide(k, n, out=np.full_like(k, np.nan), where=n > 0))
         axis.imshow(rates, vmin=0, vmax=1, cmap=HEAT, aspect="auto", interpolation="nearest")
-        axis.set_title(label(policy), fontsize=9, loc="left", pad=3, fontweight="bold")
-        axis.set_yticks(range(len(tasks)), [str(t["task_id"]) for t in tasks], fontsize=7)
+        axis.set_title(policy.label, fontsize=9, loc="left", pad=3, fontweight="bold")
+        axis.set_yticks(range(len(tasks)), [str(t.task_id) for t in tasks], fontsize=7)
         axis.set_ylabel("task", fontsize=8)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from synthetic import manifest_of, synthetic_run
+from msgspec.structs import replace
+from synthetic import COMPARABLE, synthetic_run
 
 from multismolvla_eval.report.command import main
 
@@ -26,13 +27,15 @@ def compared(a, b):
 
 def test_differences_are_second_minus_first_paired_or_not(tmp_path):
     a = run(tmp_path / "a", lambda c: 9)
-    seed = {**manifest_of(("toy",), [])["comparable"], "seed": 7}
-    for folder, changes in (("same", {}), ("other", {"comparable": seed})):
+    for folder, changes in (("same", {}), ("other", {"comparable": replace(COMPARABLE, seed=7)})):
         b = run(tmp_path / folder, lambda c: 4 if c == "C0" else 6, **changes)
         for cell in compared(a, b):
             difference = cell["difference"]
             assert cell["paired"] == (folder == "same")
-            assert [r["rate"] for r in cell["rates"]] == [0.9, 0.4 if cell["condition"] == "C0" else 0.6]
+            assert [s["success"]["rate"] for s in cell["sides"]] == [
+                0.9,
+                0.4 if cell["condition"] == "C0" else 0.6,
+            ]
             assert difference["difference"] == pytest.approx(-0.5 if cell["condition"] == "C0" else -0.3)
             assert -1 < difference["low"] < difference["difference"] < difference["high"] < 0
 

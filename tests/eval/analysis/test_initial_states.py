@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import synthetic_run
-
-from multismolvla_eval.analysis.initial_states import recorded_state_notes
-from multismolvla_eval.analysis.table import Cells, collect
-from multismolvla_eval.records.store import read_run
+from report_readers import summary_of
+from synthetic import suite
 
 
-def notes_of(folder, **facts):
-    suite = {"tasks": {"0": "a", "1": "b"}, "max_steps": 9, "assets": "", "world": "w", **facts}
-    synthetic_run(folder, suites={"libero_goal": suite, "toy": {**suite, "init_state_splits": {}}}, texts=["C2:rgb=zero"],
-                  clean_episodes=6, episodes=4)  # fmt: skip
-    manifest, rows = read_run(folder)
-    return recorded_state_notes(manifest, Cells(collect(rows, manifest["policies"])))
+def notes_of(folder, **changes):
+    suites = {"libero_goal": suite("goal", **changes), "toy": suite()}
+    summary = summary_of(folder, suites=suites, texts=["C2:rgb=zero"], clean_episodes=6, episodes=4)
+    return [note for note in summary.notes if "multismolvla-record" in note]
 
 
 def test_states_of_the_recorder_are_counted(tmp_path):

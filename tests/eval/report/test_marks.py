@@ -1,26 +1,30 @@
-"""What stands beside a cell's rate: gate, power, faults met, losses not told."""
+"""What stands beside a cell's rate: whether it is reportable, power, faults met, losses not told."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
-from report_readers import csv_of, summary_of
-from synthetic import CONDITIONS, RUN, synthetic_run, write_rows
+from report_readers import cells_of, csv_of, summary_of
+from synthetic import CONDITIONS, facts, synthetic_run, write_rows
 
-from multismolvla_eval.analysis.table import MEASURES
-from multismolvla_eval.records.store import read_rows
+from multismolvla_eval.analysis.summarise import summarise
+from multismolvla_eval.analysis.table import episode_table
+from multismolvla_eval.records.store import read_run
 from multismolvla_eval.report import plots
 from multismolvla_eval.report.command import main
+
+EXPERT = {"expert": facts("expert", privileged=True)}
 
 
 def with_met(folder):
     """Let the delay be met in 4 of the 8 episodes per suite and policy ours that tell."""
-    rows = read_rows(folder, RUN)
+    rows = read_run(folder)[1]
     for row in rows:
-        if (row["policy"], row["condition"]) == ("ours", "C4:all=delay@2"):
-            row["fault_steps"] = {0: 0, 1: 0, 2: None}.get(row["episode"], 3)
+        if (row.policy, row.condition) == ("ours", "C4:all=delay@2"):
+            row.fault_steps = {0: 0, 1: 0, 2: None}.get(row.episode, 3)
     write_rows(folder, rows)
     return folder
 
@@ -39,36 +43,32 @@ def test_cells_tell_in_how_many_episodes_the_fault_was_met(tmp_path, capsys):
     page = (suites / "report.html").read_text()
     assert page.count("met in 4 of 8 episodes") == 2, "in the table of each suite"
     assert page.count("met in 8 of 16 episodes") == 1
-    for other in (folder, folder / "results.json"):
-        capsys.readouterr()
-        assert main([str(folder), str(other), f"--output={tmp_path / 'out'}"]) == 0
-        told = r"\d+ % \(\d+/10, \d+–\d+\); met in 4 of 8 episodes"
-        assert re.search(f"C4:all=delay@2: {told} -> {told}", capsys.readouterr().out)
-        assert (tmp_path / "out" / "comparison.html").read_text().count("met in 4 of 8 episodes") == 2
+    capsys.readouterr()
+    assert main([str(folder), str(folder), f"--output={tmp_path / 'out'}"]) == 0
+    told = r"\d+ % \(\d+/10, \d+–\d+\); met in 4 of 8 episodes"
+    assert re.search(f"C4:all=delay@2: {told} -> {told}", capsys.readouterr().out)
+    assert (tmp_path / "out" / "comparison.html").read_text().count("met in 4 of 8 episodes") == 2
 
 
 def test_a_fault_that_was_not_looked_at_was_not_met(tmp_path):
     def change(row):
-        if row["condition"] == "C4:all=delay@2":
-            row.update(fault_steps=4, fault_looks=int(row["episode"] < 2))
+        if row.condition == "C4:all=delay@2":
+            row.fault_steps, row.fault_looks = 4, int(row.episode < 2)
 
-    cells = {c["condition"]: c for c in summary_of(tmp_path / "run", change)["cells"]}
-    expected = [4, 10] if "fault_looks" in MEASURES else [10, 10]
-    assert cells["C4:all=delay@2"]["results"]["ours"]["met"] == expected
-    assert cells["C2:rgb=zero"]["results"]["ours"]["met"] is None
+    cells = cells_of(summary_of(tmp_path / "run", change), "ours")
+    assert cells["C4:all=delay@2"].met == (4, 10)
+    assert cells["C2:rgb=zero"].met is None
 
 
 def test_announced_losses_that_a_policy_is_not_told_of_are_marked(tmp_path, capsys):
     texts = ["C1:rgb+seg+thermal", "C1:camera=image2", "C1:depth+seg+thermal", "C2:rgb=zero"]
-    folder = synthetic_run(tmp_path / "run", texts=texts, suites=("toy", "game"))
-    manifest = json.loads((folder / "run.json").read_text())
-    manifest["policies"]["vanilla"]["reads_masks"] = False
-    manifest["policies"]["ours"]["reads_masks"] = True
-    (folder / "run.json").write_text(json.dumps(manifest))
+    policies = {"vanilla": facts("vanilla", mask_reaches_policy=False)}
+    folder = synthetic_run(tmp_path / "run", texts=texts, suites=("toy", "game"), policies=policies)
     assert main([str(folder)]) == 0
     lost = {"C1:camera=image2", "C1:depth+seg+thermal"}  # of its two colour pictures
     words = "not told: for this policy the same as a black picture"
-    told = {(r["policy"], r["condition"], r["told"]) for r in csv_of(folder) if r["told"]}
+    column = "mask_reaches_policy"
+    told = {(r["policy"], r["condition"], r[column]) for r in csv_of(folder) if r[column]}
     assert told == {("vanilla", c, words) for c in lost} | {("ours", c, "told") for c in lost}
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     assert len(re.findall(rf"^\| `C1:.*; {words} \|", text, re.MULTILINE)) == 2 * 3, (
@@ -80,13 +80,9 @@ def test_announced_losses_that_a_policy_is_not_told_of_are_marked(tmp_path, caps
     terminal = capsys.readouterr().out
     assert {line.split()[0] for line in terminal.splitlines() if line.count("; not told") == 1} == lost
     assert "vanilla does not read which sensors are announced as absent" in terminal
-    for other in (folder, folder / "results.json"):
-        assert main([str(folder), str(other), f"--output={tmp_path / 'out'}"]) == 0
-        compared = capsys.readouterr().out
-        assert compared.count(words) == 2 * 2 * 2, "two conditions, two suites, both sides"
-        assert (tmp_path / "out" / "comparison.html").read_text().count(words) == 2 * 2 * 2
-    unknown = summary_of(tmp_path / "unknown", texts=texts)
-    assert all(r["told"] is None for c in unknown["cells"] for r in c["results"].values())
+    assert main([str(folder), str(folder), f"--output={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.count(words) == 2 * 2 * 2, "two conditions, two suites, both sides"
+    assert (tmp_path / "out" / "comparison.html").read_text().count(words) == 2 * 2 * 2
 
 
 def test_every_comparison_says_what_it_could_have_shown(tmp_path, capsys):
@@ -109,23 +105,22 @@ def test_every_comparison_says_what_it_could_have_shown(tmp_path, capsys):
     assert len(re.findall(r"paired, can show \d+ \(n = \d+\)", capsys.readouterr().out)) == 2 * 2 * 2
 
 
-def test_gate_withholds_robustness_of_a_policy_that_fails_clean(tmp_path):
+def test_robustness_of_a_policy_that_fails_clean_is_withheld(tmp_path):
     folder = synthetic_run(tmp_path / "run", clean=(0.15, 0.9))
     assert main([str(folder)]) == 0
     summary = json.loads((folder / "results.json").read_text())
     ours = summary["policies"][0]
-    assert not ours["gate"]["passed"]
-    assert "below half of the baseline's" in ours["gate"]["reason"]
+    assert "below half of the baseline's" in ours["withheld"]
     assert "ours" not in summary["aggregates"]
-    for cell in summary["cells"]:
-        assert cell["results"]["ours"]["versus_clean"] is None
-        assert (cell["results"]["ours"]["versus_baseline"] is None) == (cell["condition"] != "C0")
+    for condition in summary["conditions"]:
+        assert condition["cells"]["ours"]["versus_clean"] is None
+        assert (condition["cells"]["ours"]["versus_baseline"] is None) == (condition["condition"] != "C0")
     assert any("No robustness figures for ours" in n for n in summary["notes"])
 
 
-def test_gate_withholds_robustness_while_the_baseline_has_no_clean_episodes(tmp_path):
+def test_robustness_is_withheld_while_the_baseline_has_no_clean_episodes(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
-    kept = [r for r in read_rows(folder, RUN) if (r["policy"], r["condition"]) != ("vanilla", "C0")]
+    kept = [r for r in read_run(folder)[1] if (r.policy, r.condition) != ("vanilla", "C0")]
     write_rows(folder, kept)
     assert main([str(folder)]) == 0
     reason = "No robustness figures for ours: the baseline, by whose clean success it is judged, has no clean"
@@ -135,10 +130,10 @@ def test_gate_withholds_robustness_while_the_baseline_has_no_clean_episodes(tmp_
     assert [r["versus_clean_n"] for r in faulted] == [""]
 
 
-def test_what_the_gate_withholds_is_drawn_and_told_nowhere_and_marked_in_every_row(tmp_path, capsys):
+def test_what_is_withheld_is_drawn_and_told_nowhere_and_marked_in_every_row(tmp_path, capsys):
     """An upper bound and a policy that fails clean, beside a baseline that is fine."""
     names = ("expert", "weak", "vanilla")
-    folder = synthetic_run(tmp_path / "run", (1.0, 0.15, 0.9), names=names, privileged=("expert",))
+    folder = synthetic_run(tmp_path / "run", (1.0, 0.15, 0.9), names=names, policies=EXPERT)
     assert main([str(folder)]) == 0
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     pictures = re.findall(r'alt="((?:Success per condition|Curves|Heat map of policies).*?)"', page)
@@ -159,17 +154,18 @@ def test_what_the_gate_withholds_is_drawn_and_told_nowhere_and_marked_in_every_r
     assert text.count("| expert (upper bound) | weak (no robustness figures) | vanilla |") == 6
     for row in csv_of(folder):
         assert row["checkpoint"] == f"made-up-{row['policy']}"
-        assert (row["privileged"], row["blind"]) == (str(row["policy"] == "expert"), "False")
-        assert row["gate_passed"] == str(row["policy"] == "vanilla")
-        assert bool(row["gate_reason"]) == (row["policy"] != "vanilla")
-    summary = json.loads((folder / "results.json").read_text())
+        assert (row["privileged"], row["no_vision"]) == (str(row["policy"] == "expert"), "False")
+        assert row["reportable"] == str(row["policy"] == "vanilla")
+        assert bool(row["withheld"]) == (row["policy"] != "vanilla")
+    manifest, rows = read_run(folder)
+    summary = summarise(episode_table(rows, manifest), manifest)
     assert set(plots.reported(summary)) == {"vanilla"}
-    summary["policies"] = summary["policies"][:2]
+    summary = replace(summary, policies=summary.policies[:2])
     assert plots.success_points(summary, ("C2",)) is plots.severity_curves(summary, "rgb") is None
     assert plots.subset_map(summary) is None
 
 
-def test_gate_withholds_robustness_per_suite(tmp_path):
+def test_robustness_is_withheld_per_suite(tmp_path):
     """Good enough over all, but not in the second suite."""
 
     def rate(episode):
@@ -179,17 +175,17 @@ def test_gate_withholds_robustness_per_suite(tmp_path):
     assert main([str(folder)]) == 0
     summary = json.loads((folder / "results.json").read_text())
     ours = summary["policies"][0]
-    assert ours["gate"]["passed"]
-    assert ours["suites"]["easy"]["gate"]["passed"]
-    assert "below half of the baseline's" in ours["suites"]["hard"]["gate"]["reason"]
+    assert ours["withheld"] == ours["suites"]["easy"]["withheld"] == ""
+    assert "below half of the baseline's" in ours["suites"]["hard"]["withheld"]
     assert set(summary["aggregates"]["ours"]["suites"]) == {"easy"}
     assert set(summary["aggregates"]["vanilla"]["suites"]) == {"easy", "hard"}
-    parts = next(c for c in summary["cells"] if c["condition"] == "C2:rgb=zero")["results"]["ours"]["suites"]
+    cells = {c["condition"]: c["cells"]["ours"] for c in summary["conditions"]}
+    parts = cells["C2:rgb=zero"]["suites"]
     assert parts["easy"]["versus_clean"]["n"] == 10
     assert parts["hard"]["versus_clean"] is parts["hard"]["versus_baseline"] is None
     assert any("No robustness figures for ours in hard" in n for n in summary["notes"])
-    clean = next(c for c in summary["cells"] if c["condition"] == "C0")["results"]["ours"]
-    assert clean["n"] == sum(p["n"] for p in clean["suites"].values()) == 40
+    parts = cells["C0"]["suites"].values()
+    assert cells["C0"]["success"]["n"] == sum(p["success"]["n"] for p in parts) == 40
     page = (folder / "report.html").read_text()
     assert "easy: every condition" in page
     assert "easy: successes per task" in page
@@ -201,12 +197,12 @@ def test_a_policy_that_reads_the_simulator_is_an_upper_bound_without_robustness(
         (1.0, 0.7),
         names=("expert", "vanilla"),
         texts=["C2:rgb=zero"],
-        privileged=("expert",),
+        policies=EXPERT,
     )
     assert main([str(folder)]) == 0
     summary = json.loads((folder / "results.json").read_text())
     assert "expert" not in summary["aggregates"]
-    assert all(c["results"]["expert"]["versus_clean"] is None for c in summary["cells"])
+    assert all(c["cells"]["expert"]["versus_clean"] is None for c in summary["conditions"])
     for text in (
         capsys.readouterr().out,
         (folder / "report.html").read_text(),

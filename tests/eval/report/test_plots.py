@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from report_readers import summary_of
+from report_readers import cells_of, summary_of
 
 from multismolvla_eval.report import plots
 
@@ -25,20 +25,17 @@ def summary(tmp_path_factory):
     return summary_of(tmp_path_factory.mktemp("plots") / "run", suites=("toy", "game"))
 
 
-def results(summary, name):
-    return {c["condition"]: c["results"][name] for c in summary["cells"]}
-
-
 def test_points_stand_at_the_rates_and_lines_reach_both_bounds(summary):
     (axis,) = plots.success_points(summary, ("C2", "C4")).axes
     assert [t.get_text() for t in axis.get_yticklabels()] == ["clean", "C2 rgb=zero", "C4 all=delay@2"]
     for name, drawn in zip(("ours", "vanilla"), axis.containers, strict=True):
-        known = [results(summary, name)[c] for c in ("C0", "C2:rgb=zero", "C4:all=delay@2")]
+        cells = cells_of(summary, name)
+        known = [cells[c].success for c in ("C0", "C2:rgb=zero", "C4:all=delay@2")]
         points, _, (bars,) = drawn.lines
-        assert points.get_xdata() == pytest.approx([r["rate"] for r in known])
+        assert points.get_xdata() == pytest.approx([r.rate for r in known])
         reach = [segment[:, 0] for segment in bars.get_segments()]
-        assert np.array(reach) == pytest.approx(np.array([(r["low"], r["high"]) for r in known]))
-        assert all(r["low"] < r["rate"] < r["high"] for r in known)
+        assert np.array(reach) == pytest.approx(np.array([(r.low, r.high) for r in known]))
+        assert all(r.low < r.rate < r.high for r in known)
 
 
 def test_curves_begin_with_the_clean_rate_and_bands_reach_both_bounds(summary):
@@ -46,30 +43,31 @@ def test_curves_begin_with_the_clean_rate_and_bands_reach_both_bounds(summary):
     conditions = ["C0", *(f"C3:rgb=builtin_noise@{s}" for s in range(1, 6))]
     assert axis.get_title() == "builtin noise"
     for name, line, band in zip(("ours", "vanilla"), axis.lines, axis.collections, strict=True):
-        known = [results(summary, name)[c] for c in conditions]
+        known = [cells_of(summary, name)[c].success for c in conditions]
         assert line.get_xdata() == pytest.approx(range(6))
-        assert line.get_ydata() == pytest.approx([r["rate"] for r in known])
+        assert line.get_ydata() == pytest.approx([r.rate for r in known])
         outline = band.get_paths()[0].vertices
         for severity, r in enumerate(known):
             bounds = outline[outline[:, 0] == severity, 1]
-            assert (bounds.min(), bounds.max()) == pytest.approx((r["low"], r["high"]))
+            assert (bounds.min(), bounds.max()) == pytest.approx((r.low, r.high))
 
 
 def test_maps_show_the_rate_of_each_subset_suite_and_task(summary):
     (axis,) = plots.subset_map(summary).axes
-    subsets = [c["condition"] for c in summary["cells"] if c["condition"].startswith("C1:")][:15]
+    conditions = [c.condition for c in summary.conditions]
+    subsets = [c for c in conditions if c.startswith("C1:")][:15]
     assert [t.get_text() for t in axis.get_yticklabels()] == [
         "ours", "ours, toy", "ours, game", "vanilla", "vanilla, toy", "vanilla, game"
     ]  # fmt: skip
     shown = np.asarray(axis.collections[0].get_array())
     for row, (name, suite) in enumerate((n, s) for n in ("ours", "vanilla") for s in (None, "toy", "game")):
-        of = results(summary, name)
-        parts = [of[c]["suites"][suite] if suite else of[c] for c in subsets]
-        assert shown[row] == pytest.approx([p["rate"] for p in parts])
+        cells = cells_of(summary, name)
+        parts = [cells[c].suites[suite] if suite else cells[c] for c in subsets]
+        assert shown[row] == pytest.approx([p.success.rate for p in parts])
     panels = plots.task_map(summary, "game").axes
-    tasks = [t["cells"] for t in summary["tasks"] if t["suite"] == "game"]
+    tasks = [t.counts for t in summary.tasks if t.suite == "game"]
     for name, panel in zip(("ours", "vanilla"), panels, strict=True):
-        expected = [[np.divide(*t[f"{name}|{c['condition']}"]) for c in summary["cells"]] for t in tasks]
+        expected = [[np.divide(*t[f"{name}|{c}"]) for c in conditions] for t in tasks]
         assert np.asarray(panel.images[0].get_array()) == pytest.approx(np.array(expected))
 
 

@@ -11,13 +11,17 @@ import sys
 
 import draccus
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 from report_readers import Page, csv_of
-from synthetic import RUN, manifest_of, synthetic_run, write_rows
+from synthetic import COMPARABLE, synthetic_run, write_rows
 
+from multismolvla.system.files import write_json
+from multismolvla_eval.analysis.diagnosis import FILE, Change, ControlError, Diagnosis, SensorUse
 from multismolvla_eval.config import EvalConfig
-from multismolvla_eval.records.store import ResultsError, read_rows
+from multismolvla_eval.records.store import ResultsError, read_run
 from multismolvla_eval.report.command import main
-from multismolvla_eval.report.tables import rounded
+from multismolvla_eval.report.files import rounded
 
 
 def test_a_report_needs_no_torch(tmp_path):
@@ -55,19 +59,14 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
     assert len(page_text) < 20_000_000
 
     summary = json.loads((tmp_path / "report" / "results.json").read_text())
-    cell = next(c for c in summary["cells"] if c["condition"] == "C2:rgb=zero")
-    ours = cell["results"]["ours"]
-    assert ours["n"] == 10
+    conditions = {c["condition"]: c for c in summary["conditions"]}
+    ours = conditions["C2:rgb=zero"]["cells"]["ours"]
+    assert ours["success"]["n"] == 10
     assert ours["versus_clean"]["n"] == ours["versus_baseline"]["n"] == 10
     assert ours["versus_clean"]["p_holm"] >= ours["versus_clean"]["p_value"]
-    assert "--conditions=[C2:rgb=zero]" in cell["command"]
+    assert "--conditions=[C2:rgb=zero]" in conditions["C2:rgb=zero"]["command"]
     assert summary["checks"]["starts"] == {"episodes": 20, "equal": 20}
-    assert (
-        next(c for c in summary["cells"] if c["condition"] == "C3:depth=holes@3")["results"]["ours"][
-            "reads_fault"
-        ]
-        is False
-    )
+    assert conditions["C3:depth=holes@3"]["cells"]["ours"]["reads_fault"] is False
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert "Synthetic rows" in markdown
     assert "| `C2:rgb=zero` |" in markdown
@@ -78,24 +77,24 @@ def test_report_from_synthetic_rows(tmp_path, capsys):
 
 
 def test_the_command_of_a_cell_repeats_every_option_that_matters(tmp_path):
-    usual = manifest_of(("toy",), [])["comparable"]
     names = {"observation.images.image": "observation.images.top"}
     changes = {
         "rename_map": {"ours": names},
         "clean_only": ["ours"],
-        "comparable": {**usual, "batch_size": 4},
+        "comparable": replace(COMPARABLE, batch_size=4),
     }
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], **changes)
-    write_rows(folder, [r for r in read_rows(folder, RUN) if r["policy"] != "ours" or r["condition"] == "C0"])
+    write_rows(folder, [r for r in read_run(folder)[1] if r.policy != "ours" or r.condition == "C0"])
     assert main([str(folder)]) == 0
-    (cell,) = [c for c in json.loads((folder / "results.json").read_text())["cells"] if c["group"] == "C2"]
-    given = shlex.split(cell["command"])[1:]
+    conditions = json.loads((folder / "results.json").read_text())["conditions"]
+    (command,) = [c["command"] for c in conditions if c["group"] == "C2"]
+    given = shlex.split(command)[1:]
     config = draccus.parse(EvalConfig, args=given)
     config.check()
     assert (config.batch_size, config.clean_only, config.env.task_ids) == (4, ["ours"], [0, 1])
-    assert config.rename_map_of("ours") == names
+    assert config.rename_map == {"ours": names}
     assert (
-        html.escape(cell["command"]).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        html.escape(command).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
         in (folder / "report.html").read_text()
     )
 
@@ -116,41 +115,33 @@ def test_files_have_no_noise_of_the_arithmetic(tmp_path):
 def test_the_contents_list_every_section(tmp_path):
     folder = synthetic_run(tmp_path / "run", suites=("toy", "game"))
     (folder / "modalities.png").write_bytes(b"png")
-    diagnosis = {"schema": 1, "remark": "r", "dataset": "d", "held_out": True, "policies": {}}
-    (folder / "diagnosis.json").write_text(json.dumps(diagnosis))
+    write_json(folder / FILE, to_builtins(diagnosis_of({})))
     assert main([str(folder)]) == 0
     page = (folder / "report.html").read_text()
     contents = re.findall(r'<li><a href="#([^"]+)"', page)
     sections = [i for i in re.findall(r'<h2 id="([^"]+)"', page) if i != "C0"]
     assert contents == sections
-    assert {"looks", "door", "suites"} <= set(sections)
+    assert {"looks", "inputs", "suites"} <= set(sections)
 
 
-def with_gates(folder):
-    """Let the gate of ours flag the black picture."""
-    rows = read_rows(folder, RUN)
-    for row in rows:
-        if row["policy"] == "ours":
-            row["gate"] = {"rgb": 0.1 if row["condition"] == "C2:rgb=zero" else 0.9, "depth": 0.9}
-            row.update(fault_steps=5, fault_looks=5)
-    write_rows(folder, rows)
-    return folder
-
-
-def test_gates_are_judged_without_soft_faults_and_subsets_too(tmp_path, capsys):
+def test_modality_weights_are_judged_without_soft_faults_and_subsets_too(tmp_path, capsys):
     """At the levels smoke and quick there is no other figure over many conditions."""
-    folder = with_gates(
-        synthetic_run(tmp_path / "run", (0.8, 0.8), suites=("toy", "game"), texts=["C2:rgb=zero"])
-    )
+    folder = synthetic_run(tmp_path / "run", (0.8, 0.8), suites=("toy", "game"), texts=["C2:rgb=zero"])
+    rows = read_run(folder)[1]
+    for row in rows:
+        if row.policy == "ours":
+            row.modality_weight = {"rgb": 0.1 if row.condition == "C2:rgb=zero" else 0.9, "depth": 0.9}
+            row.fault_steps = row.fault_looks = 5
+    write_rows(folder, rows)
     assert main([str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "Severity area:" not in page
-    assert "Do the gates know which sensor is corrupted?" in page
+    assert "Do the modality weights show which sensor is corrupted?" in page
     for scope in ("ours", "ours in toy", "ours in game"):
-        line = f"{scope}: gate of rgb: AUROC 1.00"
+        line = f"{scope}: weight of rgb: AUROC 1.00"
         assert page.count(f"<li>{line}") == 1
         assert f"- {line}" in (folder / "report.md").read_text()
-    assert "ours: gate of rgb: AUROC 1.00" in capsys.readouterr().out
+    assert "ours: weight of rgb: AUROC 1.00" in capsys.readouterr().out
 
 
 def test_the_markdown_page_has_each_suite_and_what_the_protocol_counts_beside_success(tmp_path):
@@ -158,7 +149,7 @@ def test_the_markdown_page_has_each_suite_and_what_the_protocol_counts_beside_su
     assert main([str(folder)]) == 0
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     summary = json.loads((folder / "results.json").read_text())
-    ours = next(c["results"]["ours"] for c in summary["cells"] if c["condition"] == "C2:rgb=zero")
+    ours = next(c["cells"]["ours"] for c in summary["conditions"] if c["condition"] == "C2:rgb=zero")
     sections = dict(zip(*[iter(re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:])] * 2, strict=True))
     named = (
         ("Unannounced loss of sensors", ours),
@@ -168,7 +159,7 @@ def test_the_markdown_page_has_each_suite_and_what_the_protocol_counts_beside_su
     for title, part in named:
         (row,) = [line for line in sections[title].splitlines() if line.startswith("| `C2:rgb=zero`")]
         against = part["versus_clean"]
-        assert f"({part['successes']}/{part['n']}, " in row
+        assert f"({part['success']['successes']}/{part['success']['n']}, " in row
         assert re.search(rf"\| {100 * against['ratio']:.0f} % \(\d+–\d+, n = {against['n']}\) \|", row)
     assert "| ours | C2 | 20 | " in sections["Diagnostics"]
     assert " × time out | 5 | 50 % | 1 |" in sections["Diagnostics"]
@@ -191,12 +182,12 @@ def test_a_page_above_its_limit_is_warned_of(tmp_path, monkeypatch, caplog):
     [
         (lambda f: (f / "run.json").unlink(), "holds no run.json"),
         (lambda f: (f / "episodes-0of1.jsonl").write_text(""), "no finished episodes"),
-        (lambda f: (f / "episodes-0of1.jsonl").write_text("{}\n"), ":1.run is None"),
+        (lambda f: (f / "episodes-0of1.jsonl").write_text("{}\n"), "missing required field `run`"),
         (
             lambda f: (f / "episodes-0of1.jsonl").write_text(
                 (f / "episodes-0of1.jsonl").read_text().replace("made-up-ours", "other", 1)
             ),
-            "which the manifest does not know",
+            "unknown to the manifest",
         ),
         (
             lambda f: (f / "episodes-1of2.jsonl").write_bytes((f / "episodes-0of1.jsonl").read_bytes()),
@@ -227,7 +218,7 @@ def test_an_empty_run_is_an_error_not_an_empty_page(tmp_path):
         write_report(tmp_path)
 
 
-def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
+def test_csv_and_json_hold_every_cell(tmp_path):
     folder = synthetic_run(tmp_path / "run", suites=("a", "b"), texts=["C2:rgb=zero"])
     assert main([str(folder)]) == 0
     table = csv_of(folder)
@@ -236,52 +227,40 @@ def test_csv_and_json_hold_every_cell_and_episode(tmp_path):
     ]
     assert float(table[0]["rate"]) == pytest.approx(int(table[0]["successes"]) / int(table[0]["n"]), 1e-5)
     summary = json.loads((folder / "results.json").read_text())
-    cells = {c["condition"]: c["results"] for c in summary["cells"]}
+    cells = {c["condition"]: c["cells"] for c in summary["conditions"]}
     for row in table:
         whole = cells[row["condition"]][row["policy"]]
         part = whole if row["suite"] == "all" else whole["suites"][row["suite"]]
         for name in ("successes", "n", "starts", "rate", "low", "high"):
-            assert float(row[name]) == part[name]
+            assert float(row[name]) == part["success"][name]
         for comparison in ("versus_clean", "versus_baseline"):
             for name in ("n", "difference", "low", "high", "p_value", "p_holm"):
                 known = part[comparison] and str(part[comparison][name])
                 assert row[f"{comparison}_{name}"].removesuffix(".0") == (known or "").removesuffix(".0")
-    episodes = summary["episodes"]
-    assert len(episodes["success"]) == len(episodes["init_state"]) == 2 * 2 * 2 * 15
-    assert set(episodes["names"]["condition"]) == {"C0", "C2:rgb=zero"}
 
 
-def test_the_sensor_diagnosis_stands_beside_success(tmp_path, capsys):
+def diagnosis_of(policies):
+    return Diagnosis(
+        dataset="d", episodes=None, held_out=False, frames=9, modality_frames=9, seed=0, rename_map={},
+        policies=policies, command="",
+    )  # fmt: skip
+
+
+def test_the_sensor_diagnosis_stands_beside_success(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
-    arm = {"n": 9, "error": 0.4321, "low": 0.4, "high": 0.5}
-    changed = {
-        **arm,
-        "error": 0.8,
-        "difference": 0.4,
-        "difference_low": 0.3,
-        "difference_high": 0.5,
-        "relative": 0.9,
-    }
+    true = ControlError(9, 0.4321, 0.4, 0.5)
+    changed = ControlError(9, 0.8, 0.4, 0.5, Change(0.4, 0.3, 0.5, 0.9))
+    controls = {"true": true, "zeroed": changed, "rgb zeroed": changed}
     policies = {
-        "ours": {
-            "checkpoint": "made-up-ours",
-            "arms": {"true": arm, "zeroed": changed, "rgb zeroed": changed},
-        },
-        "vanilla": {"checkpoint": "of another day", "arms": {"true": arm}},
-        "stranger": {"checkpoint": "s", "arms": {"true": arm}},
+        "ours": SensorUse("p", "made-up-ours", controls=controls),
+        "vanilla": SensorUse("p", "of another day", controls={"true": true}),
+        "stranger": SensorUse("p", "s", controls={"true": true}),
     }
-    content = {
-        "schema": 1,
-        "remark": "r",
-        "dataset": "d",
-        "episodes": None,
-        "held_out": False,
-        "policies": policies,
-    }
-    (folder / "diagnosis.json").write_text(json.dumps(content))
+    write_json(folder / FILE, to_builtins(diagnosis_of(policies)))
     assert main([str(folder)]) == 0
-    cells = {c["condition"]: c["results"] for c in json.loads((folder / "results.json").read_text())["cells"]}
-    assert cells["C0"]["ours"]["offline"] == {"error": 0.4321, "n": 9}
+    summary = json.loads((folder / "results.json").read_text())
+    cells = {c["condition"]: c["cells"] for c in summary["conditions"]}
+    assert cells["C0"]["ours"]["offline"]["error"] == 0.4321
     assert cells["C2:rgb=zero"]["ours"]["offline"]["error"] == 0.8
     assert cells["C0"]["vanilla"]["offline"] is None, "that was another checkpoint"
     page = (folder / "report.html").read_text()
@@ -293,39 +272,33 @@ def test_the_sensor_diagnosis_stands_beside_success(tmp_path, capsys):
     ):
         assert text in page
     assert "stranger" not in page
-    (folder / "diagnosis.json").write_text("{}")
-    assert main([str(folder)]) == 2
-    assert "not of the format version 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "foreign",
+    ("control", "named"),
     [
-        {},
-        {"policies": []},
-        {"policies": {"ours": {"arms": {"true": {"error": 1.0}}, "checkpoint": "made-up-ours"}}},
-        {"policies": {"ours": {"arms": {"true": {"error": 1.0}}}}},
-        {"policies": {"ours": {"arms": ["true"], "checkpoint": "made-up-ours"}}},
+        ({"error": 1.0}, "missing required field `n` - at `$.policies[...].controls[...]`"),
+        ({"n": 1.5, "error": 1.0, "low": 0.5, "high": 2.0}, "Expected `int`, got `float`"),
+        ({"n": -1, "error": 1.0, "low": 0.5, "high": 2.0}, "Expected `int` >= 0"),
+        ("true", "Expected `object`, got `str`"),
     ],
 )
-def test_a_foreign_diagnosis_is_named(tmp_path, capsys, foreign):
-    """Of the right format version, but not what the diagnosis writes."""
+def test_a_damaged_diagnosis_is_refused_by_name(tmp_path, capsys, control, named):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"])
-    known = {"schema": 1, "remark": "r", "dataset": "d", "held_out": True, "policies": {}}
-    content = {**known, **foreign} if foreign else {"schema": 1, "policies": {}}
-    (folder / "diagnosis.json").write_text(json.dumps(content))
+    content = to_builtins(diagnosis_of({"ours": SensorUse("p")}))
+    content["policies"]["ours"]["controls"] = {"true": control}
+    write_json(folder / FILE, content)
     assert main([str(folder)]) == 2
     told = capsys.readouterr().err
-    assert "diagnosis.json is not what multismolvla-eval --diagnose writes" in told
+    assert f"{folder / FILE}" in told
+    assert named in told
     assert "Delete it" in told
 
 
 def test_policies_that_run_clean_only_are_not_waited_for(tmp_path):
     folder = synthetic_run(tmp_path / "run", texts=["C2:rgb=zero"], clean_only=["vanilla"])
-    write_rows(
-        folder,
-        [r for r in read_rows(folder, RUN) if (r["policy"], r["condition"]) != ("vanilla", "C2:rgb=zero")],
-    )
+    faulted = ("vanilla", "C2:rgb=zero")
+    write_rows(folder, [r for r in read_run(folder)[1] if (r.policy, r.condition) != faulted])
     assert main([str(folder)]) == 0
     run = json.loads((folder / "results.json").read_text())["run"]
     assert run["planned"] == run["finished"] == 20 + 20 + 10

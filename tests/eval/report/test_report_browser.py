@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from synthetic import synthetic_run
+from synthetic import facts, synthetic_run
 
 from multismolvla_eval.protocol.levels import ALL_SUBSETS
 from multismolvla_eval.report.command import main
@@ -112,10 +112,9 @@ def probe(page, folder, *flags):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """A report of two suites with every section, repeated starts and a policy that is told of no loss."""
-    folder = synthetic_run(tmp_path_factory.mktemp("browser") / "run", suites=("toy", "game"), clean_seeds=2)
-    manifest = json.loads((folder / "run.json").read_text())
-    manifest["policies"]["vanilla"]["reads_masks"] = False
-    (folder / "run.json").write_text(json.dumps(manifest))
+    folder = tmp_path_factory.mktemp("browser") / "run"
+    policies = {"vanilla": facts("vanilla", mask_reaches_policy=False)}
+    synthetic_run(folder, suites=("toy", "game"), clean_repeats=2, policies=policies)
     assert main([str(folder)]) == 0
     return folder / "report.html"
 

@@ -1,0 +1,3 @@
+"""Tiny policies for the tests of this folder."""
+
+from policy_fixtures import hub, make_config, make_policy, tiny_dataset  # noqa: F401
