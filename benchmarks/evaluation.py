@@ -4,8 +4,8 @@
     python benchmarks/evaluation.py --suite=libero_object --episodes=4 --episode_length=100  # LIBERO's assets
 
 Real processes of both programs, alternating. lerobot-eval renders RGB alone, multismolvla-eval all four
-modalities. The policy is a vanilla SmolVLA of the mini preset's size with random weights: no episode succeeds, so
-all have the same length.
+modalities. The policy is a vanilla SmolVLA of the mini preset's size with random weights: no episode
+succeeds, so all have the same length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Interleaved timing, ratios and their spread, and what the machine was doing meanwhile.
 
-Absolute seconds on a shared machine say little. All cases therefore run in one process, one after the other in every
-round, with the order reversed from round to round, and what is reported first is the ratio of two cases *within* rounds.
+Absolute seconds on a shared machine say little. All cases therefore run in one process, one after the other
+in every round, with the order reversed from round to round, and what is reported first is the ratio of two
+cases *within* rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Case:
 
 @dataclass
 class Series:
-    """Seconds per unit, one value per round: of the clock, and of the processor (all threads of this process)."""
+    """Seconds per unit, one value per round: of the clock, and of the processor (all threads)."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -147,7 +148,7 @@ class Machine:
         self._start = (time.perf_counter(), self._busy(), _own_seconds())
 
     def report(self) -> dict[str, Any]:
-        """Machine, versions, commit, peak memory, and the share of the cores that other processes used (0 to 1)."""
+        """Machine, versions, commit, peak memory, and the other processes' share of the cores (0 to 1)."""
         elapsed = time.perf_counter() - self._start[0]
         own = _own_seconds() - self._start[2]
         cores = os.cpu_count() or 1
@@ -183,7 +184,8 @@ def machine_line(report: Mapping[str, Any]) -> str:
     return (
         f"{report['cpu']}, {report['cores']} cores, {report['memory_gib']} GiB; commit {report['commit']}, "
         f"torch {report['versions']['torch']}, lerobot {report['versions']['lerobot']}; other processes used "
-        f"{report['other_cpu_share']:.0%} of the cores; peak memory of this process {report['peak_rss_gib']} GiB"
+        f"{report['other_cpu_share']:.0%} of the cores; peak memory of this process {report['peak_rss_gib']} "
+        "GiB"
     )
 
 
@@ -198,7 +200,8 @@ def table(
     ]
     for name, own in series.items():
         wall = spread(own.wall)
-        line = f"  {name:{width}}  {wall['median'] * 1e3:8.1f}  {wall['q25'] * 1e3:8.1f} - {wall['q75'] * 1e3:8.1f}"
+        median, low, high = (wall[k] * 1e3 for k in ("median", "q25", "q75"))
+        line = f"  {name:{width}}  {median:8.1f}  {low:8.1f} - {high:8.1f}"
         line += f"  {1 / wall['median']:8.3g}  "
         if name in relative:
             wall, cpu = relative[name]["wall"], relative[name]["cpu"]

@@ -92,9 +92,7 @@ def main() -> None:
 
 
 def _measure(folder: Path) -> tuple[float, float, float]:
-    """One report in a process of its own: seconds of the clock and of the processor, imports included, and
-    highest memory [GiB].
-    """
+    """Seconds (clock, processor; imports included) and highest memory [GiB] of one report's process."""
     command = [sys.executable, "-c", _MEASURED, str(folder / "run"), str(folder / "report")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -184,7 +182,7 @@ def _row(
 
 
 def _manifest(conditions: tuple[str, ...], level: str, episodes: int) -> RunManifest:
-    provenance = {m: Provenance.SENSOR.value for m in MODALITIES}
+    provenance = dict.fromkeys(MODALITIES, Provenance.SENSOR.value)
     suites = {
         s: SuiteRecord(
             type="multismolvla_libero",

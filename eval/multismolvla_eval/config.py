@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Policies that need no checkpoint: standing still and chance are lower bounds, the scripted expert, which reads
-#: the simulator's state, an upper one.
+#: Policies that need no checkpoint: standing still and chance are lower bounds, the scripted expert, which
+#: reads the simulator's state, an upper one.
 BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert")
 #: Value of ``--view`` that opens a viewer on this machine.
 VIEWER = "viewer"
@@ -68,8 +68,8 @@ class EvalConfig:
     workers: int = 1
     # Above 1: one more process holds the policies and computes the action chunks of so many simulators at a
     # time; batches that are not full are padded. Best equal to --workers on a GPU. It is part of the run's
-    # identity and cannot change when a run is continued: batches of another size round differently, so episodes
-    # would not be comparable.
+    # identity and cannot change when a run is continued: batches of another size round differently, so
+    # episodes would not be comparable.
     batch_size: int = 1
     # `i/n`: this process runs part i of n, e.g. $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the processes
     # of `accelerate launch` divide it further.

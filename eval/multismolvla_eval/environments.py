@@ -230,8 +230,8 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
     types = sorted(EnvConfig.get_known_choices())
     if arguments.type not in types:
         raise ValueError(
-            f"--env.type={arguments.type} is not registered with LeRobot. Known: {types}. A type of your own is "
-            "registered by a module named in --plugins."
+            f"--env.type={arguments.type} is not registered with LeRobot. Known: {types}. A type of your own "
+            "is registered by a module named in --plugins."
         )
     config_class = EnvConfig.get_choice_class(arguments.type)
     known = [f.name for f in fields(config_class)]
@@ -282,7 +282,7 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
 
 
 def _require_libero_plus() -> None:
-    """See that LeRobot's type for LIBERO-Plus (C7) would not run plain LIBERO: both packages are called ``libero``.
+    """Refuse to run plain LIBERO as LIBERO-Plus (C7): both packages are called ``libero``.
 
     Raises:
         ModuleNotFoundError: what is installed as ``libero`` is not LIBERO-Plus, or nothing is.
@@ -294,8 +294,8 @@ def _require_libero_plus() -> None:
     if imported is None or not (imported / "libero/benchmark/task_classification.json").is_file():
         raise ModuleNotFoundError(
             f"--env.type=libero_plus (C7) needs LIBERO-Plus; the package libero here is {imported}. Clone "
-            "sylvestf/LIBERO-plus from GitHub, put the clone on PYTHONPATH in an environment of its own without "
-            "hf-libero, which would hide it, and fetch its assets (6.4 GB) as its README says."
+            "sylvestf/LIBERO-plus from GitHub, put the clone on PYTHONPATH in an environment of its own "
+            "without hf-libero, which would hide it, and fetch its assets (6.4 GB) as its README says."
         )
 
 

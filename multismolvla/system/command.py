@@ -43,8 +43,8 @@ def entry_point[**P](
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def answer(*args: P.args, **kwargs: P.kwargs) -> int:
-            # lerobot 0.6.1 tries torchcodec whenever it opens a dataset. Without FFmpeg's libraries it takes PyAV
-            # and warns with 120 lines of tracebacks; multismolvla-doctor says it in one.
+            # lerobot 0.6.1 tries torchcodec whenever it opens a dataset. Without FFmpeg's libraries it takes
+            # PyAV and warns with 120 lines of tracebacks; multismolvla-doctor says it in one.
             logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
             if loads and loads not in sys.modules and not {"-h", "--help"} & {*sys.argv}:
                 sys.stderr.write(f"Loading {loads} ...\n")

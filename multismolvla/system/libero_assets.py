@@ -1,4 +1,4 @@
-"""LIBERO's meshes, textures and scenes: where they lie on this machine, whether they are whole, whose they are.
+"""LIBERO's meshes, textures and scenes: where they lie here, whether they are whole, whose they are.
 
 Standard library only: the doctor uses it on machines where neither the simulator nor LeRobot loads.
 ``libero_assets.json`` lists the 154 files that the four public suites read, with the beginning of each one's

@@ -1,4 +1,4 @@
-"""The benchmarks parse their options and produce ratios on the smallest sizes; nothing is asserted about time."""
+"""The benchmarks parse their options and produce ratios on the smallest sizes; no time is asserted."""
 
 from __future__ import annotations
 

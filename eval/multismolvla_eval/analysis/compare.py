@@ -228,8 +228,8 @@ def _matched(a: LoadedRun, b: LoadedRun) -> list[tuple[str, str]]:
     if len(a.policies) == len(b.policies) == 1:
         return [(next(iter(a.policies)), next(iter(b.policies)))]
     raise ResultsError(
-        f"{a.name} has the policies {sorted(a.policies)}, {b.name} {sorted(b.policies)}: no name is in both, so "
-        "it is not clear what to compare. Evaluate under the same names, or one policy per run."
+        f"{a.name} has the policies {sorted(a.policies)}, {b.name} {sorted(b.policies)}: no name is in both, "
+        "so it is not clear what to compare. Evaluate under the same names, or one policy per run."
     )
 
 

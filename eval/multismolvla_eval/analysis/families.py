@@ -91,7 +91,7 @@ def soft_types(conditions: Sequence[str]) -> dict[str, dict[int, str]]:
 
 
 def stream(type_: str) -> str:
-    """What a soft type hits: ``rgb`` of ``rgb=fog``; ``rgb.image``, that camera alone, of ``rgb.image=fog``."""
+    """What a soft type hits: ``rgb`` of ``rgb=fog``; one camera, ``rgb.image``, of ``rgb.image=fog``."""
     return type_.partition("=")[0]
 
 

@@ -124,7 +124,8 @@ def unpaired_difference(first: Rate, second: Rate) -> UnpairedDifference:
         second.rate * second.effective, second.effective, first.rate * first.effective, first.effective,
         compare="diff", method="newcomb", alpha=1 - CONFIDENCE,
     )  # fmt: skip
-    # Two successes and two failures more (Agresti and Coull 1998): where all succeed, the chance is not 100 %.
+    # Two successes and two failures more (Agresti and Coull 1998): where all succeed, the chance is not 100
+    # %.
     successes = first.rate * first.effective + second.rate * second.effective
     pooled = (successes + 2) / (first.effective + second.effective + 4)
     detectable = detectable_unpaired(first.effective, pooled, other=second.effective)

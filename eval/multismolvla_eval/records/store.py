@@ -195,8 +195,8 @@ def iterate_rows(folder: Path, manifest: RunManifest) -> Iterator[EpisodeRow]:
             first = seen.setdefault(row.key, (path.name, number))
             if first != (path.name, number):
                 raise ResultsError(
-                    f"{path.name}:{number} repeats the episode {row.key!r} of {first[0]}:{first[1]}. Two runs "
-                    f"have written into {folder}: keep one of the files."
+                    f"{path.name}:{number} repeats the episode {row.key!r} of {first[0]}:{first[1]}. Two "
+                    f"runs have written into {folder}: keep one of the files."
                 )
             yield row
 

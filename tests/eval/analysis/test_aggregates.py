@@ -21,7 +21,7 @@ from multismolvla_eval.report.format import detection_lines, families_text
 
 
 def test_severity_area_compares_the_same_starts(tmp_path):
-    """The clean cell has further episodes, all of which fail; where both cells have episodes, nothing is lost."""
+    """The clean cell has further episodes, all of which fail; where both cells have some, nothing is lost."""
 
     def change(row):
         row.success = row.episode < 5
@@ -172,7 +172,8 @@ def test_every_summary_number_has_n_and_an_interval_or_a_reason(tmp_path, capsys
     worst = aggregates["ours"]["suites"]["game"]["subset_profile"]["worst"]
     assert worst["low"] < worst["high"]
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
-    number = r"-?[−+]?\d+(\.\d+)?( %)? \((n = \d+; no interval: [a-z ]+|[−+]?\d+(\.\d+)?(–| to )[−+]?\d+(\.\d+)?, n = \d+)\)"
+    value = r"[−+]?\d+(\.\d+)?"
+    number = rf"-?{value}( %)? \((n = \d+; no interval: [a-z ]+|{value}(–| to ){value}, n = \d+)\)"
     for where in ("", " in toy", " in game"):
         assert re.search(rf"ours{where}: severity area \(1 = nothing lost\) {number}", text)
         assert re.search(rf"ours{where}: mean corruption error .*? {number}", text)
@@ -314,7 +315,7 @@ def test_a_perfect_relative_weight_is_rated_perfect(tmp_path):
 
 
 def test_a_modality_computed_from_a_faulted_rgb_is_no_sound_one(tmp_path):
-    """A late RGB makes the thermal picture late; where RGB is broken, the thermal one is lost, and said to be."""
+    """A late RGB makes the thermal picture late; where RGB is broken, the thermal one is announced lost."""
 
     def change(row):
         row.modality_weight = {"rgb": 0.4, "depth": 0.6, "thermal": 0.5}

@@ -18,7 +18,7 @@ STREAMS = [f"observation.images.image{suffix}" for suffix in ("", "_depth", "_se
 
 
 def checks_of(cells, cameras=("image",), **reads):
-    """Fairness checks of one episode per cell: ``{(policy, condition): (hashes at the encoder, of the input)}``."""
+    """Fairness checks of one episode per cell: ``{(policy, condition): (encoder's, input's hashes)}``."""
     names = tuple(dict.fromkeys(policy for policy, _ in cells))
     conditions = [parse_condition(c) for c in dict.fromkeys(c for _, c in cells)]
     policies = {name: facts(name, reads=reads.get(name, STREAMS)) for name in names}
@@ -59,7 +59,7 @@ def test_fairness_checks_prefer_the_encoder_and_skip_what_cannot_show():
 
 
 def test_a_fault_that_arrives_in_part_is_not_taken_for_one_that_arrived():
-    """C1:rgb loses depth, seg and thermal; here only depth is really gone, and the two others stay as they were."""
+    """C1:rgb loses depth, seg and thermal; here only depth is gone, the two others stay as they were."""
     streams = STREAMS[1:]
     clean_inputs = dict.fromkeys(STREAMS, "clean")
     clean = {"rgb": "1", "depth": "2", "seg": "3", "thermal": "4"}

@@ -188,7 +188,7 @@ def test_repetitions_of_a_start_count_as_much_as_they_tell():
 
 
 def test_intervals_of_repeated_starts_cover_the_truth():
-    """Starts of different difficulty, three repetitions each; the interval of pooled episodes would be too narrow."""
+    """Starts of different difficulty, three repetitions each; pooling gives too narrow an interval."""
     rng, starts = np.random.default_rng(0), np.repeat(np.arange(40), 3)
     covered = np.zeros(2)
     for _ in range(400):
@@ -216,7 +216,7 @@ def test_repeated_starts_are_one_pair_in_comparisons():
 
 @pytest.mark.parametrize(("k", "n"), [(0, 7), (7, 7), (3, 7), (81, 400)])
 def test_the_bounds_of_wilsons_interval_solve_its_equation(k, n):
-    """A bound is a rate p with |k / n - p| = 1.96 sqrt(p (1 - p) / n) (Wilson 1927), or the end of the scale."""
+    """A bound is a rate p with |k / n - p| = 1.96 sqrt(p (1 - p) / n) (Wilson 1927), or 0 or 1."""
     rate = wilson(k, n)
     for bound, side in ((rate.low, 1), (rate.high, -1)):
         if not 0 < bound < 1:

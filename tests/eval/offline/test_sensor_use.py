@@ -96,7 +96,7 @@ class Oracle:
 
 
 def preprocess(batch):
-    """Stands in for the normaliser: the two actions that can be predicted outweigh the five that are noise."""
+    """Stands in for the normaliser: the two predictable actions outweigh the five that are noise."""
     scale = torch.tensor([10.0, 10.0, *[0.1] * 5])
     return {**batch, "action": batch["action"] * scale}
 

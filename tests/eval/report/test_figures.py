@@ -26,7 +26,7 @@ def test_subset_profile_names_the_worst_subset_and_its_rate(tmp_path):
 
 
 def test_success_is_told_apart_by_what_the_weight_flagged(tmp_path):
-    """The black picture's weight falls at the first two starts per task, and there alone the policy succeeds."""
+    """The black picture's weight falls at two starts per task, and there alone the policy succeeds."""
 
     def change(row):
         flagged = row.condition == "C2:rgb=zero" and row.episode < 2
@@ -42,7 +42,7 @@ def test_success_is_told_apart_by_what_the_weight_flagged(tmp_path):
 
 
 def test_no_suite_tells_the_robustness_of_a_policy_that_is_not_reportable_over_all(tmp_path):
-    """Clean, ours succeeds in six of ten in the easy suite and never in the hard one, the baseline in nine of ten."""
+    """Clean, ours succeeds in 6 of 10 in the easy suite, never in the hard one, the baseline in 9 of 10."""
     wins = {("ours", "easy"): 6, ("ours", "hard"): 0, ("vanilla", "easy"): 9, ("vanilla", "hard"): 9}
 
     def rate(episode):

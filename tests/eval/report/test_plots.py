@@ -1,4 +1,4 @@
-"""What is drawn in a report's plots: the data behind the lines, and whether a reader can tell the policies apart."""
+"""What a report's plots draw: the data behind the lines, and whether the policies can be told apart."""
 
 from __future__ import annotations
 

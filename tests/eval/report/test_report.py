@@ -27,7 +27,10 @@ from multismolvla_eval.report.files import rounded
 def test_a_report_needs_no_torch(tmp_path):
     """Importing it takes as long as a small report."""
     folder = synthetic_run(tmp_path / "run")
-    program = "import sys; from multismolvla_eval.report.command import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from multismolvla_eval.report.command import main; main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""The report's pages in a real browser: nothing is fetched, nothing fails, everything can be read, and it prints."""
+"""The report's pages in a real browser: nothing is fetched, nothing fails, all can be read and printed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a Chromium (Debian: apt-get install chromium)")
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--enable-logging=stderr",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
 
@@ -31,7 +32,10 @@ PROBE = """
 <script>
 addEventListener("load", function () {
   function luminance(rgb) {
-    var c = rgb.map(function (v) { v /= 255; return v <= 0.03928 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4); });
+    var c = rgb.map(function (v) {
+      v /= 255;
+      return v <= 0.03928 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4);
+    });
     return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2];
   }
   function numbers(colour) { return colour.match(/[\\d.]+/g).map(Number); }
@@ -44,14 +48,16 @@ addEventListener("load", function () {
   }
   var contrast = 99, worst = "";
   document.querySelectorAll("body *").forEach(function (node) {
-    var text = Array.prototype.some.call(node.childNodes, function (n) { return n.nodeType === 3 && n.data.trim(); });
-    if (!text || node.tagName === "SCRIPT") return;
+    var text = Array.prototype.filter.call(node.childNodes, function (n) { return n.nodeType === 3; });
+    if (!text.some(function (n) { return n.data.trim(); }) || node.tagName === "SCRIPT") return;
     var a = luminance(numbers(getComputedStyle(node).color).slice(0, 3)), b = luminance(background(node));
     var ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < contrast) { contrast = ratio; worst = node.tagName + "." + node.className; }
   });
   function all(selector) { return Array.prototype.slice.call(document.querySelectorAll(selector)); }
-  function own(list, test) { return list.filter(test).map(function (n) { return n.outerHTML.slice(0, 120); }); }
+  function own(list, test) {
+    return list.filter(test).map(function (n) { return n.outerHTML.slice(0, 120); });
+  }
   document.querySelectorAll("details").forEach(function (d) { d.open = true; });
   document.title = JSON.stringify({
     contrast: contrast, worst: worst,
@@ -65,10 +71,16 @@ addEventListener("load", function () {
     unscoped: own(all("th"), function (t) { return !t.scope; }),
     dark: matchMedia("(prefers-color-scheme: dark)").matches,
     headings: all("h1, h2, h3, h4").map(function (h) { return Number(h.tagName[1]); }),
-    unreachable: own(all(".scroll"), function (d) { return d.tabIndex !== 0 || !d.getAttribute("aria-label"); }),
+    unreachable: own(all(".scroll"), function (d) {
+      return d.tabIndex !== 0 || !d.getAttribute("aria-label");
+    }),
     dead: own(all("a[href^='#']"), function (a) { return !document.getElementById(a.hash.slice(1)); }),
     mouse: own(all("[onclick], [onmouseover]"), function (n) { return true; }),
-    first: (function () { var f = document.querySelector("a, button, [tabindex]"); f.focus(); return [f.textContent, f.getBoundingClientRect().left >= 0]; })(),
+    first: (function () {
+      var f = document.querySelector("a, button, [tabindex]");
+      f.focus();
+      return [f.textContent, f.getBoundingClientRect().left >= 0];
+    })(),
     text: document.body.innerText.slice(0, 3000)
   });
 });
