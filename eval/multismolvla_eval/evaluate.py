@@ -156,7 +156,7 @@ def _settle(config: EvalConfig) -> Level:
 def _evaluate(
     config: EvalConfig, level: Level, command: Sequence[str], pool: WorkerPool, shard: int, shards: int
 ) -> None:
-    facts = pool.describe()
+    facts = pool.load()
     facts.suites = _first_tasks(facts.suites, level.tasks)
     conditions, plan = _plan(config, level, facts.suites, facts.cameras)
     with FileLock(config.output / "run.lock"):  # shards that start together must not lose each other's part

@@ -12,7 +12,7 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 
 
 def freeze_for_stage(policy: nn.Module, cfg: MultiSmolVLAConfig) -> None:
-    """The tower is frozen but for the map of soft rows; stage 1 trains nothing else but bridge and gate."""
+    """The tower is frozen but for the map of soft rows; stage 1 trains bridge and fusion alone."""
     for name, parameter in policy.named_parameters():
         if name.startswith(FROZEN_PREFIX) or cfg.stage == "connector":
             trained = ("model.bridge.", "model.fourm_gate.", TRAINED_PREFIX)

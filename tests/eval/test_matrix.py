@@ -155,15 +155,13 @@ def test_suites_can_be_added_and_a_changed_one_is_refused(make_config):
     changed = dict(manifest.suites)
     changed["toy_c"] = replace(changed["toy_c"], assets="other", suite_hash="other")
     write_manifest(config.output, replace(manifest, suites=changed))
-    with pytest.raises(ResultsError, match=r"another version of the suite 'toy_c'.*Move the file"):
+    with pytest.raises(ResultsError, match=r"'toy_c'"):
         read_run(config.output)
-    with pytest.raises(
-        ResultsError, match=r"'toy_c' has changed since this run began: assets 'other', now 'none'"
-    ):
+    with pytest.raises(ResultsError, match=r"'toy_c'.*assets 'other', now 'none'"):
         evaluate(config)
     del changed["toy_c"]
     write_manifest(config.output, replace(manifest, suites=changed))
-    with pytest.raises(ResultsError, match="is of the suite 'toy_c', this folder's manifest knows"):
+    with pytest.raises(ResultsError, match="'toy_c'"):
         read_run(config.output)
 
 
@@ -208,9 +206,7 @@ def test_a_run_cannot_be_divided_in_two_ways_at_once(tmp_path):
     refuse_other_divisions(tmp_path, 2)
     with run_lock(tmp_path / "episodes-0of2.lock"):
         refuse_other_divisions(tmp_path, 2)
-        with pytest.raises(
-            ResultsError, match=r"episodes-0of2.lock is locked.*in 2 parts, this one was told 3"
-        ):
+        with pytest.raises(ResultsError, match=r"episodes-0of2.lock.*2 parts.*3"):
             refuse_other_divisions(tmp_path, 3)
     refuse_other_divisions(tmp_path, 3)
 
@@ -315,10 +311,10 @@ def test_files_that_a_task_lacks_are_named_before_the_run(libero_assets, tmp_pat
     for name in lost:
         (tmp_path / name).unlink()
     with pytest.raises(
-        FileNotFoundError, match=f"lacks 2 of the files.*{', '.join(lost)}.*--fetch-assets.*task_ids"
+        FileNotFoundError, match=f"2 of the files.*{', '.join(lost)}.*--fetch-assets.*task_ids"
     ):
         refuse_missing_files(tasks, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"1 task definitions are missing: .*nowhere.bddl.*hf-libero"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.bddl.*hf-libero"):
         refuse_missing_files([*tasks, tmp_path / "nowhere.bddl"], tmp_path)
 
 

@@ -162,7 +162,7 @@ def test_the_same_frames_have_the_same_fingerprint(tower):
 
 def test_a_modality_without_a_tokenizer_is_named(tower):
     incomplete = {m: t for m, t in tokenizers().items() if m != "seg"}
-    with pytest.raises(ValueError, match="No tokenizer for .'seg'.; got tokenizers for .'depth', 'thermal'."):
+    with pytest.raises(ValueError, match="'seg'.*'depth', 'thermal'"):
         MultimodalTower(tower.encoder, DOMAINS, incomplete, SIDE)
 
 

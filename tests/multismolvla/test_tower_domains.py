@@ -120,7 +120,7 @@ def test_cached_ids_are_the_domains_ids_one_after_the_other() -> None:
         made.encoder_inputs([cached], there()).fingerprint()
         == made.encoder_inputs([live], there()).fingerprint()
     )
-    with pytest.raises(ValueError, match=r"18 per picture, but the encoder's 'dense@32.global' takes 19"):
+    with pytest.raises(ValueError, match=r"18 .*'dense@32.global'.* 19"):
         made.encoder_inputs([cached | {ids_name("thermal"): ids[:, 1:]}], there())
 
 
@@ -228,7 +228,7 @@ def test_rows_cannot_be_cached_and_wrong_ones_are_named() -> None:
         tokenize_view("thermal", view(), made.tokenizers["thermal"], SIDE, "crop")
     with pytest.raises(ValueError, match="rows of numbers, which cannot be cached"):
         made.encoder_inputs([{ids_name("thermal"): torch.zeros(2, 16).long()}], there())
-    with pytest.raises(ValueError, match=r"got float32 \(2, 16, 4\); expected floating \(B, 16, 5\)"):
+    with pytest.raises(ValueError, match=r"float32 \(2, 16, 4\).*\(B, 16, 5\)"):
         made.encoder({"soft_thermal@32": torch.zeros(2, 16, 4)})
     with pytest.raises(ValueError, match="must be named 'soft_'"):
         soft_modality("tok_depth@224", (4, 4), WIDTH)

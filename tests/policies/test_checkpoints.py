@@ -61,7 +61,7 @@ def test_a_base_of_another_size_is_named(make_policy, hub, tmp_path):
     ).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"not a SmolVLA of the configured size.*has shape \(.*expected \(.*expert_width_multiplier",
+        match=r"shape \(.*\(.*expert_width_multiplier",
     ):
         make_policy(base_checkpoint=str(tmp_path))
 
@@ -117,7 +117,7 @@ def test_one_of_our_own_checkpoints_is_no_base(make_policy, tmp_path):
     make_policy(stage="robust").save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match="is not a SmolVLA of the configured size: missing 'vlm_with_expert.vlm.model.connector",
+        match="missing 'vlm_with_expert.vlm.model.connector",
     ):
         make_policy(base_checkpoint=str(tmp_path))
 
@@ -193,9 +193,7 @@ def test_another_encoder_than_the_one_trained_with_is_refused(make_policy, hub, 
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     config["encoder"] = str(other)
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match="hashes to .* was trained with .*--policy.encoder .*--policy.encoder_hash=null"
-    ):
+    with pytest.raises(ValueError, match="--policy.encoder .*--policy.encoder_hash=null"):
         MultiSmolVLAPolicy.from_pretrained(tmp_path / "one")
     config["encoder_hash"] = None
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
@@ -206,9 +204,7 @@ def test_an_encoder_that_is_not_there_is_named(make_policy, hub, tmp_path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
         make_policy(encoder=str(tmp_path / "nowhere"))
-    with pytest.raises(
-        FileNotFoundError, match="(?s)Cannot get config.json of 'EPFL-VILAB/4M-21_B'.*put config.json"
-    ):
+    with pytest.raises(FileNotFoundError, match="(?s)config.json.*'EPFL-VILAB/4M-21_B'"):
         make_policy(encoder="EPFL-VILAB/4M-21_B")
     shutil.copytree(hub / "fourm", tmp_path / "fourm")
     cut(tmp_path / "fourm")
@@ -251,7 +247,7 @@ def test_a_checkpoint_with_other_keys_is_refused(make_policy, tmp_path, change, 
 
 
 def test_a_plain_smolvla_checkpoint_is_not_ours(make_config, hub):
-    with pytest.raises(ValueError, match="does not fit this policy.*--policy.base_checkpoint"):
+    with pytest.raises(ValueError, match="--policy.base_checkpoint"):
         MultiSmolVLAPolicy.from_pretrained(hub / "base", config=make_config(stage="robust"))
 
 

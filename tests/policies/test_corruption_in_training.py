@@ -65,7 +65,7 @@ def test_ids_are_disturbed_where_there_are_no_pictures(make_policy, batch):
 def test_live_tokenizes_anew_what_was_disturbed_beside_its_ids(make_policy, batch):
     policy = make_policy(**ALWAYS | {"corruption_probability": 0.5}, corruption_source="live")
     assert door_of(policy, with_ids(policy, batch, keep_pictures=True)) == door_of(policy, batch)
-    with pytest.raises(ValueError, match="the batch has only ids of .*--policy.corruption_source=ids"):
+    with pytest.raises(ValueError, match="--policy.corruption_source=ids"):
         door_of(policy, with_ids(policy, batch, keep_pictures=False))
 
 
@@ -218,9 +218,7 @@ def test_live_without_pictures_is_refused_at_the_start(make_config):
     info = token_recipe(cfg, "image", "depth", num_labels=cfg.num_labels)
     rgb = {streams["rgb"]: {"dtype": "image"} for streams in VIEWS.values()}
     ids_only = rgb | {key: {"dtype": "int16", "shape": (64,), "info": info}}
-    with pytest.raises(
-        ValueError, match=r"only ids of .*image_depth.*--keep_pictures=true.*corruption_source=ids"
-    ):
+    with pytest.raises(ValueError, match=r"image_depth.*--keep_pictures=true.*corruption_source=ids"):
         cfg.set_dataset_feature_metadata(ids_only)
     cfg.set_dataset_feature_metadata(ids_only | {VIEWS["image"]["depth"]: {"dtype": "image"}})
     make_config(**ALWAYS, corruption_source="ids").set_dataset_feature_metadata(ids_only)
@@ -228,9 +226,7 @@ def test_live_without_pictures_is_refused_at_the_start(make_config):
 
 def test_a_stage_without_a_length_is_named(make_policy, batch):
     policy = make_policy(**ALWAYS | {"curriculum_steps": 0}).train()
-    with pytest.raises(
-        ValueError, match="the corruption curriculum needs the length.*corruption_probability=0"
-    ):
+    with pytest.raises(ValueError, match="corruption_probability=0"):
         policy.forward(dict(batch), **flow_inputs())
 
 
@@ -290,8 +286,8 @@ def test_no_fault_of_tokens_does_nothing(type_, severity):
 def test_what_cannot_be_disturbed_is_named():
     g = torch.Generator().manual_seed(0)
     ids, all_there = torch.arange(16), torch.ones(16, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"Rows without a grid, presence \(16,\)"):
+    with pytest.raises(ValueError, match=r"\(16,\)"):
         corrupt_tokens(torch.rand(16, 3), all_there, None, "random_ids", 1, g)
-    with pytest.raises(ValueError, match="Unknown token corruption 'melt'"):
+    with pytest.raises(ValueError, match="'melt'"):
         corrupt_tokens(ids, all_there, 99, "melt", 1, g)
     assert set(TOKEN_TYPES) == {"missing_block", "random_ids"}

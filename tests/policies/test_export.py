@@ -227,7 +227,7 @@ def test_pushing_without_a_hub_to_reach_is_told(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "create_repo", unreachable)
-    with pytest.raises(ConnectionError, match="Not pushed to me/x: no route"):
+    with pytest.raises(ConnectionError, match="me/x.*no route"):
         work.push(tmp_path, "me/x", private=True)
 
 

@@ -163,16 +163,14 @@ def test_training_from_ids_needs_no_tokenizer_and_says_so(cached, files, make_co
 def test_ids_of_other_weights_are_refused(cached, files, make_config, tmp_path):
     other = write_official(tmp_path, seed=3)
     config = make_config(**(official_options(files) | {"tokenizer_sources": sources(other)}))
-    with pytest.raises(
-        ValueError, match="ids were made with weights of .*make them anew: `multismolvla-annotate` from"
-    ):
+    with pytest.raises(ValueError, match="`multismolvla-annotate`"):
         config.set_dataset_feature_metadata(features(cached))
     policy = reader(make_config, files, cached)
     policy.save_pretrained(tmp_path / "one")
     saved = json.loads((tmp_path / "one/config.json").read_text())
     saved["tokenizer_sources"]["depth"] = str(other / "8k/depth")
     (tmp_path / "one/config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match="The weights of depth at .* have the fingerprint"):
+    with pytest.raises(ValueError, match="depth at .*fingerprint"):
         MultiSmolVLAPolicy.from_pretrained(tmp_path / "one")
 
 
@@ -208,9 +206,9 @@ def test_dropout_takes_all_domains_of_a_stream(cached, files, make_config):
 
 
 def test_a_family_of_two_grids_and_a_soft_domain_without_its_route_are_named(make):
-    with pytest.raises(ValueError, match="thermal_route='vision' makes|soft_thermal@224"):
+    with pytest.raises(ValueError, match="thermal_route='vision'|soft_thermal@224"):
         make("vision", domains=PICTURES | {"thermal": THERMAL["soft"]})
-    with pytest.raises(ValueError, match="thermal_route='bridge' makes .*--policy.domains.thermal"):
+    with pytest.raises(ValueError, match="thermal_route='bridge'.*--policy.domains.thermal"):
         make("bridge", domains=PICTURES | {"thermal": THERMAL["vision"]})
 
 
@@ -248,7 +246,7 @@ def test_other_routes_have_no_trained_map_and_keep_no_activations(make, one_view
 def test_ids_beside_the_pictures_of_soft_rows_are_left_alone(make, make_config, files, cached, one_view):
     key = token_key("image", "thermal")
     config = make_config(**official_options(files, "soft"), views={"image": VIEWS["image"]})
-    with pytest.raises(ValueError, match="cannot use ids, but the dataset has no pictures .*--keep_pictures"):
+    with pytest.raises(ValueError, match="--keep_pictures"):
         config.set_dataset_feature_metadata(features(cached))
     config.set_dataset_feature_metadata(features(cached) | {VIEWS["image"]["thermal"]: {"dtype": "image"}})
     assert config.cached_modalities == {"depth", "seg"}

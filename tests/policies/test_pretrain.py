@@ -117,7 +117,7 @@ def test_frames_are_canonical_and_spread_over_the_dataset(tiny_dataset, tmp_path
 
 
 def test_a_dataset_that_does_not_fit_is_named(tiny_dataset, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"lacks \['observation.images.side'.*multismolvla-record"):
+    with pytest.raises(ValueError, match=r"\['observation.images.side'.*multismolvla-record"):
         load_frames(small(tiny_dataset, tmp_path, cameras=["image", "side"]))
     monkeypatch.setattr(stage, "IMAGE_SIZE", 32)
     with pytest.raises(ValueError, match="64.*expected side 32"):

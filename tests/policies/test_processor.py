@@ -65,9 +65,7 @@ def test_depth_out_of_range_is_invalid_and_zero():
 
 
 def test_millimetres_declared_as_metres_are_named():
-    with pytest.raises(
-        ValueError, match=r"image_depth.*looks like millimetres.*--dataset.depth_output_unit=m"
-    ):
+    with pytest.raises(ValueError, match=r"image_depth.*millimetres.*--dataset.depth_output_unit=m"):
         run({DEPTH: metres(0.0, 480.0, 1250.0, 900.0)})
 
 
@@ -80,7 +78,7 @@ def test_millimetres_with_mostly_invalid_pixels_are_named_too():
 
 
 def test_metres_declared_as_millimetres_are_named():
-    with pytest.raises(ValueError, match=r"1\.250.*looks like metres.*--policy.depth_unit=m"):
+    with pytest.raises(ValueError, match=r"1\.250.*metres.*--policy.depth_unit=m"):
         run({DEPTH: metres(0.0, 0.48, 1.25, 0.9)}, depth_unit="mm")
 
 
@@ -98,7 +96,7 @@ def test_no_return_as_infinity_is_no_unit_error():
 
 
 def test_nan_depth_is_named():
-    with pytest.raises(ValueError, match="image_depth contains NaN.*invalid pixels as 0"):
+    with pytest.raises(ValueError, match="image_depth.*NaN.*0"):
         run({DEPTH: metres(0.5, torch.nan)})
 
 

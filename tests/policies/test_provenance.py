@@ -117,14 +117,12 @@ def test_pictures_and_ids_that_disagree_count_as_derived():
 def test_an_unknown_origin_in_the_dataset_is_named():
     with pytest.raises(
         ValueError,
-        match="image_depth: the dataset's info.provenance is 'guess'.*'sensor', 'derived'.*info.json",
+        match="image_depth.*'guess'.*'sensor', 'derived'.*info.json",
     ):
         adopt(config(), said(image_depth="guess"))
 
 
 def test_a_derived_stream_without_its_rgb_is_refused_instead_of_never_being_there():
     views = {"image": {"depth": VIEWS["image"]["depth"]}, "image2": VIEWS["image2"]}
-    with pytest.raises(
-        ValueError, match="image.depth is derived from the RGB of view 'image'.*Declare that RGB"
-    ):
+    with pytest.raises(ValueError, match="image.depth.*'image'"):
         adopt(config(views=views), said(image_depth="derived"))

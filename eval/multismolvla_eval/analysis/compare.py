@@ -66,7 +66,7 @@ class OnlyIn:
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """One of the two runs, for readers."""
 
     name: str
@@ -78,7 +78,7 @@ class Side:
 class RunComparison:
     """Two runs beside each other; differences are second minus first."""
 
-    sides: tuple[Side, Side]
+    sides: tuple[ComparedRun, ComparedRun]
     differing: dict[str, list[str]]  # per suite, why its episodes are not paired; empty if they are
     policies: list[ComparedPolicy]
     cells: list[ComparedCell]
@@ -135,7 +135,10 @@ def compare(a: LoadedRun, b: LoadedRun) -> RunComparison:
     shared = [note for note in a.notes if note in b.notes]
     own = [f"{run.name}: {note}" for run in (a, b) for note in run.notes if note not in shared]
     return RunComparison(
-        (Side(a.name, a.manifest, len(a.cells.table)), Side(b.name, b.manifest, len(b.cells.table))),
+        (
+            ComparedRun(a.name, a.manifest, len(a.cells.table)),
+            ComparedRun(b.name, b.manifest, len(b.cells.table)),
+        ),
         differing,
         compared,
         [_cell(a, b, place, withheld[place], paired.get(place)) for place in places],

@@ -103,7 +103,7 @@ def run_episode(
     # camera's noise, are functions of the step's number.
     render_always = looked_at and any(f.kind == "temporal" for f in condition.faults)
     renderer: Any = raw_env.unwrapped
-    with clock.measure("policy"):
+    with clock.timing("policy"):
         policy.reset()
         policy.watch(raw_env)  # where an expert that tries its motions first spends most of its time
     _seed_everything(seeds["policy"])
@@ -166,7 +166,7 @@ class _Clock:
         self.seconds = {"policy": 0.0, "env": 0.0, "render": 0.0, "clip": 0.0}
 
     @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
+    def timing(self, part: str) -> Iterator[None]:
         """Count what happens meanwhile."""
         tick = time.perf_counter()
         yield
@@ -260,12 +260,12 @@ class _Loop:
         """Action (A,) for a raw observation."""
         batch = self._only_batch
         if self.looks(self.steps):
-            with self._clock.measure("policy"):
+            with self._clock.timing("policy"):
                 batch = self._observe({**add_batch_axis(observation), "task": [self._task]})
         if self._recorder.wants(self.steps):
-            with self._clock.measure("clip"):
+            with self._clock.timing("clip"):
                 self._recorder.frame(self._env, batch, self.steps)
-        with self._clock.measure("policy"):
+        with self._clock.timing("policy"):
             if not self._planned:
                 assert batch is not None  # looks() is true then
                 self._plan(batch)

@@ -74,7 +74,7 @@ class WorkerPool:
         self._crashed: set[str] = set()  # keys of the episodes that wait for their second try
         self._in_a_row: dict[tuple[str, int, int], str] = {}  # starts that crashed since an episode finished
 
-    def describe(self) -> RunFacts:
+    def load(self) -> RunFacts:
         """Start the first worker and return what its environment and policies tell of themselves.
 
         Raises:

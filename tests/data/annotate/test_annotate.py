@@ -173,7 +173,7 @@ def test_the_finished_dataset_was_verified_and_a_wrong_id_is_found(annotated, tm
 
         pq.write_table(table.set_column(place, field, pa.array(shifted, field.type)), file)
     setup = AnnotationSetup.of(annotated[0])
-    with pytest.raises(VerificationError, match=r"ids differ .* most in observation.tokens.wrist.seg"):
+    with pytest.raises(VerificationError, match=r"observation.tokens.wrist.seg"):
         verify(FinishedDataset(setup, annotator_of(setup, {}), broken))
 
 
@@ -281,7 +281,7 @@ def test_a_second_run_finds_it_made_and_other_options_are_refused(annotated, tmp
     before = (root / "meta/info.json").stat().st_mtime_ns
     assert annotate(cfg) == root
     assert (root / "meta/info.json").stat().st_mtime_ns == before
-    with pytest.raises(WorkspaceError, match=r"another options\.thermal_steps \(2, asked for: 3\)"):
+    with pytest.raises(WorkspaceError, match=r"thermal_steps \(2, .*3\)"):
         annotate(AnnotateConfig(**vars(cfg) | {"thermal_steps": 3}))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WorkspaceError, match="no meta/multismolvla.json"):
@@ -340,7 +340,7 @@ def test_a_camera_with_another_unit_is_stored_anew_in_millimetres(recorded, netw
 def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path):
     features = SourceDataset(str(recorded)).features
     wide = features | {f"{FRONT}_depth": features[f"{FRONT}_depth"] | {"shape": (48, 80, 1)}}
-    with pytest.raises(ValueError, match=r"80x48 and its RGB 64x48.*rs\.align"):
+    with pytest.raises(ValueError, match=r"80x48.*64x48.*rs\.align"):
         make_plan(cheap(recorded, networks, tmp_path), wide)
     painted = features | {f"{FRONT}_depth": features[f"{FRONT}_depth"] | {"shape": (48, 64, 3)}}
     with pytest.raises(ValueError, match="drawn in colours"):
@@ -356,7 +356,7 @@ def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path)
         make_plan(config(recorded, networks, tmp_path, seg_labels="libero"), features)
     with pytest.raises(ValueError, match=r"--depth_scale_m names 'wrist'"):
         make_plan(cheap(recorded, networks, tmp_path, depth_scale_m={"wrist": 0.001}), features)
-    with pytest.raises(ValueError, match="expected different episodes of 0 to 3"):
+    with pytest.raises(ValueError, match="0 to 3"):
         AnnotationSetup.of(cheap(recorded, networks, tmp_path, episodes=[0, 4]))
     with pytest.raises(FileNotFoundError, match="no meta/info.json"):
         AnnotationSetup.of(cheap(tmp_path, networks, tmp_path))
@@ -454,7 +454,7 @@ def documented_launch() -> list[str]:
     """Options of `accelerate launch`, and the module, as the documentation says, for two processes."""
     pattern = r"accelerate launch (.*) --num_processes=8 (--module \S+) --dataset"
     line = re.search(pattern, annotate_command.__doc__)
-    assert line.groups() == re.search(pattern, (REPO / "README.md").read_text()).groups()
+    assert line.groups() == re.search(pattern, (REPO / "docs/data.md").read_text()).groups()
     return [*line[1].split(), "--num_processes=2", *line[2].split()]
 
 
@@ -616,7 +616,7 @@ def test_a_rank_sweeps_its_own_leftovers_alone(recorded, networks, tmp_path):
 
 def test_who_waits_for_the_others_in_vain_names_what_is_missing(recorded, networks, tmp_path):
     options = {"rank": 0, "world_size": 2, "wait_minutes": 0.0}
-    with pytest.raises(WorkspaceError, match=r"2 of 4 episodes are not finished \(first: \[1, 3\]\)"):
+    with pytest.raises(WorkspaceError, match=r"2 of 4.*\[1, 3\]"):
         annotate(cheap(recorded, networks, tmp_path / "out", **options))
 
 

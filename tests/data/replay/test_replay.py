@@ -239,7 +239,7 @@ def test_a_state_of_another_scene_is_refused(source, tmp_path):
     demo = read_demo(path, "demo_0")
     target = tmp_path / path.name
     write_libero_hdf5(target, [Demonstration(demo.actions, demo.states[:, :-2])], {})
-    with pytest.raises(DemoFileError, match=r"demo_0: A state of shape \(\d+,\) does not fit"):
+    with pytest.raises(DemoFileError, match=r"demo_0.*\(\d+,\)"):
         replay_demo(settings(), planned(target, "demo_0"), tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_unknown_tasks_are_named_with_the_known_ones(tmp_path):
     demo = Demonstration(np.ones((2, 7)), np.ones((2, 5)))
     write_libero_hdf5(tmp_path / "fly_away_demo.hdf5", [demo], {})
     config = ReplayConfig(source=tmp_path, suite=MINI, output=tmp_path / "out")
-    with pytest.raises(ValueError, match="no task 'fly_away'. Known: put_the_cube_in_the_basket, "):
+    with pytest.raises(ValueError, match="'fly_away'.*put_the_cube_in_the_basket, "):
         plan_replay(config)
     assert not (tmp_path / "out").exists()
 

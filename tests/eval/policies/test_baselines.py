@@ -120,18 +120,14 @@ def test_upstream_smolvla_and_our_siglip_tower_act_the_same(checkpoints, source)
 def test_a_camera_of_another_name_is_named_with_the_remedy_and_the_remedy_works(checkpoints, source):
     from multismolvla_eval.policies.load import load_policy
 
-    with pytest.raises(
-        ValueError, match=r"reads the pictures \['observation.images.top'\].*--rename_map="
-    ) as error:
+    with pytest.raises(ValueError, match=r"\['observation.images.top'\].*--rename_map=") as error:
         load_policy(checkpoints["act_top"], source)
     remedy = json.loads(str(error.value).split("--rename_map='")[1].split("'")[0])
     assert remedy == {"observation.images.image": "observation.images.top"}
     renamed = episode_of(source, load_policy(checkpoints["act_top"], source, rename_map=remedy))
     plain = episode_of(source, load_policy(checkpoints["act"], source))
     assert renamed.actions == plain.actions, "same weights, same pictures"
-    with pytest.raises(
-        ValueError, match="renames 'observation.images.left', which the environment does not give"
-    ):
+    with pytest.raises(ValueError, match="'observation.images.left'"):
         load_policy(
             checkpoints["act"], source, rename_map={"observation.images.left": "observation.images.image"}
         )
@@ -140,7 +136,7 @@ def test_a_camera_of_another_name_is_named_with_the_remedy_and_the_remedy_works(
 def test_a_policy_of_another_robot_is_refused(source, tmp_path):
     from multismolvla_eval.policies.load import load_policy
 
-    with pytest.raises(ValueError, match="trained with 14 action numbers, the environment has 7"):
+    with pytest.raises(ValueError, match="14 .* 7"):
         load_policy(tiny_act(tmp_path / "aloha", action_dim=14), source)
 
 
@@ -156,7 +152,7 @@ def test_pictures_of_another_size_or_the_state_of_the_world_are_refused(checkpoi
         "observation.state": state,
     }
     act, smolvla = (PreTrainedConfig.from_pretrained(checkpoints[name]) for name in ("act", "smolvla"))
-    with pytest.raises(ValueError, match=r"64x64 pixels.*gives 256x256.*observation_height: 64"):
+    with pytest.raises(ValueError, match=r"64x64.*256x256.*observation_height: 64"):
         check_features("act", act, features, {})
     check_features("smolvla", smolvla, features, {})  # it resizes, and goes on with one camera of two
     act.input_features = {"observation.environment_state": PolicyFeature(FeatureType.ENV, (9,))}
@@ -242,7 +238,7 @@ def test_assets_that_are_not_whole_are_refused_before_an_episode_can_crash(tmp_p
     arguments = EnvironmentArguments(
         task="libero_goal", task_ids=[0], options={"libero_assets": str(tmp_path)}
     )
-    with pytest.raises(FileNotFoundError, match=r"lacks \d+ of the files.*--fetch-assets"):
+    with pytest.raises(FileNotFoundError, match=r"\d+ of the files.*--fetch-assets"):
         load_sources(arguments)
 
 
@@ -252,7 +248,7 @@ def test_an_environment_without_expert_is_named():
     from multismolvla_eval.config import EnvironmentArguments
     from multismolvla_eval.policies.load import load_policy
 
-    with pytest.raises(ValueError, match="no expert for the environment type None"):
+    with pytest.raises(ValueError, match="type None"):
         load_policy("builtin:expert", ToySource(EnvironmentArguments("toy_environment:ToySource", "toy")))
 
 

@@ -26,7 +26,7 @@ def test_a_mistyped_folder_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_checkpoint("outputs/missing") == "outputs/missing"
     (tmp_path / "outputs").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no 'outputs/missing', but a folder 'outputs'.*hub id"):
+    with pytest.raises(FileNotFoundError, match=r"'outputs/missing'.*'outputs'"):
         resolve_checkpoint("outputs/missing")
 
 
@@ -48,7 +48,7 @@ def download(tmp_path, monkeypatch):
 
 
 def test_a_hub_checkpoint_is_its_commit_and_not_its_name(download):
-    with pytest.raises(FileNotFoundError, match=r"user/name.*not in the hub's cache.*hf download"):
+    with pytest.raises(FileNotFoundError, match=r"user/name.*hf download"):
         policy_hash("user/name")
     download("user/name", "a" * 40)
     assert policy_hash("user/name") == checkpoint_hash("user/name") == "hub:user/name@aaaaaaaaaaaa"

@@ -117,9 +117,7 @@ def test_descriptions_say_what_happens_and_whether_the_policy_is_told(text, word
 
 def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them():
     conditions = resolve(["C2:rgb=zero"], ("image",))
-    with pytest.raises(
-        ValueError, match=r"'C2:rgb=zero' cannot be applied to the suite 'b'.*conditions='\[C0\]'"
-    ):
+    with pytest.raises(ValueError, match=r"'C2:rgb=zero'.*'b'.*conditions='\[C0\]'"):
         refuse_unfaultable(conditions, ["b"])
     refuse_unfaultable(conditions[:1], ["b"])
     refuse_unfaultable(conditions, [])

@@ -36,7 +36,7 @@ def run(pool: WorkerPool, *places: tuple[int, int], policies="a"):
     rows, crashes = [], []
     episodes = [EpisodeSpec(policy, "toy", task, "C0", n) for task, n in places for policy in policies]
     try:
-        pool.describe()
+        pool.load()
         for row in pool.run(episodes):
             if row.crashed:
                 crashes.append((row.task_id, row.episode, row.cause))
@@ -77,7 +77,7 @@ def test_a_start_that_no_policy_can_run_from_stops_nobody_else(make_pool):
 def test_a_setup_that_breaks_stops_the_run_and_no_crash_is_recorded(make_pool):
     pool, done = make_pool(at_most=2)
     rows = []
-    pool.describe()
+    pool.load()
     message = r"(?s)3 episodes crashed in a row.*a\|toy\|0\|C0\|2\|0: crash.*same command.*worker-0\.log"
     episodes = [EpisodeSpec("a", "toy", 0, "C0", n) for n in range(9)]
     with pytest.raises(WorkerError, match=message):

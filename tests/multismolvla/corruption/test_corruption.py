@@ -129,7 +129,7 @@ def test_an_object_keeps_its_wrong_label_when_another_class_comes_into_view(seed
 
 @pytest.mark.parametrize("labels", [None, 4, 257])
 def test_labels_cannot_be_swapped_without_the_label_set(labels):
-    with pytest.raises(ValueError, match=rf"largest id of the picture \(4\).*got labels={labels}"):
+    with pytest.raises(ValueError, match=rf"\(4\).*labels={labels}"):
         apply_soft(picture("seg"), None, "seg", "label_swap", 1, torch.Generator(), labels)
 
 

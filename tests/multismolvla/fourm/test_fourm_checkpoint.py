@@ -160,7 +160,7 @@ def test_bad_weights_are_named(folder, change, message) -> None:
 def test_truncated_weights_are_named(folder, size) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"model\.safetensors.*truncated.*Fetch it again"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*truncated"):
         FourMEncoder.from_pretrained(folder, NAMES)
 
 
@@ -225,7 +225,7 @@ def test_hub_without_network_says_what_to_do(tmp_path, monkeypatch) -> None:
 
 
 def test_modality_outside_the_checkpoint_is_named(folder) -> None:
-    with pytest.raises(ValueError, match=r"no modality 'tok_semseg@224'.*It has \['rgb@224'"):
+    with pytest.raises(ValueError, match=r"'tok_semseg@224'.*\['rgb@224'"):
         FourMEncoder.from_pretrained(folder, ["tok_semseg@224"])
     with pytest.raises(ValueError, match="one or more different"):
         FourMEncoder.from_pretrained(folder, ["rgb@224", "rgb@224"])

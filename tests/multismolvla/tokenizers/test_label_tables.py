@@ -175,9 +175,7 @@ def test_other_order_of_known_names() -> None:
     table = LabelTable(LIBERO.classes, labels=labels, source="label table 'libero'")
     expected = [coco_id("floor-other-merged"), coco_id("bowl"), 0]
     assert table.map_ids(torch.tensor([0, 1, 2])).tolist() == expected
-    with pytest.raises(
-        ValueError, match=r"label table 'libero': unknown label ids \[3, 7\] in 3 pixels.*Known ids: 0-2"
-    ):
+    with pytest.raises(ValueError, match=r"'libero'.*\[3, 7\] in 3 pixels.*0-2"):
         table.map_ids(torch.tensor([3, 7, 7, 0]))
 
 

@@ -105,7 +105,7 @@ def test_a_tokenizer_for_another_size_is_refused(files, modality, domain, messag
 
 def test_a_bridge_from_raw_rows_without_a_map_is_refused_at_once(files) -> None:
     raw = options(files, thermal_route="bridge", imagebind_rows="trunk")
-    with pytest.raises(ValueError, match="needs a learned map: set --policy.bridge_map"):
+    with pytest.raises(ValueError, match="--policy.bridge_map"):
         make_tokenizers("official", {"thermal": GLOBAL}, 134, official=raw)
 
 
@@ -122,9 +122,7 @@ def test_missing_files_stop_at_once_unless_the_data_hold_ids(files, tmp_path, mo
     nowhere = OfficialOptions(tokenizer_sources={"depth": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         make_tokenizers("official", {"depth": DEPTH}, 134, official=nowhere)
-    with pytest.raises(
-        FileNotFoundError, match="(?s)EPFL-VILAB/4M_tokenizers_depth_8k_224-448.*Licence.*By hand"
-    ):
+    with pytest.raises(FileNotFoundError, match="(?s)EPFL-VILAB/4M_tokenizers_depth_8k_224-448.*Licence"):
         make_tokenizers("official", {"depth": DEPTH}, 134)
     made = make_tokenizers("official", {"depth": DEPTH}, 134, official=nowhere, unread=["depth"])["depth"]
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
@@ -137,7 +135,7 @@ def test_other_weights_than_recorded_are_refused(files, tmp_path) -> None:
     write_tiny_tokenizers(tmp_path, codebook_size=SIZE, seed=1)
     other = options(files, tokenizer_sources={"depth": str(tmp_path / "depth")})
     made = make_tokenizers("official", {"depth": DEPTH}, 134, official=other, fingerprints=recorded)["depth"]
-    with pytest.raises(ValueError, match="The weights of depth .* fingerprint .*Point to the original file"):
+    with pytest.raises(ValueError, match="depth .* fingerprint"):
         made.encode_domains(picture("depth"))
     shutil.rmtree(tmp_path / "depth")
 
@@ -149,7 +147,7 @@ def test_pictures_in_another_label_set_are_mapped_and_a_wrong_size_is_named(file
     coco = make_tokenizers("official", {"seg": SEG}, 134, official=options(files))["seg"]
     same = coco.encode_domains(torch.full_like(labels, 84))  # cardboard
     assert torch.equal(seg.encode_domains(labels)[SEG.name].values, same[SEG.name].values)
-    with pytest.raises(ValueError, match="'mini' has 8 ids, but num_labels=134"):
+    with pytest.raises(ValueError, match="'mini'.* 8 .*num_labels=134"):
         make_tokenizers("official", {"seg": SEG}, 134, official=mini)
     with pytest.raises(ValueError, match="134 ids, but num_labels=8"):
         make_tokenizers("official", {"seg": SEG}, 8, official=options(files))
@@ -167,7 +165,7 @@ def test_labels_outside_the_table_are_void_by_choice_alone(files, table) -> None
     unknown[..., :112, :] = 0  # nothing, in both tables
     assert torch.equal(made, seg.encode_domains(unknown)[SEG.name].values)
     assert not torch.equal(made, seg.encode_domains(labels)[SEG.name].values)
-    with pytest.raises(ValueError, match=f"has {known} ids, but num_labels={known + 5}.*seg_unknown=void"):
+    with pytest.raises(ValueError, match=f"{known} ids.*num_labels={known + 5}.*seg_unknown=void"):
         make_tokenizers("official", {"seg": SEG}, known + 5, official=options(files, seg_labels=table))
-    with pytest.raises(ValueError, match=f"has {known} ids, but num_labels={known - 1}"):
+    with pytest.raises(ValueError, match=f"{known} ids.*num_labels={known - 1}"):
         make_tokenizers("official", {"seg": SEG}, known - 1, official=void)

@@ -326,13 +326,13 @@ def test_bad_configs_are_named(tiny, tmp_path, changes, message) -> None:
 
 def test_tokenizers_for_something_else_are_refused(tiny) -> None:
     depth, seg, imagebind = (VQTokenizer.from_pretrained(tiny[n]) for n in ("depth", "seg", "imagebind"))
-    with pytest.raises(ValueError, match=r"not one for depth.*n_channels = 6, expected 1"):
+    with pytest.raises(ValueError, match=r"depth.*n_channels = 6.* 1"):
         OfficialDepthTokenizer(seg)
-    with pytest.raises(ValueError, match=r"not one for depth.*n_channels = 40, expected 1"):
+    with pytest.raises(ValueError, match=r"depth.*n_channels = 40.* 1"):
         OfficialDepthTokenizer(imagebind)
-    with pytest.raises(ValueError, match=r"not one for segmentation.*n_labels = None, expected 134"):
+    with pytest.raises(ValueError, match=r"segmentation.*n_labels = None.* 134"):
         OfficialSegTokenizer(depth)
-    with pytest.raises(ValueError, match="image_size 100 must be a multiple of 16"):
+    with pytest.raises(ValueError, match="image_size 100.* 16"):
         OfficialDepthTokenizer(depth, 100)
 
 

@@ -218,7 +218,7 @@ def test_wrong_pictures(routes, name: str, image: Tensor, message: str) -> None:
     "valid", [torch.ones(1, 1, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)], ids=["dtype", "shape"]
 )
 def test_wrong_validity(valid: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"valid is .*expected bool \(1, 1, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"valid.*bool \(1, 1, 64, 64\)"):
         prepare_thermal(picture(), valid)
 
 
@@ -338,7 +338,7 @@ def test_the_typical_length_is_that_of_normalised_rows(vision) -> None:
 
 
 def test_raw_rows_need_a_map(thermal, head) -> None:
-    with pytest.raises(ValueError, match="needs a learned map.*LayerNorm"):
+    with pytest.raises(ValueError, match="LayerNorm"):
         BridgeRoute(thermal, head, Record(), rows="trunk")
 
 
@@ -381,5 +381,5 @@ def test_wrong_maps(thermal, head, tmp_path) -> None:
 def test_heads_of_two_checkpoints(thermal) -> None:
     with torch.device("meta"):
         other = ImageBindHead(40, 25)
-    with pytest.raises(ValueError, match="25 dimensions.*24.*one checkpoint"):
+    with pytest.raises(ValueError, match="25 .*24"):
         BridgeRoute(thermal, other, Record(), rows="norm")
