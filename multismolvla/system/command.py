@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -46,7 +47,8 @@ def entry_point[**P](
             # lerobot 0.6.1 tries torchcodec whenever it opens a dataset. Without FFmpeg's libraries it takes
             # PyAV and warns with 120 lines of tracebacks; multismolvla-doctor says it in one.
             logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
-            if loads and loads not in sys.modules and not {"-h", "--help"} & {*sys.argv}:
+            first = os.environ.get("RANK", "0") == "0"  # of a launcher's processes one speaks
+            if first and loads and loads not in sys.modules and not {"-h", "--help"} & {*sys.argv}:
                 sys.stderr.write(f"Loading {loads} ...\n")
             try:
                 return main(*args, **kwargs)

@@ -263,7 +263,7 @@ def test_too_few_initial_states_are_said():
     ("type_", "options", "message"),
     [
         ("multismolvla_libero", "{init_splt: all}", "no 'init_splt'. Did you mean 'init_split'?"),
-        ("multismolvla_libero", "{init_split: foo}", "'foo'; expected one of"),
+        ("multismolvla_libero", "{init_split: foo}", "foo: expected one of"),
         ("libero", "{init_split: all}", "no 'init_split'"),
         ("nonsense", "{}", "not registered with LeRobot"),
     ],

@@ -99,7 +99,7 @@ def test_both_stages_run_and_each_modality_changes_the_action(route, runs, tiny_
     data, checkpoint, log = runs[route]
     assert len(logged("losses_after_forward", log)) == 2 * STEPS
     assert max(logged("pictures_disturbed", log)) > 0
-    assert ("Training reads cached token ids of observation.tokens.image.depth" in log) == (route == "vision")
+    assert ("reads cached ids of observation.tokens.image.depth" in log) == (route == "vision")
     assert ("Reading the weights of the depth tokenizer" in log) == (route == "soft")
     config = PreTrainedConfig.from_pretrained(checkpoint)
     config.pretrained_path = checkpoint
