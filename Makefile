@@ -1,5 +1,6 @@
 # make demo       the whole story: environment, demonstrations, training, evaluation, report (outputs/demo/report)
-# make test       all tests that need no LIBERO assets, offline, on all cores
+# make test       what needs no LIBERO assets, offline, on all cores; eight minutes on two
+# make test-all   also what starts trainings and evaluations as processes of their own: twice as long
 # make test-fast  in about two minutes on two cores: the core's numbers, statistics and reports, the driver; no simulator
 # make lint       ruff, mypy, and the limits of benchmarks/structure.py
 # Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), format, clean.
@@ -22,7 +23,7 @@ export TOKENIZERS_PARALLELISM ?= false
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
 FAST := tests/multismolvla tests/run tests/eval/analysis tests/eval/protocol tests/eval/records
 
-.PHONY: venv demo demo-smoke test test-fast lint format clean
+.PHONY: venv demo demo-smoke test test-all test-fast lint format clean
 
 venv: $(STAMP)
 
@@ -46,6 +47,9 @@ demo-smoke: venv
 	@$(PY) -m multismolvla_run.demo --size=smoke --output=$(OUTPUT)/demo-smoke
 
 test: venv
+	@$(PYTEST) -m "not libero and not slow"
+
+test-all: venv
 	@$(PYTEST) -m "not libero"
 
 test-fast: venv

@@ -147,6 +147,7 @@ def outcome(env, task: int, state: int, believed=None) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", range(len(mini.TASKS)))
 def test_who_looks_solves_it_and_who_does_not_look_fails(mini_env, task):
     env = mini_env(task, streams=["rgb"], observation_height=16, observation_width=16)

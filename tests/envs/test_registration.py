@@ -30,6 +30,7 @@ def test_features_are_what_the_processed_batch_holds():
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_vector_envs_run_and_agree(asynchronous, mini_env):
     config = make_env_config("multismolvla_libero", task_ids=[1])

@@ -39,6 +39,7 @@ def written(folder: Path) -> set[str]:
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_no_question_and_no_write_outside_the_cache(tmp_path):
     beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"
     assets = find_libero_assets(str(beside) if beside.is_dir() else None)

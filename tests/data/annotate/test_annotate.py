@@ -530,6 +530,7 @@ def test_a_full_disk_stops_clean_and_the_same_command_continues(
     assert content_of(cfg.output) == content_of(cheaply[1])
 
 
+@pytest.mark.slow
 def test_a_really_full_disk_at_every_stage(recorded, networks, cheaply, tmp_path, capsys):
     """A file system that grows a little after each failure: episodes, joining and videos fail in turn."""
     disk = tmp_path / "disk"
