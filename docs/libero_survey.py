@@ -20,7 +20,8 @@ from lerobot.lerobot_types import RobotObservation
 
 from lerobot_env_multismolvla.configuration_multismolvla_libero import CAMERAS, MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.labels import object_categories
-from multismolvla.modalities import Modality, default_view_map
+from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
+from multismolvla.modalities import Modality, default_view_map, stream_name
 from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
 from multismolvla.system.command import entry_point, parse_options
 from multismolvla.system.files import whole_file
@@ -91,7 +92,7 @@ def survey(config: MultiSmolVLALiberoConfig) -> Iterator[TaskSurvey]:
                     raw, *_ = env.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32))
                 one.speed = info["object_speed"]
                 one.classes, one.problems = _look(env, raw)
-                one.observation = process(preprocess_observation(_batch_of_one(raw)))
+                one.observation = process(preprocess_observation(add_batch_axis(raw)))
             one.seconds = time.perf_counter() - started
             env.close()
             yield one
@@ -103,14 +104,14 @@ def _look(env: Any, raw: RobotObservation) -> tuple[list[str], list[str]]:
     problems += [f"no {key}" for key in env.observation_space["pixels"].spaces if key not in raw["pixels"]]
     seen: set[str] = set()
     for camera in env.cameras:
-        for stream in ("", "_thermal"):
-            if raw["pixels"][camera + stream].std() < 2:
-                problems.append(f"{camera}{stream} shows nothing")
-        depth = raw[f"{camera}_depth"]
+        for stream in (stream_name(camera, m) for m in (Modality.RGB, Modality.THERMAL)):
+            if raw["pixels"][stream].std() < 2:
+                problems.append(f"{stream} shows nothing")
+        depth = raw[stream_name(camera, Modality.DEPTH)]
         known = depth[depth > 0]
         if not np.isfinite(depth).all() or known.size < depth.size / 2 or not 0.02 < np.median(known) < 5:
-            problems.append(f"{camera}_depth is no depth in metres")
-        ids = np.unique(raw["pixels"][f"{camera}_seg"][..., 0])
+            problems.append(f"{stream_name(camera, Modality.DEPTH)} is no depth in metres")
+        ids = np.unique(raw["pixels"][stream_name(camera, Modality.SEG)][..., 0])
         seen |= {env.labels[i] if i < len(env.labels) else f"id {i}" for i in ids}
     wanted = {"robot", "gripper", *_categories_of_interest(env)} & set(env.labels)
     problems += [f"no {name} in sight" for name in sorted(wanted - seen)]
@@ -124,10 +125,6 @@ def _categories_of_interest(env: Any) -> set[str]:
     wanted = env.simulation.obj_of_interest
     categories = object_categories(env.simulation)
     return {c for name, c in categories.items() if any(w == name or w.startswith(f"{name}_") for w in wanted)}
-
-
-def _batch_of_one(raw: RobotObservation) -> RobotObservation:
-    return {k: _batch_of_one(v) if isinstance(v, dict) else np.asarray(v)[None] for k, v in raw.items()}
 
 
 def draw_sheet(surveys: Sequence[TaskSurvey], path: Path, size: int) -> None:

@@ -5,6 +5,7 @@ Recorder and evaluation run this same step, so that a frame of a dataset is a fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,22 @@ from lerobot.processor import ObservationProcessorStep, ProcessorStepRegistry
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from torch import Tensor
 
-from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
+from multismolvla.modalities import (
+    MODALITIES,
+    Modality,
+    default_view_map,
+    padding_mask_key,
+    picture_key,
+    stream_name,
+)
+
+
+def add_batch_axis(observation: Mapping[str, Any]) -> RobotObservation:
+    """A raw observation with the leading axis that a vector environment with one member adds."""
+    return {
+        key: add_batch_axis(value) if isinstance(value, Mapping) else np.asarray(value)[None]
+        for key, value in observation.items()
+    }
 
 
 def upright(picture: np.ndarray, at_least: int = 0) -> np.ndarray:
@@ -77,10 +93,10 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
         for key in [k for k in processed if k.startswith(f"{OBS_IMAGES}.")]:
             processed[key] = torch.flip(processed[key], dims=[2, 3])
         for camera in self.cameras:
-            depth = processed.pop(f"{OBS_PREFIX}{camera}_depth", None)
+            depth = processed.pop(f"{OBS_PREFIX}{stream_name(camera, Modality.DEPTH)}", None)
             if depth is not None:
                 turned = torch.flip(depth.to(torch.float32).permute(0, 3, 1, 2), dims=[2, 3])
-                processed[f"{OBS_IMAGES}.{camera}_depth"] = turned.contiguous()
+                processed[picture_key(camera, Modality.DEPTH)] = turned.contiguous()
         presence = processed.pop(f"{OBS_PREFIX}presence", None)
         if presence is not None:
             processed.update(self._padding_masks(presence))

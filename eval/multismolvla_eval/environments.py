@@ -51,13 +51,6 @@ class EnvironmentSource(Protocol):
         """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
 
 
-def add_batch_axis(observation: Batch) -> Batch:
-    """A raw observation as a vector environment with one member gives it."""
-    return {
-        k: add_batch_axis(v) if isinstance(v, dict) else np.asarray(v)[None] for k, v in observation.items()
-    }
-
-
 class LeRobotSource:
     """One suite of an environment type registered with LeRobot.
 

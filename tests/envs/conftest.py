@@ -71,7 +71,7 @@ def process() -> Callable:
     from lerobot.envs.utils import preprocess_observation
 
     from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-    from multismolvla_data.formats.simulators import batch_of_one
+    from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 
     pipeline = MultiSmolVLALiberoConfig().get_env_processors()[0]
-    return lambda raw: pipeline.process_observation(preprocess_observation(batch_of_one(raw)))
+    return lambda raw: pipeline.process_observation(preprocess_observation(add_batch_axis(raw)))

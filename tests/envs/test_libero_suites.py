@@ -36,7 +36,7 @@ def views(request, libero_assets, process):
     from lerobot.envs.utils import preprocess_observation
 
     from lerobot_env_multismolvla.multimodal_env import get_suite
-    from multismolvla_data.formats.simulators import batch_of_one
+    from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 
     suite = request.param
     # Soft resets save half of the time. Where the fixtures stand is then decided when the simulator starts,
@@ -62,7 +62,7 @@ def views(request, libero_assets, process):
     facts["upstream_state"] = upstream._env.get_sim_state()
     upstream.close()
     steps = LiberoConfig(task=suite).get_env_processors()[0]
-    return ours, steps.process_observation(preprocess_observation(batch_of_one(theirs))), facts
+    return ours, steps.process_observation(preprocess_observation(add_batch_axis(theirs))), facts
 
 
 def test_rgb_and_state_are_lerobots(views):

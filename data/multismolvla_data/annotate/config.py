@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from multismolvla.modalities import MINI_LABELS, Modality, ViewMap, validate_view_map
+from multismolvla.pretrained import IMAGEBIND
 from multismolvla_data.formats.metadata import JsonObject
 
 # Spelled out, because `--help` shall not wait for torch; a test holds them to their places.
 OFFICIAL_LABELS, NUM_OFFICIAL_LABELS = "coco_panoptic", 134
 TOKENIZER_FAMILIES = ("patch", "official")
-IMAGEBIND = "nielsr/imagebind-huge"
+#: Metres given to the nearest and the farthest pixel of a relative depth estimate. Nominal, not measured.
 RELATIVE_RANGE_M = (0.3, 3.0)
 
 DERIVABLE: tuple[str, ...] = (Modality.DEPTH.value, Modality.SEG.value, Modality.THERMAL.value)

@@ -21,9 +21,7 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla.tokenizers.recipe import file_fingerprint
-
-#: Distances given to the nearest and the farthest pixel of a *relative* estimate. Nominal, not measured.
-RELATIVE_RANGE_M = (0.3, 3.0)
+from multismolvla_data.annotate.config import RELATIVE_RANGE_M
 
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 # Side at which Mask2Former's post-processing works, whatever the input (transformers 5.5).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from multismolvla.modalities import MODALITIES, Modality, Provenance, ViewMap, token_key
+from multismolvla.modalities import MODALITIES, Modality, Provenance, ViewMap, stream_name, token_key
 from multismolvla_data.annotate.config import DERIVABLE, NUM_OFFICIAL_LABELS, OFFICIAL_LABELS, AnnotateConfig
 from multismolvla_data.formats.features import Features, PictureFeature, picture_features
 
@@ -72,7 +72,7 @@ def infer_views(pictures: Mapping[str, PictureFeature], modalities: Sequence[str
         )
     wanted = [m for m in MODALITIES if m in modalities]
     return {
-        key.rsplit(".", 1)[-1]: {Modality.RGB.value: key} | {m: f"{key}_{m}" for m in wanted}
+        key.rsplit(".", 1)[-1]: {Modality.RGB.value: key} | {m: stream_name(key, m) for m in wanted}
         for key in cameras
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from multismolvla.modalities import Modality, modality_of_key
 from multismolvla.system.files import whole_file
 
 #: Arrays whose name begins so tell about the simulation; they go beside the data set.
@@ -17,9 +18,9 @@ def store_episode(frames: Sequence[dict[str, np.ndarray]], target: Path) -> None
     """Write all frames to one ``.npz`` file, without redundant channels, which halves it."""
     arrays = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     for key in arrays:
-        if key.endswith("_thermal"):
+        if modality_of_key(key) == Modality.THERMAL:
             arrays[key] = arrays[key][..., :1]
-        elif key.endswith("_seg"):
+        elif modality_of_key(key) == Modality.SEG:
             arrays[key] = arrays[key][..., :2]
     save_arrays(target, arrays)
 
@@ -37,6 +38,7 @@ def load_episode(source: Path) -> dict[str, np.ndarray]:
 
 
 def _restored(key: str, value: np.ndarray) -> np.ndarray:
-    if key.endswith("_thermal"):
+    modality = modality_of_key(key)
+    if modality == Modality.THERMAL:
         return np.repeat(value, 3, axis=-1)
-    return np.pad(value, [(0, 0)] * 3 + [(0, 1)]) if key.endswith("_seg") else value
+    return np.pad(value, [(0, 0)] * 3 + [(0, 1)]) if modality == Modality.SEG else value

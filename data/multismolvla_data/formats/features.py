@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from multismolvla.modalities import MODALITIES, Modality, Provenance
+from multismolvla.modalities import Modality, Provenance, modality_of_key
 
 #: Name -> dtype, shape, names and info, as LeRobot's info.json has them.
 Features = dict[str, dict[str, Any]]
@@ -31,7 +31,7 @@ class PictureFeature:
         channels_first = str(names[0]).startswith("channel") if len(names) == 3 else third not in (1, 3)
         height, width, channels = (second, third, first) if channels_first else (first, second, third)
         info = feature.get("info") or {}
-        modality = next((m for m in MODALITIES if key.endswith(f"_{m}")), Modality.RGB.value)
+        modality = modality_of_key(key)
         if modality == Modality.RGB and info.get("is_depth_map"):
             modality = Modality.DEPTH.value
         return cls(

@@ -79,7 +79,9 @@ class Simulator:
         """
         from lerobot.envs.utils import preprocess_observation
 
-        processed = self.processor.process_observation(preprocess_observation(batch_of_one(observation)))
+        from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
+
+        processed = self.processor.process_observation(preprocess_observation(add_batch_axis(observation)))
         frame = {"observation.state": processed["observation.state"][0].numpy()}
         for streams in default_view_map().values():
             for modality, key in streams.items():
@@ -88,14 +90,6 @@ class Simulator:
                     is_depth = modality == Modality.DEPTH
                     frame[key] = picture if is_depth else np.rint(picture * 255.0).astype(np.uint8)
         return frame
-
-
-def batch_of_one(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the leading axis that a vector environment would add."""
-    return {
-        key: batch_of_one(value) if isinstance(value, Mapping) else np.asarray(value)[None]
-        for key, value in observation.items()
-    }
 
 
 #: Simulators of this process. Making one of the mini suite costs a second, a reset 20 ms.
@@ -152,7 +146,7 @@ def simulator_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     except BrokenProcessPool as error:
         raise CommandError(
-            "a simulator process died, perhaps for want of memory (2 to 4 GB each). The same command "
+            "a simulator process died, probably out of memory (each needs 2 to 4 GB). The same command "
             "continues; give it fewer --workers."
         ) from error
     finally:

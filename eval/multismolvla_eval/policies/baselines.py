@@ -11,7 +11,7 @@ from lerobot.utils.constants import OBS_IMAGES
 from msgspec.structs import replace
 from torch import Tensor
 
-from multismolvla.modalities import padding_mask_key
+from multismolvla.modalities import Modality, modality_of_key, padding_mask_key
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import MASK_READERS
 from multismolvla_eval.policies.checkpoints import EXPERT, NO_VISION, builtin_identity
@@ -20,7 +20,7 @@ from multismolvla_eval.records.schema import PolicyFacts
 
 #: What a picture shows when there is nothing to see. Depth and segmentation have a value that says so.
 MID_GREY = 0.5
-_EMPTY = {"_depth": 0.0, "_seg": 0.0}
+_EMPTY: dict[str, float] = {Modality.DEPTH: 0.0, Modality.SEG: 0.0}
 #: In plain words, for manifest and reports.
 EXPERT_DESCRIPTION = (
     "privileged oracle: reads the simulator's state and, before it acts, tries variants of its motions in "
@@ -74,7 +74,7 @@ def without_pictures(batch: Batch) -> Batch:
     changed = dict(batch)
     for key, picture in batch.items():
         if key.startswith(f"{OBS_IMAGES}.") and isinstance(picture, Tensor) and picture.ndim >= 4:
-            value = next((v for suffix, v in _EMPTY.items() if key.endswith(suffix)), MID_GREY)
+            value = _EMPTY.get(modality_of_key(key), MID_GREY)
             changed[key] = torch.full_like(picture, value)
             absent = torch.zeros(len(picture), dtype=torch.bool, device=picture.device)
             changed[padding_mask_key(key)] = absent

@@ -13,7 +13,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors import SafetensorError, safe_open
 
-from multismolvla.modalities import MODALITIES, Modality, default_view_map, padding_mask_key
+from multismolvla.modalities import MODALITIES, Modality, default_view_map, modality_of_key, padding_mask_key
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ _EMPTY_CAMERA = "empty_camera"
 _RESIZING = ("resize_imgs_with_padding", "image_resolution", "resize_shape", "crop_shape", "image_size")
 #: A policy's own, or an adapter's; processors have files of other names.
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-_OTHER_MODALITIES = ("_depth", "_seg", "_thermal")
 
 
 def check_features(
@@ -109,7 +108,11 @@ def check_labels(path: str, config: Any, labels: Sequence[str]) -> None:
         ValueError: the numbers do not fit; the message holds the remedies.
     """
     known = getattr(config, "num_labels", None)
-    if known is None or not labels or not any(k.endswith("_seg") for k in config.input_features or {}):
+    if (
+        known is None
+        or not labels
+        or not any(modality_of_key(k) == Modality.SEG for k in config.input_features or {})
+    ):
         return
     exact = config.tokenizers == "official" and config.seg_unknown == "error"
     if len(labels) == known or (len(labels) < known and not exact):
@@ -204,7 +207,8 @@ def _check_pictures(
         logger.warning("%s reads %s, which the environment does not give: absent for it.", path, missing)
         return
     original = {new: old for old, new in rename_map.items()}
-    free = [original.get(k, k) for k in there if k not in wanted and not k.endswith(_OTHER_MODALITIES)]
+    unused = [k for k in there if k not in wanted and modality_of_key(k) == Modality.RGB]
+    free = [original.get(k, k) for k in unused]
     remedy = {**rename_map, **dict(zip(free, missing, strict=False))}
     raise ValueError(
         f"The policy {path!r} reads the pictures {missing}, which the environment does not give; it gives "
@@ -230,8 +234,7 @@ def streams_of(config: Any) -> Streams:
     found: Streams = {}
     if not hasattr(config, "stream_keys"):
         for key in config.image_features:
-            modality = next((m for m in MODALITIES if key.endswith(f"_{m}")), "rgb")
-            found.setdefault(str(modality), {})[key] = None
+            found.setdefault(modality_of_key(key), {})[key] = None
         return found
     ids = {place: key for key, place in config.token_keys().items()}
     read = set(config.tower_modalities if config.uses_fourm else ())

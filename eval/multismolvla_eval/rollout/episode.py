@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 from multismolvla.corruption import Condition, parse_condition
+from multismolvla.modalities import PADDING_MASK_SUFFIX
 from multismolvla.pictures import draw_encoder_inputs
-from multismolvla_eval.environments import Batch, EnvironmentSource, add_batch_axis, choose_start, state_hash
+from multismolvla_eval.environments import Batch, EnvironmentSource, choose_start, state_hash
 from multismolvla_eval.policies.interface import Policy
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import Durations, EpisodeRow, Gripper
@@ -50,7 +52,7 @@ def policy_inputs(batch: Batch) -> dict[str, str]:
         if (
             isinstance(value, Tensor)
             and key.startswith("observation.")
-            and (value.ndim >= 4 or key.endswith("_mask"))
+            and (value.ndim >= 4 or key.endswith(PADDING_MASK_SUFFIX))
         ):
             tensor = value.detach().to("cpu").contiguous()
             data = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor

@@ -388,11 +388,9 @@ def test_the_options_name_what_the_rest_of_the_package_names():
     from multismolvla.pretrained import SOURCES
     from multismolvla.tokenizers import recipe
     from multismolvla_data.annotate import config as own
-    from multismolvla_data.annotate import estimators
 
-    for name in ("OFFICIAL_LABELS", "NUM_OFFICIAL_LABELS", "TOKENIZER_FAMILIES", "IMAGEBIND"):
+    for name in ("OFFICIAL_LABELS", "NUM_OFFICIAL_LABELS", "TOKENIZER_FAMILIES"):
         assert getattr(own, name) == getattr(recipe, name)
-    assert own.RELATIVE_RANGE_M == estimators.RELATIVE_RANGE_M
     cfg = AnnotateConfig()
     assert {cfg.depth_model, cfg.seg_model, cfg.thermal_model, cfg.imagebind} <= set(SOURCES)
 
