@@ -13,8 +13,9 @@ thermal   float32  (B, 1, H, W)  relative temperature in [0, 1]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import NotRequired, TypedDict
 
 
 class Modality(StrEnum):
@@ -31,6 +32,15 @@ class Provenance(StrEnum):
 
     SENSOR = "sensor"
     DERIVED = "derived"
+
+
+class Feature(TypedDict):
+    """A feature of a LeRobotDataset, as its ``info.json`` describes it."""
+
+    dtype: str
+    shape: Sequence[int]
+    names: Sequence[str] | None
+    info: NotRequired[dict[str, object]]  # what else is known of it; each kind of feature has its own entries
 
 
 MODALITIES: tuple[str, ...] = tuple(m.value for m in Modality)

@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from multismolvla.corruption.conditions import Fault
-from multismolvla.modalities import MODALITIES, Modality, Provenance, ViewMap, token_key
+from multismolvla.modalities import MODALITIES, Feature, Modality, Provenance, ViewMap, token_key
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-#: The option: ``{modality: provenance}`` for all views, and ``{view: {modality: provenance}}``, which goes
-#: before it. A depth camera in front and an estimate at the wrist: ``{"front": {"depth": "sensor"}, "wrist":
+#: The option: ``{modality: provenance}`` for all views, and ``{view: {modality: provenance}}``, which takes
+#: precedence. A depth camera in front and an estimate at the wrist: ``{"front": {"depth": "sensor"}, "wrist":
 #: {"depth": "derived"}}``.
 ProvenanceOption = dict[str, Any]
 _PROVENANCES = tuple(p.value for p in Provenance)
@@ -127,7 +127,7 @@ class ProvenanceMap:
             for m in MODALITIES
         }
 
-    def adopt(self, features: Mapping[str, Mapping[str, Any]]) -> ProvenanceMap:
+    def adopt(self, features: Mapping[str, Feature]) -> ProvenanceMap:
         """Complete what is said by what the dataset says (``info.provenance`` of pictures and ids).
 
         Raises:
@@ -136,13 +136,15 @@ class ProvenanceMap:
         stated = _stated(self.views, features)
         wrong = {s: kind for s, kind in stated.items() if self.said.get(s, kind) != kind}
         if wrong:
-            told = [f"{v}.{m} is {kind} (policy: {self.said[v, m]})" for (v, m), kind in wrong.items()]
+            contradictions = [
+                f"{v}.{m} is {kind} (policy: {self.said[v, m]})" for (v, m), kind in wrong.items()
+            ]
             remedy: dict[str, dict[str, str]] = {}
             for (view, modality), kind in wrong.items():
                 remedy.setdefault(view, {})[modality] = kind.value
             raise ValueError(
                 "--policy.provenance, or the checkpoint that it comes from, contradicts the dataset: "
-                f"{', '.join(told)}. Leave it out to take the dataset's, or correct it: "
+                f"{', '.join(contradictions)}. Leave it out to take the dataset's, or correct it: "
                 f"--policy.provenance='{json.dumps(remedy)}'."
             )
         new = {stream: kind for stream, kind in stated.items() if stream not in self.said}
@@ -162,13 +164,15 @@ class ProvenanceMap:
         return adopted
 
 
-def _stated(views: ViewMap, features: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Provenance]:
+def _stated(views: ViewMap, features: Mapping[str, Feature]) -> dict[tuple[str, str], Provenance]:
     """(view, modality) -> what the dataset says of a stream; derived if its picture and ids disagree."""
     stated: dict[tuple[str, str], Provenance] = {}
     for view, streams in views.items():
         for modality, picture in streams.items():
             keys = (picture, token_key(view, modality))
-            said = {key: (features.get(key, {}).get("info") or {}).get("provenance") for key in keys}
+            said = {
+                key: (features[key].get("info") or {}).get("provenance") for key in keys if key in features
+            }
             kinds = [kind for kind in said.values() if kind is not None]
             unknown = [key for key, kind in said.items() if kind not in (None, *_PROVENANCES)]
             if unknown:

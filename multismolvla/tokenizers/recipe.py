@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 from multismolvla import weights
 from multismolvla.fourm.modality import FourMModality
-from multismolvla.modalities import Modality
+from multismolvla.modalities import Feature, Modality
 from multismolvla.pretrained import IMAGEBIND, TOKENIZER_SOURCES
 from multismolvla.thermal.imagebind import ROW_CONVENTIONS
 from multismolvla.tokenizers.labels import UNKNOWN
@@ -201,7 +201,7 @@ def token_recipe(
     return recipe | used
 
 
-def id_feature(recipe: TokenRecipe, length: int) -> dict[str, Any]:
+def id_feature(recipe: TokenRecipe, length: int) -> Feature:
     """The LeRobotDataset feature of cached ids: ``int16 (length,)`` with the recipe as its ``info``."""
     return {"dtype": ID_DTYPE, "shape": (length,), "names": None, "info": dict(recipe)}
 

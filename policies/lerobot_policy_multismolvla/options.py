@@ -43,8 +43,8 @@ class MultiSmolVLAOptions(SmolVLAConfig):
         views: ``{view: {modality: key}}``; declares *possible* sensors, a missing one is masked.
         absent_streams: declared streams (``view.modality`` or key) that the training data lack on purpose.
             Any other declared RGB must be in them, because a misspelt camera would be lost without a word.
-        provenance: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which goes before it; a
-            derived stream is absent when its view's RGB is. Empty = as the dataset says, else a sensor.
+        provenance: ``{modality: sensor | derived}``, or ``{view: {modality: ...}}``, which takes precedence.
+            A derived stream is absent when its view's RGB is. Empty = as the dataset says, else a sensor.
         vision_tower: ``fourm`` (the product), ``siglip`` (vanilla SmolVLA), ``siglip+fourm`` (both).
         base_checkpoint: SmolVLA checkpoint (folder or hub id) whose language model and expert are taken;
             ``pretrained_path`` is LeRobot's name for checkpoints of this very policy.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from multismolvla.modalities import Modality, ViewMap, modality_of_key
+from multismolvla.modalities import Feature, Modality, ViewMap, modality_of_key
 
 logger = logging.getLogger(__name__)
 
 #: LeRobot's description of a dataset's features, by key.
-Features = Mapping[str, Mapping[str, Any]]
+Features = Mapping[str, Feature]
 
 
 def check_cameras(views: ViewMap, absent_streams: Collection[str], keys: Collection[str]) -> None:

@@ -135,7 +135,8 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
         except ValueError as error:
             yield f"  {stage.name}: no estimate. {error}"
             continue
-        batch, every = int(stage.args.get("batch_size", 8)), int(stage.args.get("save_freq", 20_000))
+        # the defaults are lerobot-train's
+        batch, every = _number(stage.args, "batch_size", 8), _number(stage.args, "save_freq", 20_000)
         checkpoints = -(-stage.steps // every)
         yield (
             f"  {stage.name}: {stage.steps} steps of batch size {batch}; "
@@ -150,6 +151,18 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
     verdict = "" if free > disk else ": NOT ENOUGH"
     wanted = f"{disk:.0f} GB for downloads and checkpoints, without data"
     yield f"  disk: {wanted}; {free:.0f} GB are free{verdict}"
+
+
+def _number(args: Options, name: str, default: int) -> int:
+    """A whole number among a stage's options.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = args.get(name, default)
+    if not isinstance(value, int):
+        raise ValueError(f"--{name}={value!r}: expected a whole number.")
+    return value
 
 
 def _gpu_line(made: Estimate, gpu: Gpu, batch: int, steps: int) -> str:

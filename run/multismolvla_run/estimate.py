@@ -8,10 +8,14 @@ answer at once.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from multismolvla.modalities import ViewMap
 from multismolvla.pretrained import TOWER
 from multismolvla_run.presets import Options
 
@@ -115,6 +119,31 @@ class Estimate:
         return seconds * steps / 3600
 
 
+class _PolicyOptions(msgspec.Struct):
+    """The options of a policy that decide its size, with the policy's defaults."""
+
+    vision_tower: str = "fourm"
+    stage: str = "connector"
+    views: ViewMap | None = None
+    domains: dict[str, str] | None = None
+    encoder: str = TOWER
+    connector_hidden: int = 2048
+    flow_samples: int = 1
+
+
+class _AdapterOptions(msgspec.Struct):
+    """The option of adapters that decides their size."""
+
+    r: int = 0
+
+
+def _options[T](values: Options, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"No estimate for these options: {error}.") from error
+
+
 def estimate(policy: Options, peft: Options) -> Estimate:
     """Estimate a training stage.
 
@@ -124,19 +153,20 @@ def estimate(policy: Options, peft: Options) -> Estimate:
         peft: the adapters' options, without ``peft.``; empty = none.
 
     Raises:
-        ValueError: an encoder of unknown size, or an unknown domain.
+        ValueError: an encoder of unknown size, an unknown domain, or an option of another type.
     """
-    vanilla = policy.get("vision_tower", "fourm") == "siglip"
-    kind = "base" if vanilla else str(policy.get("stage", "connector"))
-    views = len(policy.get("views") or ("image", "image2"))
-    domains = () if vanilla else _domains(policy)
-    size = TowerSize(0, 0, 0) if vanilla else tower_size(policy.get("encoder", TOWER))
+    options = _options(policy, _PolicyOptions)
+    vanilla = options.vision_tower == "siglip"
+    kind = "base" if vanilla else options.stage
+    views = len(options.views or ("image", "image2"))
+    domains = () if vanilla else _domains(options.domains or _DEFAULT_DOMAINS)
+    size = TowerSize(0, 0, 0) if vanilla else tower_size(options.encoder)
     tower = size.block_parameters * size.blocks + sum(size.width * DOMAINS[name][1] for name in domains)
-    bridge = 0 if vanilla else _bridge(size.width, domains, int(policy.get("connector_hidden", 2048)))
+    bridge = 0 if vanilla else _bridge(size.width, domains, options.connector_hidden)
     trained = {
         "base": _EXPERT + _PROJECTIONS,
         "connector": bridge,
-        "robust": bridge + _LORA * int(peft.get("r", 0)),
+        "robust": bridge + _LORA * _options(peft, _AdapterOptions).r,
     }[kind]
     siglip = kind != "robust"  # as tower or as teacher
     parameters = _TEXT + _EXPERT + _PROJECTIONS + tower + bridge + siglip * _SIGLIP
@@ -155,7 +185,7 @@ def estimate(policy: Options, peft: Options) -> Estimate:
     work = 30 * size.width * tokens + siglip * (30 * _SIGLIP_WIDTH * _SIGLIP_TOKENS + 24 * 2**20)
 
     text = 2 * _TEXT_LAYERS * prefix
-    expert = 2 * _EXPERT * _CHUNK * int(policy.get("flow_samples", 1))
+    expert = 2 * _EXPERT * _CHUNK * options.flow_samples
     # A backward pass costs one forward pass through frozen weights, two through trained ones, none without a
     # gradient.
     through = text + 3 * expert if kind == "base" else 2 * text + 2 * expert
@@ -199,9 +229,8 @@ def _bridge(width: int, domains: tuple[str, ...], hidden: int) -> int:
     return fusion + connector + (grids < len(domains)) * (2 * width + width * _TEXT_WIDTH + _TEXT_WIDTH)
 
 
-def _domains(policy: Options) -> tuple[str, ...]:
-    joined = (policy.get("domains") or _DEFAULT_DOMAINS).values()
-    names = tuple(name for text in joined for name in text.split("+"))
+def _domains(by_modality: Mapping[str, str]) -> tuple[str, ...]:
+    names = tuple(name for joined in by_modality.values() for name in joined.split("+"))
     unknown = [name for name in names if name not in DOMAINS]
     if unknown:
         raise ValueError(f"No estimate for the encoder domain {unknown[0]!r}; known are {list(DOMAINS)}.")

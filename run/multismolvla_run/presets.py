@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import yaml
@@ -23,8 +23,15 @@ _STAGE_REFERENCE = re.compile(r"\{stage:([^}]+)\}")
 _PLACEHOLDER = re.compile(r"\{(dataset|out|here|steps|stage:[^}]+)\}")
 _ANY_PLACEHOLDER = re.compile(r"\{[a-z]+(?::[^}]*)?\}")
 
-#: Options of a program as YAML has them, without leading dashes. What they may be is for the program to say.
-Options = Mapping[str, Any]
+type Yaml = str | int | float | bool | None | list[Yaml] | dict[str, Yaml]
+
+_Scalar = str | int | float | bool | None
+#: The value of an option: a number or text, a list, or a mapping such as ``policy.views``.
+OptionValue = (
+    _Scalar | list[_Scalar | list[_Scalar]] | dict[str, _Scalar | list[_Scalar] | dict[str, _Scalar]]
+)
+#: Options of a program, without leading dashes.
+Options = Mapping[str, OptionValue]
 #: What decides a stage's result: name -> value as typed on a command line.
 Settings = dict[str, str]
 
@@ -114,12 +121,12 @@ def load_preset(name: str, folder: Path) -> Preset:
     """
     data = dict(_read(name, folder, seen=()))
     label = Path(name).stem
-    common = data.pop("train_args", {})
+    common = _typed(data.pop("train_args", {}), dict[str, OptionValue], f"Preset {label!r}, train_args")
     stages = data.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         raise PresetError(f"Preset {label!r} lacks 'stages', a mapping from name to stage.")
-    data["stages"] = [_stage(label, stage, spec, common) for stage, spec in stages.items()]
-    preset = _typed({"name": label, **data}, Preset, f"Preset {label!r}")
+    read = [_stage(label, stage, spec, common) for stage, spec in stages.items()]
+    preset = _typed({"name": label, **data, "stages": read}, Preset, f"Preset {label!r}")
     for place, stage in enumerate(preset.stages):
         late = set(stage.needs()) - {earlier.name for earlier in preset.stages[:place]}
         if late:
@@ -158,7 +165,7 @@ def _typed[T](data: object, kind: type[T], where: str) -> T:
         raise PresetError(f"{where}: {error}.") from error
 
 
-def _read(name: str, folder: Path, seen: tuple[str, ...]) -> Options:
+def _read(name: str, folder: Path, seen: tuple[str, ...]) -> Mapping[str, Yaml]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = available_presets(folder)
@@ -176,17 +183,18 @@ def _read(name: str, folder: Path, seen: tuple[str, ...]) -> Options:
     if not isinstance(data, dict):
         raise PresetError(f"{path} holds a {type(data).__name__}, expected a mapping with 'stages'.")
     parent = data.pop("extends", None)
-    return _merge(_read(parent, folder, (*seen, str(path))), data) if parent else data
+    return _merge(_read(parent, folder, (*seen, str(path))), data) if isinstance(parent, str) else data
 
 
-def _merge(base: Options, change: Options) -> Options:
+def _merge(base: Mapping[str, Yaml], change: Mapping[str, Yaml]) -> dict[str, Yaml]:
     """``change`` over ``base``, mappings merged key by key; ``null`` removes a key."""
     merged = dict(base)
     for key, value in change.items():
+        old = merged.get(key)
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
+        elif isinstance(value, dict) and isinstance(old, dict):
+            merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.fourm import FourMConfig
 from multismolvla.fourm.modality import MINI_INFO, MODALITY_INFO, FourMModality
-from multismolvla.modalities import Modality, ViewMap, valid_key
+from multismolvla.modalities import Feature, Modality, ViewMap, valid_key
 from multismolvla.sensors import SensorReader
 from multismolvla.tokenizers import make_tokenizers
 from multismolvla.tokenizers.recipe import (
@@ -106,7 +105,7 @@ class StreamTokenizers:
             self.options, stream.view, stream.modality, num_labels=self.num_labels, fingerprints=fingerprints
         )
 
-    def feature(self, stream: Stream) -> dict[str, Any]:
+    def feature(self, stream: Stream) -> Feature:
         """The LeRobot feature of a stream's ids."""
         return id_feature(self._recipe(stream), self.lengths[stream.modality])
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from multismolvla.modalities import Modality, Provenance, modality_of_key
+from multismolvla.modalities import Feature, Modality, Provenance, modality_of_key
 
-#: Name -> dtype, shape, names and info, as LeRobot's info.json has them.
-Features = dict[str, dict[str, Any]]
+#: By key, as LeRobot's info.json has them.
+Features = dict[str, Feature]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PictureFeature:
     provenance: str  # sensor where the info says nothing
 
     @classmethod
-    def read(cls, key: str, feature: Mapping[str, Any]) -> Self:
+    def read(cls, key: str, feature: Feature) -> Self:
         """Read an entry of info.json; its shape may begin or end with the channels."""
         first, second, third = (int(size) for size in feature["shape"])
         names = feature.get("names") or []
@@ -52,7 +52,7 @@ def picture_features(features: Features) -> dict[str, PictureFeature]:
 
 def declare_pictures(
     modality: str, height: int, width: int, provenance: str, labels: Sequence[str], **info: object
-) -> dict[str, Any]:
+) -> Feature:
     """A picture feature of a new data set; ``labels`` name the segmentation classes by their ids.
 
     Depth is stored as TIFF without loss. Segmentation is an RGB PNG with the class in red and the instance in
