@@ -4,7 +4,7 @@ r"""``multismolvla-annotate``: a LeRobotDataset v3 in, one with the modalities i
     multismolvla-annotate --dataset=PATH --output=PATH --dry-run                # what it would do and need
     multismolvla-annotate --dataset=PATH --output=PATH --keep_pictures=false    # ids only: 1.3 kB per picture
     multismolvla-annotate --dataset=PATH --output=PATH --depth_scale_m="{wrist: 0.0001}"
-    accelerate launch --multi_gpu --num_processes=8 --module multismolvla_data.annotate.command --dataset=PATH
+    accelerate launch --multi_gpu --num_processes=8 --module multismolvla_data.annotate --dataset=PATH
 
 What is recorded stays: a depth camera's stream is read, checked and tokenized, never estimated. What a view
 lacks is estimated from its RGB and marked ``derived``: it is lost with its RGB.

@@ -40,9 +40,11 @@ _PLACES = {
 class TokenizerOptions:
     """Options that decide the ids, as in the policy config: ids made with others are refused by it."""
 
-    tokenizers: str = "official"  # or patch
+    # Family of the tokenizers: "official" (4M's own networks) or "patch" (without weights, the mini suite's).
+    tokenizers: str = "official"
+    # Other places of the official tokenizers: name -> hub id or folder.
     tokenizer_sources: dict[str, str] = field(default_factory=dict)
-    # Modality -> encoder domain.
+    # Modality -> encoder domain, several joined by "+".
     domains: dict[str, str] = field(
         default_factory=lambda: {
             "depth": "tok_depth@224",
@@ -50,17 +52,25 @@ class TokenizerOptions:
             "thermal": "tok_imagebind@224+tok_imagebind_global",
         }
     )
+    # From a thermal picture to ids: "vision" (ImageBind's vision branch) or "bridge" (its thermal branch).
     thermal_route: str = "vision"
+    # ImageBind-Huge: hub id, folder or .pth file.
     imagebind: str = IMAGEBIND
+    # Rows of ImageBind that are tokenized: of its last block ("trunk"), or after the next LayerNorm ("norm").
     imagebind_rows: str = "trunk"
+    # File with the learned map of the route "bridge".
     bridge_map: str | None = None
     # Label table of recorded segmentation pictures; default: the official ids.
     seg_labels: str = OFFICIAL_LABELS
     # What an id outside that table means: "error", or "void" = nothing, because the table does not know it.
     seg_unknown: str = "error"
+    # Height and width in pixels of the pictures that are tokenized.
     image_size: int = 224
+    # How a picture becomes square: "crop" (its centre) or "stretch".
     square: str = "crop"
+    # View -> rotation of its pictures in half turns (1 = 180 degrees), for a camera that hangs upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
+    # Nearest and farthest usable depth in metres; everything outside is invalid.
     depth_range_m: tuple[float, float] = (0.011, 10.0)
 
 
@@ -90,22 +100,27 @@ class AnnotateConfig(TokenizerOptions):
     # Print what would be done, downloaded and needed, and stop.
     dry_run: bool = False
 
-    # Depth network: hub id or folder; "auto" output reads the network's config, else "relative" or "metric".
+    # Depth network: hub id or folder.
     depth_model: str = "depth-anything/Depth-Anything-V2-Small-hf"
+    # What the depth network gives: "relative" or "metric"; "auto" reads it from the network's config.
     depth_output: str = "auto"
     # Nominal metres given to the nearest and farthest pixel of relative depth.
     relative_range_m: tuple[float, float] = RELATIVE_RANGE_M
     # Segmentation network: hub id or folder.
     seg_model: str = "facebook/mask2former-swin-base-coco-panoptic"
-    # ThermalGen: hub id or folder, integration steps, solver, side at which it runs, style label (none by
-    # default; see the README of ThermalGen for the table), guidance towards it, noise per "frame" or
-    # "episode" (less flicker).
+    # ThermalGen, which estimates temperature: hub id or folder.
     thermal_model: str = "xjh19972/ThermalGen-XL-2"
+    # Integration steps of ThermalGen.
     thermal_steps: int = 4
+    # Solver of ThermalGen.
     thermal_method: str = "euler"
+    # Height and width in pixels at which ThermalGen runs.
     thermal_size: int = 256
+    # Style label, see the table in the README of ThermalGen; default: none.
     thermal_label: int | None = None
+    # Strength of the guidance towards the style label; 1 = none.
     thermal_cfg_scale: float = 1.0
+    # ThermalGen's noise is drawn anew for each "frame", or once for an "episode" (less flicker).
     thermal_noise: str = "episode"
     # Seed of the estimators' noise.
     seed: int = 0
@@ -119,22 +134,27 @@ class AnnotateConfig(TokenizerOptions):
     # The stream is then stored anew, in millimetres.
     depth_scale_m: dict[str, float] = field(default_factory=dict)
 
-    # "auto" takes a GPU where there is one, and bfloat16 for the estimators on it; tokenizers stay float32.
+    # Where the networks run, e.g. "cpu" or "cuda"; "auto" takes a GPU where there is one.
     device: str = "auto"
+    # Number format of the estimators: "float32", "bfloat16", or "auto" = bfloat16 on a GPU; tokenizers stay
+    # float32.
     dtype: str = "auto"
+    # Frames that the networks see at once.
     batch_size: int = 16
     # Threads that decode and encode pictures.
     num_workers: int = 4
 
-    # Several processes: filled from the environment of `accelerate launch --multi_gpu`; give both by hand on
-    # a cluster without it.
+    # Number of this process, from 0; default: as `accelerate launch --multi_gpu` says. Without accelerate give
+    # it together with --world_size.
     rank: int | None = None
+    # Number of processes that share the work.
     world_size: int | None = None
     # Minutes that rank 0 waits without any new episode before it gives up.
     wait_minutes: float = 60.0
 
-    # Frames decoded again and tokenized again at the end, and the share of differing ids that is let pass.
+    # Frames that are decoded and tokenized again at the end, to compare their ids with the stored ones.
     verify_frames: int = 64
+    # Share of differing ids, 0 to 1, above which that comparison fails.
     max_mismatch: float = 0.001
 
     def __post_init__(self) -> None:

@@ -26,11 +26,11 @@ def draw_contact_sheet(dataset: FinishedDataset) -> None:
         chosen.append((episode, int(place - ends[episode] + lengths[episode])))
     data = dataset.open({episode for episode, _ in chosen})
     shown = [m for m in MODALITIES if any(m in keys for keys in plan.views.values())]
-    origin = {keys[Modality.RGB]: "sensor" for keys in plan.views.values() if Modality.RGB in keys}
+    provenance = {keys[Modality.RGB]: "sensor" for keys in plan.views.values() if Modality.RGB in keys}
     for stream in plan.streams:
         info = data.meta.features.get(stream.key, {}).get("info") or {}
         # relative depth is drawn in metres that are none
-        origin[stream.key] = stream.provenance + (", nominal scale" if "meaning" in info else "")
+        provenance[stream.key] = stream.provenance + (", nominal scale" if "meaning" in info else "")
     rows = []
     for episode, t in chosen:
         items = frames_of(data, episode, t, t + 1)
@@ -39,10 +39,10 @@ def draw_contact_sheet(dataset: FinishedDataset) -> None:
             tiles: list[Tile | None] = []
             for modality in shown:
                 key = keys.get(modality, "")
-                if key not in origin:
+                if key not in provenance:
                     tiles.append(None)
                     continue
-                label = f"{view}.{modality}\n{origin[key]}"
+                label = f"{view}.{modality}\n{provenance[key]}"
                 tiles.append(_tile(dataset.setup.cfg, pictures.get(key), modality, label))
             rows.append(SheetRow(f"episode {episode}, frame {t}: {items[0]['task']}", tiles))
     with whole_file(dataset.root / SHEET) as partial:

@@ -47,7 +47,7 @@ class EstimatorRecipe:
     revision: str | None  # commit on the hub; None for a folder
     fingerprint: str  # of the weights
     dtype: str  # in which the network computes
-    settings: Mapping[str, Setting]  # what else it was told
+    settings: Mapping[str, Setting]  # what else decides its pictures
 
 
 class Estimator(Protocol):

@@ -17,7 +17,7 @@ from multismolvla_data.annotate.contact_sheet import SHEET, draw_contact_sheet
 from multismolvla_data.annotate.estimators import EstimatorRecipe
 from multismolvla_data.annotate.merge import Merge, quiet_datasets
 from multismolvla_data.annotate.setup import COMMAND, AnnotationSetup
-from multismolvla_data.annotate.shard import ShardWriter, added_features
+from multismolvla_data.annotate.shard import EpisodeAnnotator, added_features
 from multismolvla_data.annotate.verify import FinishedDataset, VerificationError, verify
 from multismolvla_data.annotate.work import WorkShare, launched_alone
 from multismolvla_data.formats.features import Features
@@ -101,7 +101,7 @@ def _annotate_episodes(
     setup: AnnotationSetup, share: WorkShare, annotator: Annotator, added: Features
 ) -> None:
     """Annotate this process's episodes that are not finished."""
-    writer, mine = ShardWriter(setup, annotator, added, share.rank), share.mine
+    writer, mine = EpisodeAnnotator(setup, annotator, added, share.rank), share.mine
     done, lengths = set(share.done(mine)), setup.source.lengths
     name = f"annotate {share.rank}/{share.world_size}" if share.world_size > 1 else "annotate"
     total, before = (sum(lengths[episode] for episode in group) for group in (mine, done))

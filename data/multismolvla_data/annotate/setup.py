@@ -139,17 +139,17 @@ class AnnotationSetup:
         """
         cfg, tokenizers, default = self.cfg, self.tokenizers, TokenizerOptions()
         options: dict[str, object] = {"views": self.plan.views, "num_labels": cfg.label_count}
-        told = {"tokenizers", "image_size", "square"} if tokenizers.tokenized else set()
+        named = {"tokenizers", "image_size", "square"} if tokenizers.tokenized else set()
         if cfg.encoder:
-            told.add("encoder")
+            named.add("encoder")
         if Modality.THERMAL in tokenizers.parts:
-            told |= {"thermal_route", "imagebind_rows"}
+            named |= {"thermal_route", "imagebind_rows"}
         # the other defaults are the policy's
         own = {option.name for option in fields(TokenizerOptions)} - {"domains"}
-        told |= {name for name in own if getattr(cfg, name) != getattr(default, name)}
+        named |= {name for name in own if getattr(cfg, name) != getattr(default, name)}
         if tokenizers.parts:
             options["domains"] = {"rgb": "rgb@224"} | {m: cfg.domains[m] for m in tokenizers.domains}
-        options |= {name: getattr(cfg, name) for name in sorted(told)}
+        options |= {name: getattr(cfg, name) for name in sorted(named)}
         return {name: as_json(value) for name, value in options.items()}
 
     def policy_arguments(self) -> list[str]:

@@ -26,7 +26,7 @@ from lerobot.datasets.io_utils import write_tasks
 from lerobot.datasets.utils import DEFAULT_DATA_PATH
 from torch import Tensor
 
-from multismolvla.modalities import Modality
+from multismolvla.modalities import Feature, Modality
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla_data.annotate.annotator import Annotator, encode
 from multismolvla_data.annotate.estimators import EstimatorRecipe
@@ -48,7 +48,7 @@ class _Columns:
     valid: dict[str, float] = field(default_factory=dict)  # depth feature -> share of usable pixels
 
 
-class ShardWriter:
+class EpisodeAnnotator:
     """Annotates one episode at a time.
 
     Args:
@@ -188,7 +188,7 @@ def added_features(setup: AnnotationSetup, recipes: Mapping[str, EstimatorRecipe
     return made
 
 
-def _stored_pictures(stream: Stream, like: PictureFeature, recipe: EstimatorRecipe | None) -> dict[str, Any]:
+def _stored_pictures(stream: Stream, like: PictureFeature, recipe: EstimatorRecipe | None) -> Feature:
     info: dict[str, object] = {}
     if stream.modality == Modality.DEPTH:
         info["depth_unit"] = "mm"

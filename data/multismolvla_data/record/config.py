@@ -38,11 +38,7 @@ class EpisodeSettings:
 
 @dataclass
 class RecordConfig:
-    """Options of the recorder.
-
-    Raises:
-        ValueError: an option is out of range; the message names it.
-    """
+    """Options of the recorder; one that is out of range is a ValueError that names it."""
 
     # Folder of the data set to write. Must not exist, or be the result of this very command.
     output: Path = Path("outputs/mini")

@@ -13,7 +13,7 @@ from multismolvla_data.formats.episode_files import SIMULATION, store_episode
 from multismolvla_data.formats.simulators import simulator
 from multismolvla_data.record.config import LIBERO_SUITES, EpisodeSettings
 
-Frames = list[dict[str, np.ndarray]]
+RecordedFrames = list[dict[str, np.ndarray]]
 #: Arrays that go beside the data set: simulator state before each frame, and the action executed.
 SIM_STATE, EXECUTED = f"{SIMULATION}state", f"{SIMULATION}executed_action"
 
@@ -31,7 +31,7 @@ def record_episode(settings: EpisodeSettings, task_id: int, number: int, target:
     return bool(frames)
 
 
-def _mini_frames(settings: EpisodeSettings, task_id: int, number: int) -> Frames:
+def _mini_frames(settings: EpisodeSettings, task_id: int, number: int) -> RecordedFrames:
     from lerobot_env_multismolvla.mini.expert import ActionNoise, MiniExpert, snapshot
 
     opened, start = simulator(settings.simulator, task_id), settings.start(number)
@@ -40,7 +40,7 @@ def _mini_frames(settings: EpisodeSettings, task_id: int, number: int) -> Frames
     expert = MiniExpert(task_id)
     seeds = [start.seed, task_id, start.init_state]
     noise = ActionNoise(np.random.default_rng(seeds), settings.noise)
-    frames: Frames = []
+    frames: RecordedFrames = []
     for _ in range(env._max_episode_steps):
         clean = expert.action(snapshot(env.simulation, task_id))
         frames.append({**opened.frame(observation), "action": clean})
@@ -50,7 +50,7 @@ def _mini_frames(settings: EpisodeSettings, task_id: int, number: int) -> Frames
     return []
 
 
-def _libero_frames(settings: EpisodeSettings, task_id: int, number: int) -> Frames:
+def _libero_frames(settings: EpisodeSettings, task_id: int, number: int) -> RecordedFrames:
     """The expert searches without rendering; only the attempt that succeeds is rendered."""
     from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, episode_seed, noisy
 
@@ -60,7 +60,7 @@ def _libero_frames(settings: EpisodeSettings, task_id: int, number: int) -> Fram
     observation, _ = env.reset(seed=seed, options={"init_state_id": state})
     expert = LiberoExpert(noisy([start.seed, task_id, state], settings.noise))
     plan = expert.reset(env, state)
-    frames: Frames = []
+    frames: RecordedFrames = []
     if not plan.solved:
         return frames
     for _ in range(plan.steps):

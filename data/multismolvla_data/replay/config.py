@@ -22,11 +22,7 @@ class ReplaySettings:
 
 @dataclass
 class ReplayConfig:
-    """Options of the replay.
-
-    Raises:
-        ValueError: an option is out of range; the message names it.
-    """
+    """Options of the replay; one that is out of range is a ValueError that names it."""
 
     # A file <task>_demo.hdf5, or a folder of them.
     source: Path

@@ -30,7 +30,7 @@ from multismolvla_data.annotate.estimate import plan_text
 from multismolvla_data.annotate.job import annotate
 from multismolvla_data.annotate.plan import make_plan
 from multismolvla_data.annotate.setup import COMMAND, AnnotationSetup
-from multismolvla_data.annotate.shard import ShardWriter, added_features
+from multismolvla_data.annotate.shard import EpisodeAnnotator, added_features
 from multismolvla_data.annotate.source import SourceDataset
 from multismolvla_data.annotate.verify import FinishedDataset, VerificationError, verify
 from multismolvla_data.annotate.work import WorkShare
@@ -77,10 +77,10 @@ def annotator_of(setup: AnnotationSetup, estimators: dict[str, Any]) -> Annotato
     return Annotator(setup.plan, estimators, setup.id_maker(), setup.cfg.half_turns)
 
 
-def shard_writer(setup: AnnotationSetup) -> ShardWriter:
+def episode_annotator(setup: AnnotationSetup) -> EpisodeAnnotator:
     estimators = setup.load_estimators()
     added = added_features(setup, {m: e.recipe for m, e in estimators.items()})
-    return ShardWriter(setup, annotator_of(setup, estimators), added, rank=0)
+    return EpisodeAnnotator(setup, annotator_of(setup, estimators), added, rank=0)
 
 
 def features_of(root: Path) -> dict[str, Any]:
@@ -572,7 +572,7 @@ def test_another_process_with_the_same_rank_is_refused(recorded, networks, tmp_p
 
 def test_processes_of_other_world_sizes_may_meet_in_an_episode(recorded, networks, tmp_path):
     """The slower one finds its episode made by the other and goes on, with nothing half-written left."""
-    writer = shard_writer(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out")))
+    writer = episode_annotator(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out")))
     theirs = tmp_path / "000001"
 
     def overtaken(frames):
@@ -638,7 +638,7 @@ def test_shards_hold_no_more_pictures_in_memory_than_two_batches(recorded, netwo
         return real(self, table, episode, start, stop, keys)
 
     monkeypatch.setattr(SourceDataset, "pictures", spy)
-    writer = shard_writer(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out", batch_size=4)))
+    writer = episode_annotator(AnnotationSetup.of(cheap(recorded, networks, tmp_path / "out", batch_size=4)))
     advanced: list[int] = []
     writer.write(0, tmp_path / "000000", advanced.append)
     assert seen == advanced == [4, 2]
