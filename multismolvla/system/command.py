@@ -92,13 +92,27 @@ def parse_options[T](
         words[place] = f"--{option}={words[place]}"
     fields = dataclasses.fields(options)  # type: ignore[arg-type]
     switches = {field.name for field in fields if field.type in (bool, "bool")}
+    words = _spelled(words, switches)
+    file = _config_file(words)
+    if file and not os.path.isfile(file):
+        raise ValueError(f"--config_path={file}: there is no such file.")
     try:
-        return draccus.parse(options, args=_spelled(words, switches))
+        return draccus.parse(options, args=words)
     except (draccus.utils.DraccusException, yaml.YAMLError) as error:
         # draccus wraps what a dataclass refuses in a sentence that does not say what was wrong.
         if isinstance(error.__cause__, ValueError) and not isinstance(error, draccus.utils.DecodingError):
             raise error.__cause__ from None
-        raise ValueError(f"The options cannot be read: {error}") from error
+        where = f"The options in {file} and on the command line" if file else "The options"
+        raise ValueError(f"{where} cannot be read: {error}. --help lists the options.") from error
+
+
+def _config_file(words: Sequence[str]) -> str | None:
+    """The file that ``--config_path=FILE`` or ``--config_path FILE`` names."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--config_path":
+            return value if equals else following
+    return None
 
 
 def _spelled(words: Sequence[str], switches: set[str]) -> list[str]:

@@ -198,7 +198,11 @@ def check_gpu() -> Check:
 
 
 def check_video() -> Check:
-    """Whether LeRobot's default decoder finds FFmpeg. Our presets take PyAV, which brings its own."""
+    """Whether LeRobot's default decoder, torchcodec, finds FFmpeg; else PyAV, which brings its own, decodes.
+
+    ``--dataset.video_backend=pyav`` does not avoid the warning: lerobot 0.6.1 tries torchcodec once more when
+    it builds its options.
+    """
     if ctypes.util.find_library("avcodec"):
         return Check("Video", "ok", "FFmpeg is there")
     remedy = f"only for long videos, which torchcodec decodes faster: {_apt_command('ffmpeg')}"

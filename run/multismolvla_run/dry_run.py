@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import yaml
@@ -28,7 +28,7 @@ def dry_run_text(run: TrainingRun, steps: Sequence[Step]) -> str:
             f"{preset.name}: {preset.description}",
             *_downloads(fetched),
             *_data(run, there),
-            *_stages(steps),
+            *_stages(steps, run.environment()),
             *(_needs(run, steps, {**fetched, **({} if there else preset.downloads)}) if fetched else ()),
         ]
     )
@@ -115,11 +115,11 @@ def how_to_make(preset: Preset, dataset: object) -> list[str]:
     return ["make it with:", *("  " + line.replace("{dataset}", str(dataset)) for line in commands)]
 
 
-def _stages(steps: Sequence[Step]) -> Iterator[str]:
+def _stages(steps: Sequence[Step], env: Mapping[str, str]) -> Iterator[str]:
     for number, step in enumerate(steps, start=1):
         yield f"\n[{number}/{len(steps)}] {step.stage.name}: {step.action}"
         if step.command:
-            yield show_command(step.command)
+            yield show_command(step.command, env)
 
 
 def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> Iterator[str]:

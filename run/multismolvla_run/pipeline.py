@@ -7,7 +7,6 @@ its last checkpoint, and a stage whose settings have changed is refused.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -48,7 +47,6 @@ from multismolvla_run.stages import (
     read_record,
     write_record,
 )
-from multismolvla_run.threads import training_threads
 
 
 @dataclass
@@ -116,8 +114,7 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
         raise StageError(
             f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
         )
-    # What the user has set stays, and a launcher divides the cores among its processes by itself.
-    env = {} if "OMP_NUM_THREADS" in os.environ or run.launcher else training_threads(run.preset.threads)
+    env = run.environment()
     with folder_lock(run.out), terminate_as_interrupt():
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.stage.name}"
@@ -213,6 +210,8 @@ def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
         Exit code: 0 done, 1 a stage failed, 2 a wrong request, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.partition("=")[0] == "--from" for word in words):
+        raise PresetError("--from is called --repeat now: python train.py PRESET --repeat=STAGE.")
     end = words.index("--") if "--" in words else len(words)
     own, extra = words[:end], words[end + 1 :]
     if own and not own[0].startswith("-"):

@@ -7,6 +7,7 @@ begun. A kill at any moment is therefore harmless.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from multismolvla_run.presets import (
     resolve_args,
     settings,
 )
+from multismolvla_run.threads import training_threads
 
 #: Files of a checkpoint's training state, the last one written last (lerobot 0.6.1).
 _STEP, _LAST = "training_step.json", "scheduler_state.json"
@@ -101,6 +103,15 @@ class TrainingRun:
         """Additional arguments of ``stage``."""
         general = self.extra.get("", []) if stage.trains else []
         return [*general, *self.extra.get(stage.name, [])]
+
+    def environment(self) -> dict[str, str]:
+        """Variables that are set for each stage's process: how many threads it gets.
+
+        What the user has set stays, and a launcher divides the cores among its processes by itself.
+        """
+        if "OMP_NUM_THREADS" in os.environ or self.launcher:
+            return {}
+        return training_threads(self.preset.threads)
 
     def state_file(self, stage: Stage) -> Path:
         """Where the driver remembers ``stage``."""

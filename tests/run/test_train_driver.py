@@ -192,6 +192,12 @@ def test_changed_dataset_is_refused(sandbox, capsys):
     assert "dataset:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--from", "base"], ["--from=base"]])
+def test_the_former_name_of_repeat_is_answered_with_the_new_one(sandbox, capsys, words):
+    assert drive(sandbox, *words) == 2
+    assert "--repeat" in capsys.readouterr().err
+
+
 def test_repeat_takes_later_stages_along(sandbox):
     assert drive(sandbox) == 0
     assert drive(sandbox, "--repeat=top") == 0
@@ -357,6 +363,8 @@ def test_shipped_presets_can_be_planned(name, tmp_path, capsys):
 def test_training_waits_passively_with_a_thread_per_core_unless_told_otherwise(sandbox, monkeypatch, capsys):
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert drive(sandbox, "--until=warm", "--dry-run") == 0
+    assert "OMP_NUM_THREADS=3 MKL_NUM_THREADS=3 OMP_WAIT_POLICY=PASSIVE" in capsys.readouterr().out
     assert drive(sandbox, "--until=warm") == 0
     assert "OMP_NUM_THREADS=3 MKL_NUM_THREADS=3 OMP_WAIT_POLICY=PASSIVE" in capsys.readouterr().out
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

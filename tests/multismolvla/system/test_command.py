@@ -94,6 +94,19 @@ def test_the_first_words_may_go_without_a_name(words, expected):
     assert parse_options(Options, words, positional=("note", "size")) == expected
 
 
+@pytest.mark.parametrize("spelling", [["--config-path={}"], ["--config_path", "{}"]])
+def test_what_is_wrong_with_a_file_of_options_names_the_file(tmp_path, spelling):
+    file = tmp_path / "options.yaml"
+    words = [word.format(file) for word in spelling]
+    with pytest.raises(ValueError, match=f"^--config_path={file}: "):
+        parse_options(Options, words)
+    file.write_text("size: 3")
+    assert parse_options(Options, words) == Options(size=3)
+    file.write_text("sise: 3")
+    with pytest.raises(ValueError, match=f"{file}.*`sise`.*--help"):
+        parse_options(Options, words)
+
+
 def test_the_process_s_own_arguments_are_the_default(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tool", "--size=7"])
     assert parse_options(Options) == Options(size=7)
