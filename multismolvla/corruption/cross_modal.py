@@ -53,7 +53,7 @@ def apply_cross(
     """Displace, turn or scale one picture.
 
     Args:
-        image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.apply_soft`.
+        image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.soft.apply_soft`.
         valid: bool (1, H, W) or ``None``.
         modality: one of ``MODALITIES``.
         type: ``shift``, ``rotated`` or ``scale``.

@@ -15,7 +15,7 @@ def apply_hard(
     """Replace a picture by what a dead sensor delivers.
 
     Args:
-        image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.apply_soft`.
+        image: (C, H, W), dtype and unit as in :func:`multismolvla.corruption.soft.apply_soft`.
         valid: bool (1, H, W) or ``None``.
         modality: one of ``MODALITIES``.
         type: ``drop`` and ``zero``: all zeros (for depth: nothing valid); ``grey``: constant middle of the

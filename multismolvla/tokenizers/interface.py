@@ -10,7 +10,7 @@ from torch import Tensor
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
-    """Turns a canonical picture (see `multismolvla.modalities.SPECS`) into a grid of token ids."""
+    """Turns a canonical picture (see `multismolvla.modalities`) into a grid of token ids."""
 
     @property
     def vocab_size(self) -> int:

@@ -71,7 +71,7 @@ def test_tower_benchmark_on_one_block(tmp_path: Path):
     assert [name for name in content["ratios"] if name.startswith("4M-21 B, rgb")] == list(content["ratios"])
     assert len(content["ratios"]) == 4
     assert all(row["wall"]["median"] > 0 for row in content["ratios"].values())
-    assert content["loading"] == {}  # tests/multismolvla/test_fourm_official_size.py measures it
+    assert content["loading"] == {}  # tests/multismolvla/fourm/test_fourm_official_size.py measures it
     assert list(tmp_path.iterdir()) == [output]
 
 

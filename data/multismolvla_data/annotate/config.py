@@ -144,8 +144,8 @@ class AnnotateConfig(TokenizerOptions):
     # Threads that decode and encode pictures.
     num_workers: int = 4
 
-    # Number of this process, from 0; default: as `accelerate launch --multi_gpu` says. Without accelerate give
-    # it together with --world_size.
+    # Number of this process, from 0; default: as `accelerate launch --multi_gpu` says. Without accelerate,
+    # give it together with --world_size.
     rank: int | None = None
     # Number of processes that share the work.
     world_size: int | None = None
