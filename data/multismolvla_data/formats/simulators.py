@@ -64,7 +64,7 @@ def suite_tasks(suite: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Simulator:
+class TaskSimulator:
     """A task's environment, with the step that makes data set frames of its observations."""
 
     env: Any  # a MultiModalLiberoEnv whose model is not rebuilt at a reset
@@ -93,10 +93,10 @@ class Simulator:
 
 
 #: Simulators of this process. Making one of the mini suite costs a second, a reset 20 ms.
-_OPEN: dict[tuple[SimulatorSettings, int], Simulator] = {}
+_OPEN: dict[tuple[SimulatorSettings, int], TaskSimulator] = {}
 
 
-def simulator(settings: SimulatorSettings, task_id: int) -> Simulator:
+def simulator(settings: SimulatorSettings, task_id: int) -> TaskSimulator:
     """The simulator of a task, kept for the next call; of LIBERO's scenes, whose textures are large, one."""
     if (settings, task_id) not in _OPEN:
         from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
@@ -115,7 +115,7 @@ def simulator(settings: SimulatorSettings, task_id: int) -> Simulator:
             libero_assets=settings.libero_assets,
         )
         env = config.env_maker(settings.suite, task_id)()
-        _OPEN[settings, task_id] = Simulator(env, config.get_env_processors()[0])
+        _OPEN[settings, task_id] = TaskSimulator(env, config.get_env_processors()[0])
     return _OPEN[settings, task_id]
 
 
