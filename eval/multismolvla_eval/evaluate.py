@@ -171,7 +171,7 @@ def _evaluate(
         return
     writer = ShardWriter(config.output / f"{shard_name(shard, shards)}.jsonl")
     try:
-        _run(pool, todo, rows, writer, manifest)
+        _run(pool, plan, todo, rows, writer, manifest)
     finally:
         writer.close()
     _say(f"All {len(todo)} missing episodes are done. Next: multismolvla-report {config.output}")
@@ -241,6 +241,7 @@ def _plan(
 
 def _run(
     pool: WorkerPool,
+    plan: Sequence[EpisodeSpec],
     todo: Sequence[EpisodeSpec],
     rows: Sequence[EpisodeRow],
     writer: ShardWriter,
@@ -253,9 +254,11 @@ def _run(
     for row in rows:
         if row.condition == "C0":
             clean[row.policy].append(row.success)
+    finished = {row.key for row in rows if not row.crashed}
+    proven = next((episode for episode in plan if episode.key in finished), None)
     silent = not speaks(os.environ)
     with tqdm(total=len(todo), unit="ep", dynamic_ncols=True, smoothing=0.1, disable=silent) as bar:
-        for row in pool.run(todo):
+        for row in pool.run(todo, proven):
             row.run, row.suite_hash = manifest.fingerprint, manifest.suites[row.suite].suite_hash
             row.time = datetime.now(UTC).isoformat(timespec="seconds")
             writer.append(row)

@@ -105,6 +105,9 @@ class PolicyServer(Protocol):
     def answer(self, request: Request) -> Reply:
         """The policy's actions for a request."""
 
+    def failure(self) -> str:
+        """Why it cannot load policies or compute actions; empty if it can."""
+
 
 def as_request(policy: str, batch: Batch, noise: Mapping[str, Tensor], first: bool) -> Request:
     """A request from a prepared batch of one row; only tensors travel, in the types that NumPy has.

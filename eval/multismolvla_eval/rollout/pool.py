@@ -4,10 +4,12 @@ With a batch size above one the workers are simulators, and one more process, th
 actions.
 
 A crash, or an episode that does not end, says nothing about a policy as long as it may be the machine's
-fault. So a crashed episode runs once more, after all others; if it crashes again it is recorded as a failure,
-because leaving it out would favour a policy that drives the simulator into crashes. Where
-``CRASHES_IN_A_ROW`` starts crash without an episode that finishes in between, it is the set-up that fails
-(graphics driver, memory, files): the run stops, and they run again when it is continued.
+fault. So a crashed episode runs once more, after another one has finished. If it crashes again it is a
+failure, because leaving it out would favour a policy that drives the simulator into crashes; but its row is
+held back until another episode has finished. At the end of a run this is one that has finished before: it
+runs again, unrecorded. If none finishes, or ``CRASHES_IN_A_ROW`` starts crash with none finishing in between,
+or the policy server fails, it is the set-up that fails (graphics driver, memory, files): the run stops,
+nothing of these crashes is recorded, and the episodes run again when the run is continued.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -40,11 +42,11 @@ LOG_TAIL_LINES = 25
 
 
 class WorkerError(RuntimeError):
-    """A set-up that cannot work: a worker cannot load, or several episodes in a row have crashed."""
+    """A set-up that cannot work: a worker cannot load, the policy server fails, or all episodes crash."""
 
 
 @dataclass
-class _Worker:
+class _WorkerProcess:
     """A worker process and what it does."""
 
     number: int
@@ -66,12 +68,17 @@ class WorkerPool:
     def __init__(self, config: EvalConfig, shard: int = 0) -> None:
         self._config = config
         self._numbers = range(shard * config.workers, (shard + 1) * config.workers)
+        self._server_name = f"server-{self._numbers[0]}"
         self._context = multiprocessing.get_context("spawn")
-        self._workers: list[_Worker] = []
+        self._workers: list[_WorkerProcess] = []
         self._server_process: ServerProcess | None = None
         self._server: PolicyServer | None = None
         self._queue: deque[EpisodeSpec] = deque()
-        self._crashed: set[str] = set()  # keys of the episodes that wait for their second try
+        self._crashed: set[str] = set()  # keys of the episodes that have crashed once
+        self._again: deque[EpisodeSpec] = deque()  # those that wait for their second try
+        self._held: list[EpisodeRow] = []  # second crashes since an episode finished
+        self._proven: EpisodeSpec | None = None  # the last episode that finished
+        self._check: EpisodeSpec | None = None  # it, while it runs once more
         self._in_a_row: dict[tuple[str, int, int], str] = {}  # starts that crashed since an episode finished
 
     def load(self) -> RunFacts:
@@ -82,7 +89,7 @@ class WorkerPool:
         """
         if self._config.batch_size > 1:
             self._server_process = ServerProcess(ctx=self._context)
-            self._server_process.start(begin, (self._config, f"server-{self._numbers[0]}"))
+            self._server_process.start(begin, (self._config, self._server_name))
             self._server = self._server_process.batch_server(self._config)
         worker = self._start(self._numbers[0])
         try:
@@ -93,26 +100,44 @@ class WorkerPool:
         worker.ready = True
         return self._facts
 
-    def run(self, episodes: Iterable[EpisodeSpec]) -> Iterator[EpisodeRow]:
+    def run(self, episodes: Iterable[EpisodeSpec], proven: EpisodeSpec | None = None) -> Iterator[EpisodeRow]:
         """Run all episodes and yield the row of each one that has finished, or crashed twice.
 
         Args:
             episodes: in the order in which they should start.
+            proven: one that finished in an earlier call.
 
         Raises:
-            WorkerError: a worker cannot load, or episodes crash one after the other.
+            WorkerError: a worker cannot load, the policy server fails, or episodes crash one after the other.
         """
-        self._queue = deque(episodes)
+        self._queue, self._proven = deque(episodes), proven
         for number in self._numbers[1 : len(self._queue)]:
             self._start(number)
-        while self._queue or any(w.episode for w in self._workers):
+        while self._more_to_run():
             for worker in self._workers:
                 if worker.ready and worker.episode is None and self._queue:
                     self._give(worker, self._queue.popleft())
             for pipe in wait([w.pipe for w in self._workers], POLL_S):
                 yield from self._hear(next(w for w in self._workers if w.pipe is pipe))
             for worker in list(self._workers):
-                yield from self._end_if_late(worker)
+                self._end_if_late(worker)
+
+    def _more_to_run(self) -> bool:
+        """Whether anything runs or waits; at the end it queues second tries, then the check of the set-up.
+
+        Raises:
+            WorkerError: second crashes are left, and no episode has finished that could run as a check.
+        """
+        if self._queue or any(w.episode for w in self._workers):
+            return True
+        self._queue.extend(self._again)
+        self._again.clear()
+        if not self._queue and self._held:
+            if self._proven is None:
+                raise self._broken_setup("No episode has finished, so it is probably the set-up that fails")
+            self._check = replace(self._proven, clip=False)
+            self._queue.append(self._check)
+        return bool(self._queue)
 
     def close(self) -> None:
         """End all processes."""
@@ -129,7 +154,7 @@ class WorkerPool:
             self._server_process.shutdown()
             self._server_process = self._server = None
 
-    def _start(self, number: int) -> _Worker:
+    def _start(self, number: int) -> _WorkerProcess:
         ours, theirs = self._context.Pipe()
         arguments = (self._config, number, theirs, self._server)
         process = self._context.Process(
@@ -137,18 +162,18 @@ class WorkerPool:
         )
         process.start()
         theirs.close()
-        worker = _Worker(number, process, ours)
+        worker = _WorkerProcess(number, process, ours)
         self._workers.append(worker)
         return worker
 
-    def _give(self, worker: _Worker, episode: EpisodeSpec) -> None:
+    def _give(self, worker: _WorkerProcess, episode: EpisodeSpec) -> None:
         worker.episode, worker.since = episode, time.monotonic()
         try:
             worker.pipe.send(episode)
         except BrokenPipeError:
             logger.debug("Worker %d died before its episode began.", worker.number)  # its pipe tells so next
 
-    def _hear(self, worker: _Worker) -> Iterator[EpisodeRow]:
+    def _hear(self, worker: _WorkerProcess) -> Iterator[EpisodeRow]:
         """Take in what a worker sends, or its death."""
         try:
             message: RunFacts | EpisodeRow = worker.pipe.recv()
@@ -156,20 +181,25 @@ class WorkerPool:
             worker.process.join(EXIT_S)
             if not worker.ready:
                 raise self._cannot_load(worker) from None
-            yield from self._replace(worker, f"crash: {self._end(worker)}"[:300])
+            self._replace(worker, f"crash: {self._end(worker)}"[:300])
             return
         if isinstance(message, RunFacts):
             worker.ready = True
             return
+        yield from self._held
+        if worker.episode is not self._check:
+            yield message
+        self._proven, self._check, worker.episode = worker.episode, None, None
+        self._held.clear()
         self._in_a_row.clear()
-        worker.episode = None
-        yield message
+        if self._again:
+            self._queue.appendleft(self._again.popleft())
 
-    def _replace(self, worker: _Worker, cause: str) -> Iterator[EpisodeRow]:
-        """Put a fresh worker in the place of one that is gone; its episode runs again later, or is recorded.
+    def _replace(self, worker: _WorkerProcess, cause: str) -> None:
+        """Put a fresh worker in the place of one that is gone; its episode runs again, or its row is held.
 
         Raises:
-            WorkerError: too many episodes have crashed in a row.
+            WorkerError: the policy server has failed, or too many episodes have crashed in a row.
         """
         self._workers.remove(worker)
         worker.process.join(EXIT_S)
@@ -177,22 +207,41 @@ class WorkerPool:
         episode = worker.episode
         if episode is not None:
             logger.warning("Episode %s: %s", episode.key, cause)
+            if failure := self._server_failure():
+                raise WorkerError(f"{failure} Finished episodes are kept; the same command continues.")
             # policies alternate on one start of a task: that it cannot be simulated is one crash
             self._in_a_row[episode.suite, episode.task_id, episode.episode] = f"  {episode.key}: {cause}"
             if len(self._in_a_row) == CRASHES_IN_A_ROW:
-                crashes = "\n".join(self._in_a_row.values())
-                raise WorkerError(
-                    f"{CRASHES_IN_A_ROW} episodes crashed in a row, so it is probably the set-up that fails:"
-                    f"\n{crashes}\nOnce the cause is gone (graphics driver, memory, files), the same command "
-                    "continues.\n"
-                    f"End of {self._log(worker)}:\n{self._tail(worker)}"
-                )
+                why = f"{CRASHES_IN_A_ROW} episodes crashed in a row, so it is probably the set-up that fails"
+                raise self._broken_setup(why, worker)
+            if episode is self._check:
+                raise self._broken_setup("An episode that had finished before crashes now", worker)
             if episode.key in self._crashed:
-                yield self._crash_row(episode, cause)
+                self._held.append(self._crash_row(episode, cause))
             else:
                 self._crashed.add(episode.key)
-                self._queue.append(episode)
+                self._again.append(episode)
         self._start(worker.number)
+
+    def _broken_setup(self, why: str, worker: _WorkerProcess | None = None) -> WorkerError:
+        """The error after crashes; the worker is the one that crashed last, if its log is worth showing."""
+        worker = worker or self._workers[-1]
+        crashes = "\n".join(self._in_a_row.values())
+        return WorkerError(
+            f"{why}:\n{crashes}\nNothing of this is recorded. Once the cause is gone (graphics driver, "
+            f"memory, files), the same command continues.\nEnd of {self._log(worker)}:\n{self._tail(worker)}"
+        )
+
+    def _server_failure(self) -> str:
+        """What is wrong with the policy server, and where to read on; empty if nothing is."""
+        if self._server is None:
+            return ""
+        try:
+            what = self._server.failure()
+        except (OSError, EOFError):
+            what = "its process has ended"
+        log = log_path(self._config, self._server_name)
+        return what and f"The policy server failed: {what}\nThe whole log is {log}."
 
     def _crash_row(self, episode: EpisodeSpec, cause: str) -> EpisodeRow:
         """What is known of an episode whose process is gone."""
@@ -213,29 +262,30 @@ class WorkerPool:
             steps=0,
         )
 
-    def _end_if_late(self, worker: _Worker) -> Iterator[EpisodeRow]:
+    def _end_if_late(self, worker: _WorkerProcess) -> None:
         """End a worker whose episode takes too long."""
         limit = self._config.episode_timeout
         if worker.episode is not None and time.monotonic() - worker.since > limit:
             worker.process.kill()
-            yield from self._replace(worker, f"crash: no end after {limit:g} s")
+            self._replace(worker, f"crash: no end after {limit:g} s")
 
-    def _cannot_load(self, worker: _Worker) -> WorkerError:
+    def _cannot_load(self, worker: _WorkerProcess) -> WorkerError:
+        failure = self._server_failure() or f"The whole log is {self._log(worker)}."
         return WorkerError(
-            f"Environment or policies could not be loaded ({self._end(worker)}).\nThe whole logs are "
-            f"in {self._log(worker).parent}. Finished episodes are kept; the same command continues."
+            f"Environment or policies could not be loaded ({self._end(worker)}).\n{failure} "
+            "Finished episodes are kept; the same command continues."
         )
 
-    def _end(self, worker: _Worker) -> str:
+    def _end(self, worker: _WorkerProcess) -> str:
         """How a process ended; a Python exception is the last line of its log."""
         code = worker.process.exitcode
         tail = self._tail(worker).splitlines() if code == 1 else []
         return f"exit code {code}" + (f", {tail[-1]}" if tail else "")
 
-    def _log(self, worker: _Worker) -> Path:
+    def _log(self, worker: _WorkerProcess) -> Path:
         return log_path(self._config, f"worker-{worker.number}")
 
-    def _tail(self, worker: _Worker) -> str:
+    def _tail(self, worker: _WorkerProcess) -> str:
         path = self._log(worker)
         text = path.read_text(errors="replace") if path.is_file() else ""
         return "\n".join(text.strip().splitlines()[-LOG_TAIL_LINES:])

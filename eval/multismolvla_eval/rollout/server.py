@@ -7,6 +7,7 @@ of its own, which a thread of its own serves (:mod:`multiprocessing.managers`).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from multismolvla_eval.records.schema import PolicyFacts
 from multismolvla_eval.rollout.batching import ChunkBatcher
 from multismolvla_eval.rollout.worker import use_one_thread
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class _Batch:
@@ -33,8 +36,8 @@ class _Batch:
 class BatchServer:
     """Answers requests of several threads in batches; a `PolicyServer`.
 
-    A batch is computed as soon as as many requests have come as can come, or after about as long as a batch
-    takes to compute: waiting longer would not pay.
+    A batch is computed when it is full or every simulator waits, at the latest after the time that the last
+    batch took.
 
     Args:
         load: makes the batchers of the policies, by path.
@@ -47,6 +50,7 @@ class BatchServer:
         self._loaded = self._computing.submit(load)
         self._open: dict[Hashable, _Batch] = {}
         self._changed = threading.Condition()
+        self._failure: BaseException | None = None
 
     def facts(self, policy: str) -> PolicyFacts:
         """What a policy tells of itself; waits until it is loaded."""
@@ -76,7 +80,18 @@ class BatchServer:
             else:
                 self._changed.wait_for(lambda: batch.replies is not None)
         assert batch.replies is not None
+        error = batch.replies.exception()
+        if error is not None and self._failure is None:
+            self._failure = error
+            logger.error("A batch of %s cannot be computed.", request.policy, exc_info=error)
         return batch.replies.result()[place]
+
+    def failure(self) -> str:
+        """Why policies could not be loaded or actions not be computed; empty if all is well."""
+        error = self._failure
+        if error is None and self._loaded.done():
+            error = self._loaded.exception()
+        return "" if error is None else f"{type(error).__name__}: {error}"
 
 
 def _load(config: EvalConfig) -> dict[str, ChunkBatcher]:
@@ -108,4 +123,4 @@ def _serve(config: EvalConfig) -> BatchServer:
     return BatchServer(partial(_load, config), config.workers)
 
 
-ServerProcess.register("batch_server", _serve, exposed=("facts", "answer"))
+ServerProcess.register("batch_server", _serve, exposed=("facts", "answer", "failure"))

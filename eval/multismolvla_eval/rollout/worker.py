@@ -85,7 +85,7 @@ def worker_main(config: EvalConfig, number: int, pipe: Connection, server: Polic
     }
     suites = {name: source.facts() for name, source in sources.items()}
     pipe.send(RunFacts(suites, list(first.cameras), {name: p.facts() for name, p in policies.items()}))
-    worker = _Worker(config, number, sources, policies)
+    worker = _EpisodeRunner(config, number, sources, policies)
     while True:
         try:
             spec: EpisodeSpec = pipe.recv()
@@ -94,7 +94,7 @@ def worker_main(config: EvalConfig, number: int, pipe: Connection, server: Polic
         pipe.send(worker.run(spec))
 
 
-class _Worker:
+class _EpisodeRunner:
     """Open simulators and loaded policies of one process."""
 
     def __init__(

@@ -118,9 +118,11 @@ def test_all_that_wait_hear_of_a_policy_that_cannot_be_loaded_or_batched():
     with pytest.raises(FileNotFoundError, match="no weights"):
         BatchServer(broken, simulators=1).facts("p")
     server = BatchServer(lambda: {"p": ChunkBatcher(Chunks(lambda a: a + a.mean()), SIZE)}, simulators=2)
+    assert not server.failure()
     for asked in (request(0), request(1)):
         with pytest.raises(BatchingError):
             server.answer(asked)
+    assert server.failure().startswith("BatchingError: ")
 
 
 def test_first_failures_are_filmed_and_every_clean_twin():

@@ -86,8 +86,69 @@ def test_a_setup_that_breaks_stops_the_run_and_no_crash_is_recorded(make_pool):
     assert done == [(0, 0), (0, 1)]
 
 
+@pytest.mark.parametrize("places", [[(0, 0)], [(0, 0), (1, 0)]])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_every_start_crashes_nothing_is_recorded(make_pool, places, workers):
+    pool, _ = make_pool(workers, at_most=0)
+    with pytest.raises(WorkerError, match=r"(?s)No episode has finished.*0: crash.*same command"):
+        run(pool, *places, policies="ab")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_at_the_end_an_episode_that_had_finished_shows_whether_the_setup_works(make_pool, breaks):
+    pool, done = make_pool(crash={(1, 0): 9}, at_most=1 if breaks else 99)
+    if breaks:
+        with pytest.raises(WorkerError, match="had finished before crashes now"):
+            run(pool, (0, 0), (1, 0))
+        assert done == [(0, 0)]
+    else:
+        assert run(pool, (0, 0), (1, 0)) == ([(0, 0)], [(1, 0, CRASH)])
+        assert done == [(0, 0), (0, 0)], "the check is not recorded"
+
+
+def test_a_continued_run_checks_the_setup_with_an_episode_of_an_earlier_call(make_pool):
+    pool, done = make_pool(crash={(1, 0): 9})
+    pool.load()
+    crashed, earlier = (EpisodeSpec("a", "toy", task, "C0", 0) for task in (1, 0))
+    rows = list(pool.run([crashed], earlier))
+    pool.close()
+    assert [(row.task_id, row.cause) for row in rows] == [(1, CRASH)]
+    assert done == [(0, 0)]
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_a_failure_of_the_policy_server_is_no_crash_of_an_episode(make_pool, died):
+    class Server:
+        def failure(self):
+            if died:
+                raise ConnectionRefusedError
+            return "BatchingError: other actions"
+
+    pool, _ = make_pool(crash={(0, 1): 1})
+    pool._server = Server()
+    what = "process has ended" if died else "BatchingError"
+    rows = []
+    pool.load()
+    with pytest.raises(WorkerError, match=rf"(?s){what}.*server-0\.log"):
+        rows.extend(pool.run([EpisodeSpec("a", "toy", 0, "C0", n) for n in range(3)]))
+    pool.close()
+    assert [row.episode for row in rows] == [0]
+
+
+def test_a_policy_server_that_dies_while_it_loads_is_named(make_pool):
+    class Server:
+        def failure(self):
+            raise EOFError
+
+    pool, _ = make_pool(unloadable=[1])
+    pool._server = Server()
+    with pytest.raises(WorkerError, match=r"(?s)could not be loaded.*server-0\.log"):
+        pool.load()
+    pool.close()
+
+
 @pytest.mark.parametrize("start", [1, 2])
 def test_a_process_that_cannot_load_stops_the_run(make_pool, start):
     pool, _ = make_pool(crash={(0, 0): 1}, unloadable=[start])
-    with pytest.raises(WorkerError, match=r"(?s)could not be loaded \(exit code -6\).*logs"):
+    with pytest.raises(WorkerError, match=r"(?s)could not be loaded \(exit code -6\).*worker-0\.log"):
         run(pool, (0, 0), (0, 1))
