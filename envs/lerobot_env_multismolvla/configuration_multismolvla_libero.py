@@ -138,19 +138,20 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         return {**self.gym_kwargs, "num_steps_wait": wait, "hard_reset": hard}
 
     def create_envs(
-        self, n_envs: int, use_async_envs: bool = False
+        self, n_envs: int, use_async_envs: bool = False, require_assets: bool = True
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         """Vector environments of all chosen tasks, by suite and task id.
 
         Args:
             n_envs: environments per task; number i starts with initial state i and advances by ``n_envs``.
             use_async_envs: one process per environment (needs ``n_envs > 1``).
+            require_assets: refuse now what the first reset would refuse; LeRobot trains in between.
 
         Raises:
             ValueError: unknown suite or task id.
             FileNotFoundError: a LIBERO suite without LIBERO's assets.
         """
-        from lerobot_env_multismolvla.libero.setup import ensure_libero_config
+        from lerobot_env_multismolvla.libero.setup import ensure_libero_config, require_libero_assets
 
         ensure_libero_config()
         from lerobot.envs.libero import _get_suite, _select_task_ids  # lerobot 0.6.1
@@ -161,6 +162,8 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         envs: dict[str, dict[int, gym.vector.VectorEnv]] = {}
         for name in self.suites:
             suite = _get_suite(name)
+            if require_assets and name != mini.SUITE_NAME:
+                require_libero_assets(name, self.libero_assets)
             spaces: tuple[Any, ...] = (None, None, None)
             for task_id in _select_task_ids(len(suite.tasks), self.task_ids):
                 makers = [self.env_maker(name, task_id, i, n_envs) for i in range(n_envs)]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 class EnvironmentFacts:
     """What a :class:`~lerobot_env_multismolvla.multimodal_env.MultiModalLiberoEnv` tells of itself.
 
-    The fields are those that an evaluation records of a suite (``multismolvla_eval.records.schema``), of
-    which this is one task.
+    The fields are those of ``multismolvla_eval.records.schema.SuiteFacts``, of which this is one task.
     """
 
     type: str

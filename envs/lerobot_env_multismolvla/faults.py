@@ -62,6 +62,7 @@ class FaultWrapper(gym.Wrapper):
         self.run_seed = run_seed
         inner: Any = env.unwrapped
         self._cameras: tuple[str, ...] = inner.cameras
+        self._labels: tuple[str, ...] = inner.labels
         for fault in condition.faults:
             unknown = sorted(set(fault.cameras or ()) - set(self._cameras))
             if unknown or (fault.type == "swapped" and len(self._cameras) < 2):
@@ -150,7 +151,7 @@ class FaultWrapper(gym.Wrapper):
             image, valid = apply_hard(image, valid, fault.modality, type_, first)
         elif fault.kind == "soft":
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
-            labels = len(getattr(self.env.unwrapped, "labels", ())) or None
+            labels = len(self._labels) or None
             image, valid = apply_soft(image, valid, fault.modality, type_, fault.severity, generator, labels)
         elif type_ != "swapped":
             generator = torch.Generator().manual_seed(self._seed(fault, camera))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lerobot_env_multismolvla.libero.initial_states import (
 )
 from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config, require_libero_assets
 from multismolvla.modalities import MODALITIES, Modality, Provenance, stream_name
-from multismolvla.system.libero_assets import AssetIdentity, identify
+from multismolvla.system.libero_assets import AssetIdentity, find_libero_assets, identify
 
 ensure_libero_config()
 
@@ -84,7 +85,7 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     Raises:
         ValueError: the file of initial states holds anything else.
-        FileNotFoundError: a LIBERO suite without LIBERO's assets or initial states.
+        FileNotFoundError: there are no initial states. Assets are looked for at the first reset.
 
     Example:
         >>> from lerobot.envs.factory import make_env, make_env_config
@@ -116,7 +117,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.init_split = init_split
         self.seg_labels = seg_labels
         self._is_mini = task_suite_name == mini.SUITE_NAME
-        self._assets = mini.ASSETS if self._is_mini else require_libero_assets(task_suite_name, libero_assets)
+        self._libero_assets = libero_assets
         if self._is_mini:
             kwargs["episode_length"] = kwargs.get("episode_length") or mini.MAX_STEPS
         # Upstream must not read the states: its pickle loader runs what the file says.
@@ -158,11 +159,19 @@ class MultiModalLiberoEnv(LiberoEnv):
         return {m: str(Provenance.SENSOR) for m in self.streams}
 
     @property
-    def assets(self) -> AssetIdentity:
-        """Which assets the pictures are made with. The mini suite's are its own and stand in for nothing."""
+    def assets(self) -> AssetIdentity | None:
+        """Which assets the pictures are made with; ``None`` as long as LIBERO's are missing.
+
+        The mini suite's are its own and stand in for nothing.
+        """
         if self._is_mini:
             return AssetIdentity(mini.assets_hash(), False, ())
-        return identify(self._assets)
+        folder = find_libero_assets(self._libero_assets)
+        return None if folder is None else identify(folder)
+
+    @cached_property
+    def _assets_folder(self) -> Path:
+        return mini.ASSETS if self._is_mini else require_libero_assets(self.suite, self._libero_assets)
 
     @property
     def facts(self) -> EnvironmentFacts:
@@ -183,9 +192,9 @@ class MultiModalLiberoEnv(LiberoEnv):
             streams=self.streams,
             provenance=self.provenance,
             labels=self.labels,
-            assets=assets.hash,
-            assets_standins=assets.standins,
-            assets_differing=assets.differing,
+            assets="" if assets is None else assets.hash,
+            assets_standins=None if assets is None else assets.standins,
+            assets_differing=() if assets is None else assets.differing,
         )
 
     @property
@@ -212,7 +221,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         self._stream_cameras.thermal = ThermalCamera((seed or 0, self.task_id, used))
         self._step_index = 0
         self.render_observations = True
-        with asset_root(self._assets):
+        with asset_root(self._assets_folder):
             self._ensure_env()
             if self._is_mini:
                 self._init_states = SimulatorStates(self.simulation, self.task_id, self.init_split)
@@ -306,7 +315,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         """Unlike upstream: no camera observations in robosuite, because this class renders by itself."""
         if self._env is not None:
             return
-        with asset_root(self._assets):
+        with asset_root(self._assets_folder):
             env = Simulator(
                 bddl_file_name=self._task_bddl_file,
                 control_freq=self.control_freq,

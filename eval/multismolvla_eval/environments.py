@@ -9,15 +9,19 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import gymnasium as gym
+import msgspec
 import numpy as np
 from torch import Tensor
 
 from multismolvla.corruption import Condition
 from multismolvla_eval.config import EnvironmentArguments
-from multismolvla_eval.records.schema import EnvironmentFacts
+from multismolvla_eval.records.schema import SuiteFacts
+
+if TYPE_CHECKING:
+    from lerobot_env_multismolvla.facts import EnvironmentFacts
 
 #: What LeRobot calls a batch: tensors, and texts, by observation key.
 Batch = dict[str, Any]
@@ -38,7 +42,7 @@ class EnvironmentSource(Protocol):
     config: Any
     action_dim: int
 
-    def facts(self) -> EnvironmentFacts:
+    def facts(self) -> SuiteFacts:
         """What the environment tells of itself, for rows and manifest."""
 
     def make(self, task_id: int) -> gym.Env:
@@ -49,6 +53,35 @@ class EnvironmentSource(Protocol):
 
     def processors(self, policy_config: Any) -> tuple[Callable[[Batch], Batch], Callable[[Tensor], Tensor]]:
         """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
+
+
+@runtime_checkable
+class _KnowsFacts(Protocol):
+    """An environment of our package."""
+
+    @property
+    def facts(self) -> EnvironmentFacts: ...
+
+
+@runtime_checkable
+class RendersOnDemand(Protocol):
+    """An environment that renders no pictures while it is told not to, and measures how long it renders."""
+
+    render_observations: bool
+    render_seconds: float
+
+
+@runtime_checkable
+class KeepsCleanPictures(Protocol):
+    """An environment that keeps its last pictures as they were before any fault."""
+
+    def clean_rgb(self) -> dict[str, np.ndarray]:
+        """By camera, upright, uint8 (H, W, 3)."""
+
+
+@runtime_checkable
+class _CountsStarts(Protocol):
+    init_state_id: int
 
 
 class LeRobotSource:
@@ -72,7 +105,7 @@ class LeRobotSource:
         self.action_dim = int(first.action_space.shape[0])  # type: ignore[index]
         self._facts = _facts_of(config, suite, self._envs)
 
-    def facts(self) -> EnvironmentFacts:
+    def facts(self) -> SuiteFacts:
         """See `EnvironmentSource`."""
         return self._facts
 
@@ -106,43 +139,35 @@ class LeRobotSource:
         return observe, act
 
 
-def _facts_of(config: Any, suite: str, envs: Mapping[int, gym.Env]) -> EnvironmentFacts:
-    """What the environments of a suite tell of themselves; those of other types than ours tell less."""
-    from lerobot_env_multismolvla import mini
+def _facts_of(config: Any, suite: str, envs: Mapping[int, gym.Env]) -> SuiteFacts:
+    """Facts about a suite's environments; other types than ours provide fewer."""
+    bare = next(iter(envs.values())).unwrapped
+    tasks = {i: _instruction(env.unwrapped) for i, env in envs.items()}
+    if isinstance(bare, _KnowsFacts):
+        return msgspec.convert({**vars(bare.facts), "tasks": tasks}, SuiteFacts)
+    return _facts_of_other(config, suite, next(iter(envs.values())), tasks)
 
-    first = next(iter(envs.values()))
-    bare: Any = first.unwrapped
 
-    def attribute(name: str, default: Any = None) -> Any:
-        return getattr(bare, name, default)
-
-    if not attribute("_max_episode_steps"):
+def _facts_of_other(config: Any, suite: str, env: gym.Env, tasks: dict[int, str]) -> SuiteFacts:
+    """What can be known of an environment that does not tell it, such as LeRobot's own types (0.6.1)."""
+    bare: Any = env.unwrapped
+    limit, states = getattr(bare, "_max_episode_steps", None), getattr(bare, "_init_states", None)
+    if not limit:
         raise ValueError(
             f"The suite {suite!r} of the type {config.type!r} has no step limit (_max_episode_steps)."
         )
-    space, states, assets = first.observation_space, attribute("_init_states"), attribute("assets")
-    return EnvironmentFacts(
+    space = env.observation_space
+    return SuiteFacts(
         type=config.type,
-        tasks={i: _instruction(env.unwrapped) for i, env in envs.items()},
-        max_steps=int(bare._max_episode_steps),
+        tasks=tasks,
+        max_steps=int(limit),
         init_states=None if states is None else len(states),
-        init_state_splits={name: list(ends) for name, ends in attribute("init_state_splits", {}).items()},
-        init_split=attribute("init_split"),
-        render_quality=attribute("render_quality"),
-        num_steps_wait=attribute("num_steps_wait"),
-        # scenes and states of the mini suite are ours and change with its version
-        mini_version=mini.MINI_VERSION if suite == mini.SUITE_NAME else None,
+        num_steps_wait=getattr(bare, "num_steps_wait", None),
         # what FaultWrapper works on
-        faultable=bool(attribute("cameras"))
+        faultable=bool(getattr(bare, "cameras", ()))
         and isinstance(space, gym.spaces.Dict)
         and "presence" in space.spaces,
         fps=int(getattr(config, "fps", 0)),
-        streams=list(attribute("streams", ("rgb",))),
-        provenance=attribute("provenance", {}),
-        labels=list(attribute("labels", ())),
-        assets="" if assets is None else assets.hash,
-        assets_standins=None if assets is None else assets.standins,
-        assets_differing=[] if assets is None else list(assets.differing),
     )
 
 
@@ -162,8 +187,8 @@ def choose_start(env: gym.Env, number: int) -> None:
     Our environments are told by an option of the reset. LeRobot's own LIBERO types (0.6.1) know no such
     option and count their resets: without this, episodes after different histories would not start the same.
     """
-    bare: Any = env.unwrapped
-    if hasattr(bare, "init_state_id"):
+    bare = env.unwrapped
+    if isinstance(bare, _CountsStarts):
         bare.init_state_id = number
 
 
@@ -195,17 +220,21 @@ def state_hash(env: gym.Env) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
+def load_sources(arguments: EnvironmentArguments, to_run: bool = True) -> dict[str, EnvironmentSource]:
     """One source per suite that the options name, in their order.
+
+    Args:
+        arguments: of ``--env``.
+        to_run: whether episodes are to run; only their facts are asked for otherwise.
 
     Raises:
         ValueError: unknown type, option, suite or task id, or ``module:attribute`` that cannot be found.
-        FileNotFoundError: LIBERO's assets are missing, or not whole.
+        FileNotFoundError: LIBERO's assets are not whole, or missing although episodes are to run.
         ModuleNotFoundError: LIBERO-Plus is asked for and not what is installed, or no LIBERO is.
     """
     module_name, colon, attribute = arguments.type.partition(":")
     if not colon:
-        return _lerobot_sources(arguments)
+        return _lerobot_sources(arguments, to_run)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -215,7 +244,7 @@ def load_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource
     return {suite: factory(replace(arguments, task=suite)) for suite in arguments.suites()}
 
 
-def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSource]:
+def _lerobot_sources(arguments: EnvironmentArguments, to_run: bool) -> dict[str, EnvironmentSource]:
     from lerobot.envs.configs import EnvConfig
     from lerobot.utils.import_utils import register_third_party_plugins
 
@@ -236,14 +265,15 @@ def _lerobot_sources(arguments: EnvironmentArguments) -> dict[str, EnvironmentSo
         )
     tasks = {} if arguments.task_ids is None else {"task_ids": list(arguments.task_ids)}
     config = config_class(**{"task": arguments.task, **arguments.options, **tasks})
-    assets = _prepare_libero(arguments, config)
-    envs = config.create_envs(n_envs=1, use_async_envs=False)
+    assets = _prepare_libero(arguments, config, to_run)
+    ours = {"require_assets": to_run} if arguments.type == "multismolvla_libero" else {}
+    envs = config.create_envs(n_envs=1, use_async_envs=False, **ours)
     if assets is not None:
         _refuse_missing_task_files(assets, envs)
     return {suite: LeRobotSource(config, suite, members) for suite, members in envs.items()}
 
 
-def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None:
+def _prepare_libero(arguments: EnvironmentArguments, config: Any, to_run: bool) -> Path | None:
     """What must be done before LIBERO is imported.
 
     Returns:
@@ -251,7 +281,7 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
         or none.
 
     Raises:
-        FileNotFoundError: the assets are missing.
+        FileNotFoundError: the assets are missing although episodes are to run.
         ModuleNotFoundError: LIBERO-Plus is asked for and not what is installed.
     """
     from lerobot_env_multismolvla.libero.setup import (
@@ -265,6 +295,8 @@ def _prepare_libero(arguments: EnvironmentArguments, config: Any) -> Path | None
         return find_libero_assets(config.libero_assets)
     if arguments.type == "libero":
         ensure_libero_config()
+        if not to_run and find_libero_assets() is None:
+            return None
         folder = require_libero_assets(arguments.suites()[0])
         set_asset_root(folder)  # hf-libero may otherwise download into the home folder
         return folder

@@ -20,10 +20,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-import msgspec
 from filelock import FileLock
+from msgspec.structs import replace as replace_fields
 
 from multismolvla.corruption import Condition, parse_condition
 from multismolvla.system.command import entry_point, parse_options
@@ -38,7 +39,7 @@ from multismolvla_eval.records.manifest import (
     earlier_manifest,
     refuse_another_run,
 )
-from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow, RunManifest
+from multismolvla_eval.records.schema import EpisodeRow, RunManifest, SuiteFacts
 from multismolvla_eval.records.shards import (
     locate_shard,
     refuse_other_divisions,
@@ -180,10 +181,12 @@ def _evaluate(
 def _forecast(config: EvalConfig, level: Level, shard: int, shards: int) -> None:
     """``--dry_run``: cells, episodes and hours; loads the environment, no policy, and starts no simulator."""
     _say(f"Loading the environment {config.env.task} ...")
+    for module in config.plugins:
+        import_module(module)
     from multismolvla_eval.environments import load_sources
 
     with contextlib.redirect_stdout(sys.stderr):  # LIBERO prints
-        sources = load_sources(config.env)
+        sources = load_sources(config.env, to_run=False)
     suites = _first_tasks({name: source.facts() for name, source in sources.items()}, level.tasks)
     rows = _earlier_rows(config, suites)
     conditions, plan = _plan(config, level, suites, next(iter(sources.values())).cameras)
@@ -192,7 +195,7 @@ def _forecast(config: EvalConfig, level: Level, shard: int, shards: int) -> None
     _say(*summary_lines(suites, plan, todo, rows, config.workers))
 
 
-def _earlier_rows(config: EvalConfig, suites: Mapping[str, EnvironmentFacts]) -> list[EpisodeRow]:
+def _earlier_rows(config: EvalConfig, suites: Mapping[str, SuiteFacts]) -> list[EpisodeRow]:
     """What the output folder holds of this run, and a line that says whether the run would be continued.
 
     Raises:
@@ -205,27 +208,29 @@ def _earlier_rows(config: EvalConfig, suites: Mapping[str, EnvironmentFacts]) ->
         return []
     checkpoints = {}
     for name, path in config.policy_paths().items():
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # _settle() has said so, or it is on the hub and not here
+        # _settle() has said that it is missing, or it is on the hub and not here
+        with contextlib.suppress(FileNotFoundError):
             checkpoints[name] = policy_hash(path)
-    refuse_another_run(config.output, old, comparable(config), checkpoints, suites)
+    known = {name: suite for name, suite in suites.items() if name in old.suites}
+    # on a machine without LIBERO's assets the run would be refused anyway
+    known = {k: replace_fields(s, assets=s.assets or old.suites[k].assets) for k, s in known.items()}
+    refuse_another_run(config.output, old, comparable(config), checkpoints, known)
     rows = list(iterate_rows(config.output, old))
     found = f"holds this run ({old.fingerprint}) with {len(rows)} episodes"
     _say(f"{config.output} {found}: it would be continued.")
     return rows
 
 
-def _first_tasks(suites: Mapping[str, EnvironmentFacts], number: int | None) -> dict[str, EnvironmentFacts]:
+def _first_tasks(suites: Mapping[str, SuiteFacts], number: int | None) -> dict[str, SuiteFacts]:
     """The suites with only their first so many tasks; with all of them for ``None``."""
     return {
-        name: msgspec.structs.replace(suite, tasks=dict(sorted(suite.tasks.items())[:number]))
+        name: replace_fields(suite, tasks=dict(sorted(suite.tasks.items())[:number]))
         for name, suite in suites.items()
     }
 
 
 def _plan(
-    config: EvalConfig, level: Level, suites: Mapping[str, EnvironmentFacts], cameras: Sequence[str]
+    config: EvalConfig, level: Level, suites: Mapping[str, SuiteFacts], cameras: Sequence[str]
 ) -> tuple[Sequence[Condition], list[EpisodeSpec]]:
     """Conditions and all episodes.
 

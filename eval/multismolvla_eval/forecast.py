@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from multismolvla.corruption import Condition
 from multismolvla_eval.protocol.levels import describe
 from multismolvla_eval.protocol.schedule import EpisodeSpec
-from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow
+from multismolvla_eval.records.schema import EpisodeRow, SuiteFacts
 
 #: Seconds of simulation per environment step before anything has been measured, every step rendered in
 #: software with all streams: LIBERO's scenes at 256 pixels (0.14 to 0.3 s on two cores; 0.07 s for a policy
@@ -19,7 +19,7 @@ NOMINAL_LIBERO_STEP_S = 0.25
 
 
 def seconds_per_episode(
-    suites: Mapping[str, EnvironmentFacts], rows: Sequence[EpisodeRow]
+    suites: Mapping[str, SuiteFacts], rows: Sequence[EpisodeRow]
 ) -> dict[str, tuple[float, bool]]:
     """Per suite the mean time of an episode, and whether it was measured.
 
@@ -44,7 +44,7 @@ def hours(episodes: Mapping[str, int], seconds: Mapping[str, tuple[float, bool]]
 
 
 def summary_lines(
-    suites: Mapping[str, EnvironmentFacts],
+    suites: Mapping[str, SuiteFacts],
     plan: Sequence[EpisodeSpec],
     todo: Sequence[EpisodeSpec],
     rows: Sequence[EpisodeRow],
@@ -80,7 +80,7 @@ def summary_lines(
 
 
 def detailed_lines(
-    suites: Mapping[str, EnvironmentFacts],
+    suites: Mapping[str, SuiteFacts],
     conditions: Sequence[Condition],
     plan: Sequence[EpisodeSpec],
     rows: Sequence[EpisodeRow],
@@ -102,7 +102,7 @@ def detailed_lines(
     return [*lines, ""]
 
 
-def _state_warnings(suites: Mapping[str, EnvironmentFacts], plan: Sequence[EpisodeSpec]) -> list[str]:
+def _state_warnings(suites: Mapping[str, SuiteFacts], plan: Sequence[EpisodeSpec]) -> list[str]:
     """A sentence for every suite that has fewer initial states than the plan has episodes of a cell."""
     most: Counter[str] = Counter()
     for episode in plan:

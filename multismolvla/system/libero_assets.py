@@ -18,6 +18,11 @@ from pathlib import Path, PurePosixPath
 
 #: Folder of LIBERO's assets, for the four public suites and libero_90. The mini suite needs none.
 ASSETS_VARIABLE = "MULTISMOLVLA_LIBERO_ASSETS"
+#: How a user names it, for messages.
+NAME_ASSETS = (
+    f"variable {ASSETS_VARIABLE}; multismolvla-eval: --env.options='{{libero_assets: FOLDER}}'; "
+    "lerobot-eval: --env.libero_assets; recording and replay: --libero_assets"
+)
 #: Hub data set from which hf-libero and ``multismolvla-doctor --fetch-assets`` take them.
 HUB_DATASET = "lerobot/libero-assets"
 FOLDERS = (
@@ -76,9 +81,9 @@ def find_libero_assets(explicit: str | None = None) -> Path | None:
         missing = missing_folders(folder)
         if missing:
             raise FileNotFoundError(
-                f"{folder} is not a LIBERO asset folder: it lacks {missing}. Point --env.libero_assets or "
-                f"{ASSETS_VARIABLE} at the folder that contains 'scenes' and the object folders, or fetch "
-                "them: multismolvla-doctor --fetch-assets."
+                f"{folder} is not a LIBERO asset folder: it lacks {missing}. Name the folder that contains "
+                f"'scenes' and the object folders ({NAME_ASSETS}), or fetch them: "
+                "multismolvla-doctor --fetch-assets."
             )
         return folder
     return next((place for place in _places() if not missing_folders(place)), None)

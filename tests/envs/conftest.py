@@ -15,7 +15,7 @@ class ToyEnv(gym.Env):
         task_id: of the task; it decides the fault's seeds, not the pictures.
     """
 
-    suite, cameras = "toy", ("image", "image2")
+    suite, cameras, labels = "toy", ("image", "image2"), ()
     provenance = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
 
     def __init__(self, limit: int, task_id: int = 0) -> None:

@@ -58,10 +58,10 @@ def test_vector_envs_run_and_agree(asynchronous, mini_env):
 def test_facts_are_those_that_an_evaluation_records(mini_env):
     import dataclasses
 
-    from multismolvla_eval.records.schema import EnvironmentFacts
+    from multismolvla_eval.records.schema import SuiteFacts
 
     facts = mini_env(1).facts
-    assert {f.name for f in dataclasses.fields(facts)} == set(EnvironmentFacts.__struct_fields__)
+    assert {f.name for f in dataclasses.fields(facts)} == set(SuiteFacts.__struct_fields__)
     assert facts.tasks == {1: "put the can on the plate"}
     assert (facts.max_steps, facts.init_states, facts.init_state_splits) == (
         MAX_STEPS,

@@ -121,3 +121,14 @@ def test_tasks_of_libero_plus_become_a_source_without_faults(monkeypatch):
     assert facts.tasks == {2590: "a new language"}
     assert (facts.type, facts.max_steps, facts.init_states) == ("libero_plus", 300, 1)
     assert (facts.streams, facts.faultable, facts.init_state_splits) == (["rgb"], False, {})
+
+
+def test_facts_of_our_environments_are_known_before_a_simulator_starts():
+    (source,) = load_sources(
+        EnvironmentArguments(task_ids=[0, 2], options={"fps": 10}), to_run=False
+    ).values()
+    facts = source.facts()
+    assert facts.init_states == 1000
+    assert facts.init_state_splits == {"eval": [0, 999]}
+    assert (list(facts.tasks), facts.fps, facts.assets_standins) == ([0, 2], 10, False)
+    assert facts.streams == ["rgb", "depth", "seg", "thermal"]

@@ -14,11 +14,12 @@ from msgspec.structs import replace
 
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.config import EnvironmentArguments
+from multismolvla_eval.environments import load_sources
 from multismolvla_eval.evaluate import evaluate, main, parse
 from multismolvla_eval.forecast import hours, seconds_per_episode, summary_lines
 from multismolvla_eval.protocol.levels import LEVELS, resolve
 from multismolvla_eval.protocol.schedule import CLIP_CANDIDATES, Counts, episodes
-from multismolvla_eval.records.schema import EnvironmentFacts
+from multismolvla_eval.records.schema import SuiteFacts
 from multismolvla_eval.records.shards import locate_shard, refuse_other_divisions, share_gpus, speaks
 from multismolvla_eval.records.store import ResultsError, read_run, run_lock, write_manifest
 
@@ -99,7 +100,7 @@ def test_the_levels_of_the_protocol_are_there_as_files(name):
     per_task = policies * level.clean_episodes * level.clean_repeats
     per_task += (policies - clean_only) * level.episodes * (len(level.conditions) - 1)
     numbers = dict.fromkeys(LIBERO, per_task * (level.tasks or 10))
-    suites = {s: EnvironmentFacts(type="libero", tasks={}, max_steps=n) for s, n in MAX_STEPS.items()}
+    suites = {s: SuiteFacts(type="libero", tasks={}, max_steps=n) for s, n in MAX_STEPS.items()}
     told = hours(numbers, seconds_per_episode(suites, []), workers=1)
     told = f"{told:.1f}" if told < 10 else f"{told:,.0f}"
     expected = f"# {sum(numbers.values()):,} episodes, about {told} h of simulation"
@@ -250,9 +251,40 @@ def test_a_dry_run_of_libero_loads_no_policy_and_starts_no_simulator(assets_in_u
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def no_assets(monkeypatch):
+    monkeypatch.delenv("MULTISMOLVLA_LIBERO_ASSETS", raising=False)
+    monkeypatch.setattr("multismolvla.system.libero_assets._places", list)
+
+
+@pytest.mark.parametrize("type_", ["multismolvla_libero", "libero"])
+def test_only_the_run_needs_liberos_assets(type_, no_assets, tmp_path, capsys):
+    given = [
+        "--policies=[a=builtin:zero]",
+        f"--env.type={type_}",
+        "--env.task=libero_goal",
+        "--conditions=[]",
+    ]
+    given += ["--episodes=2", f"--output={tmp_path / 'run'}"]
+    assert main([*given, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "1 policies x 10 tasks x 1 conditions: 20 episodes" in out
+    arguments = EnvironmentArguments(type_, "libero_goal", [0], {})
+    with pytest.raises(FileNotFoundError, match=r"'libero_goal'.*MULTISMOLVLA_LIBERO_ASSETS.*--env\.options"):
+        load_sources(arguments)
+
+
+def test_a_dry_run_knows_what_plugins_register(tmp_path, monkeypatch, capsys):
+    (tmp_path / "made_up_plugin.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["--policies=[a=builtin:zero]", "--env.type=toy_environment:ToySource", "--conditions=[]"]
+    assert main([*given, "--dry-run", "--plugins=[made_up_plugin]", f"--output={tmp_path / 'run'}"]) == 0
+    assert sys.modules.pop("made_up_plugin")
+
+
 def test_too_few_initial_states_are_said():
     plan = episodes(["p"], {"suite": [0]}, [CLEAN], Counts(21, 1))
-    suite = EnvironmentFacts(type="t", tasks={0: "t"}, max_steps=5, init_states=20, init_split="eval")
+    suite = SuiteFacts(type="t", tasks={0: "t"}, max_steps=5, init_states=20, init_split="eval")
     warning, _ = summary_lines({"suite": suite}, plan, plan, [], workers=1)
     assert "20 different initial states per task and the plan asks for 21" in warning
     assert "init_split: all" in warning

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from multismolvla.system.files import whole_file
-from multismolvla.system.libero_assets import find_libero_assets, own_folder
+from multismolvla.system.libero_assets import NAME_ASSETS, find_libero_assets, own_folder
 
 #: Environment variables by which libraries are told where to write, with the folder inside our cache.
 _CACHES = {"MESA_SHADER_CACHE_DIR": "", "MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba"}
@@ -131,9 +131,9 @@ def require_libero_assets(suite: str, explicit: str | None = None) -> Path:
     folder = find_libero_assets(explicit)
     if folder is None:
         raise FileNotFoundError(
-            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder with "
-            "--env.libero_assets or MULTISMOLVLA_LIBERO_ASSETS, fetch them with "
-            "`multismolvla-doctor --fetch-assets`, or use the mini suite, which needs none."
+            f"Suite {suite!r} needs LIBERO's assets and none were found. Name their folder "
+            f"({NAME_ASSETS}), fetch them with `multismolvla-doctor --fetch-assets`, or use the mini suite, "
+            "which needs none."
         )
     return folder
 

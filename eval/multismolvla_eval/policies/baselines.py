@@ -36,14 +36,32 @@ class NoVisionPolicy:
     Policies that read masks drop the pictures; others get the grey ones. Language and state stay.
 
     Args:
-        policy: the policy; everything that is not about its input is its own.
+        policy: the policy.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
+    @property
+    def config(self) -> Any:
+        """LeRobot's configuration of the policy."""
+        return self._policy.config
+
+    def reset(self) -> None:
+        """Forget the last episode."""
+        self._policy.reset()
+
+    def watch(self, env: gym.Env) -> None:
+        """See `Policy`."""
+        self._policy.watch(env)
+
+    def act(self, batch: Batch) -> Tensor:
+        """The policy's actions."""
+        return self._policy.act(batch)
+
+    def last_look(self) -> Look:
+        """What the policy saw."""
+        return self._policy.last_look()
 
     def facts(self) -> PolicyFacts:
         """The policy's facts; it reads no picture."""

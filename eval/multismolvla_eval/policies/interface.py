@@ -33,14 +33,11 @@ class Look:
 
 
 class Policy(Protocol):
-    """What the roll-out needs of a policy.
+    """What the roll-out needs of a policy."""
 
-    Attributes:
-        config: LeRobot's configuration, ``None`` for built-in policies, which look at the first observation
-            only.
-    """
-
-    config: Any
+    @property
+    def config(self) -> Any:
+        """LeRobot's configuration; ``None`` for built-in policies, which look at one observation only."""
 
     def facts(self) -> PolicyFacts:
         """What it tells of itself, for rows and manifest."""

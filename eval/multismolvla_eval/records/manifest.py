@@ -16,10 +16,10 @@ from multismolvla_eval.protocol.schedule import Counts
 from multismolvla_eval.records.schema import (
     SCHEMA,
     Comparable,
-    EnvironmentFacts,
     MadeWith,
     RunFacts,
     RunManifest,
+    SuiteFacts,
     SuiteRecord,
 )
 from multismolvla_eval.records.store import (
@@ -116,7 +116,7 @@ def earlier_manifest(folder: Path) -> RunManifest | None:
     return None
 
 
-def suite_hash(suite: EnvironmentFacts) -> str:
+def suite_hash(suite: SuiteFacts) -> str:
     """Hash of what makes a suite's episodes comparable; every row carries it."""
     return fingerprint({k: getattr(suite, k) for k in COMPARED})
 
@@ -126,7 +126,7 @@ def refuse_another_run(
     old: RunManifest,
     parts: Comparable,
     checkpoints: Mapping[str, str],
-    suites: Mapping[str, EnvironmentFacts],
+    suites: Mapping[str, SuiteFacts],
 ) -> None:
     """See that a call continues the run in its output folder and does not mix two.
 

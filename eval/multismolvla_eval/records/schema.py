@@ -100,7 +100,7 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
         return (self.cause or "").startswith("crash")
 
 
-class EnvironmentFacts(Struct, forbid_unknown_fields=True, kw_only=True):
+class SuiteFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     """What the environment of one suite tells of itself."""
 
     type: str  # LeRobot's environment type
@@ -122,7 +122,7 @@ class EnvironmentFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     assets_differing: list[str] = field(default_factory=list)  # neither LIBERO's nor known stand-ins
 
 
-class SuiteRecord(EnvironmentFacts, forbid_unknown_fields=True, kw_only=True):
+class SuiteRecord(SuiteFacts, forbid_unknown_fields=True, kw_only=True):
     """A suite in the manifest."""
 
     suite_hash: str = ""  # of what two episodes must share to be compared; every row carries it
@@ -156,7 +156,7 @@ class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
 class RunFacts(Struct):
     """What environments and policies of a run tell of themselves once they are loaded."""
 
-    suites: dict[str, EnvironmentFacts]
+    suites: dict[str, SuiteFacts]
     cameras: list[str]  # of the environment, alike in all suites
     policies: dict[str, PolicyFacts]
 

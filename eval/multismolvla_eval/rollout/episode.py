@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +20,13 @@ from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axi
 from multismolvla.corruption import Condition, parse_condition
 from multismolvla.modalities import PADDING_MASK_SUFFIX
 from multismolvla.pictures import draw_encoder_inputs
-from multismolvla_eval.environments import Batch, EnvironmentSource, choose_start, state_hash
+from multismolvla_eval.environments import (
+    Batch,
+    EnvironmentSource,
+    RendersOnDemand,
+    choose_start,
+    state_hash,
+)
 from multismolvla_eval.policies.interface import Policy
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import Durations, EpisodeRow, Gripper
@@ -104,7 +109,7 @@ def run_episode(
     # show earlier pictures and need all of them, unless nobody looks at any; all others, and the thermal
     # camera's noise, are functions of the step's number.
     render_always = looked_at and any(f.kind == "temporal" for f in condition.faults)
-    renderer: Any = raw_env.unwrapped
+    renderer = raw_env.unwrapped
     with clock.timing("policy"):
         policy.reset()
         policy.watch(raw_env)  # where an expert that tries its motions first spends most of its time
@@ -119,7 +124,7 @@ def run_episode(
             cause = "nan_action"
             break
         loop.executed.update(np.ascontiguousarray(action, np.float32).tobytes())
-        if hasattr(renderer, "render_observations"):
+        if isinstance(renderer, RendersOnDemand):
             renderer.render_observations = render_always or loop.looks(loop.steps + 1)
         with clock.simulating(raw_env):
             observation, _, terminated, truncated, info = env.step(action)
@@ -177,11 +182,16 @@ class _Clock:
     @contextmanager
     def simulating(self, env: gym.Env) -> Iterator[None]:
         """Count what happens meanwhile in the simulator; our environments tell their rendering time apart."""
-        tick, rendered = time.perf_counter(), getattr(env.unwrapped, "render_seconds", 0.0)
+        bare = env.unwrapped
+        tick, rendered = time.perf_counter(), _render_seconds(bare)
         yield
-        rendering = getattr(env.unwrapped, "render_seconds", 0.0) - rendered
+        rendering = _render_seconds(bare) - rendered
         self.seconds["render"] += rendering
         self.seconds["env"] += time.perf_counter() - tick - rendering
+
+
+def _render_seconds(env: gym.Env) -> float:
+    return env.render_seconds if isinstance(env, RendersOnDemand) else 0.0
 
 
 class _Met:

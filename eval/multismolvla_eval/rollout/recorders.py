@@ -12,7 +12,7 @@ from multismolvla_eval.environments import Batch
 
 
 class Recorder(Protocol):
-    """What a roll-out tells of itself while it runs."""
+    """Something that is shown a roll-out while it runs, e.g. a clip or a viewer."""
 
     def wants(self, step: int) -> bool:
         """Whether the observation before this step is to be made and shown."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multismolvla.modalities import Modality, default_view_map, padding_mask_key
 from multismolvla_eval.config import VIEWER
-from multismolvla_eval.environments import Batch, EnvironmentSource
+from multismolvla_eval.environments import Batch, EnvironmentSource, KeepsCleanPictures
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import EpisodeRow
 
@@ -168,9 +168,9 @@ class LiveView:
         """RGB without faults, turned as the policy's pictures; nothing for clean episodes."""
         if self._episode.condition == "C0":
             return {}
-        clean = getattr(env.unwrapped, "clean_rgb", None)
-        if clean is not None:
-            return {f"{CLEAN}/observation.images.{camera}": p for camera, p in clean().items()}
+        bare = env.unwrapped
+        if isinstance(bare, KeepsCleanPictures):
+            return {f"{CLEAN}/observation.images.{camera}": p for camera, p in bare.clean_rgb().items()}
         world = env.render()
         return {f"{CLEAN}/world": world} if isinstance(world, np.ndarray) else {}
 

@@ -14,7 +14,7 @@ from multismolvla_eval.analysis.commands import repeat_command
 from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.protocol.schedule import Counts
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.schema import EnvironmentFacts, RunFacts
+from multismolvla_eval.records.schema import RunFacts, SuiteFacts
 from multismolvla_eval.records.store import write_manifest
 
 
@@ -48,7 +48,7 @@ def test_suites_with_different_tasks_take_a_call_each():
 
 
 def test_plugins_device_and_time_limit_are_noted_and_repeated(tmp_path):
-    toy = EnvironmentFacts(type="toy", tasks={0: "a"}, max_steps=9)
+    toy = SuiteFacts(type="toy", tasks={0: "a"}, max_steps=9)
     run = RunFacts({"toy": toy}, ["image"], {"a": facts("a", path="outputs/a b")})
     said = {"plugins": ["one", "two.three"], "device": "cuda:1", "episode_timeout": 60.0}
     config = EvalConfig(["a=outputs/a b"], env=EnvironmentArguments("toy", "toy"), output=tmp_path, **said)

@@ -17,7 +17,7 @@ from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.protocol.levels import LEVELS
 from multismolvla_eval.protocol.schedule import Counts
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.schema import EnvironmentFacts, RunFacts
+from multismolvla_eval.records.schema import RunFacts, SuiteFacts
 from multismolvla_eval.records.store import read_manifest, read_run, write_manifest
 from multismolvla_eval.report.command import main
 
@@ -124,7 +124,7 @@ def test_what_may_be_quoted_depends_on_what_ran_not_on_the_levels_name(tmp_path,
 
 
 def test_a_run_notes_whether_it_had_all_tasks(tmp_path):
-    run = RunFacts({"toy": EnvironmentFacts(type="toy", tasks={0: "a"}, max_steps=9)}, ["image"], {})
+    run = RunFacts({"toy": SuiteFacts(type="toy", tasks={0: "a"}, max_steps=9)}, ["image"], {})
 
     def noted(ids, level="standard"):
         env = EnvironmentArguments("toy", "toy", ids)

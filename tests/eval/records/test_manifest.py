@@ -8,13 +8,13 @@ from msgspec.structs import replace
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.protocol.schedule import Counts
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.schema import EnvironmentFacts, PolicyFacts, RunFacts
+from multismolvla_eval.records.schema import PolicyFacts, RunFacts, SuiteFacts
 from multismolvla_eval.records.store import ResultsError, read_manifest, write_manifest
 from multismolvla_eval.records.system_info import distinct_calls
 
 
 def toy_facts(checkpoint: str = "a", **suite) -> RunFacts:
-    facts = EnvironmentFacts(**{"type": "toy", "tasks": {0: "t"}, "max_steps": 6, "assets": "x", **suite})
+    facts = SuiteFacts(**{"type": "toy", "tasks": {0: "t"}, "max_steps": 6, "assets": "x", **suite})
     return RunFacts(
         {"toy": facts}, ["image"], {"ours": PolicyFacts(path="p", type="t", checkpoint=checkpoint)}
     )

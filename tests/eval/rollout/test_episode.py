@@ -194,7 +194,7 @@ class Switchable(ToyEnv):
 
     def __init__(self, task_id, options):
         super().__init__(task_id, options)
-        self.render_observations, self.rendered = True, 0
+        self.render_observations, self.render_seconds, self.rendered = True, 0.0, 0
 
     def reset(self, **options):
         observation, info = super().reset(**options)

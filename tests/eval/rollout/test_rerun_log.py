@@ -13,7 +13,7 @@ import torch
 from multismolvla_eval.config import check_view
 from multismolvla_eval.evaluate import main, parse
 from multismolvla_eval.protocol.schedule import EpisodeSpec
-from multismolvla_eval.records.schema import EnvironmentFacts, EpisodeRow
+from multismolvla_eval.records.schema import EpisodeRow, SuiteFacts
 from multismolvla_eval.rollout.recorders import Recorders
 
 pytest.importorskip("rerun")
@@ -52,7 +52,7 @@ class CleanEnv:
 
 def showing(view: LiveView, episode: EpisodeSpec, labels: list[str]) -> LiveView:
     """The view at the beginning of an episode of a source with one camera."""
-    facts = EnvironmentFacts(type="t", tasks={episode.task_id: "push the plate"}, max_steps=9, labels=labels)
+    facts = SuiteFacts(type="t", tasks={episode.task_id: "push the plate"}, max_steps=9, labels=labels)
     view.begin(episode, SimpleNamespace(cameras=("image",), facts=lambda: facts))
     return view
 
