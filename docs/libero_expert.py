@@ -108,13 +108,13 @@ def physics_env(suite: str, task_id: int, **options: Any) -> Any:
 
 def measure_task(config: MeasureConfig, task_id: int, states: Sequence[int]) -> Iterator[MeasuredState]:
     """Measure some states of one task."""
-    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, episode_seed
+    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, recording_seed
 
     env = physics_env(config.suite, task_id, num_steps_wait=config.settle_steps)
     expert = LiberoExpert()
     for state in states:
         begun = time.monotonic()
-        env.reset(seed=episode_seed(config.seed, task_id, state), options={"init_state_id": state})
+        env.reset(seed=recording_seed(config.seed, task_id, state), options={"init_state_id": state})
         plan = asdict(expert.reset(env, state))
         wall = round(time.monotonic() - begun, 2)
         yield msgspec.convert(

@@ -52,11 +52,11 @@ def _mini_frames(settings: EpisodeSettings, task_id: int, number: int) -> Record
 
 def _libero_frames(settings: EpisodeSettings, task_id: int, number: int) -> RecordedFrames:
     """The expert searches without rendering; only the attempt that succeeds is rendered."""
-    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, episode_seed, noisy
+    from lerobot_env_multismolvla.libero_expert.search import LiberoExpert, noisy, recording_seed
 
     opened, start = simulator(settings.simulator, task_id), settings.start(number)
     env, state = opened.env, start.init_state
-    seed = episode_seed(start.seed, task_id, state)
+    seed = recording_seed(start.seed, task_id, state)
     observation, _ = env.reset(seed=seed, options={"init_state_id": state})
     expert = LiberoExpert(noisy([start.seed, task_id, state], settings.noise))
     plan = expert.reset(env, state)

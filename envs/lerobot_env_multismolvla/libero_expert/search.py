@@ -52,7 +52,7 @@ def noisy(entropy: Sequence[int], scale: float) -> DisturbanceMaker:
     return maker
 
 
-def episode_seed(seed: int, task_id: int, state: int) -> int:
+def recording_seed(seed: int, task_id: int, state: int) -> int:
     """Seed of an episode's reset: it decides where fixtures stand, which no stored state says."""
     return int(np.random.SeedSequence([seed, task_id, state]).generate_state(1)[0])
 

@@ -41,7 +41,7 @@ class Phase(IntEnum):
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class MiniSnapshot:
     """Privileged state. All positions (3,) in metres, world."""
 
     gripper: np.ndarray
@@ -49,11 +49,11 @@ class Snapshot:
     goal: np.ndarray
 
 
-def snapshot(domain: Any, task_id: int) -> Snapshot:
+def snapshot(domain: Any, task_id: int) -> MiniSnapshot:
     """Read the privileged state from LIBERO's problem object (``MultiModalLiberoEnv.simulation``)."""
     target, goal = TASK_OBJECTS[task_id]
     data = domain.sim.data
-    return Snapshot(
+    return MiniSnapshot(
         gripper=np.array(data.site_xpos[domain.robots[0].eef_site_id]),
         target=np.array(data.body_xpos[domain.obj_body_id[target]]),
         goal=np.array(data.body_xpos[domain.obj_body_id[goal]]),
@@ -72,7 +72,7 @@ class MiniExpert:
         self.phase = Phase.APPROACH
         self._steps_in_phase = 0
 
-    def action(self, state: Snapshot) -> np.ndarray:
+    def action(self, state: MiniSnapshot) -> np.ndarray:
         """The clean action for this state, and advance the phase.
 
         Returns:
@@ -91,7 +91,7 @@ class MiniExpert:
     def _enter(self, phase: Phase) -> None:
         self.phase, self._steps_in_phase = phase, 0
 
-    def _advance(self, state: Snapshot) -> None:
+    def _advance(self, state: MiniSnapshot) -> None:
         grasp_height = GRASP_HEIGHT[self._target_name]
         above = np.linalg.norm(state.target[:2] - state.gripper[:2])
         to_goal = np.linalg.norm(state.goal[:2] - state.target[:2])
@@ -112,7 +112,7 @@ class MiniExpert:
         ):
             self._enter(Phase.RELEASE)
 
-    def _waypoint(self, state: Snapshot) -> np.ndarray:
+    def _waypoint(self, state: MiniSnapshot) -> np.ndarray:
         """Where the grip site should go now."""
         grasp_height = GRASP_HEIGHT[self._target_name]
         if self.phase == Phase.APPROACH:

@@ -98,9 +98,8 @@ class Aggregates:
 
     subset_profile: SubsetProfile | None
     severity_area: OverTypes | None  # area under success over severity, relative to clean; 1 = nothing lost
-    mce: (
-        OverTypes | None
-    )  # mean corruption error: failures in per cent of the baseline's; None for the baseline
+    # Mean corruption error: failures in per cent of the baseline's; None for the baseline.
+    mce: OverTypes | None
     detection: dict[str, Detection]  # by modality; empty for a policy without modality weights
 
 
@@ -212,11 +211,13 @@ def _read_by(names: Sequence[str], types: Types, manifest: RunManifest) -> tuple
     read = {}
     for type_, severities in types.items():
         condition = next(iter(severities.values()))
-        deaf = [n for n in names if reads_condition(manifest.policies[n], condition, manifest) is False]
-        if not deaf:
+        not_reading = [
+            n for n in names if reads_condition(manifest.policies[n], condition, manifest) is False
+        ]
+        if not not_reading:
             read[type_] = severities
             continue
-        reason = f"{'this policy' if deaf[0] == names[0] else 'the baseline'} does not read them"
+        reason = f"{'this policy' if not_reading[0] == names[0] else 'the baseline'} does not read them"
         if stream(type_) not in left_out[reason]:
             left_out[reason].append(stream(type_))
     return read, left_out

@@ -24,7 +24,7 @@ from multismolvla_eval.records.store import ResultsError
 
 
 @dataclass(frozen=True)
-class CellSide:
+class CellOfRun:
     """A cell in one suite of one of the two runs; as in `multismolvla_eval.analysis.summary.Cell`."""
 
     success: Rate
@@ -41,9 +41,9 @@ class ComparedCell:
     suite: str
     condition: str
     description: str
-    sides: tuple[CellSide, CellSide]
+    runs: tuple[CellOfRun, CellOfRun]
     withheld: str  # why there is no difference; empty if there is one
-    paired: bool  # whether both sides are the same episodes
+    paired: bool  # whether both are the same episodes
     difference: Comparison | UnpairedDifference | None
 
 
@@ -78,7 +78,7 @@ class ComparedRun:
 class RunComparison:
     """Two runs beside each other; differences are second minus first."""
 
-    sides: tuple[ComparedRun, ComparedRun]
+    runs: tuple[ComparedRun, ComparedRun]
     differing: dict[str, list[str]]  # per suite, why its episodes are not paired; empty if they are
     policies: list[ComparedPolicy]
     cells: list[ComparedCell]
@@ -151,7 +151,7 @@ def _cell(
     a: LoadedRun, b: LoadedRun, place: _Place, withheld: str, paired: Comparison | None
 ) -> ComparedCell:
     condition = place.condition
-    first, second = _side(a, place.first, place), _side(b, place.second, place)
+    first, second = _cell_of(a, place.first, place), _cell_of(b, place.second, place)
     return ComparedCell(
         (place.first, place.second),
         (a.policies[place.first].label, b.policies[place.second].label),
@@ -165,11 +165,11 @@ def _cell(
     )
 
 
-def _side(run: LoadedRun, policy: str, place: _Place) -> CellSide:
+def _cell_of(run: LoadedRun, policy: str, place: _Place) -> CellOfRun:
     condition = run.conditions[place.condition]
     figures = condition.figures(policy, place.suite if run.summary.suites else None)
     assert figures is not None
-    return CellSide(figures.success, figures.met, condition.cells[policy].mask_reaches_policy)
+    return CellOfRun(figures.success, figures.met, condition.cells[policy].mask_reaches_policy)
 
 
 def _withheld(a: LoadedRun, b: LoadedRun, place: _Place) -> str:
@@ -241,12 +241,12 @@ def _differing(a: RunManifest, b: RunManifest, suite: str) -> list[str]:
     reasons = [f"{k}: {mine} and {other}" for k, mine, other in _unequal(a.comparable, b.comparable)]
     first, second = a.suites[suite], b.suites[suite]
     if first.suite_hash != second.suite_hash:
-        told = [
+        fields = [
             f"{k} of {suite}: {mine!r} and {other!r}"[:200]
             for k, mine, other in _unequal(first, second)
             if k not in ("suite_hash", "tasks")
         ]
-        reasons += told or [f"suite_hash of {suite}"]
+        reasons += fields or [f"suite_hash of {suite}"]
     return reasons
 
 

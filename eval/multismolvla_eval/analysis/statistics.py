@@ -34,9 +34,8 @@ class Rate:
     low: float
     high: float
     starts: int  # different initial states of tasks among the episodes
-    effective: (
-        float  # independent episodes that tell as much, for which the interval is; n if no start is repeated
-    )
+    # Independent episodes that tell as much, for which the interval is; n if no start is repeated.
+    effective: float
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ class CellFigures:
 class Cell(CellFigures):
     """A policy under one condition, over all suites."""
 
-    reads_fault: bool | None  # whether it reads a stream that fails; None if none fails
-    mask_reaches_policy: (
-        bool | None
-    )  # whether an announced loss does; None if none of what it reads is announced
+    # Whether it reads a stream that fails; None if none fails, or it has no inputs.
+    reads_fault: bool | None
+    # Whether an announced loss reaches it; None if none of what it reads is announced.
+    mask_reaches_policy: bool | None
     offline: ControlError | None  # with such pictures
     suites: dict[str, CellFigures]  # empty in a run of one suite
 

@@ -22,7 +22,7 @@ from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
 from multismolvla_eval.analysis.diagnosis import Change, ControlError, SensorUse
 from multismolvla_eval.policies.checkpoints import policy_hash
-from multismolvla_eval.policies.features import Streams, streams_of, with_masks
+from multismolvla_eval.policies.features import Streams, streams_by_modality, with_masks
 from multismolvla_eval.policies.lerobot import plans_ahead, stored_config
 
 if TYPE_CHECKING:
@@ -122,19 +122,19 @@ def measure(path: str, options: SensorUseOptions, rename_map: Mapping[str, str])
         use.left_out = f"a {config.type} policy does not plan from one observation alone"
         return use
     data = open_dataset(options, getattr(config, "depth_unit", "m"))
-    policy, preprocess = load_policy(config, data.meta, rename_map)
+    policy, preprocess = load_as_trained(config, data.meta, rename_map)
     frames = load_frames(options, data, config, rename_map)
     # What the dataset lacks can be neither shuffled nor masked.
     there = set(frames.observation)
-    streams = {m: s for m, s in streams_of(config).items() if there & {*s, *s.values()}}
+    streams = {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
     controls = controls_for(streams, masks=hasattr(config, "stream_keys"))
-    use.controls = summarise(action_errors(policy, preprocess, frames, controls, streams, options))
+    use.controls = control_errors(action_errors(policy, preprocess, frames, controls, streams, options))
     use.n, use.episodes = len(frames), len(frames.episode.unique())
     use.n_action_steps, use.modalities = frames.action.shape[1], list(streams)
     return use
 
 
-def load_policy(config: Any, meta: Any, rename_map: Mapping[str, str]) -> tuple[Any, Preprocess]:
+def load_as_trained(config: Any, meta: Any, rename_map: Mapping[str, str]) -> tuple[Any, Preprocess]:
     """Policy and pre-processor, built as LeRobot's scripts do it (adapters included)."""
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 
@@ -179,7 +179,7 @@ def load_frames(options: SensorUseOptions, data: Any, config: Any, rename_map: M
     """
     from tqdm import tqdm
 
-    streams = streams_of(config)
+    streams = streams_by_modality(config)
     pictures = {k for by_key in streams.values() for pair in by_key.items() for k in pair if k}
     flags = {padding_mask_key(k) for by_key in streams.values() for k in by_key}
     others = {k for k in config.input_features if k not in config.image_features}
@@ -314,7 +314,7 @@ def action_errors(
     return errors
 
 
-def summarise(errors: Mapping[str, np.ndarray]) -> dict[str, ControlError]:
+def control_errors(errors: Mapping[str, np.ndarray]) -> dict[str, ControlError]:
     """Mean errors and their paired difference to the true pictures, over each control's frames."""
     found = {}
     for name, values in errors.items():

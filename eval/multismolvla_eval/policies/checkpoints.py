@@ -12,8 +12,6 @@ from pathlib import Path
 NO_VISION = "no_vision:"
 #: The scripted experts as ``--policies`` names them.
 EXPERT = "builtin:expert"
-#: Of the package of LIBERO's expert, what decides no action of an evaluation: measuring, recording.
-_NOT_ACTING = ("__main__.py", "measure.py", "noise.py", "simulation.py")
 
 
 def checkpoint_path(path: str) -> str | None:
@@ -134,8 +132,7 @@ def _expert_hash(package: Path) -> str:
     Args:
         package: folder of the environment package.
     """
-    files = [f for f in sorted((package / "libero_expert").glob("*.py")) if f.name not in _NOT_ACTING]
     digest = hashlib.sha256()
-    for file in (*files, package / "mini" / "expert.py"):
+    for file in (*sorted((package / "libero_expert").glob("*.py")), package / "mini" / "expert.py"):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,4 +1,7 @@
-"""What a checkpoint reads, and whether it fits the environment: said by name before an episode is wasted."""
+"""What a checkpoint reads, and whether it fits the environment.
+
+A mismatch is an error before the first episode.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def check_features(
         _check_size(path, "action numbers", action, features.get(ACTION))
 
 
-def check_weights(path: str, folder: str) -> None:
+def refuse_missing_weights(path: str, folder: str) -> None:
     """See that a local checkpoint has readable weights: LeRobot's pi0 and pi05 would go on with random ones.
 
     Raises:
@@ -153,7 +156,7 @@ def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, 
     """
     from multismolvla.provenance import ProvenanceMap
 
-    pictures = {k for keys in streams_of(config).values() for k in keys}
+    pictures = {k for keys in streams_by_modality(config).values() for k in keys}
     others = {k for k in config.input_features or {} if k not in config.image_features}
     original = {new: old for old, new in rename_map.items()}
     keys = {original.get(k, k) for k in pictures | others}
@@ -226,7 +229,7 @@ def _check_size(path: str, what: str, policy: PolicyFeature, env: PolicyFeature 
         )
 
 
-def streams_of(config: Any) -> Streams:
+def streams_by_modality(config: Any) -> Streams:
     """The streams a policy looks at: modality -> picture key -> key of its cached ids, if it has any.
 
     Policies other than ours tell modalities by the keys' endings.

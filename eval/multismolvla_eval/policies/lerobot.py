@@ -57,7 +57,7 @@ class LeRobotPolicy:
         from multismolvla_eval.policies.features import (
             check_features,
             check_labels,
-            check_weights,
+            refuse_missing_weights,
             with_masks,
         )
 
@@ -74,7 +74,7 @@ class LeRobotPolicy:
         self.config: Any = config
         self.policy: Any = None
         if self._server is None:
-            check_weights(path, self._folder)
+            refuse_missing_weights(path, self._folder)
             self.policy = make_policy(cfg=config, env_cfg=source.config, rename_map=self._rename_map)
             self.policy.eval()
         self._shows: ShowsLastLook | None = None if self.policy is None else find_last_look(self.policy)

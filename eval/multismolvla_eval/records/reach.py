@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from multismolvla.corruption import Fault, parse_condition
 from multismolvla.modalities import MODALITIES, Provenance, default_view_map
 from multismolvla.provenance import with_derived
@@ -30,12 +28,6 @@ def faulted_streams(condition_id: str, manifest: RunManifest) -> dict[str, set[s
 def faulted_keys(condition_id: str, manifest: RunManifest) -> set[str]:
     """Observation keys of the streams that a condition concerns."""
     return set().union(*faulted_streams(condition_id, manifest).values())
-
-
-def reads_fault(reads: Sequence[str], condition_id: str, manifest: RunManifest) -> bool | None:
-    """Whether a policy reads any faulted stream; ``None`` when unknown or nothing is faulted."""
-    keys = faulted_keys(condition_id, manifest)
-    return bool(keys & set(reads)) if keys and reads else None
 
 
 def mask_reaches_policy(policy: PolicyFacts, condition_id: str, manifest: RunManifest) -> bool | None:

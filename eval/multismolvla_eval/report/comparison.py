@@ -38,20 +38,20 @@ def write_comparison(a: Path, b: Path, output: Path, title: str | None = None) -
 
 def terminal(comparison: RunComparison) -> str:
     """The table for the terminal."""
-    a, b = (side.name for side in comparison.sides)
+    a, b = (run.name for run in comparison.runs)
     lines = [f"{b} minus {a}, in points", ""]
     for suite, reasons in comparison.differing.items():
         unpaired = f"unpaired, because the runs differ in {'; '.join(reasons)}"
         lines.append(f"{suite}: {unpaired if reasons else 'paired on the same episodes'}")
     lines.append("")
     for cell in comparison.cells:
-        sides = (cell_text(s.success, s.met, s.mask_reaches_policy) for s in cell.sides)
+        rates = (cell_text(c.success, c.met, c.mask_reaches_policy) for c in cell.runs)
         labels = " / ".join(dict.fromkeys(cell.labels))
         how = f"{'paired' if cell.paired else 'unpaired'}, can show {power_text(cell.difference)}"
         difference = f"{difference_text(cell.difference)}; {how}"
         if cell.withheld:
             difference = f"difference not reported ({cell.withheld})"
-        lines.append(f"{labels}  {cell.suite}  {cell.condition}: {' -> '.join(sides)}: {difference}")
+        lines.append(f"{labels}  {cell.suite}  {cell.condition}: {' -> '.join(rates)}: {difference}")
     lines += [
         f"only in {part.run}, not compared: {part.what}: {', '.join(part.names)}" for part in comparison.alone
     ]

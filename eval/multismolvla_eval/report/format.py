@@ -31,9 +31,12 @@ def met_text(met: tuple[int, int] | None) -> str:
     return f"met in {met[0]} of {met[1]} episodes" if met else ""
 
 
-def cell_text(rate: Rate | None, met: tuple[int, int] | None, told: bool | None, mark: str = NOT_TOLD) -> str:
-    """A cell's rate, in how many episodes its fault was met, and a mark if the policy is not told."""
-    return "; ".join(filter(None, (rate_text(rate), met_text(met), mark if told is False else "")))
+def cell_text(
+    rate: Rate | None, met: tuple[int, int] | None, mask_reaches_policy: bool | None, mark: str = NOT_TOLD
+) -> str:
+    """A cell's rate, in how many episodes its fault was met, and a mark if the policy learns of no loss."""
+    parts = (rate_text(rate), met_text(met), mark if mask_reaches_policy is False else "")
+    return "; ".join(filter(None, parts))
 
 
 def difference_text(difference: Comparison | UnpairedDifference | None) -> str:

@@ -14,8 +14,28 @@ from typing import TYPE_CHECKING
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.analysis.families import GROUPS, is_subset
 from multismolvla_eval.analysis.summary import Clip, ConditionSummary, Summary
-from multismolvla_eval.report import format as texts
 from multismolvla_eval.report import plots
+from multismolvla_eval.report.format import (
+    NOT_TOLD,
+    aggregate_lines,
+    cell_text,
+    count_text,
+    detection_lines,
+    difference_text,
+    families_text,
+    figure_text,
+    headline,
+    kept_text,
+    left_out_text,
+    met_text,
+    percent,
+    points_text,
+    power_text,
+    rate_text,
+    repeats_text,
+    scopes,
+    weak_text,
+)
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,7 +57,7 @@ _COSTS = (
 
 
 @dataclass(frozen=True)
-class Figure:
+class PagePicture:
     """A picture of the page."""
 
     uri: str
@@ -73,22 +93,22 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        rate=texts.rate_text,
-        met=texts.met_text,
-        difference=texts.difference_text,
-        percent=texts.percent,
-        count=texts.count_text,
-        power=texts.power_text,
-        kept=texts.kept_text,
-        figure=texts.figure_text,
-        points=texts.points_text,
-        repeats=texts.repeats_text,
-        left_out=texts.left_out_text,
-        weak=texts.weak_text,
+        rate=rate_text,
+        met=met_text,
+        difference=difference_text,
+        percent=percent,
+        count=count_text,
+        power=power_text,
+        kept=kept_text,
+        figure=figure_text,
+        points=points_text,
+        repeats=repeats_text,
+        left_out=left_out_text,
+        weak=weak_text,
         shell=shlex.join,
-        cell=lambda figures, told: texts.cell_text(figures.success, figures.met, told),
+        cell=lambda cell, mask_reaches_policy: cell_text(cell.success, cell.met, mask_reaches_policy),
     )
-    found.globals.update(not_told=texts.NOT_TOLD, costs=_COSTS, titles=GROUPS)
+    found.globals.update(not_told=NOT_TOLD, costs=_COSTS, titles=GROUPS)
     return found
 
 
@@ -98,8 +118,8 @@ def _content(summary: Summary, title: str) -> dict[str, object]:
     return {
         "s": summary,
         "title": title,
-        "headline": texts.headline(summary),
-        "families": texts.families_text(summary),
+        "headline": headline(summary),
+        "families": families_text(summary),
         "by_name": {p.name: p for p in summary.policies},
         "groups": {g: conditions for g, conditions in groups.items() if conditions},
     }
@@ -107,7 +127,7 @@ def _content(summary: Summary, title: str) -> dict[str, object]:
 
 def markdown_page(summary: Summary, title: str) -> str:
     """The Markdown page of one run, fit for a model card."""
-    figures = [line for scope, _, f in texts.scopes(summary) for line in texts.aggregate_lines(scope, f)]
+    figures = [line for scope, _, f in scopes(summary) for line in aggregate_lines(scope, f)]
     template = environment().get_template("report.md.j2")
     return template.render(**_content(summary, title), figures_text=figures)
 
@@ -122,7 +142,7 @@ def report_page(summary: Summary, results: Path, title: str) -> str:
     """
     picture = results / "modalities.png"
     shown = picture.is_file() and picture.stat().st_size <= PICTURE_BUDGET
-    detections = [(suite, texts.detection_lines(scope, f)) for scope, suite, f in texts.scopes(summary)]
+    detections = [(suite, detection_lines(scope, f)) for scope, suite, f in scopes(summary)]
     content = {
         **_content(summary, title),
         "detection": [line for suite, lines in detections for line in lines if not suite],
@@ -155,9 +175,9 @@ def _data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _figures(summary: Summary) -> dict[str, list[Figure]]:
+def _figures(summary: Summary) -> dict[str, list[PagePicture]]:
     """Plots by group of conditions."""
-    found: dict[str, list[Figure]] = {}
+    found: dict[str, list[PagePicture]] = {}
     withheld = [p.name for p in summary.policies if not p.reportable]
     missing = (
         f" Not drawn, because their robustness is not reported: {', '.join(withheld)}." if withheld else ""
@@ -173,7 +193,7 @@ def _figures(summary: Summary) -> dict[str, list[Figure]]:
             caption += (black if group == "C1" else "") + missing
             alt = f"{kind}. {_extremes(summary, conditions)} The table below has all numbers."
             uri = _data_uri(svg.encode(), "image/svg+xml")
-            found.setdefault(group, []).append(Figure(uri, name, caption, alt))
+            found.setdefault(group, []).append(PagePicture(uri, name, caption, alt))
 
     for modality in MODALITIES:
         conditions = [c for c in summary.conditions if c.condition.startswith(f"C3:{modality}")]
@@ -203,20 +223,19 @@ def _extremes(summary: Summary, conditions: Sequence[ConditionSummary]) -> str:
         if found:
             best, worst = (extreme(found, key=lambda c: found[c].rate) for extreme in (max, min))
             sentences.append(
-                f"{name}: best {best}, {texts.rate_text(found[best])}; worst {worst}, "
-                f"{texts.rate_text(found[worst])}."
+                f"{name}: best {best}, {rate_text(found[best])}; worst {worst}, {rate_text(found[worst])}."
             )
     return " ".join(sentences)
 
 
-def _task_figures(summary: Summary) -> Iterator[tuple[str, Figure]]:
+def _task_figures(summary: Summary) -> Iterator[tuple[str, PagePicture]]:
     for suite in summary.manifest.suites:
         svg = plots.task_map(summary, suite)
         if svg is not None:
             alt = f"Heat map of success per task and condition of {suite}. The tables below have all numbers."
             yield (
                 suite,
-                Figure(
+                PagePicture(
                     _data_uri(svg.encode(), "image/svg+xml"),
                     f"Tasks of {suite}",
                     "One panel per policy, one row per task, one column per condition (the clean one only, "

@@ -30,13 +30,13 @@ def terminal_table(summary: Summary) -> str:
     rows = [header]
     for condition in summary.conditions:
         cells = [condition.cells.get(p.name) for p in summary.policies]
-        texts = [cell_text(c.success, c.met, c.mask_reaches_policy, "not told") if c else "–" for c in cells]
+        rates = [cell_text(c.success, c.met, c.mask_reaches_policy, "not told") if c else "–" for c in cells]
         compared = [
             f"{name} {difference_text(c.versus_baseline)}; {power_text(c.versus_baseline)}"
             for name, c in condition.cells.items()
             if c.versus_baseline
         ]
-        rows.append([condition.condition, *texts, "; ".join(compared)])
+        rows.append([condition.condition, *rates, "; ".join(compared)])
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     repeated = [p for p in summary.policies if len(p.repeats) > 1]
     lines = [
@@ -68,7 +68,11 @@ def cells_csv(summary: Summary) -> str:
 
 
 def _csv_row(
-    condition: ConditionSummary, policy: PolicySummary, suite: str, figures: CellFigures, told: bool | None
+    condition: ConditionSummary,
+    policy: PolicySummary,
+    suite: str,
+    figures: CellFigures,
+    mask_reaches_policy: bool | None,
 ) -> dict[str, object]:
     withheld = policy.withheld_in(suite)
     row: dict[str, Any] = {
@@ -83,7 +87,7 @@ def _csv_row(
         "group": condition.group,
         "family": condition.family,
         "seen_in_training": condition.seen,
-        "mask_reaches_policy": {None: "", True: "told", False: NOT_TOLD}[told],
+        "mask_reaches_policy": {None: "", True: "yes", False: NOT_TOLD}[mask_reaches_policy],
         **vars(figures.success),
     }
     for name, compared in (

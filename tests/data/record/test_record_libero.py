@@ -74,7 +74,7 @@ def recorded(libero_assets, tmp_path_factory) -> tuple[RecordConfig, Path]:
 def test_recorded_episode_is_whole_and_repeatable(recorded):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from lerobot_env_multismolvla.libero_expert.search import episode_seed
+    from lerobot_env_multismolvla.libero_expert.search import recording_seed
 
     config, output = recorded
     metadata = read_metadata(output)
@@ -98,7 +98,7 @@ def test_recorded_episode_is_whole_and_repeatable(recorded):
     assert not np.array_equal(actions, executed)  # disturbed
     # What was executed leads from each state kept to the next, and from the last to success.
     env = simulator(config.settings.simulator, 5).env
-    env.reset(seed=episode_seed(0, 5, 31), options={"init_state_id": 31})
+    env.reset(seed=recording_seed(0, 5, 31), options={"init_state_id": 31})
     for step, action in enumerate(executed):
         np.testing.assert_array_equal(env.simulation.sim.get_state().flatten(), simulation[step])
         env.simulation.step(action)

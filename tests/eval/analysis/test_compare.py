@@ -20,7 +20,7 @@ def test_compared_runs_pair_repeated_starts_once(tmp_path):
     assert main([str(a), str(b), f"--output={tmp_path / 'out'}"]) == 0
     clean = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"][0]
     assert clean["condition"] == "C0"
-    assert [s["success"]["n"] for s in clean["sides"]] == [60, 60]
+    assert [s["success"]["n"] for s in clean["runs"]] == [60, 60]
     assert (clean["difference"]["n"], clean["difference"]["episodes"]) == (20, 60)
 
 
@@ -36,7 +36,7 @@ def test_compared_runs_are_paired_where_they_ran_the_same_episodes(tmp_path, cap
     ]
     clean = content["cells"][0]
     assert clean["difference"]["n"] == 20
-    first, second = (side["success"]["rate"] for side in clean["sides"])
+    first, second = (side["success"]["rate"] for side in clean["runs"])
     assert clean["difference"]["difference"] == pytest.approx(second - first)
     page = Page()
     page.feed((output / "comparison.html").read_text())
@@ -156,5 +156,5 @@ def test_a_comparison_knows_which_pictures_the_environment_derives(tmp_path):
     assert [c["cells"]["ours"]["mask_reaches_policy"] for c in own] == [False]
     assert main([str(a), str(a), f"--output={tmp_path / 'out'}"]) == 0
     cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
-    told = [[s["mask_reaches_policy"] for s in c["sides"]] for c in cells if c["condition"] != "C0"]
+    told = [[s["mask_reaches_policy"] for s in c["runs"]] for c in cells if c["condition"] != "C0"]
     assert told == [[False, False]] * 2

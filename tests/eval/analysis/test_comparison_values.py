@@ -32,7 +32,7 @@ def test_differences_are_second_minus_first_paired_or_not(tmp_path):
         for cell in compared(a, b):
             difference = cell["difference"]
             assert cell["paired"] == (folder == "same")
-            assert [s["success"]["rate"] for s in cell["sides"]] == [
+            assert [s["success"]["rate"] for s in cell["runs"]] == [
                 0.9,
                 0.4 if cell["condition"] == "C0" else 0.6,
             ]

@@ -60,4 +60,4 @@ def test_a_comparison_knows_what_is_computed_from_rgb(tmp_path):
     run = load_run(synthetic_run(tmp_path / "run", **changes))
     cells = compare(run, run).cells
     (cell,) = [c for c in cells if c.policies[0] == "ours" and c.condition != "C0"]
-    assert [side.mask_reaches_policy for side in cell.sides] == [False, False]
+    assert [c.mask_reaches_policy for c in cell.runs] == [False, False]

@@ -24,16 +24,16 @@ from multismolvla_eval.offline.sensor_use import (
     Control,
     SensorUseOptions,
     action_errors,
+    control_errors,
     controls_for,
     load_frames,
     open_dataset,
     partners,
     show,
     spread,
-    summarise,
 )
 from multismolvla_eval.offline.sensor_use_check import failures, main
-from multismolvla_eval.policies.features import streams_of
+from multismolvla_eval.policies.features import streams_by_modality
 
 RGB, DEPTH = "observation.images.image", "observation.images.image_depth"
 TRUE = Control("true", "none")
@@ -117,7 +117,7 @@ def check(dataset: Path, folder: Path, policy: Path, *more: str):
 def check_oracle(monkeypatch, reads: bool, dataset: Path, folder: Path, *more: str):
     oracle = Oracle(reads)
     monkeypatch.setattr(sensor_use, "stored_config", lambda path: oracle.config)
-    monkeypatch.setattr(sensor_use, "load_policy", lambda *arguments: (oracle, preprocess))
+    monkeypatch.setattr(sensor_use, "load_as_trained", lambda *arguments: (oracle, preprocess))
     policy = folder.parent / "oracle"
     policy.mkdir(exist_ok=True)
     (policy / "config.json").write_text("{}")
@@ -196,13 +196,13 @@ def test_upstreams_checkpoint_is_measured_too(upstream, tiny_dataset, tmp_path):
 
 def test_siglip_tower_reads_rgb_only(make_config):
     config = make_config(vision_tower="siglip", base_checkpoint=None)
-    assert set(streams_of(config)) == {"rgb"}
-    assert set(streams_of(make_config(vision_tower="siglip+fourm"))) == set(MINI_DOMAINS)
+    assert set(streams_by_modality(config)) == {"rgb"}
+    assert set(streams_by_modality(make_config(vision_tower="siglip+fourm"))) == set(MINI_DOMAINS)
 
 
 def test_streams_of_a_foreign_policy_follow_the_keys_endings():
     config = SimpleNamespace(image_features=[RGB, DEPTH, "observation.images.image2"])
-    streams = streams_of(config)
+    streams = streams_by_modality(config)
     assert streams == {"rgb": {RGB: None, "observation.images.image2": None}, "depth": {DEPTH: None}}
     assert [c.name for c in controls_for(streams, masks=False)] == [
         "true", "zeroed", "shuffled", "rgb zeroed", "depth zeroed", "rgb shuffled", "depth shuffled",
@@ -230,7 +230,7 @@ def test_errors_are_lerobots_chunks_without_the_padding(tiny_dataset):
 
 def test_what_each_control_shows(tiny_dataset, cached, make_config):
     config = make_config()
-    streams = streams_of(config)
+    streams = streams_by_modality(config)
     controls = {
         "t": TRUE,
         "z": Control("zeroed", "zero"),
@@ -280,7 +280,7 @@ def test_both_the_interval_and_the_size_decide():
     true = rng.uniform(0.9, 1.1, 200)
 
     def verdict(zeroed, shuffled):
-        return failures(summarise({"true": true, "zeroed": zeroed, "shuffled": shuffled}))
+        return failures(control_errors({"true": true, "zeroed": zeroed, "shuffled": shuffled}))
 
     assert verdict(true + 0.5, true + 0.2) == []
     small, noisy = verdict(true + 0.05, true + 0.2), verdict(true + 0.5, true + rng.normal(0.2, 6, 200))

@@ -47,7 +47,7 @@ def test_a_modality_that_the_policy_does_not_use_shows(tmp_path, monkeypatch):
     looks = Looks()
     monkeypatch.setattr(sensor_use, "stored_config", lambda path: looks.config)
     monkeypatch.setattr(sensor_use, "open_dataset", lambda *arguments: SimpleNamespace(meta=None))
-    monkeypatch.setattr(sensor_use, "load_policy", lambda *arguments: (looks, lambda batch: batch))
+    monkeypatch.setattr(sensor_use, "load_as_trained", lambda *arguments: (looks, lambda batch: batch))
     monkeypatch.setattr(sensor_use, "load_frames", lambda *arguments: frames)
     checkpoint = tmp_path / "policy"
     checkpoint.mkdir()

@@ -69,7 +69,7 @@ def test_announced_losses_that_a_policy_is_not_told_of_are_marked(tmp_path, caps
     words = "not told: for this policy the same as a black picture"
     column = "mask_reaches_policy"
     told = {(r["policy"], r["condition"], r[column]) for r in csv_of(folder) if r[column]}
-    assert told == {("vanilla", c, words) for c in lost} | {("ours", c, "told") for c in lost}
+    assert told == {("vanilla", c, words) for c in lost} | {("ours", c, "yes") for c in lost}
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     assert len(re.findall(rf"^\| `C1:.*; {words} \|", text, re.MULTILINE)) == 2 * 3, (
         "over all, and in the table of each suite"
