@@ -26,7 +26,7 @@ from multismolvla_eval.records.store import (
     MANIFEST,
     SHARD_PATTERN,
     ResultsError,
-    fingerprint,
+    comparable_hash,
     read_manifest,
 )
 from multismolvla_eval.records.system_info import hardware, source_commit
@@ -63,7 +63,7 @@ def build_manifest(
     complete = config.env.task_ids is None and LEVELS[config.level].tasks is None
     manifest = RunManifest(
         schema=SCHEMA,
-        fingerprint=fingerprint(parts),
+        fingerprint=comparable_hash(parts),
         comparable=parts,
         created=now,
         level=config.level if config.conditions is None else "custom",
@@ -118,7 +118,7 @@ def earlier_manifest(folder: Path) -> RunManifest | None:
 
 def suite_hash(suite: SuiteFacts) -> str:
     """Hash of what makes a suite's episodes comparable; every row carries it."""
-    return fingerprint({k: getattr(suite, k) for k in COMPARED})
+    return comparable_hash({k: getattr(suite, k) for k in COMPARED})
 
 
 def refuse_another_run(
@@ -140,11 +140,11 @@ def refuse_another_run(
     Raises:
         ResultsError: it is another run, or a policy or a suite of it has changed.
     """
-    if old.fingerprint != fingerprint(parts):
+    if old.fingerprint != comparable_hash(parts):
         differing = _differing(old.comparable, parts, Comparable.__struct_fields__)
         raise ResultsError(
-            f"{folder} holds another run ({old.fingerprint}, now {fingerprint(parts)}): {differing}. Choose "
-            "another --output, or the old options to continue it."
+            f"{folder} holds another run ({old.fingerprint}, now {comparable_hash(parts)}): {differing}. "
+            "Choose another --output, or the old options to continue it."
         )
     for name, policy in old.policies.items():
         if checkpoints.get(name, policy.checkpoint) != policy.checkpoint:

@@ -34,7 +34,7 @@ class ResultsError(ValueError):
     """A result file that must not be used: corrupt, foreign or contradictory."""
 
 
-def fingerprint(parts: Comparable | Mapping[str, object]) -> str:
+def comparable_hash(parts: Comparable | Mapping[str, object]) -> str:
     """Short stable hash of what makes episodes comparable (environment, seed, definitions).
 
     Conditions, number of episodes, workers and further policies may change between two calls of the same run;

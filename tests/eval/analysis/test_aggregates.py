@@ -117,6 +117,16 @@ def test_types_that_a_policy_does_not_read_are_left_out_and_named(tmp_path, caps
     assert area.left_out == {"this policy does not read them": ["rgb", "rgb.image", "depth"]}
 
 
+@pytest.mark.parametrize(
+    ("changes", "reads_fault"),
+    [({"reads": []}, None), ({"reads": ["observation.state"], "no_vision": "grey"}, False)],
+)
+def test_only_a_policy_with_inputs_can_be_said_not_to_read_a_fault(tmp_path, changes, reads_fault):
+    policies = {"vanilla": facts("vanilla", **changes)}
+    summary = summary_of(tmp_path / "run", texts=["C2:rgb=zero"], policies=policies)
+    assert cells_of(summary, "vanilla")["C2:rgb=zero"].reads_fault is reads_fault
+
+
 def test_a_policy_reads_the_faults_of_rgb_in_what_the_environment_computes_from_it(tmp_path):
     read = reading(ours=["thermal"], vanilla=["rgb"])
     for kind, types in (("sensor", set()), ("derived", {"rgb=builtin_noise"})):
