@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import msgspec
@@ -19,9 +19,6 @@ from torch import Tensor
 from multismolvla.corruption import Condition
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.records.schema import SuiteFacts
-
-if TYPE_CHECKING:
-    from lerobot_env_multismolvla.facts import EnvironmentFacts
 
 #: What LeRobot calls a batch: tensors, and texts, by observation key.
 Batch = dict[str, Any]
@@ -53,14 +50,6 @@ class EnvironmentSource(Protocol):
 
     def processors(self, policy_config: Any) -> tuple[Callable[[Batch], Batch], Callable[[Tensor], Tensor]]:
         """Observation (raw, batched) -> policy batch, and policy action -> environment action."""
-
-
-@runtime_checkable
-class _KnowsFacts(Protocol):
-    """An environment of our package."""
-
-    @property
-    def facts(self) -> EnvironmentFacts: ...
 
 
 @runtime_checkable
@@ -141,9 +130,11 @@ class LeRobotSource:
 
 def _facts_of(config: Any, suite: str, envs: Mapping[int, gym.Env]) -> SuiteFacts:
     """Facts about a suite's environments; other types than ours provide fewer."""
+    from lerobot_env_multismolvla.multimodal_env import MultiModalLiberoEnv
+
     bare = next(iter(envs.values())).unwrapped
     tasks = {i: _instruction(env.unwrapped) for i, env in envs.items()}
-    if isinstance(bare, _KnowsFacts):
+    if isinstance(bare, MultiModalLiberoEnv):
         return msgspec.convert({**vars(bare.facts), "tasks": tasks}, SuiteFacts)
     return _facts_of_other(config, suite, next(iter(envs.values())), tasks)
 

@@ -196,12 +196,7 @@ def _forecast(config: EvalConfig, level: Level, shard: int, shards: int) -> None
 
 
 def _earlier_rows(config: EvalConfig, suites: Mapping[str, SuiteFacts]) -> list[EpisodeRow]:
-    """What the output folder holds of this run, and a line that says whether the run would be continued.
-
-    Raises:
-        ResultsError: the folder holds something else, for the reasons for which the run itself would refuse
-            it.
-    """
+    """What the output folder holds of this run, and a line that says whether the run would be continued."""
     old = earlier_manifest(config.output)
     if old is None:
         _say(f"{config.output} holds no run yet: a new one would begin there.")

@@ -1,14 +1,13 @@
 """The encoder half of 4M-21: embeddings, transformer, official checkpoints; no decoder, no tokenizers."""
 
 from multismolvla.fourm.config import FourMConfig
-from multismolvla.fourm.encoder import EncodedRows, FourMEncoder
+from multismolvla.fourm.encoder import FourMEncoder
 from multismolvla.fourm.modality import MINI_DOMAINS, MINI_INFO, MODALITY_INFO, FourMModality
 
 __all__ = [
     "MINI_DOMAINS",
     "MINI_INFO",
     "MODALITY_INFO",
-    "EncodedRows",
     "FourMConfig",
     "FourMEncoder",
     "FourMModality",

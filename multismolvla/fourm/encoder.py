@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multismolvla import weights
@@ -21,22 +19,6 @@ from multismolvla.fourm.blocks import EncoderBlock, GatedMLP, MaskedAttention, P
 from multismolvla.fourm.config import FourMConfig
 from multismolvla.fourm.embeddings import FourMEmbedding
 from multismolvla.fourm.modality import FourMModality
-
-
-class EncodedRows(NamedTuple):
-    """Encoder output in the reference's arrangement: per sample valid tokens first, then padding.
-
-    Attributes:
-        tokens: (B, S', D); zeros in padding rows.
-        padding: bool (B, S'), True = padding.
-        source_index: int64 (B, S'), flat index in the concatenation of the inputs; -1 for padding.
-        mod_id: int64 (B, S'), `FourMModality.mod_id`; -1 for padding.
-    """
-
-    tokens: Tensor
-    padding: Tensor
-    source_index: Tensor
-    mod_id: Tensor
 
 
 class FourMEncoder(nn.Module):
@@ -203,43 +185,6 @@ class FourMEncoder(nn.Module):
             y = self._run(x, keys[:, None, None], None)
             y = torch.where(valid[..., None], y, torch.zeros_like(y))
         return dict(zip(inputs, torch.split(y, lengths, dim=1), strict=True))
-
-    def encode_rows(
-        self,
-        inputs: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor] | None = None,
-        num_encoder_tokens: int | None = None,
-    ) -> EncodedRows:
-        """Encode in the arrangement of the reference code and of 4M's pretraining.
-
-        Args:
-            inputs: as for `forward`; concatenated in this order.
-            presence: as for `forward`.
-            num_encoder_tokens: budget (256 in pretraining): only the first so many present tokens of a sample
-                enter the encoder. ``None`` = the largest number of present tokens in the batch.
-
-        Returns:
-            The rows with their labels.
-        """
-        x, valid, lengths = self._concatenate(inputs, presence)
-        if valid is None:
-            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        rank = valid.cumsum(dim=1)
-        rows = int(rank[:, -1].max()) if num_encoder_tokens is None else num_encoder_tokens
-        valid = valid & (rank <= rows)
-        y = self._encode_packed(x, valid)
-        order = torch.argsort(~valid, dim=1, stable=True)[:, :rows]  # (B, S')
-        order = F.pad(order, (0, rows - order.shape[1]))
-        padding = torch.arange(rows, device=x.device) >= valid.sum(dim=1, keepdim=True)
-        ids = [self.modality(name).mod_id for name in inputs]
-        labels = torch.tensor(ids, device=x.device).repeat_interleave(torch.tensor(lengths, device=x.device))
-        tokens = y.gather(1, order[..., None].expand(-1, -1, y.shape[-1]))
-        return EncodedRows(
-            tokens=tokens.masked_fill(padding[..., None], 0.0),
-            padding=padding,
-            source_index=order.masked_fill(padding, -1),
-            mod_id=labels[order].masked_fill(padding, -1),
-        )
 
     def _embedding(self, name: str) -> FourMEmbedding:
         if name not in self.encoder_embeddings:

@@ -14,28 +14,8 @@ from typing import TYPE_CHECKING
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.analysis.families import GROUPS, is_subset
 from multismolvla_eval.analysis.summary import Clip, ConditionSummary, Summary
+from multismolvla_eval.report import format as wording
 from multismolvla_eval.report import plots
-from multismolvla_eval.report.format import (
-    NOT_TOLD,
-    aggregate_lines,
-    cell_text,
-    count_text,
-    detection_lines,
-    difference_text,
-    families_text,
-    figure_text,
-    headline,
-    kept_text,
-    left_out_text,
-    met_text,
-    percent,
-    points_text,
-    power_text,
-    rate_text,
-    repeats_text,
-    scopes,
-    weak_text,
-)
 
 if TYPE_CHECKING:
     import jinja2
@@ -93,22 +73,22 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        rate=rate_text,
-        met=met_text,
-        difference=difference_text,
-        percent=percent,
-        count=count_text,
-        power=power_text,
-        kept=kept_text,
-        figure=figure_text,
-        points=points_text,
-        repeats=repeats_text,
-        left_out=left_out_text,
-        weak=weak_text,
+        rate=wording.rate_text,
+        met=wording.met_text,
+        difference=wording.difference_text,
+        percent=wording.percent,
+        count=wording.count_text,
+        power=wording.power_text,
+        kept=wording.kept_text,
+        figure=wording.figure_text,
+        points=wording.points_text,
+        repeats=wording.repeats_text,
+        left_out=wording.left_out_text,
+        weak=wording.weak_text,
         shell=shlex.join,
-        cell=lambda cell, mask_reaches_policy: cell_text(cell.success, cell.met, mask_reaches_policy),
+        cell=lambda cell, mask_reaches_policy: wording.cell_text(cell.success, cell.met, mask_reaches_policy),
     )
-    found.globals.update(not_told=NOT_TOLD, costs=_COSTS, titles=GROUPS)
+    found.globals.update(not_told=wording.NOT_TOLD, costs=_COSTS, titles=GROUPS)
     return found
 
 
@@ -118,8 +98,8 @@ def _content(summary: Summary, title: str) -> dict[str, object]:
     return {
         "s": summary,
         "title": title,
-        "headline": headline(summary),
-        "families": families_text(summary),
+        "headline": wording.headline(summary),
+        "families": wording.families_text(summary),
         "by_name": {p.name: p for p in summary.policies},
         "groups": {g: conditions for g, conditions in groups.items() if conditions},
     }
@@ -127,7 +107,7 @@ def _content(summary: Summary, title: str) -> dict[str, object]:
 
 def markdown_page(summary: Summary, title: str) -> str:
     """The Markdown page of one run, fit for a model card."""
-    figures = [line for scope, _, f in scopes(summary) for line in aggregate_lines(scope, f)]
+    figures = [line for scope, _, f in wording.scopes(summary) for line in wording.aggregate_lines(scope, f)]
     template = environment().get_template("report.md.j2")
     return template.render(**_content(summary, title), figures_text=figures)
 
@@ -142,7 +122,7 @@ def report_page(summary: Summary, results: Path, title: str) -> str:
     """
     picture = results / "modalities.png"
     shown = picture.is_file() and picture.stat().st_size <= PICTURE_BUDGET
-    detections = [(suite, detection_lines(scope, f)) for scope, suite, f in scopes(summary)]
+    detections = [(suite, wording.detection_lines(scope, f)) for scope, suite, f in wording.scopes(summary)]
     content = {
         **_content(summary, title),
         "detection": [line for suite, lines in detections for line in lines if not suite],
@@ -222,9 +202,8 @@ def _extremes(summary: Summary, conditions: Sequence[ConditionSummary]) -> str:
         found = {c.condition: c.cells[name].success for c in conditions if name in c.cells}
         if found:
             best, worst = (extreme(found, key=lambda c: found[c].rate) for extreme in (max, min))
-            sentences.append(
-                f"{name}: best {best}, {rate_text(found[best])}; worst {worst}, {rate_text(found[worst])}."
-            )
+            rates = [wording.rate_text(found[c]) for c in (best, worst)]
+            sentences.append(f"{name}: best {best}, {rates[0]}; worst {worst}, {rates[1]}.")
     return " ".join(sentences)
 
 

