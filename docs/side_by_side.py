@@ -28,7 +28,7 @@ def main(left: Path, right: Path, output: Path, colours: int = 64) -> None:
         sheet = Image.new("RGB", (width, max(p.height for p in pair)), "white")
         sheet.paste(pair[0], (0, 0))
         sheet.paste(pair[1], (pair[0].width + GAP_PX, 0))
-        sheet = sheet.resize((WIDTH_PX, round(sheet.height * WIDTH_PX / sheet.width)), Image.Resampling.LANCZOS)
+        sheet.thumbnail((WIDTH_PX, sheet.height), Image.Resampling.LANCZOS)
         frames.append(sheet.quantize(colours, dither=Image.Dither.NONE))
     durations = [FRAME_MS] * (number - 1) + [LAST_FRAME_MS]
     frames[0].save(output, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
