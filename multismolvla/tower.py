@@ -233,11 +233,13 @@ class MultimodalTower(nn.Module):
         return out
 
     def wants_gradient(self, inputs: EncoderInputs) -> bool:
-        """Whether a map of soft rows learns from these inputs: then the encoder keeps its activations."""
-        return any(
-            self.is_soft(d) and any(p.requires_grad for p in self.encoder.encoder_embeddings[d].parameters())
-            for d in inputs.values
-        )
+        """Whether something in the encoder learns from these inputs: then it keeps its activations.
+
+        That is a map of soft rows, or adapters that a user puts on the encoder.
+        """
+        maps = self.encoder.encoder_embeddings
+        unused = {id(p) for d in maps if d not in inputs.values for p in maps[d].parameters()}
+        return any(p.requires_grad and id(p) not in unused for p in self.encoder.parameters())
 
     # -- facts about domains --------------------------------------------------------------------------------
 

@@ -7,8 +7,18 @@ subtracting the teacher's mean token, and the report quotes the cosine above tha
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+_LOGS = (
+    "align_cosine",
+    "align_plain_cosine",
+    "align_plain_cosine_of_mean_token",
+    "align_norm",
+    "align_relation",
+)
 
 
 def alignment_loss(
@@ -24,8 +34,9 @@ def alignment_loss(
         relation_weight: weight of the squared difference of the token-to-token cosine matrices.
 
     Returns:
-        Scalar loss (0 with gradient path when no view counts) and scalars for the log;
-        ``align_plain_cosine_of_mean_token`` is what a constant student would reach.
+        Scalar loss (0 with gradient path when no view counts) and scalars for the log, NaN when no view
+        counts: ranks must log the same names. ``align_plain_cosine_of_mean_token`` is what a constant student
+        would reach.
 
     Raises:
         ValueError: if the shapes of student and teacher differ.
@@ -37,7 +48,7 @@ def alignment_loss(
             "gives as many tokens per view as the base checkpoint's SigLIP does."
         )
     if not mask.any():
-        return student.sum() * 0.0, {}
+        return student.sum() * 0.0, dict.fromkeys(_LOGS, math.nan)
     s, t = student[mask].float(), teacher[mask].detach().float()
     centre = t.mean(dim=(0, 1))
     cosine = F.cosine_similarity(s - centre, t - centre, dim=-1)
@@ -46,14 +57,10 @@ def alignment_loss(
     s_unit, t_unit = F.normalize(s - centre, dim=-1), F.normalize(t - centre, dim=-1)
     relation = (s_unit @ s_unit.transpose(1, 2) - t_unit @ t_unit.transpose(1, 2)).pow(2).mean()
     control = F.cosine_similarity(centre.expand_as(t), t, dim=-1).mean()
-    logs = {
-        "align_cosine": cosine.mean().item(),
-        "align_plain_cosine": F.cosine_similarity(s, t, dim=-1).mean().item(),
-        "align_plain_cosine_of_mean_token": control.item(),
-        "align_norm": norm.item(),
-        "align_relation": relation.item(),
-    }
-    return direction + norm_weight * norm + relation_weight * relation, logs
+    plain = F.cosine_similarity(s, t, dim=-1)
+    values = [v.item() for v in (cosine.mean(), plain.mean(), control, norm, relation)]
+    loss: Tensor = direction + norm_weight * norm + relation_weight * relation
+    return loss, dict(zip(_LOGS, values, strict=True))
 
 
 def consistency_loss(dropped: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
