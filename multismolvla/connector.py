@@ -7,7 +7,7 @@ more than a quarter of the picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,12 +112,29 @@ class VisualBridge(nn.Module):
 
     One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and
     forwards only ``forward``; nothing outside may call other methods during training.
+
+    Args:
+        fusion: of the modalities.
+        connector: to the language model's width.
+        views: names of the views. Each has a vector that is added to its tokens, zero at first and found by
+            its name: SmolVLA's positions count what is there, so that with one view left nothing else would
+            say which one it is. Empty = no such vectors.
+        out_dim: the language model's width.
     """
 
-    def __init__(self, fusion: GatedFusion, connector: GridConnector):
+    def __init__(
+        self,
+        fusion: GatedFusion,
+        connector: GridConnector,
+        views: Sequence[str] = (),
+        out_dim: int = 0,
+    ):
         super().__init__()
         self.fusion = fusion
         self.connector = connector
+        # "." separates the names of modules
+        self._views = tuple(view.replace(".", "_") for view in views)
+        self.view_embedding = nn.ParameterDict({v: nn.Parameter(torch.zeros(out_dim)) for v in self._views})
 
     def forward(
         self,
@@ -132,11 +149,19 @@ class VisualBridge(nn.Module):
             present: per modality bool (R, h, w).
             globals_: per gridless domain (R, G, D).
         """
-        extra = {d: self.connector.project_globals(rows) for d, rows in (globals_ or {}).items()}
+        extra = {d: self._mark_view(self.connector.project_globals(r)) for d, r in (globals_ or {}).items()}
         if not tokens:  # no grid to fuse: the view's grid tokens are masked, its global ones are not
             some = next(iter(extra.values()))
             nothing = some.new_zeros(len(some), self.connector.num_tokens, some.shape[-1])
             alive = torch.zeros(len(some), dtype=torch.bool, device=some.device)
             return VisualTokens(nothing, alive, extra, {})
         fused, mask, weights = self.fusion(tokens, present)
-        return VisualTokens(self.connector(fused, mask), mask.flatten(1).any(1), extra, weights)
+        made = self._mark_view(self.connector(fused, mask))
+        return VisualTokens(made, mask.flatten(1).any(1), extra, weights)
+
+    def _mark_view(self, tokens: Tensor) -> Tensor:
+        """Add the views' embeddings to (R, N, D), R = B * V with the views in order."""
+        if not self._views:
+            return tokens
+        embedding = torch.stack([self.view_embedding[v] for v in self._views])  # (V, D)
+        return tokens + embedding.repeat(len(tokens) // len(embedding), 1)[:, None]

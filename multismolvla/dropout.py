@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 MODES = ("linear", "fixed", "none")
+#: What a sample's dropout may strike, see :func:`sample_presence`.
+PATTERNS = ("independent", "cameras", "modalities", "deployment")
 
 
 def dropout_probability(
@@ -96,23 +98,33 @@ def sample_presence(
     probability: float,
     generator: torch.Generator,
     *,
+    shares: Mapping[str, float] | None = None,
+    deployment: Tensor | None = None,
     complete_share: float = 0.1,
     consequence: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Draw which modalities each sample keeps.
 
-    Each sample x view x modality is lost independently with ``probability``; samples that would lose
-    everything are drawn again. The first ``complete_share * B`` samples, rounded up or down at random, stay
-    complete (the batch order is already random), so that the policy never forgets the undamaged case and a
-    batch of one is not complete every time.
+    Each sample draws one of :data:`PATTERNS`, then what is lost with ``probability``:
+
+    - ``independent``: each modality of each view by itself;
+    - ``cameras``: whole views, with all that their cameras deliver;
+    - ``modalities``: whole modalities, in all views at once;
+    - ``deployment``: everything that the robot will not have.
+
+    Samples that would lose everything are drawn again, by the same pattern. The first ``complete_share * B``
+    samples, rounded up or down at random, stay complete (the batch order is already random), so that the
+    policy never forgets the undamaged case and a batch of one is not complete every time.
 
     Args:
         available: bool (B, V, M), sensors that are there at all.
         probability: in [0, 1).
         generator: CPU generator, see :func:`step_generator`.
+        shares: pattern -> share of the samples, see :func:`check_shares`; ``None`` = all ``independent``.
+        deployment: bool (V, M), what the robot will have; needed for a share of ``deployment``.
         complete_share: share of the batch that is left alone.
-        consequence: what else dies with what was lost (derived modalities with their RGB): presence (R, V, M)
-            -> presence. Applied before asking whether anything is left.
+        consequence: what else is lost with what was lost (derived modalities with their RGB): presence
+            (R, V, M) -> presence. Applied before asking whether anything is left.
 
     Returns:
         bool (B, V, M) on ``available``'s device, a subset of ``available``; samples with anything available
@@ -123,14 +135,66 @@ def sample_presence(
     if probability == 0:
         return available.clone()
     there = available.cpu()
-    keep = torch.rand(there.shape, generator=generator) >= probability
-    untouched = math.floor(complete_share * len(there) + torch.rand((), generator=generator).item())
-    keep[:untouched] = True
     follow = consequence or (lambda presence: presence)
-    presence = follow(there & keep)
+    pattern = _draw_patterns(len(there), shares, generator)
+    presence = there & _draw_kept(there.shape, probability, pattern, deployment, generator)
+    untouched = math.floor(complete_share * len(there) + torch.rand((), generator=generator).item())
+    presence[:untouched] = there[:untouched]
+    presence = follow(presence)
     lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
     while lost.any():
-        again = torch.rand(there[lost].shape, generator=generator) >= probability
+        shape = (int(lost.sum()), *there.shape[1:])
+        again = _draw_kept(shape, probability, pattern[lost], deployment, generator)
         presence[lost] = follow(there[lost] & again)
         lost = ~presence.flatten(1).any(1) & there.flatten(1).any(1)
     return presence.to(available.device)
+
+
+def check_shares(shares: Mapping[str, float], has_deployment: bool) -> None:
+    """See that shares of :data:`PATTERNS` can be drawn from.
+
+    Raises:
+        ValueError: an unknown pattern, a negative share, a sum other than one, or a share of the deployment
+            pattern without one.
+    """
+    unknown = sorted(set(shares) - set(PATTERNS))
+    if unknown or min(shares.values(), default=0.0) < 0:
+        raise ValueError(
+            f"--policy.dropout_shares={dict(shares)}: expected shares >= 0 of {', '.join(PATTERNS)}."
+        )
+    if abs(sum(shares.values()) - 1) > 1e-3:
+        raise ValueError(
+            f"--policy.dropout_shares={dict(shares)} sum to {sum(shares.values()):.4g}, expected 1."
+        )
+    if shares.get("deployment", 0.0) > 0 and not has_deployment:
+        raise ValueError(
+            f"--policy.dropout_shares gives the deployment pattern {shares['deployment']:.4g}, but none "
+            "is declared. Name the robot's streams: --policy.deployment='[\"front.rgb\"]'."
+        )
+
+
+def _draw_patterns(number: int, shares: Mapping[str, float] | None, generator: torch.Generator) -> Tensor:
+    """Index into :data:`PATTERNS` for each sample, int64 (number,)."""
+    if shares is None:
+        return torch.zeros(number, dtype=torch.int64)
+    weights = torch.tensor([shares.get(p, 0.0) for p in PATTERNS])
+    return torch.multinomial(weights, number, replacement=True, generator=generator)
+
+
+def _draw_kept(
+    shape: Sequence[int],
+    probability: float,
+    pattern: Tensor,
+    deployment: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """What dropout leaves, bool (R, V, M), each row by its pattern."""
+    rows, views, modalities = shape
+
+    def kept(*size: int) -> Tensor:
+        return (torch.rand(size, generator=generator) >= probability).expand(rows, views, modalities)
+
+    drawn = [kept(rows, views, modalities), kept(rows, views, 1), kept(rows, 1, modalities)]
+    everything = torch.ones(views, modalities, dtype=torch.bool)
+    drawn.append(kept(rows, 1, 1) | (everything if deployment is None else deployment.cpu()))
+    return torch.stack(drawn)[pattern, torch.arange(rows)]

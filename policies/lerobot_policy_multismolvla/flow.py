@@ -53,7 +53,7 @@ def draw_noise_and_time(policy: SmolVLAPolicy, actions: Tensor) -> tuple[Tensor,
     devices = [actions.device] if actions.is_cuda else []
     with torch.random.fork_rng(devices=devices, enabled=policy.training):
         if policy.training:
-            generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank())
+            generator = step_generator(policy.curriculum_seed, cfg.curriculum_step, rank(), "flow")
             torch.manual_seed(generator.initial_seed())
         noise = model.sample_noise(actions.shape, actions.device)
         return noise, model.sample_time(len(actions), actions.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, draw_noise_and_time, flow_loss, rank
 from lerobot_policy_multismolvla.visual import (
+    RGB,
     VisualPrefix,
     rgb_pictures,
     rgb_views,
@@ -77,9 +78,15 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     cfg = policy.config
     drops, corrupts = policy.training and cfg.dropout_mode != "none", policy.training and cfg.corrupts
     available = policy.availability(batch)
-    presence = training_faults.drop_sensors(cfg, available, rank()) if drops else available
-    faults = training_faults.draw_corruption(cfg, presence, rank()) if corrupts else None
-    visual = policy.visual_tokens(batch, presence, faults)
+    if not cfg.uses_fourm:
+        available = _rgb_alone(available)
+    seed = policy.curriculum_seed
+    presence = training_faults.drop_sensors(cfg, available, seed, rank()) if drops else available
+    faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if corrupts else None
+    if cfg.uses_fourm:
+        visual = policy.visual_tokens(batch, presence, faults)
+    else:
+        visual = _masked_cameras(policy, batch, presence)
     if cfg.consistency_weight == 0:
         loss, logs = flow_loss(policy, batch, visual, draw)
     else:
@@ -93,6 +100,19 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     return loss, logs
 
 
+def _rgb_alone(available: Tensor) -> Tensor:
+    rgb = torch.zeros_like(available)
+    rgb[:, :, RGB] = available[:, :, RGB]
+    return rgb
+
+
+def _masked_cameras(policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: Tensor) -> VisualPrefix:
+    """Vanilla SmolVLA's pictures, lost cameras masked as its own padding masks do."""
+    images, masks = rgb_pictures(policy, batch)
+    views = rgb_views(policy.config, batch)
+    return VisualPrefix(images, [m & presence[:, v, RGB] for v, m in zip(views, masks, strict=True)])
+
+
 def _consistent_flow(
     policy: SmolVLAPolicy, batch: dict[str, Tensor], dropped: VisualPrefix, available: Tensor, draw: FlowDraw
 ) -> Loss:
@@ -100,9 +120,11 @@ def _consistent_flow(
     if draw.noise is None or draw.time is None:
         noise, time = draw_noise_and_time(policy, policy.prepare_action(batch))
         draw = replace(draw, noise=noise, time=time)
+    # The pass with gradients first: autocast keeps the weights' casts, and casts made without gradients would
+    # carry none into the next pass (pytorch issue 112583).
+    velocity, loss, logs = _velocity(policy, batch, dropped, draw)
     with torch.no_grad():
         clean, _, _ = _velocity(policy, batch, policy.visual_tokens(batch, available), draw)
-    velocity, loss, logs = _velocity(policy, batch, dropped, draw)
     real = batch.get("action_is_pad")
     weight = torch.ones_like(velocity[..., :1]) if real is None else (~real)[..., None].to(velocity.dtype)
     width = policy.config.action_feature.shape[0]

@@ -7,9 +7,11 @@ SmolVLA weights load and ``vision_tower=siglip`` is vanilla SmolVLA bit for bit.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor, nn
@@ -40,6 +42,8 @@ from lerobot_policy_multismolvla.visual import (
 from multismolvla.connector import ZeroGate
 from multismolvla.inspection import LastLook
 
+logger = logging.getLogger(__name__)
+
 
 class MultiSmolVLAPolicy(SmolVLAPolicy):
     """SmolVLA fed by the multimodal tower. See :class:`MultiSmolVLAConfig` for the options.
@@ -63,7 +67,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.teacher: Teacher | None = None
         self._sensors = SensorWatch()
         self._last_look: LastLook | None = None
-        self._cameras_checked = False
+        self._training_began = False
+        self._run_seed = torch.initial_seed() % 2**32  # LeRobot's trainer has set it to --seed
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
             config.vision_tower == "fourm" and config.stage == "connector" and config.align_weight > 0
@@ -103,6 +108,26 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         cfg = self.config
         if cfg.curriculum_stage != cfg.stage:
             cfg.curriculum_stage, cfg.curriculum_step = cfg.stage, 0
+
+    def _restart_finished_curriculum(self) -> None:
+        """A run that starts from a finished stage's checkpoint is a new one, not the last step of the old.
+
+        An interrupted run resumes before its end. LeRobot 0.6.1 does not tell policies which of both it is.
+        """
+        cfg = self.config
+        if 0 < cfg.curriculum_steps <= cfg.curriculum_step:
+            logger.warning(
+                "The checkpoint has finished its curriculum (step %d of %d); it begins again at step 0.",
+                cfg.curriculum_step,
+                cfg.curriculum_steps,
+            )
+            cfg.curriculum_step = 0
+
+    @property
+    def curriculum_seed(self) -> int:
+        """Seed of everything that training draws."""
+        given = self.config.curriculum_seed
+        return self._run_seed if given is None else given
 
     def train(self, mode: bool = True) -> MultiSmolVLAPolicy:
         """Train or evaluation mode; the frozen tower stays in evaluation mode."""
@@ -164,15 +189,18 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         Raises:
             ValueError: the first training batch lacks a declared RGB camera.
         """
-        if self.training and not self._cameras_checked:
+        if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
-            self._cameras_checked = True
+            self._restart_finished_curriculum()
+            self._training_began = True
         draw = FlowDraw(noise, time, reduction)
-        if not self.config.uses_fourm:
-            if wants_many_flows(self, draw):
-                return many_flows(self, batch, self.prepare_images(batch), draw)
-            return super().forward(batch, noise, time, reduction)
-        return (robust_loss if self.config.stage == "robust" else connector_loss)(self, batch, draw)
+        if self.config.stage == "robust" and (self.config.uses_fourm or self.training):
+            return robust_loss(self, batch, draw)
+        if self.config.uses_fourm:
+            return connector_loss(self, batch, draw)
+        if wants_many_flows(self, draw):
+            return many_flows(self, batch, self.prepare_images(batch), draw)
+        return super().forward(batch, noise, time, reduction)
 
     def update(self) -> None:
         """Advance the curriculum; called by ``lerobot-train`` after every optimizer step."""
@@ -215,5 +243,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
         state = read_weights(model_file)
         missing, unexpected = model.load_state_dict(state, strict=False)
-        check_restored_keys(model_file, missing, unexpected)
+        new = [key.rpartition(".")[2] for key in missing if ".view_embedding." in key]
+        if new:
+            logger.warning("%s knows no view %s; its embedding starts at zero.", model_file, ", ".join(new))
+        ours = [[k for k in keys if ".view_embedding." not in k] for keys in (missing, unexpected)]
+        check_restored_keys(model_file, *ours)
         return model

@@ -91,6 +91,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     connector_grid: int = 16  # side after 2-D resampling
     connector_unshuffle: int = 2  # block folded into channels; (16 / 2)^2 = 64 tokens per view
     connector_hidden: int = 2048  # hidden width of the connector's MLP
+    view_embedding: bool = True  # a learned vector per view: tells the views apart when one alone is left
 
     # -- stages ---------------------------------------------------------------------------------------------
     stage: str = "connector"
@@ -107,10 +108,17 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     dropout_ramp: float = 0.6  # share of the stage over which "linear" rises
     dropout_clean: float = 0.1  # last share of the stage without dropout
     dropout_complete: float = 0.1  # share of each batch that stays complete
+    # What dropout strikes -> share of the samples, see multismolvla.dropout.sample_presence.
+    dropout_shares: dict[str, float] = field(
+        default_factory=lambda: {"independent": 1 / 3, "cameras": 1 / 3, "modalities": 1 / 3}
+    )
+    # Streams (view.modality) that the robot will have, where it has fewer than the data: drawn with the share
+    # "deployment", and by every sample of the clean last share. Empty = all that are declared.
+    deployment: list[str] = field(default_factory=list)
     curriculum_steps: int = 0  # length of the stage; set it to --steps
     curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)
     curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
-    curriculum_seed: int = 0
+    curriculum_seed: int | None = None  # of what training draws; None = the run's --seed
 
     # -- corruption curriculum (stage 2), per sample, view and modality -------------------------------------
     corruption_probability: float = 0.0  # greatest probability that a picture is disturbed; 0 = never
@@ -201,6 +209,8 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
     streams = cfg.stream_keys()
     for stream in cfg.absent_streams:
         _check_choice("absent_streams", stream, (*(f"{v}.{m}" for v, m in streams.values()), *streams))
+    for stream in cfg.deployment:
+        _check_choice("deployment", stream, tuple(f"{v}.{m}" for v, m in streams.values()))
     cfg.official_options()  # its own checks
     _ = cfg.provenance_map  # its own checks
     _check_combinations(cfg)
@@ -248,6 +258,7 @@ def _check_curricula(cfg: MultiSmolVLAOptions) -> None:
             f"--policy.corruption_probability={cfg.corruption_probability} is not supported with "
             "--policy.vision_tower=siglip: its pictures go to upstream's SmolVLA as they are."
         )
+    dropout.check_shares(cfg.dropout_shares, bool(cfg.deployment))
     # the curricula's own checks, so that a wrong value fails before the first step and not at the last tenth
     dropout.curriculum_share(0, 1, ramp=cfg.corruption_ramp, clean=cfg.corruption_clean, name="corruption")
     dropout.dropout_probability(

@@ -103,4 +103,4 @@ def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) 
     connector = GridConnector(
         dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden, tower.num_globals > 0
     )
-    return VisualBridge(fusion, connector)
+    return VisualBridge(fusion, connector, tuple(cfg.views) if cfg.view_embedding else (), out_dim)

@@ -32,15 +32,39 @@ def dropout_p(cfg: MultiSmolVLAConfig) -> float:
     )
 
 
-def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, rank: int) -> Tensor:
-    """Presence bool (B, V, M) after the dropout curriculum."""
+def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
+    """Presence bool (B, V, M) after the dropout curriculum.
+
+    The clean last share shows what the robot will have, where that is declared, and nothing else.
+    """
+    deployment = deployed_streams(cfg)
+    if deployment is not None and cfg.dropout_mode != "none" and in_clean_share(cfg):
+        left = cfg.provenance_map.drop_with_rgb(available & deployment.to(available.device))
+        return torch.where(left.flatten(1).any(1)[:, None, None], left, available)
     return sample_presence(
         available,
         dropout_p(cfg),
-        step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank),
+        step_generator(seed, cfg.curriculum_step, rank),
+        shares=cfg.dropout_shares,
+        deployment=deployment,
         complete_share=cfg.dropout_complete,
         consequence=cfg.provenance_map.drop_with_rgb,
     )
+
+
+def in_clean_share(cfg: MultiSmolVLAConfig) -> bool:
+    """Whether the stage has come to its last share, without random dropout."""
+    share = curriculum_share(
+        cfg.curriculum_step, cfg.curriculum_steps, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean
+    )
+    return share is None
+
+
+def deployed_streams(cfg: MultiSmolVLAConfig) -> Tensor | None:
+    """What the robot will have, bool (V, M); ``None`` where that is not declared."""
+    if not cfg.deployment:
+        return None
+    return torch.tensor([[f"{view}.{m}" in cfg.deployment for m in MODALITIES] for view in cfg.views])
 
 
 def corruption_p(cfg: MultiSmolVLAConfig) -> float:
@@ -69,18 +93,18 @@ class Corruption:
         return torch.Generator().manual_seed(int(self.seed[b, v, m]))
 
 
-def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, rank: int) -> Corruption | None:
+def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: int) -> Corruption | None:
     """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
     p = corruption_p(cfg)
     if p == 0:
         return None
-    generator = step_generator(cfg.curriculum_seed, cfg.curriculum_step, rank, "corruption")
+    generator = step_generator(seed, cfg.curriculum_step, rank, "corruption")
     there = presence.cpu()
     hit = torch.rand(there.shape, generator=generator) < p
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
-    seed = torch.randint(2**62, there.shape, generator=generator)
+    seeds = torch.randint(2**62, there.shape, generator=generator)
     severity = torch.where(hit & there, severity, 0)
-    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), seed)
+    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), seeds)
 
 
 def corrupt_pictures(

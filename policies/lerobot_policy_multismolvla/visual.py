@@ -26,7 +26,7 @@ from multismolvla.modalities import (
 
 logger = logging.getLogger(__name__)
 
-_RGB = MODALITIES.index(Modality.RGB)
+RGB = MODALITIES.index(Modality.RGB)
 
 
 class VisualPrefix(NamedTuple):
@@ -155,7 +155,7 @@ def visual_tokens(
             extra += rows.unflatten(0, views).unbind(1)
             extra_alive += encoded.globals_present[domain].unflatten(0, views).unbind(1)
     if cfg.vision_tower == "siglip+fourm":
-        tokens = _beside_siglip(policy, batch, tokens, presence)
+        tokens, alive = _beside_siglip(policy, batch, tokens, alive, presence)
     visual = VisualPrefix([*tokens.unbind(1), *extra], [*alive.unbind(1), *extra_alive])
     return visual, LastLook(inputs, weights)
 
@@ -171,12 +171,16 @@ def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, 
 
 
 def _beside_siglip(
-    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, presence: Tensor
-) -> Tensor:
-    """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone."""
-    seen = presence[:, :, _RGB]
-    out = tokens.clone()
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, alive: Tensor, presence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone.
+
+    A view is there when either tower has seen something of it: 4M need not read RGB.
+    """
+    seen = presence[:, :, RGB]
+    out, there = tokens.clone(), alive.clone()
     for v, siglip in siglip_tokens(policy, batch).items():
-        both = siglip + policy.model.fourm_gate(tokens[:, v])
+        both = siglip + policy.model.fourm_gate(tokens[:, v] * alive[:, v, None, None])
         out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
-    return out
+        there[:, v] |= seen[:, v]
+    return out, there

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multismolvla.dropout import dropout_probability, sample_presence, step_generator
+from multismolvla.dropout import check_shares, dropout_probability, sample_presence, step_generator
 
 # -- p(step) -------------------------------------------------------------------------------------------------
 
@@ -187,3 +187,77 @@ def test_a_sample_without_sensors_stays_without():
     presence = draw(available, 0.9, complete_share=0.0)
     assert not presence[1].any()
     assert presence[[0, 2]].flatten(1).any(1).all()
+
+
+# -- patterns ------------------------------------------------------------------------------------------------
+
+
+def drawn(shares, p=0.5, batch=6000, deployment=None, seed=0):
+    available = torch.ones(batch, 2, 4, dtype=torch.bool)
+    generator = step_generator(seed, 0)
+    return sample_presence(available, p, generator, shares=shares, deployment=deployment, complete_share=0.0)
+
+
+def by_camera(presence):
+    """Rows in which every view is there as a whole or not at all."""
+    return (presence == presence[:, :, :1]).flatten(1).all(1)
+
+
+def by_modality(presence):
+    return (presence == presence[:, :1]).flatten(1).all(1)
+
+
+def test_a_camera_is_lost_with_all_that_it_delivers():
+    presence = drawn({"cameras": 1.0})
+    assert by_camera(presence).all()
+    # both views are never lost, so of the draws that remain one view is lost with 2 p q / (1 - p p)
+    lost = (~presence[:, :, 0]).float().sum(1)
+    assert lost.mean().item() == pytest.approx(2 / 3, abs=0.03)
+    assert lost.max() == 1
+
+
+def test_a_modality_is_lost_in_all_views_at_once():
+    presence = drawn({"modalities": 1.0})
+    assert by_modality(presence).all()
+    assert presence.flatten(1).any(1).all()
+
+
+@given(cameras=st.floats(0.05, 0.5), modalities=st.floats(0.05, 0.45), seed=st.integers(0, 99))
+def test_patterns_come_in_their_shares(cameras, modalities, seed):
+    shares = {"independent": 1 - cameras - modalities, "cameras": cameras, "modalities": modalities}
+    presence = drawn(shares, seed=seed)
+    damaged = ~presence.flatten(1).all(1)
+    # 2 of 3 camera draws that leave something lose one; independent ones look so once in 255 draws
+    found = (by_camera(presence) & damaged).float().mean().item()
+    assert found == pytest.approx(cameras * 2 / 3 + shares["independent"] * 2 / 255, abs=0.03)
+    found = (by_modality(presence) & damaged).float().mean().item()
+    assert found == pytest.approx(modalities * 14 / 15 + shares["independent"] * 14 / 255, abs=0.03)
+
+
+def test_the_deployment_pattern_leaves_what_the_robot_has():
+    robot = torch.zeros(2, 4, dtype=torch.bool)
+    robot[:, 0] = True
+    presence = drawn({"deployment": 1.0}, p=0.25, deployment=robot)
+    alone = (presence == robot).flatten(1).all(1)
+    assert (alone | presence.flatten(1).all(1)).all()
+    assert alone.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_without_shares_every_modality_of_every_view_is_drawn_by_itself():
+    presence = drawn(None)
+    assert (~presence).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert by_camera(presence).float().mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("shares", "named"),
+    [
+        ({"camera": 1.0}, "'camera'.*cameras"),
+        ({"cameras": 1.2, "independent": -0.2}, "-0.2"),
+        ({"cameras": 0.5}, "0.5.* 1"),
+        ({"deployment": 1.0}, "--policy.deployment"),
+    ],
+)
+def test_shares_that_cannot_be_drawn_from_are_named(shares, named):
+    with pytest.raises(ValueError, match=named):
+        check_shares(shares, has_deployment=False)

@@ -63,7 +63,7 @@ def test_masking_a_modality_equals_not_having_it(modality, make_policy, batch):
 
 def test_masking_a_view_equals_a_robot_without_that_camera(make_policy, batch):
     policy, single = make_policy(), make_policy(views={"image": VIEWS["image"]})
-    single.load_state_dict(policy.state_dict())
+    single.load_state_dict(policy.state_dict(), strict=False)  # but for the other view's embedding
     masked = dict(batch) | {
         padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in VIEWS["image2"].values()
     }
@@ -283,7 +283,7 @@ def test_derived_modalities_leave_something_to_see(make_policy, batch):
     ).train()
     big = canonical_batch(size=64)
     for _ in range(5):
-        presence = training_faults.drop_sensors(policy.config, policy.availability(big), rank=0)
+        presence = training_faults.drop_sensors(policy.config, policy.availability(big), seed=0, rank=0)
         assert presence.flatten(1).any(1).all()
         policy.update()
 
@@ -292,3 +292,62 @@ def test_upstreams_class_loads_the_baseline_that_our_plugin_trained(upstream, ma
     ours = make_policy(vision_tower="siglip", stage="robust", dropout_mode="none")
     assert list(ours.state_dict()) == list(upstream.state_dict())
     upstream.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_fourm_beside_siglip_keeps_a_view_alive_that_siglip_alone_sees(make_policy, batch):
+    """4M reads no RGB here, and all that it reads is lost: SigLIP's tokens must still reach the action."""
+    options = {"vision_tower": "siglip+fourm", "domains": {"depth": "tok_depth@64"}}
+    policy = make_policy(**options)
+    gone = {padding_mask_key(s["depth"]): torch.zeros(3, dtype=torch.bool) for s in VIEWS.values()}
+    other = dict(batch) | {s["rgb"]: 1 - batch[s["rgb"]] for s in VIEWS.values()}
+    assert (chunk(policy, dict(batch) | gone) - chunk(policy, other | gone)).abs().max() > 1e-4
+
+
+def test_adapters_on_the_encoder_get_gradients(make_policy, batch):
+    policy = make_policy(stage="robust", dropout_mode="none").train()
+    layer = next(m for m in policy.model.tower.encoder.modules() if isinstance(m, torch.nn.Linear))
+    layer.weight.requires_grad_(True)
+    policy.forward(dict(batch), **flow_inputs())[0].backward()
+    assert layer.weight.grad.abs().max() > 0
+
+
+def test_a_view_alone_is_told_apart_by_its_embedding(make_policy, batch):
+    """Without it third-person and wrist give the same action for the same picture (positions count)."""
+    first, second = list(VIEWS)
+    same = {VIEWS[second][m]: batch[VIEWS[first][m]] for m in MODALITIES}
+    same |= {f"{VIEWS[second]['depth']}_valid": batch[f"{VIEWS[first]['depth']}_valid"]}
+
+    def alone(view):
+        gone = second if view == first else first
+        lost = {padding_mask_key(k): torch.zeros(3, dtype=torch.bool) for k in VIEWS[gone].values()}
+        return dict(batch) | same | lost
+
+    plain = make_policy(view_embedding=False)
+    assert torch.allclose(chunk(plain, alone(first)), chunk(plain, alone(second)), atol=1e-6)
+    policy = make_policy()
+    assert torch.equal(chunk(policy, batch), chunk(plain, batch))  # zero at first
+    with torch.no_grad():
+        policy.model.bridge.view_embedding[first].normal_()
+    assert not torch.allclose(chunk(policy, alone(first)), chunk(policy, alone(second)), atol=1e-3)
+
+
+def test_a_policy_can_move_to_a_robot_with_other_cameras(make_policy, make_config, tmp_path, caplog):
+    make_policy().save_pretrained(tmp_path)
+    moved = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=make_config(views={"front": VIEWS["image"]}))
+    assert "front" in caplog.text
+    assert moved.model.bridge.view_embedding["front"].abs().max() == 0
+
+
+def test_consistency_under_autocast_trains_every_weight_that_it_trains_in_full_precision(make_policy, batch):
+    """The pass without gradients must not leave casts behind that carry none."""
+    policy = make_policy(
+        stage="robust", dropout_mode="fixed", dropout_p_max=0.5, consistency_weight=0.1, dropout_complete=0.0
+    ).train()
+
+    def trained(enabled):
+        policy.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            policy.forward(dict(batch), **flow_inputs())[0].backward()
+        return {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+    assert trained(True) >= trained(False)
