@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from multismolvla.health import Verdict
 from multismolvla.tower import EncoderInputs
 
 
@@ -18,10 +19,13 @@ class LastLook:
         inputs: what entered the encoder.
         modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where
             nothing was fused.
+        health: what was judged of every stream, (B, V * M), M = all of `multismolvla.modalities.MODALITIES`;
+            ``None`` where nothing was.
     """
 
     inputs: EncoderInputs
     modality_weights: dict[str, Tensor]
+    health: Verdict | None = None
 
 
 @runtime_checkable

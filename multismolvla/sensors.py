@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from multismolvla.geometry import rotate_half_turns
+from multismolvla.health import Cause
 from multismolvla.modalities import (
     PICTURE_CHANNELS,
     Modality,
@@ -60,8 +61,14 @@ class SensorReader:
         validate_view_map(self.views)
         self.depth_range_m = (float(self.depth_range_m[0]), float(self.depth_range_m[1]))
 
-    def read(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the declared streams of one observation canonical."""
+    def read(self, observation: Mapping[str, Any], faults: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """Make the declared streams of one observation canonical.
+
+        Args:
+            observation: as a dataset, a simulator or a robot delivers it.
+            faults: gets, by key, the `Cause` of each row, int64 (B,), of a picture whose *content* is wrong;
+                the row becomes black. ``None`` = wrong content is an error.
+        """
         out = dict(observation)
         for view, streams in self.views.items():
             for modality, key in streams.items():
@@ -71,6 +78,8 @@ class SensorReader:
                 if key not in out:
                     continue
                 image = rotate_half_turns(_last_frame(key, out[key]), self.half_turns.get(view, 0))
+                if faults is not None:
+                    image = self._without_faults(key, modality, image, faults)
                 if image.shape[1] not in PICTURE_CHANNELS[modality]:
                     raise ValueError(
                         f"{key} has {image.shape[1]} channels (shape {tuple(image.shape)}). A {modality} "
@@ -86,6 +95,33 @@ class SensorReader:
                 else:
                     out[key] = _unit_interval(key, image)
         return out
+
+    def _without_faults(self, key: str, modality: str, image: Tensor, faults: dict[str, Tensor]) -> Tensor:
+        """Black rows where the content is wrong; why is noted in ``faults``."""
+        rows = image.flatten(1)
+        cause = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        if image.is_floating_point():
+            if modality == Modality.DEPTH:  # drivers write NaN or infinity where nothing was measured
+                image = torch.where(image.isfinite(), image, 0.0)
+                largest = torch.where(image > 0, image, 0.0).flatten(1).amax(1)
+                median = _median_of_positive(image.flatten(1))
+                other_unit = median > _IMPLAUSIBLE_METRES
+                if self.depth_unit == "mm":
+                    other_unit = (largest > 0) & (largest < _IMPLAUSIBLE_MILLIMETRES)
+                cause[other_unit] = Cause.DEPTH_SCALE
+            else:
+                low, high = rows.amin(1), rows.amax(1)  # NaN where one is in the row
+                cause[(low < -1e-4) | (high > 1 + 1e-4)] = Cause.OUT_OF_RANGE
+                cause[~rows.isfinite().all(1)] = Cause.NOT_FINITE
+        if modality == Modality.SEG:
+            ids = image * 255.0 if image.is_floating_point() else image
+            beyond = (ids.flatten(1) > self.num_labels - 0.5).any(1) & (cause == Cause.FIT)
+            cause[beyond] = Cause.OUT_OF_RANGE
+        bad = cause != Cause.FIT
+        if not bad.any():
+            return image
+        faults[key] = cause
+        return torch.where(bad[:, None, None, None], torch.zeros_like(image), image)
 
     def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:
         if not image.is_floating_point():
@@ -144,6 +180,12 @@ class SensorReader:
                 "--policy.num_labels."
             )
         return ids
+
+
+def _median_of_positive(rows: Tensor) -> Tensor:
+    """Median of the positive numbers of each row (B, N) -> (B,); 0 where there are none."""
+    seen = (rows > 0) & ((rows - _INVALID_MILLIMETRES).abs() > 0.5)
+    return torch.where(seen, rows, torch.nan).nanmedian(1).values.nan_to_num(0.0)
 
 
 def _last_frame(key: str, image: Any) -> Tensor:

@@ -8,6 +8,7 @@ SmolVLA weights load and ``vision_tower=siglip`` is vanilla SmolVLA bit for bit.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from lerobot_policy_multismolvla.visual import (
     SensorWatch,
     VisualPrefix,
     available_sensors,
+    check_training_health,
+    health_marks,
     rgb_pictures,
     visual_tokens,
 )
@@ -158,17 +161,31 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self.visual_tokens(batch, self.availability(batch))
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
-        """Which sensors each sample has, bool (B, V, M); in evaluation also logs what was lost."""
+        """Which sensors each sample has, bool (B, V, M).
+
+        In evaluation without those that are not fit to be used, and what was lost is logged; in training with
+        ``policy.health=act``, what one picture says by itself.
+        """
         there = available_sensors(self.config, batch)
         if not self.training:
-            self._sensors.look(self.config, there)
-        return there
+            return self._sensors.look(self.config, batch, there)
+        marks = health_marks(self.config, batch) if self.config.health == "act" else None
+        if marks is None:
+            return there
+        return self.config.provenance_map.drop_with_rgb(there & (marks[..., 0] <= 0))
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        super().reset()
+        if hasattr(self, "_sensors"):  # upstream's constructor resets, too
+            self._sensors.forget()
 
     def visual_tokens(
         self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None
     ) -> VisualPrefix:
         """Run tower and bridge for given presence (B, V, M) and faults; result as :meth:`prepare_images`."""
-        visual, self._last_look = visual_tokens(self, batch, presence, faults)
+        visual, look = visual_tokens(self, batch, presence, faults)
+        self._last_look = replace(look, health=self._sensors.verdict)
         return visual
 
     def last_look(self) -> LastLook | None:
@@ -187,8 +204,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Training loss of the current stage; arguments and result as upstream's.
 
         Raises:
-            ValueError: the first training batch lacks a declared RGB camera.
+            ValueError: the first training batch lacks a declared RGB camera, or a picture of a training batch
+                is not fit to be used (``policy.health``).
         """
+        if self.training and self.config.health in (None, "strict"):
+            check_training_health(self.config, batch)
         if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
             self._restart_finished_curriculum()

@@ -63,6 +63,9 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     num_labels: int = 8  # size of the segmentation pictures' label set, id 0 = background (official: 134)
     # View -> 180-degree turns of a camera mounted upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
+    # What becomes of pictures that are not fit to be used: act = absent, off = nothing, strict = an error.
+    # None = strict in training, where they are faults of the dataset, and act everywhere else.
+    health: str | None = None
     square: str = "crop"  # how a non-square view becomes square, for all its streams alike
 
     # -- tower ----------------------------------------------------------------------------------------------
@@ -202,6 +205,8 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
     validate_view_map(cfg.views)
     for option, allowed in _CHOICES.items():
         _check_choice(option, getattr(cfg, option), allowed)
+    if cfg.health is not None:
+        _check_choice("health", cfg.health, ("act", "off", "strict"))
     for view in cfg.half_turns:
         _check_choice("half_turns keys", view, tuple(cfg.views))
     for modality in cfg.domains:

@@ -1,13 +1,15 @@
-"""Pre- and post-processing of MultiSmolVLA: SmolVLA's pipeline plus one step that makes sensors canonical.
+"""Pre- and post-processing of MultiSmolVLA: SmolVLA's pipeline plus two steps.
 
-``SensorStep`` is saved with the checkpoint, so training, ``lerobot-eval`` and ``lerobot-rollout`` run the
+``SensorStep`` makes sensors canonical, ``HealthStep`` marks pictures that are not fit to be used. Both are
+saved with the checkpoint, so training, ``lerobot-eval`` and ``lerobot-rollout`` run the
 same code on units, validity and orientation. The four standard steps keep LeRobot's names and order; its
 scripts override them by name.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lerobot.configs.types import PipelineFeatureType, PolicyFeature
@@ -22,17 +24,33 @@ from lerobot.processor import (
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from multismolvla.health import StreamStatistics, health_key, inspect, mark
+from multismolvla.modalities import ViewMap, valid_key
 from multismolvla.sensors import SensorReader
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
 @dataclass
 class SensorStep(SensorReader, ObservationProcessorStep):
-    """`multismolvla.sensors.SensorReader`, which the dataset tools use, too, as a pre-processor step."""
+    """`multismolvla.sensors.SensorReader`, which the dataset tools use, too, as a pre-processor step.
+
+    Wrong content is an error until a stream was right once: units and dtypes that are wrong from the start
+    are a mistake in the configuration. Later it is a fault of the sensor, which the policy judges.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._sound: set[str] = set()  # streams that were right once
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Make the declared streams of one observation canonical."""
-        return self.read(observation)
+        faults: dict[str, Tensor] = {}
+        out = self.read(observation, faults)
+        if not faults.keys() <= self._sound:
+            return self.read(observation)  # raises
+        keys = {key for streams in self.views.values() for key in streams.values()}
+        self._sound |= keys & out.keys() - faults.keys()
+        return out | {health_key(key): cause[:, None].float() for key, cause in faults.items()}
 
     def get_config(self) -> dict[str, Any]:
         """What is written to ``policy_preprocessor.json``."""
@@ -45,13 +63,76 @@ class SensorStep(SensorReader, ObservationProcessorStep):
         return features
 
 
+@ProcessorStepRegistry.register("multismolvla_health")
+@dataclass
+class HealthStep(ObservationProcessorStep):
+    """Marks every picture with what `multismolvla.health` says of it; the policy decides.
+
+    Attributes:
+        views: the view map.
+        fitted: what the statistics were fitted on, see ``multismolvla-health fit``; empty = none are there.
+    """
+
+    views: ViewMap = field(default_factory=dict)
+    fitted: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._statistics: dict[str, StreamStatistics] = {}  # by view.modality
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Add the marks, under `multismolvla.health.health_key`."""
+        out = dict(observation)
+        for view, streams in self.views.items():
+            for modality, key in streams.items():
+                if key not in out:
+                    continue
+                seen = inspect(out[key], modality, out.get(valid_key(key)))
+                known = out.get(health_key(key))
+                known = None if known is None else known[:, 0].long()
+                out[health_key(key)] = mark(seen, modality, self._statistics.get(f"{view}.{modality}"), known)
+        return out
+
+    def set_statistics(self, statistics: Mapping[str, StreamStatistics], fitted: dict[str, Any]) -> None:
+        """Use the statistics of these streams (``view.modality``) from now on."""
+        self._statistics, self.fitted = dict(statistics), fitted
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics, one row per stream."""
+        return {name: s.to_tensor() for name, s in self._statistics.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Read the statistics.
+
+        Raises:
+            ValueError: they are of streams that the view map does not declare, or damaged.
+        """
+        declared = {f"{view}.{m}" for view, streams in self.views.items() for m in streams}
+        unknown = sorted(set(state) - declared)
+        if unknown:
+            raise ValueError(
+                f"The health statistics are of {unknown}, which the view map does not declare (it has "
+                f"{sorted(declared)}). Fit them for these views: multismolvla-health fit."
+            )
+        self._statistics = {name: StreamStatistics.from_tensor(row) for name, row in state.items()}
+
+    def get_config(self) -> dict[str, Any]:
+        """What is written to ``policy_preprocessor.json``."""
+        return {"views": self.views, "fitted": self.fitted}
+
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        """Marks are no features."""
+        return features
+
+
 def make_multismolvla_pre_post_processors(
     config: MultiSmolVLAConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
-    """SmolVLA's pipelines with ``SensorStep`` after the device step (found by LeRobot through this name).
+    """SmolVLA's pipelines with the two steps after the device step (found by LeRobot through this name).
 
     Args:
         config: the policy's configuration.
@@ -69,5 +150,6 @@ def make_multismolvla_pre_post_processors(
         num_labels=config.num_labels,
         half_turns=config.half_turns,
     )
-    pre.steps = [*pre.steps[: device + 1], sensors, *pre.steps[device + 1 :]]
+    health = HealthStep(views=config.views)
+    pre.steps = [*pre.steps[: device + 1], sensors, health, *pre.steps[device + 1 :]]
     return pre, post

@@ -13,6 +13,15 @@ from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.training_faults import Corruption, corrupt_inputs, corrupt_pictures
+from multismolvla.health import (
+    MARKS,
+    MEMORY_KEY,
+    Cause,
+    Verdict,
+    health_key,
+    judge,
+    memory_size,
+)
 from multismolvla.inspection import LastLook
 from multismolvla.modalities import (
     DEPTH_VALID,
@@ -85,21 +94,113 @@ def streams_of(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], view: str) -> 
     return out
 
 
+def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | None:
+    """The pre-processor's marks of all streams, float (B, V, M, MARKS); ``None`` if it made none.
+
+    Streams without marks have the cause -1.
+    """
+    state = batch[OBS_STATE]
+    marks = state.new_zeros(len(state), len(cfg.views), len(MODALITIES), MARKS, dtype=torch.float32)
+    marks[..., 0] = -1
+    found = False
+    for v, streams in enumerate(cfg.views.values()):
+        for modality, key in streams.items():
+            if health_key(key) in batch:
+                marks[:, v, MODALITIES.index(modality)] = batch[health_key(key)]
+                found = True
+    if not found:
+        return None
+    # an empty segmentation picture is usual by itself, and what a dead camera gives beside a black one
+    seg = marks[:, :, MODALITIES.index(Modality.SEG)]
+    empty = (seg[..., 0] == Cause.FIT) & (seg[..., 2:] == 0).all(-1)
+    dead = marks[:, :, RGB, 0] >= Cause.CONSTANT
+    seg[..., 0] = torch.where(empty & dead, float(Cause.ZERO), seg[..., 0])
+    return marks
+
+
+def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> None:
+    """See that no picture of a training batch is marked.
+
+    Raises:
+        ValueError: one is; the message names stream, cause, episode and time.
+    """
+    marks = health_marks(cfg, batch)
+    if marks is None or not (marks[..., 0] > 0).any():
+        return
+    there = available_sensors(cfg, batch) & (marks[..., 0] > 0)
+    for b, v, m in there.nonzero().tolist()[:1]:
+        view = list(cfg.views)[v]
+        where = {k: batch[k][b].item() for k in ("episode_index", "timestamp") if k in batch}
+        place = f"episode {where.get('episode_index', '?')}, {where.get('timestamp', float('nan')):.2f} s"
+        raise ValueError(
+            f"{cfg.views[view][MODALITIES[m]]} is {_cause_name(int(marks[b, v, m, 0]))} in the dataset "
+            f"({place}). Leave that episode out (--dataset.episodes), set the picture's _padding_mask to "
+            "false, or count such pictures as absent: --policy.health=act."
+        )
+
+
+def _cause_name(cause: int) -> str:
+    return Cause(cause).name.lower().replace("_", " ")
+
+
 class SensorWatch:
-    """Logs a warning when a sensor that was there is gone, and when it is back."""
+    """Says which streams are fit to be used, and logs a warning when one is lost or back.
+
+    What it remembers of an episode is dropped by :meth:`forget`.
+
+    Attributes:
+        verdict: of the last look; ``None`` while nothing is judged.
+    """
 
     def __init__(self) -> None:
         self._seen: set[str] | None = None  # what the last observation had
+        self.verdict: Verdict | None = None
 
-    def look(self, cfg: MultiSmolVLAConfig, there: Tensor) -> None:
+    def forget(self) -> None:
+        """A new episode begins."""
+        self.verdict = None
+
+    def look(self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor) -> Tensor:
+        """Presence (B, V, M) without the streams that are not fit; ``there`` as the batch says it.
+
+        Raises:
+            ValueError: a stream is not fit, and ``policy.health`` is ``strict``.
+        """
+        marks = None if cfg.health == "off" else health_marks(cfg, batch)
+        if marks is None:
+            self.verdict = None
+            self._log(cfg, there)
+            return there
+        state = batch[OBS_STATE].flatten(1)
+        memory = batch.get(MEMORY_KEY, None if self.verdict is None else self.verdict.memory)
+        shape = (len(state), memory_size(marks.shape[1] * marks.shape[2], state.shape[1]))
+        if memory is not None and memory.shape != shape:  # other rows than at the last look
+            memory = None
+        self.verdict = judge(marks.flatten(1, 2), state, memory)
+        cause = self.verdict.cause.unflatten(1, marks.shape[1:3])
+        fit = cfg.provenance_map.drop_with_rgb(there & (cause == Cause.FIT))
+        if cfg.health == "strict" and (fit != there).any():
+            b, v, m = (fit != there).nonzero()[0].tolist()
+            key = list(cfg.views.values())[v].get(MODALITIES[m])
+            raise ValueError(
+                f"{key} is {_cause_name(int(cause[b, v, m]))}, an error with --policy.health=strict."
+            )
+        self._log(cfg, fit, cause)
+        return fit
+
+    def _log(self, cfg: MultiSmolVLAConfig, there: Tensor, cause: Tensor | None = None) -> None:
         """Compare presence (B, V, M) with that of the last observation."""
         now = there.any(0).tolist()
-        names = {
-            f"{view}.{m}" for v, view in enumerate(cfg.views) for i, m in enumerate(MODALITIES) if now[v][i]
+        why = [[0] * len(MODALITIES)] * len(cfg.views) if cause is None else cause.amax(0).tolist()
+        streams = {
+            f"{view}.{m}": (v, i) for v, view in enumerate(cfg.views) for i, m in enumerate(MODALITIES)
         }
+        names = {name for name, (v, i) in streams.items() if now[v][i]}
         if self._seen is not None and names != self._seen:
             for lost in sorted(self._seen - names):
-                logger.warning("Sensor lost: %s. The policy goes on without it.", lost)
+                v, i = streams[lost]
+                reason = f" ({_cause_name(why[v][i])})" if why[v][i] else ""
+                logger.warning("Sensor lost: %s%s. The policy goes on without it.", lost, reason)
             for back in sorted(names - self._seen):
                 logger.warning("Sensor back: %s.", back)
         self._seen = names

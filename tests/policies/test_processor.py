@@ -14,6 +14,7 @@ from lerobot_policy_multismolvla.processor_multismolvla import (
     make_multismolvla_pre_post_processors,
 )
 from multismolvla.modalities import default_view_map, padding_mask_key, valid_key
+from multismolvla.sensors import SensorReader
 
 VIEWS = default_view_map(("image",))
 RGB, DEPTH, SEG, THERMAL = VIEWS["image"].values()
@@ -95,9 +96,12 @@ def test_no_return_as_infinity_is_no_unit_error():
     assert run({DEPTH: frame})[valid_key(DEPTH)].sum() == 1
 
 
-def test_nan_depth_is_named():
+def test_nan_in_depth_is_a_pixel_without_measurement_but_an_error_in_the_dataset_tools():
+    out = run({DEPTH: metres(0.5, torch.nan, torch.inf)})
+    assert out[DEPTH].flatten().tolist() == [0.5, 0, 0]
+    assert out[valid_key(DEPTH)].flatten().tolist() == [True, False, False]
     with pytest.raises(ValueError, match="image_depth.*NaN.*0"):
-        run({DEPTH: metres(0.5, torch.nan)})
+        SensorReader(VIEWS).read({DEPTH: metres(0.5, torch.nan)})
 
 
 # -- pictures ------------------------------------------------------------------------------------------------
@@ -275,6 +279,7 @@ def test_the_standard_steps_keep_their_names_and_order(config):
         "tokenizer_processor",
         "device_processor",
         "multismolvla_sensors",
+        "multismolvla_health",
         "normalizer_processor",
     ]
     assert [type(s)._registry_name for s in post.steps] == ["unnormalizer_processor", "device_processor"]

@@ -1,0 +1,286 @@
+"""Is a stream fit to be used? What one picture says by itself, and what a few looks in a row say.
+
+Two halves, because LeRobot resets policies between episodes but never their processors:
+
+- :func:`inspect` looks at one picture and remembers nothing. It runs in the policy's pre-processor and only
+  *marks*: a cause, a distance to the training data, and an 8 x 8 thumbnail per stream.
+- :func:`judge` belongs to the policy. It compares the marks with those of the looks before, per batch row,
+  and says which streams count as absent.
+
+A *look* is a moment at which the policy plans: every ``n_action_steps`` steps. Delays are counted in looks.
+
+The rules that act at once were built for what drivers deliver when a camera fails: all-zero, constant, not
+finite, out of range, depth without a valid pixel or in another unit; the rules with a memory for a frozen
+picture. Statistics of the training data (`StreamStatistics`) find pictures that are darker, brighter or
+emptier than any of theirs. No rule was built for noise, blur, glare or smoke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from multismolvla.modalities import Modality
+
+
+class Cause(IntEnum):
+    """Why a stream counts as absent; of several the greatest."""
+
+    FIT = 0
+    UNUSUAL = 1  # unlike any picture of the training data
+    FROZEN = 2  # the same content while the robot moves
+    DEPTH_SCALE = 3  # far nearer or farther than in the training data, or than a robot arm looks
+    NO_DEPTH = 4  # no valid pixel
+    CONSTANT = 5  # no structure at all
+    ZERO = 6  # every value is zero: what drivers deliver instead of nothing
+    OUT_OF_RANGE = 7
+    NOT_FINITE = 8
+
+
+#: Below this standard deviation (values in [0, 1]) a picture is constant. The smallest of a healthy one was
+#: 0.12 (mini suite, both cameras).
+CONSTANT_DEVIATION = 0.01
+#: Side of the thumbnail by which two looks are compared.
+THUMBNAIL = 8
+#: Scalar features of a picture, see :func:`inspect`.
+FEATURES = ("mean", "deviation", "contrast", "dark", "bright", "valid", "level")
+#: Numbers of a stream's marks: cause, distance, thumbnail.
+MARKS = 2 + THUMBNAIL**2
+#: Key of what `judge` remembers, where a caller keeps it in the policy's stead: float (B, memory_size(...)).
+MEMORY_KEY = "observation.health_memory"
+
+_PIXELS = 64  # pictures are inspected at about this side, so that the price does not depend on the camera
+_MOVED = 0.02  # the robot moves when a number of its normalised state changes by more than this between looks
+_OUT, _IN = 2, 3  # unusual looks in a row until a stream is absent, and usual ones until it is back
+_NEAR = 2  # looks in a row that differ by less than any healthy ones until a picture counts as frozen
+_OCTAVES = 1.0  # depth twice as far as any of the training data, or half as near, is another unit
+#: Per stream: whether there was a look, the last thumbnail, equal looks in a row, whether it counts as
+#: frozen, unusual looks in a row, usual looks in a row, whether it counts as unusual.
+_MEMORY = 1 + THUMBNAIL**2 + 5
+
+
+def health_key(key: str) -> str:
+    """Key of the marks of picture ``key``: float32 (B, MARKS)."""
+    return f"{key}_health"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What pictures of one stream say by themselves.
+
+    Attributes:
+        cause: int64 (B,), a `Cause` of those that need no memory.
+        features: float32 (B, len(FEATURES)).
+        thumbnail: float32 (B, 64): mean brightness, metres or id of 8 x 8 fields.
+    """
+
+    cause: Tensor
+    features: Tensor
+    thumbnail: Tensor
+
+
+def inspect(image: Tensor, modality: str, valid: Tensor | None = None) -> Inspection:
+    """Look at canonical pictures of one stream.
+
+    Args:
+        image: (B, C, H, W) canonical, see :mod:`multismolvla.modalities`.
+        modality: of the stream.
+        valid: bool (B, 1, H, W), of depth.
+    """
+    stride = max(1, min(image.shape[-2:]) // _PIXELS)
+    grey = image[..., ::stride, ::stride].float().mean(1, keepdim=True)  # (B, 1, h, w)
+    seen = torch.ones_like(grey) if valid is None else valid[..., ::stride, ::stride].float()
+    count = seen.flatten(1).sum(1).clamp_min(1)
+    mean = (grey * seen).flatten(1).sum(1) / count
+    deviation = (((grey - mean[:, None, None, None]) ** 2) * seen).flatten(1).sum(1).div(count).sqrt()
+    mass = F.adaptive_avg_pool2d(seen, THUMBNAIL)
+    fields = F.adaptive_avg_pool2d(grey * seen, THUMBNAIL) / mass.clamp_min(1e-6)
+    thumbnail = torch.where(mass > 0, fields, mean[:, None, None, None]).flatten(1)
+    scaled = modality in (Modality.RGB, Modality.THERMAL)
+    none = torch.zeros_like(mean)
+    features = [
+        mean,
+        deviation,
+        thumbnail.std(1),
+        (grey <= 2 / 255).float().flatten(1).mean(1) if scaled else none,
+        (grey >= 253 / 255).float().flatten(1).mean(1) if scaled else none,
+        seen.flatten(1).mean(1),
+        mean.clamp_min(1e-3).log2() if modality == Modality.DEPTH else none,
+    ]
+    cause = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+    if modality == Modality.DEPTH:
+        cause[~seen.flatten(1).any(1)] = Cause.NO_DEPTH
+    elif scaled:
+        cause[deviation < CONSTANT_DEVIATION] = Cause.CONSTANT
+        cause[~grey.flatten(1).any(1)] = Cause.ZERO
+    return Inspection(cause, torch.stack(features, 1), thumbnail)
+
+
+@dataclass(frozen=True)
+class StreamStatistics:
+    """What healthy pictures of one stream look like.
+
+    Attributes:
+        low: float32 (len(FEATURES),), smallest healthy value of each feature.
+        high: the largest.
+        spread: what counts as one unit beyond them.
+        threshold: distance that no held-out picture exceeded.
+        change: least change of a thumbnail between two looks while the robot moved.
+        constant: whether healthy pictures may have no structure.
+    """
+
+    low: Tensor
+    high: Tensor
+    spread: Tensor
+    threshold: float
+    change: float
+    constant: bool
+
+    def distance(self, features: Tensor) -> Tensor:
+        """How far features (B, F) lie outside the healthy range; 1 = at the threshold."""
+        outside = torch.maximum(self.low - features, features - self.high).clamp_min(0) / self.spread
+        return outside.amax(1) / self.threshold
+
+    def to_tensor(self) -> Tensor:
+        """All numbers in one row, float32 (3 * F + 3,), for a file."""
+        numbers = torch.tensor([self.threshold, self.change, float(self.constant)])
+        return torch.cat([self.low, self.high, self.spread, numbers]).float()
+
+    @classmethod
+    def from_tensor(cls, row: Tensor) -> StreamStatistics:
+        """The inverse of :meth:`to_tensor`.
+
+        Raises:
+            ValueError: numbers of another version, or damaged ones.
+        """
+        number = len(FEATURES)
+        if row.shape != (3 * number + 3,) or not row.isfinite().all():
+            raise ValueError(
+                f"Health statistics of shape {tuple(row.shape)} (finite: {bool(row.isfinite().all())}), "
+                f"expected {3 * number + 3} finite numbers. Fit them again: multismolvla-health fit."
+            )
+        threshold, change, constant = row[-3:].tolist()
+        low, high, spread = row[:-3].cpu().split(number)
+        return cls(low, high, spread, threshold, change, bool(constant))
+
+
+def mark(
+    inspection: Inspection, modality: str, statistics: StreamStatistics | None, known: Tensor | None = None
+) -> Tensor:
+    """Marks (B, MARKS) of a stream's pictures.
+
+    Args:
+        inspection: of the pictures.
+        modality: of the stream.
+        statistics: of the training data, if they were fitted.
+        known: int64 (B,), causes that were found before the picture was canonical.
+    """
+    cause, thumbnail = inspection.cause.clone(), inspection.thumbnail
+    distance = torch.zeros(len(cause), device=cause.device)
+    # without statistics only equal thumbnails count as the same
+    change = 1e-12
+    if statistics is not None:
+        features = inspection.features.cpu()
+        distance = statistics.distance(features).to(cause.device)
+        change = max(statistics.change, change)
+        if modality == Modality.DEPTH:
+            level = FEATURES.index("level")
+            far = torch.maximum(
+                statistics.low[level] - features[:, level], features[:, level] - statistics.high[level]
+            )
+            wrong = (far > _OCTAVES).to(cause.device) & (cause == Cause.FIT)
+            cause[wrong] = Cause.DEPTH_SCALE
+        if statistics.constant:
+            cause[cause == Cause.CONSTANT] = Cause.FIT
+    if known is not None:
+        cause = torch.maximum(cause, known.to(cause))
+    return torch.cat([cause[:, None].float(), distance[:, None].float(), thumbnail / change], 1)
+
+
+def memory_size(streams: int, state: int) -> int:
+    """Width of what `judge` remembers per row."""
+    return streams * _MEMORY + state
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look says of every stream.
+
+    Attributes:
+        cause: int64 (B, S), a `Cause`; `Cause.FIT` = usable.
+        memory: float32 (B, memory_size(S, D)), for the next look.
+    """
+
+    cause: Tensor
+    memory: Tensor
+
+
+def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
+    """Say which streams count as absent, from this look's marks and what the looks before have left.
+
+    Args:
+        marks: float32 (B, S, MARKS); a negative cause stands for a stream without marks.
+        state: float32 (B, D), normalised.
+        memory: of the look before; ``None`` or zeros at an episode's first look.
+    """
+    rows, streams, _ = marks.shape
+    if memory is None:
+        memory = marks.new_zeros(rows, memory_size(streams, state.shape[1]))
+    before = memory[:, : streams * _MEMORY].unflatten(1, (streams, _MEMORY))
+    began, thumbnail_before = before[..., 0] > 0, before[..., 1 : 1 + THUMBNAIL**2]
+    equal, was_frozen, strange, usual, was_unusual = before[..., 1 + THUMBNAIL**2 :].unbind(-1)
+    cause, distance, thumbnail = marks[..., 0].long(), marks[..., 1], marks[..., 2:]
+    marked = cause >= 0
+
+    moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > _MOVED  # (B, 1)
+    difference = (thumbnail - thumbnail_before).abs().amax(-1)
+    near = began & marked & (difference < 1)
+    equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
+    identical = near & (difference == 0) & moved
+    frozen = near & (identical | (equal >= _NEAR) | (was_frozen > 0))
+
+    far = distance > 1
+    strange, usual = torch.where(far, strange + 1, 0.0), torch.where(far, 0.0, usual + 1)
+    unusual = torch.where(was_unusual > 0, usual < _IN, strange >= _OUT)
+
+    found = torch.where(frozen, int(Cause.FROZEN), torch.where(unusual, int(Cause.UNUSUAL), 0))
+    now = torch.stack([equal, frozen.float(), strange, usual, unusual.float()], -1)
+    kept = torch.cat([marked[..., None].float(), thumbnail, now], -1).flatten(1)
+    return Verdict(torch.maximum(cause, found).clamp_min(0), torch.cat([kept, state.to(kept)], 1))
+
+
+def fit_statistics(
+    episodes: Sequence[Tensor], held_out: Sequence[Tensor], changes: Tensor
+) -> StreamStatistics:
+    """Statistics of one stream.
+
+    The threshold is the greatest distance of any held-out picture from the range of the others (split
+    conformal prediction: of n held-out episodes at most one in n + 1 is expected to exceed it), and never
+    below one unit.
+
+    Args:
+        episodes: features (N, F) of the pictures of each episode that sets the range.
+        held_out: the same of episodes that set the threshold.
+        changes: (N,), greatest change of a thumbnail's field between two looks, while the robot moved.
+
+    Raises:
+        ValueError: no episode for the range, or none for the threshold.
+    """
+    if not episodes or not held_out:
+        raise ValueError(
+            f"{len(episodes)} episodes for the range and {len(held_out)} held out: at least one of each is "
+            "needed. Give more episodes."
+        )
+    seen = torch.cat(list(episodes))
+    low, high = seen.amin(0), seen.amax(0)
+    spread = torch.maximum((high - low) * 0.25, torch.full_like(low, 0.02))
+    ranged = StreamStatistics(low, high, spread, 1.0, 0.0, False)
+    threshold = max([1.0, *(ranged.distance(f).max().item() for f in held_out)])
+    change = changes.min().item() / 2 if len(changes) else 0.0
+    constant = seen[:, FEATURES.index("deviation")].min().item() < 2 * CONSTANT_DEVIATION
+    return StreamStatistics(low, high, spread, threshold, change, constant)

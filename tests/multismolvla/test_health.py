@@ -1,0 +1,182 @@
+"""Pictures that are not fit to be used: what one says by itself, and what several looks say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multismolvla.health import (
+    MARKS,
+    Cause,
+    StreamStatistics,
+    fit_statistics,
+    inspect,
+    judge,
+    mark,
+    memory_size,
+)
+
+
+def scene(rows=1, channels=3, side=48, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(rows, channels, 6, 6, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+
+
+def causes(image, modality="rgb", valid=None):
+    return [Cause(c) for c in inspect(image, modality, valid).cause.tolist()]
+
+
+# -- one picture ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [16, 64, 480])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, Cause.ZERO), (0.5, Cause.CONSTANT), (1.0, Cause.CONSTANT)]
+)
+def test_a_picture_without_structure_is_not_fit(value, expected, side):
+    assert causes(torch.full((2, 3, side, side), value)) == [expected] * 2
+    assert causes(torch.full((2, 1, side, side), value), "thermal") == [expected] * 2
+
+
+def test_a_black_picture_with_sensor_noise_is_constant_and_a_dim_scene_is_not():
+    noise = torch.rand(1, 3, 64, 64) * 0.02
+    assert causes(noise) == [Cause.CONSTANT]
+    assert causes(scene() * 0.2) == [Cause.FIT]
+
+
+def test_depth_needs_a_valid_pixel_and_a_wall_is_no_fault():
+    wall = torch.full((2, 1, 32, 32), 0.7)
+    valid = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    valid[1] = True
+    assert causes(wall, "depth", valid) == [Cause.NO_DEPTH, Cause.FIT]
+
+
+def test_an_empty_segmentation_picture_is_no_fault_by_itself():
+    assert causes(torch.zeros(1, 1, 32, 32, dtype=torch.int64), "seg") == [Cause.FIT]
+
+
+def test_pictures_of_a_batch_do_not_concern_each_other():
+    batch = torch.cat([scene(), torch.zeros(1, 3, 48, 48), scene(seed=1)])
+    assert causes(batch) == [Cause.FIT, Cause.ZERO, Cause.FIT]
+
+
+# -- statistics ----------------------------------------------------------------------------------------------
+
+
+def statistics(modality="rgb", factor=1.0):
+    seen = inspect(scene(60) * factor, modality, torch.ones(60, 1, 48, 48, dtype=torch.bool))
+    parts = list(seen.features.split(20))
+    return fit_statistics(parts[:2], parts[2:], torch.tensor([0.2, 0.1]))
+
+
+def test_no_held_out_picture_exceeds_the_threshold():
+    fitted = statistics()
+    held_out = inspect(scene(60), "rgb").features[40:]
+    assert fitted.distance(held_out).max() <= 1
+
+
+def test_a_covered_lens_is_farther_than_any_picture_of_the_data():
+    dark = torch.rand(1, 3, 48, 48) * 0.08
+    made = mark(inspect(dark, "rgb"), "rgb", statistics())
+    assert made[0, 0] == Cause.FIT  # it is not constant
+    assert made[0, 1] > 1
+
+
+def test_depth_in_another_unit_is_recognised():
+    fitted = statistics("depth", factor=2.0)
+    valid = torch.ones(3, 1, 48, 48, dtype=torch.bool)
+    depth = scene(3, 1, seed=7) * 2.0 * torch.tensor([1.0, 10.0, 0.1])[:, None, None, None]
+    made = mark(inspect(depth, "depth", valid), "depth", fitted)
+    assert made[:, 0].tolist() == [Cause.FIT, Cause.DEPTH_SCALE, Cause.DEPTH_SCALE]
+
+
+def test_statistics_survive_a_file_and_damaged_ones_are_refused():
+    fitted = statistics()
+    again = StreamStatistics.from_tensor(fitted.to_tensor())
+    assert torch.equal(again.to_tensor(), fitted.to_tensor())
+    with pytest.raises(ValueError, match="multismolvla-health fit"):
+        StreamStatistics.from_tensor(fitted.to_tensor()[:-1])
+    with pytest.raises(ValueError, match="multismolvla-health fit"):
+        StreamStatistics.from_tensor(fitted.to_tensor() * torch.nan)
+
+
+def test_statistics_need_held_out_episodes():
+    with pytest.raises(ValueError, match="0 held out"):
+        fit_statistics([inspect(scene(), "rgb").features], [], torch.tensor([]))
+
+
+# -- several looks -------------------------------------------------------------------------------------------
+
+
+def marks_of(images, fitted=None):
+    return mark(inspect(images, "rgb"), "rgb", fitted)[:, None]  # (B, 1, MARKS)
+
+
+def watch(looks, fitted=None, step=1.0):
+    """Causes of one stream over looks; the robot moves by ``step`` between them."""
+    memory, found = None, []
+    for number, image in enumerate(looks):
+        verdict = judge(marks_of(image, fitted), torch.full((1, 2), number * step), memory)
+        memory = verdict.memory
+        found.append(Cause(int(verdict.cause)))
+    return found
+
+
+def test_the_same_picture_while_the_robot_moves_is_frozen_from_its_second_look_on():
+    frozen = scene(seed=3)
+    looks = [scene(), frozen, frozen, frozen, scene(seed=4)]
+    assert watch(looks) == [Cause.FIT, Cause.FIT, Cause.FROZEN, Cause.FROZEN, Cause.FIT]
+
+
+def test_the_same_picture_of_a_resting_robot_is_fit():
+    assert set(watch([scene()] * 4, step=0.0)) == {Cause.FIT}
+
+
+def test_a_freeze_with_sensor_noise_is_found_at_the_third_look():
+    fitted = statistics()  # healthy thumbnails change by 0.1 between looks
+
+    def noisy(seed):
+        return (
+            scene() + torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(seed)) * 0.02
+        ).clip(0, 1)
+
+    assert watch([noisy(i) for i in range(4)], fitted) == [Cause.FIT, Cause.FIT, Cause.FROZEN, Cause.FROZEN]
+    assert set(watch([noisy(i) for i in range(4)])) == {Cause.FIT}  # nothing is known of healthy changes
+
+
+def test_an_unusual_picture_is_out_after_two_looks_and_back_after_three():
+    dark = [torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(i)) * 0.08 for i in range(3)]
+    good = [scene(seed=0) for _ in range(4)]
+    looks = [good[0], dark[0], good[1], dark[1], dark[2], *good]
+    found = watch(looks, statistics(), step=0.0)
+    usual, odd = Cause.FIT, Cause.UNUSUAL
+    assert found == [usual, usual, usual, usual, odd, odd, odd, usual, usual]
+
+
+def test_a_stream_without_marks_is_never_frozen():
+    nothing = torch.zeros(1, 1, MARKS)
+    nothing[..., 0] = -1
+    memory = None
+    for number in range(4):
+        verdict = judge(nothing, torch.full((1, 2), float(number)), memory)
+        memory = verdict.memory
+        assert verdict.cause.item() == Cause.FIT
+
+
+@given(data=st.data())
+def test_rows_may_come_in_any_company(data):
+    """A server that stacks the rows of several robots gives each what it would get alone."""
+    seeds = data.draw(st.lists(st.lists(st.integers(0, 2), min_size=4, max_size=4), min_size=2, max_size=4))
+    alone = [watch([scene(seed=s) for s in row]) for row in seeds]
+    memory = torch.zeros(len(seeds), memory_size(1, 2))
+    for look in range(4):
+        images = torch.cat([scene(seed=row[look]) for row in seeds])
+        order = data.draw(st.permutations(range(len(seeds))))
+        verdict = judge(marks_of(images)[order], torch.full((len(seeds), 2), float(look)), memory[order])
+        memory[order] = verdict.memory
+        assert [verdict.cause[order.index(i)].item() for i in range(len(seeds))] == [
+            row[look] for row in alone
+        ]

@@ -1,0 +1,152 @@
+"""A picture that is not fit to be used acts as an absent one, whoever noticed it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_policy import canonical_batch, chunk, flow_inputs
+
+from lerobot_policy_multismolvla.processor_multismolvla import (
+    HealthStep,
+    make_multismolvla_pre_post_processors,
+)
+from multismolvla.health import FEATURES, StreamStatistics, health_key
+from multismolvla.modalities import default_view_map, padding_mask_key
+
+VIEWS = default_view_map()
+RGB = [streams["rgb"] for streams in VIEWS.values()]
+HEALTH = HealthStep(views=VIEWS)
+
+
+def marked(batch):
+    return HEALTH.observation(batch)
+
+
+def masked(batch, keys):
+    absent = torch.zeros(len(batch["observation.state"]), dtype=torch.bool)
+    return dict(batch) | {padding_mask_key(key): absent for key in keys}
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_picture_without_structure_acts_as_an_absent_one(value, make_policy, batch):
+    policy = make_policy()
+    bad = dict(batch) | {key: torch.full_like(batch[key], value) for key in RGB}
+    policy.reset()
+    told = chunk(policy, masked(batch, RGB))
+    policy.reset()
+    assert torch.equal(chunk(policy, marked(bad)), told)
+    careless = make_policy(health="off")
+    assert not torch.allclose(chunk(careless, marked(bad)), told, atol=1e-4)
+
+
+def test_a_camera_that_gives_nothing_loses_all_its_streams(make_policy, batch):
+    policy = make_policy()
+    keys = list(VIEWS["image"].values())
+    black = {key: torch.zeros_like(batch[key]) for key in keys}
+    black[f"{VIEWS['image']['depth']}_valid"] = torch.zeros_like(batch[RGB[0]][:, :1], dtype=torch.bool)
+    told = chunk(policy, masked(batch, keys))
+    policy.reset()
+    assert torch.equal(chunk(policy, marked(dict(batch) | black)), told)
+
+
+def test_healthy_pictures_are_left_alone(make_policy, batch):
+    policy = make_policy()
+    assert torch.equal(chunk(policy, marked(batch)), chunk(make_policy(health="off"), batch))
+
+
+def test_one_bad_row_of_a_batch_is_one_absent_picture(make_policy, batch):
+    policy = make_policy()
+    bad = {key: batch[key].clone() for key in RGB}
+    for picture in bad.values():
+        picture[1] = 0
+    there = torch.tensor([True, False, True])
+    told = chunk(policy, dict(batch) | {padding_mask_key(key): there for key in RGB})
+    policy.reset()
+    assert torch.equal(chunk(policy, marked(dict(batch) | bad)), told)
+
+
+def test_a_frozen_picture_is_absent_from_its_second_look_on_and_a_new_episode_forgets_it(make_policy, batch):
+    policy = make_policy()
+    looks = [canonical_batch(seed=s) for s in (1, 2)]
+    looks[1] |= {key: looks[0][key] for key in RGB}
+    told = chunk(policy, masked(looks[1], RGB))
+    policy.reset()
+    chunk(policy, marked(looks[0]))
+    assert torch.equal(chunk(policy, marked(looks[1])), told)
+    policy.reset()
+    assert not torch.allclose(chunk(policy, marked(looks[1])), told, atol=1e-4)
+
+
+def test_the_cause_is_logged_once(make_policy, batch, caplog):
+    policy = make_policy()
+    chunk(policy, marked(batch))
+    black = dict(batch) | {RGB[0]: torch.zeros_like(batch[RGB[0]])}
+    for _ in range(2):
+        chunk(policy, marked(black))
+    assert caplog.text.count("image.rgb (zero)") == 1
+
+
+def test_strict_makes_it_an_error(make_policy, batch):
+    black = dict(batch) | {RGB[1]: torch.zeros_like(batch[RGB[1]])}
+    with pytest.raises(ValueError, match=f"{RGB[1]}.*zero.*health=strict"):
+        chunk(make_policy(health="strict"), marked(black))
+
+
+@pytest.mark.parametrize("stage", ["connector", "robust"])
+def test_a_bad_picture_of_a_dataset_stops_training_unless_it_may_count_as_absent(stage, make_policy, batch):
+    black = batch[RGB[0]].clone()
+    black[1] = 0
+    numbers = {"episode_index": torch.tensor([0, 7, 9]), "timestamp": torch.tensor([0.0, 1.5, 2.0])}
+    bad = marked(dict(batch) | {RGB[0]: black}) | numbers
+    options = {"stage": stage, "curriculum_steps": 100}
+    with pytest.raises(ValueError, match=rf"{RGB[0]}.*zero.*episode 7, 1\.50 s.*health=act"):
+        make_policy(**options).train().forward(dict(bad), **flow_inputs())
+    policy = make_policy(**options, health="act", dropout_mode="none").train()
+    policy.forward(dict(bad), **flow_inputs())
+    present = policy.last_look().inputs.present["rgb@64"].flatten(1).any(1)
+    assert present.tolist() == [True, True, False, True, True, True]
+
+
+# -- the pre-processor ---------------------------------------------------------------------------------------
+
+
+def raw(batch):
+    """As a robot delivers it."""
+    rgb = {key: (batch[key] * 255).to(torch.uint8) for key in RGB}
+    return rgb | {"observation.state": batch["observation.state"], "task": ["look"] * 3}
+
+
+def test_nan_from_the_start_is_a_mistake_and_later_a_fault(make_config, make_policy, batch):
+    nan = raw(batch) | {RGB[0]: torch.full_like(batch[RGB[0]], torch.nan)}
+    pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
+    with pytest.raises(ValueError, match=RGB[0]):
+        pre(dict(nan))
+    pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
+    pre(raw(batch))
+    seen = pre(dict(nan))
+    assert seen[RGB[0]].isfinite().all()
+    policy = make_policy()
+    told = chunk(policy, masked(pre(raw(batch)), RGB[:1]))
+    policy.reset()
+    assert torch.equal(chunk(policy, seen), told)
+
+
+def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
+    pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
+    step = next(s for s in pre.steps if isinstance(s, HealthStep))
+    number = len(FEATURES)
+    narrow = StreamStatistics(
+        torch.zeros(number), torch.full((number,), 0.3), torch.ones(number), 0.1, 0.5, False
+    )
+    step.set_statistics({"image.rgb": narrow}, {"dataset": "demo"})
+    before = pre(raw(batch))[health_key(RGB[0])]
+    pre.save_pretrained(tmp_path)
+    again = type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
+    assert torch.equal(again(raw(batch))[health_key(RGB[0])], before)
+    assert before[:, 1].min() > 0
+    assert next(s for s in again.steps if isinstance(s, HealthStep)).fitted == {"dataset": "demo"}
+    file = next(tmp_path.glob("*multismolvla_health*.safetensors"))
+    save_file({"left.rgb": narrow.to_tensor()}, file)
+    with pytest.raises(ValueError, match=r"'left.rgb'.*multismolvla-health fit"):
+        type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
