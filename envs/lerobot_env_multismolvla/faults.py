@@ -126,14 +126,17 @@ class FaultWrapper(gym.Wrapper):
         picture = pictures.get(stream_name(source, fault.modality))
         gone = fault.type == "drop"
         if picture is not None:  # the environment renders it
-            result, gone = self._break_picture(picture, fault, camera)
+            distance = observation.get(stream_name(source, Modality.DEPTH))
+            result, gone = self._break_picture(picture, fault, camera, distance)
             place = broken if depth else broken["pixels"]
             place[stream_name(camera, fault.modality)] = result
         if gone and fault.announced:
             view, modality = self._cameras.index(camera), MODALITIES.index(fault.modality)
             broken["presence"][view * len(MODALITIES) + modality] = 0.0
 
-    def _break_picture(self, picture: np.ndarray, fault: Fault, camera: str) -> tuple[np.ndarray, bool]:
+    def _break_picture(
+        self, picture: np.ndarray, fault: Fault, camera: str, distance: np.ndarray | None
+    ) -> tuple[np.ndarray, bool]:
         """(H, W, C) -> (H, W, C), same dtype, and whether nothing is shown."""
         image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
         valid = image > 0 if fault.modality == Modality.DEPTH else None
@@ -152,7 +155,12 @@ class FaultWrapper(gym.Wrapper):
         elif fault.kind == "soft":
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
             labels = len(self._labels) or None
-            image, valid = apply_soft(image, valid, fault.modality, type_, fault.severity, generator, labels)
+            depth = None
+            if distance is not None:
+                depth = torch.from_numpy(np.ascontiguousarray(distance[..., :1].transpose(2, 0, 1)))
+            image, valid = apply_soft(
+                image, valid, fault.modality, type_, fault.severity, generator, labels, depth
+            )
         elif type_ != "swapped":
             generator = torch.Generator().manual_seed(self._seed(fault, camera))
             image, valid = apply_cross(image, valid, fault.modality, type_, fault.parameter, generator)

@@ -23,8 +23,10 @@ BUILTIN_TYPES: tuple[str, ...] = (
     "builtin_noise", "builtin_blur", "builtin_brightness",
     "builtin_occlusion", "builtin_fade", "builtin_dead_pixels",
 )  # fmt: skip
+#: What rooms do to a camera; training never meets them.
+ROOM_TYPES: tuple[str, ...] = ("covered_lens", "half_covered", "glare", "smoke")
 SOFT_TYPES: dict[str, tuple[str, ...]] = {
-    "rgb": (*IMAGENET_C_TYPES, *BUILTIN_TYPES),
+    "rgb": (*IMAGENET_C_TYPES, *BUILTIN_TYPES, *ROOM_TYPES),
     "depth": ("noise", "holes", "quantisation", "flying_pixels", "scale_drift", "occlusion", "dead_pixels"),
     "seg": ("boundary", "label_swap", "instance_removed", "occlusion", "dead_pixels"),
     "thermal": ("fixed_pattern", "low_contrast", "low_resolution", "occlusion", "fade", "dead_pixels"),
@@ -33,7 +35,7 @@ SOFT_TYPES: dict[str, tuple[str, ...]] = {
 STATIC_TYPES: frozenset[str] = frozenset(
     (
         # what sits on the lens, in front of it, or is the lens
-        *("frost", "fog", "spatter", "glass_blur", "elastic_transform"),
+        *("frost", "fog", "spatter", "glass_blur", "elastic_transform", "half_covered"),
         # a block stays where it is
         *("builtin_occlusion", "builtin_dead_pixels", "occlusion", "dead_pixels"),
         "scale_drift",

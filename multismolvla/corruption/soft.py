@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from multismolvla.corruption import depth, rgb, segmentation, thermal
+from multismolvla.corruption import depth as depth_faults
+from multismolvla.corruption import rgb, segmentation, thermal
 from multismolvla.corruption.names import SEVERITIES, SOFT_TYPES
 from multismolvla.modalities import MODALITIES, PICTURE_CHANNELS
 
@@ -18,6 +19,7 @@ def apply_soft(
     severity: int,
     generator: Generator,
     labels: int | None = None,
+    depth: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Corrupt one unbatched picture.
 
@@ -31,6 +33,8 @@ def apply_soft(
         severity: 1 (weak) to 5 (strong).
         generator: CPU generator, see :func:`multismolvla.corruption.frame_generator`.
         labels: size of the segmentation pictures' label set; ``label_swap`` needs it.
+        depth: metric depth (1, h, w) of the same view, 0 = unknown, for ``smoke``; without it the distance
+            grows evenly from the lower edge to the upper one.
 
     Returns:
         New picture of the same shape and dtype, and validity: for depth always a mask, otherwise ``valid``.
@@ -47,15 +51,17 @@ def apply_soft(
     _check(image, modality)
     if modality == "depth":
         mask = image > 0 if valid is None else valid
-        return depth.corrupt(image, mask, type, severity, generator)
+        return depth_faults.corrupt(image, mask, type, severity, generator)
     if modality == "seg":
         ids = segmentation.corrupt(image.to(torch.int64), type, severity, generator, labels)
         return ids.to(image.dtype), valid
-    module = rgb if modality == "rgb" else thermal
-    if image.dtype == torch.uint8:
-        result = module.corrupt(image.to(torch.float32) / 255, type, severity, generator)
-        return (result * 255).round().clamp(0, 255).to(torch.uint8), valid
-    return module.corrupt(image, type, severity, generator), valid
+    whole = image.dtype == torch.uint8
+    scaled = image.to(torch.float32) / 255 if whole else image
+    if modality == "rgb":
+        result = rgb.corrupt(scaled, type, severity, generator, depth)
+    else:
+        result = thermal.corrupt(scaled, type, severity, generator)
+    return (result * 255).round().clamp(0, 255).to(torch.uint8) if whole else result, valid
 
 
 def _check(image: Tensor, modality: str) -> None:
