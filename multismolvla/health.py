@@ -41,6 +41,11 @@ class Cause(IntEnum):
     OUT_OF_RANGE = 7
     NOT_FINITE = 8
 
+    @property
+    def label(self) -> str:
+        """Name for readers."""
+        return self.name.lower().replace("_", " ")
+
 
 #: Below this standard deviation (values in [0, 1]) a picture is constant. The smallest of a healthy one was
 #: 0.12 (mini suite, both cameras).
@@ -49,13 +54,16 @@ CONSTANT_DEVIATION = 0.01
 THUMBNAIL = 8
 #: Scalar features of a picture, see :func:`inspect`.
 FEATURES = ("mean", "deviation", "contrast", "dark", "bright", "valid", "level")
+#: Score of a stream that a rule declares unfit.
+CERTAIN = 10.0
 #: Numbers of a stream's marks: cause, distance, thumbnail.
 MARKS = 2 + THUMBNAIL**2
 #: Key of what `judge` remembers, where a caller keeps it in the policy's stead: float (B, memory_size(...)).
 MEMORY_KEY = "observation.health_memory"
 
 _PIXELS = 64  # pictures are inspected at about this side, so that the price does not depend on the camera
-_MOVED = 0.02  # the robot moves when a number of its normalised state changes by more than this between looks
+#: The robot moves when a number of its normalised state changes by more than this between two looks.
+MOVED = 0.02
 _OUT, _IN = 2, 3  # unusual looks in a row until a stream is absent, and usual ones until it is back
 _NEAR = 2  # looks in a row that differ by less than any healthy ones until a picture counts as frozen
 _OCTAVES = 1.0  # depth twice as far as any of the training data, or half as near, is another unit
@@ -213,10 +221,13 @@ class Verdict:
 
     Attributes:
         cause: int64 (B, S), a `Cause`; `Cause.FIT` = usable.
+        score: float32 (B, S), how unlike a usable stream: the distance, beyond 1 unlike any picture of the
+            training data, and `CERTAIN` where a rule says so; NaN for a stream without marks.
         memory: float32 (B, memory_size(S, D)), for the next look.
     """
 
     cause: Tensor
+    score: Tensor
     memory: Tensor
 
 
@@ -237,7 +248,7 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
     cause, distance, thumbnail = marks[..., 0].long(), marks[..., 1], marks[..., 2:]
     marked = cause >= 0
 
-    moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > _MOVED  # (B, 1)
+    moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > MOVED  # (B, 1)
     difference = (thumbnail - thumbnail_before).abs().amax(-1)
     near = began & marked & (difference < 1)
     equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
@@ -251,7 +262,9 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
     found = torch.where(frozen, int(Cause.FROZEN), torch.where(unusual, int(Cause.UNUSUAL), 0))
     now = torch.stack([equal, frozen.float(), strange, usual, unusual.float()], -1)
     kept = torch.cat([marked[..., None].float(), thumbnail, now], -1).flatten(1)
-    return Verdict(torch.maximum(cause, found).clamp_min(0), torch.cat([kept, state.to(kept)], 1))
+    cause = torch.maximum(cause, found)
+    score = torch.where(cause > Cause.UNUSUAL, CERTAIN, distance).masked_fill(~marked, torch.nan)
+    return Verdict(cause.clamp_min(0), score, torch.cat([kept, state.to(kept)], 1))
 
 
 def fit_statistics(

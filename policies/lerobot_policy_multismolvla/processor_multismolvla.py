@@ -77,7 +77,7 @@ class HealthStep(ObservationProcessorStep):
     fitted: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._statistics: dict[str, StreamStatistics] = {}  # by view.modality
+        self.statistics: dict[str, StreamStatistics] = {}  # by view.modality
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Add the marks, under `multismolvla.health.health_key`."""
@@ -89,16 +89,16 @@ class HealthStep(ObservationProcessorStep):
                 seen = inspect(out[key], modality, out.get(valid_key(key)))
                 known = out.get(health_key(key))
                 known = None if known is None else known[:, 0].long()
-                out[health_key(key)] = mark(seen, modality, self._statistics.get(f"{view}.{modality}"), known)
+                out[health_key(key)] = mark(seen, modality, self.statistics.get(f"{view}.{modality}"), known)
         return out
 
     def set_statistics(self, statistics: Mapping[str, StreamStatistics], fitted: dict[str, Any]) -> None:
         """Use the statistics of these streams (``view.modality``) from now on."""
-        self._statistics, self.fitted = dict(statistics), fitted
+        self.statistics, self.fitted = dict(statistics), fitted
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics, one row per stream."""
-        return {name: s.to_tensor() for name, s in self._statistics.items()}
+        return {name: s.to_tensor() for name, s in self.statistics.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Read the statistics.
@@ -113,7 +113,7 @@ class HealthStep(ObservationProcessorStep):
                 f"The health statistics are of {unknown}, which the view map does not declare (it has "
                 f"{sorted(declared)}). Fit them for these views: multismolvla-health fit."
             )
-        self._statistics = {name: StreamStatistics.from_tensor(row) for name, row in state.items()}
+        self.statistics = {name: StreamStatistics.from_tensor(row) for name, row in state.items()}
 
     def get_config(self) -> dict[str, Any]:
         """What is written to ``policy_preprocessor.json``."""

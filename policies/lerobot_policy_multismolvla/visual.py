@@ -110,6 +110,7 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
                 found = True
     if not found:
         return None
+    marks[..., 0].clamp_(max=float(max(Cause)))
     # an empty segmentation picture is usual by itself, and what a dead camera gives beside a black one
     seg = marks[:, :, MODALITIES.index(Modality.SEG)]
     empty = (seg[..., 0] == Cause.FIT) & (seg[..., 2:] == 0).all(-1)
@@ -133,14 +134,10 @@ def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> 
         where = {k: batch[k][b].item() for k in ("episode_index", "timestamp") if k in batch}
         place = f"episode {where.get('episode_index', '?')}, {where.get('timestamp', float('nan')):.2f} s"
         raise ValueError(
-            f"{cfg.views[view][MODALITIES[m]]} is {_cause_name(int(marks[b, v, m, 0]))} in the dataset "
+            f"{cfg.views[view][MODALITIES[m]]} is {Cause(int(marks[b, v, m, 0])).label} in the dataset "
             f"({place}). Leave that episode out (--dataset.episodes), set the picture's _padding_mask to "
             "false, or count such pictures as absent: --policy.health=act."
         )
-
-
-def _cause_name(cause: int) -> str:
-    return Cause(cause).name.lower().replace("_", " ")
 
 
 class SensorWatch:
@@ -183,7 +180,7 @@ class SensorWatch:
             b, v, m = (fit != there).nonzero()[0].tolist()
             key = list(cfg.views.values())[v].get(MODALITIES[m])
             raise ValueError(
-                f"{key} is {_cause_name(int(cause[b, v, m]))}, an error with --policy.health=strict."
+                f"{key} is {Cause(int(cause[b, v, m])).label}, an error with --policy.health=strict."
             )
         self._log(cfg, fit, cause)
         return fit
@@ -199,7 +196,7 @@ class SensorWatch:
         if self._seen is not None and names != self._seen:
             for lost in sorted(self._seen - names):
                 v, i = streams[lost]
-                reason = f" ({_cause_name(why[v][i])})" if why[v][i] else ""
+                reason = f" ({Cause(why[v][i]).label})" if why[v][i] else ""
                 logger.warning("Sensor lost: %s%s. The policy goes on without it.", lost, reason)
             for back in sorted(names - self._seen):
                 logger.warning("Sensor back: %s.", back)

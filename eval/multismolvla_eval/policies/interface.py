@@ -15,6 +15,19 @@ from multismolvla_eval.records.schema import PolicyFacts
 
 
 @dataclass(frozen=True)
+class StreamHealth:
+    """What a policy thought of one stream at one look.
+
+    Attributes:
+        cause: why it counted as absent; ``None`` = it was used.
+        score: how unlike a usable stream, see `multismolvla.health.Verdict`.
+    """
+
+    cause: str | None
+    score: float
+
+
+@dataclass(frozen=True)
 class Look:
     """What a policy saw of one episode when it last looked, small enough to be sent to another process.
 
@@ -25,11 +38,15 @@ class Look:
         tokens: token ids (h, w) per (camera, modality), for the modalities that are tokenized; of the same
             look.
         modality_weight: how much each modality counted beside the others, 0 to 1; empty without such weights.
+        health: what the policy thought of each stream (``view.modality``); empty if it does not judge them.
+        memory: what it wants to be given with the next look, (1, n); ``None`` = nothing.
     """
 
     encoder_inputs: dict[str, str] | None = None
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     modality_weight: dict[str, float] = field(default_factory=dict)
+    health: dict[str, StreamHealth] = field(default_factory=dict)
+    memory: np.ndarray | None = None
 
 
 class Policy(Protocol):

@@ -13,13 +13,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from multismolvla.health import MEMORY_KEY, Cause, Verdict, memory_size
 from multismolvla.inspection import ShowsLastLook, find_last_look
+from multismolvla.modalities import MODALITIES
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
 from multismolvla_eval.policies.checkpoints import checkpoint_hash, resolve_checkpoint
-from multismolvla_eval.policies.interface import Look, PolicyServer, as_request
+from multismolvla_eval.policies.interface import Look, PolicyServer, StreamHealth, as_request
 from multismolvla_eval.records.schema import PolicyFacts
 
 
@@ -92,6 +95,7 @@ class LeRobotPolicy:
                 if isinstance(step, TokenizerProcessorStep):
                     step.padding = "max_length"
         self._first, self._look = True, Look()
+        self._memory = health_memory(config)
 
     def facts(self) -> PolicyFacts:
         """See `Policy`; the device is the one that has the weights."""
@@ -129,7 +133,7 @@ class LeRobotPolicy:
             self.policy.reset()
         self.preprocessor.reset()
         self.postprocessor.reset()
-        self._first = True
+        self._first, self._look = True, Look()
 
     def watch(self, env: gym.Env) -> None:
         """It sees what the environment observes and nothing else."""
@@ -144,6 +148,10 @@ class LeRobotPolicy:
         The modes are those of ``lerobot-eval``, and so are the actions.
         """
         if self._server is not None:
+            # the server's policy serves many episodes, so each brings along what is to be remembered of it
+            remembered = self._memory if self._look.memory is None else torch.from_numpy(self._look.memory)
+            if remembered is not None:
+                batch = batch | {MEMORY_KEY: remembered}
             reply = self._server.answer(as_request(self.path, batch, draw_noise(self.config), self._first))
             actions, self._look = torch.from_numpy(reply.actions), reply.look
         else:
@@ -187,8 +195,9 @@ class LeRobotPolicy:
         rows = slice(row * len(views), (row + 1) * len(views))
         means = {m: x[rows].nanmean().item() for m, x in seen.modality_weights.items()}
         weights = {m: mean for m, mean in means.items() if not math.isnan(mean)}
+        health, memory = self._health(seen.health, row)
         if not first:
-            return Look(modality_weight=weights)
+            return Look(modality_weight=weights, health=health, memory=memory)
         present = {d: x[rows] for d, x in seen.inputs.present.items() if x[rows].any()}
         inputs = replace(
             seen.inputs, values={d: seen.inputs.values[d][rows] for d in present}, present=present
@@ -204,7 +213,27 @@ class LeRobotPolicy:
         joined = {
             m: "+".join(hashes[d][:12] for d in domains) for m, domains in by_modality.items() if domains
         }
-        return Look(joined, tokens, weights)
+        return Look(joined, tokens, weights, health, memory)
+
+    def _health(self, verdict: Verdict | None, row: int) -> tuple[dict[str, StreamHealth], np.ndarray | None]:
+        if verdict is None:
+            return {}, None
+        names = [f"{view}.{m}" for view in self.config.views for m in MODALITIES]
+        causes, scores = verdict.cause[row].tolist(), verdict.score[row].tolist()
+        health = {
+            name: StreamHealth(Cause(cause).label if cause else None, score)
+            for name, cause, score in zip(names, causes, scores, strict=True)
+            if not math.isnan(score)
+        }
+        return health, verdict.memory[row : row + 1].float().cpu().numpy()
+
+
+def health_memory(config: Any) -> Tensor | None:
+    """What a MultiSmolVLA policy remembers before its first look, zeros (1, n); ``None`` for others."""
+    if config.type != "multismolvla":
+        return None
+    state = math.prod(config.input_features[OBS_STATE].shape)
+    return torch.zeros(1, memory_size(len(config.views) * len(MODALITIES), state))
 
 
 def stored_config(path: str) -> Any:

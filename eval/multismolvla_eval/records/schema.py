@@ -40,6 +40,16 @@ class Gripper(Struct, forbid_unknown_fields=True):
     switches: Count  # between opening and closing
 
 
+class HealthRecord(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a policy thought of one stream during an episode, see `multismolvla.health`."""
+
+    looks: Count  # at which it judged the stream
+    absent: Count = 0  # of them, at which the stream counted as absent
+    first: Count | None = None  # number of the first of these looks
+    cause: str | None = None  # at that look
+    score: float = 0.0  # greatest: how unlike a usable stream
+
+
 class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     """One finished episode: one line of a result file.
 
@@ -79,6 +89,7 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     encoder_inputs: dict[str, str] | None = None
     # How much each modality counted beside the others in the fusion, mean over all looks.
     modality_weight: dict[str, Share] | None = None
+    health: dict[str, HealthRecord] | None = None  # by view.modality
     seconds: Durations | None = None
     worker: Count | None = None  # number of the process
     peak_memory_mb: Count | None = None  # of that process until then

@@ -29,7 +29,7 @@ from multismolvla_eval.environments import (
 )
 from multismolvla_eval.policies.interface import Policy
 from multismolvla_eval.protocol.schedule import EpisodeSpec
-from multismolvla_eval.records.schema import Durations, EpisodeRow, Gripper
+from multismolvla_eval.records.schema import Durations, EpisodeRow, Gripper, HealthRecord
 from multismolvla_eval.rollout.recorders import Recorder, Recorders
 
 
@@ -162,6 +162,7 @@ def run_episode(
         policy_inputs=loop.policy_inputs,
         encoder_inputs=loop.encoder_inputs,
         modality_weight=loop.modality_weight,
+        health=loop.health or None,
         seconds=Durations(**{part: round(value, 3) for part, value in seconds.items()}),
     )
 
@@ -239,6 +240,7 @@ class _Loop:
         gripper: last component of every action.
         policy_inputs: hashes of the policy's input at the first look.
         encoder_inputs: hashes of the encoder's input at the first look, if the policy shows it.
+        health: what the policy thought of each stream, if it judges them.
     """
 
     def __init__(
@@ -261,6 +263,7 @@ class _Loop:
         self.gripper: list[float] = []
         self.policy_inputs: dict[str, str] = {}
         self.encoder_inputs: dict[str, str] | None = None
+        self.health: dict[str, HealthRecord] = {}
         self._weights: dict[str, list[float]] = {}
 
     @property
@@ -303,6 +306,14 @@ class _Loop:
         look = self._policy.last_look()
         for modality, weight in look.modality_weight.items():
             self._weights.setdefault(modality, []).append(weight)
+        for stream, seen in look.health.items():
+            record = self.health.setdefault(stream, HealthRecord(0))
+            if seen.cause is not None:
+                if record.first is None:
+                    record.first, record.cause = record.looks, seen.cause
+                record.absent += 1
+            record.looks += 1
+            record.score = round(max(record.score, seen.score), 4)
         if self.steps == 0:
             self.encoder_inputs = look.encoder_inputs
             if self._picture is not None:

@@ -53,6 +53,7 @@ def test_weights_that_notice_a_fault_differ_from_the_clean_ones(checkpoints, sou
     from multismolvla_eval.rollout.episode import run_episode
 
     policy = load_policy(str(checkpoints / "ours"), source)
+    policy.config.health = "off"  # else the black picture is absent, and has no weight
 
     def weights(condition):
         return run_episode(
