@@ -31,6 +31,7 @@ COMMANDS = (
     "multismolvla-annotate",
     "multismolvla-replay",
     "multismolvla-export",
+    "multismolvla-health",
     "multismolvla-eval",
     "multismolvla-report",
 )

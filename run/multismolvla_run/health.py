@@ -1,0 +1,210 @@
+r"""``multismolvla-health``: teach a policy what healthy pictures look like, and see what it made of faults.
+
+Example:
+    $ multismolvla-health fit --policy outputs/demo/train/robust/checkpoints/last/pretrained_model \
+        --dataset outputs/demo/dataset
+    $ multismolvla-health report --results outputs/demo/eval
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multismolvla.system.command import AGAIN, CommandError, entry_point, parse_options, show_progress
+from multismolvla.system.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from multismolvla.health import StreamStatistics
+
+logger = logging.getLogger(__name__)
+
+_PRE = "policy_preprocessor.json"
+
+
+@dataclass
+class HealthOptions:
+    """Options of ``multismolvla-health``."""
+
+    command: str = "fit"  # fit (statistics of healthy pictures into a policy) or report (of an evaluation)
+    policy: Path | None = None  # fit: folder of the policy (.../checkpoints/last/pretrained_model)
+    dataset: Path | None = None  # fit: LeRobotDataset with pictures of all the policy's streams
+    held_out: float = 0.25  # fit: share of the episodes that set the thresholds
+    output: Path | None = None  # fit: folder for health.json; default: the policy's
+    results: Path | None = None  # report: folder of an evaluation
+
+    def __post_init__(self) -> None:
+        needed = {"fit": ("policy", "dataset"), "report": ("results",)}
+        if self.command not in needed:
+            raise ValueError(f"{self.command!r} is no command; expected fit or report.")
+        missing = [f"--{name}" for name in needed[self.command] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{self.command} needs {' and '.join(missing)}.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"--held-out={self.held_out} must lie between 0 and 1.")
+
+
+@dataclass
+class _Episode:
+    """What the looks of one episode show.
+
+    Attributes:
+        features: stream (``view.modality``) -> float (N, F).
+        thumbnails: stream -> float (N, 64).
+        state: float (N, D), normalised.
+    """
+
+    features: dict[str, torch.Tensor]
+    thumbnails: dict[str, torch.Tensor]
+    state: torch.Tensor
+
+
+def fit(options: HealthOptions) -> str:
+    """Fit the statistics and write them into the policy's pre-processor; returns what to tell the user.
+
+    Raises:
+        CommandError: the folder holds no MultiSmolVLA policy with a 4M tower, or too few episodes.
+    """
+    from lerobot.policies.factory import make_pre_post_processors
+    from tqdm import trange
+
+    from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
+    from multismolvla_eval.offline.sensor_use import SensorUseOptions, open_dataset
+    from multismolvla_eval.policies.lerobot import stored_config
+
+    assert options.policy is not None
+    assert options.dataset is not None
+    config = stored_config(str(options.policy))
+    if config.type != "multismolvla":
+        raise CommandError(f"--policy={options.policy} is of type {config.type}, expected multismolvla.")
+    config.device = "cpu"
+    data = open_dataset(SensorUseOptions(dataset=options.dataset), config.depth_unit)
+    number = data.meta.total_episodes
+    held_out = max(1, round(options.held_out * number))
+    if number - held_out < 1:
+        raise CommandError(f"{options.dataset} has {number} episodes; at least 2 are needed.")
+    pre, _ = make_pre_post_processors(
+        config,
+        pretrained_path=str(options.policy),
+        preprocessor_overrides={"device_processor": {"device": "cpu"}},
+    )
+    step = next(s for s in pre.steps if isinstance(s, HealthStep))
+    step.set_statistics({}, {})
+    episodes = [_read(config, data, pre, e) for e in trange(number, desc="read episodes", unit="episode")]
+    statistics = _statistics(episodes, held_out)
+    step.set_statistics(
+        statistics,
+        {"dataset": options.dataset.name, "episodes": number - held_out, "held_out": held_out},
+    )
+    alarms, looks = _false_alarms(config, step, episodes[-held_out:])
+    next(s for s in pre.steps if type(s).__name__ == "DeviceProcessorStep").device = config.device
+    pre.save_pretrained(options.policy, config_filename=_PRE)
+    output = options.output or options.policy
+    summary = {
+        "fitted": step.fitted,
+        "streams": {
+            name: {"threshold": s.threshold, "change": s.change, "constant": s.constant}
+            for name, s in statistics.items()
+        },
+        "held_out_looks": looks,
+        "held_out_alarms": alarms,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "health.json", summary)
+    return (
+        f"{len(statistics)} streams, {number - held_out} episodes for the ranges, {held_out} for the "
+        f"thresholds. On the held-out episodes a stream was found unfit at {alarms} of {looks} looks.\n"
+        f"Written into {options.policy}."
+    )
+
+
+def _read(config: Any, data: LeRobotDataset, pre: Any, episode: int) -> _Episode:
+    """What the policy would see at its looks, every ``n_action_steps`` frames."""
+    import torch
+
+    from multismolvla.health import inspect
+    from multismolvla.modalities import valid_key
+
+    about = data.meta.episodes[episode]
+    rows = range(about["dataset_from_index"], about["dataset_to_index"], config.n_action_steps)
+    items = [data[row] for row in rows]
+    keys = {*config.stream_keys(), "observation.state"}
+    batch: dict[str, Any] = {k: torch.stack([i[k] for i in items]) for k in items[0] if k in keys}
+    seen = pre(batch | {"task": [i["task"] for i in items]})
+    found = {
+        f"{view}.{m}": inspect(seen[key], m, seen.get(valid_key(key)))
+        for key, (view, m) in config.stream_keys().items()
+        if key in seen
+    }
+    return _Episode(
+        {name: i.features for name, i in found.items()},
+        {name: i.thumbnail for name, i in found.items()},
+        seen["observation.state"].flatten(1),
+    )
+
+
+def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:
+    import torch
+
+    from multismolvla.health import MOVED, fit_statistics
+
+    made = {}
+    for name in episodes[0].features:
+        changes = []
+        for e in episodes:
+            moved = e.state.diff(dim=0).abs().amax(1) > MOVED
+            changes.append(e.thumbnails[name].diff(dim=0).abs().amax(1)[moved])
+        features = [e.features[name] for e in episodes]
+        made[name] = fit_statistics(features[:-held_out], features[-held_out:], torch.cat(changes))
+    return made
+
+
+def _false_alarms(config: Any, step: Any, episodes: list[_Episode]) -> tuple[int, int]:
+    """At how many looks of healthy episodes some stream is found unfit, and of how many."""
+    import torch
+
+    from multismolvla.health import Inspection, judge, mark
+
+    alarms = looks = 0
+    for e in episodes:
+        memory = None
+        for i in range(len(e.state)):
+            marks = []
+            for name, features in e.features.items():
+                row = slice(i, i + 1)
+                none = torch.zeros(1, dtype=torch.int64)
+                seen = Inspection(none, features[row], e.thumbnails[name][row])
+                marks.append(mark(seen, name.rpartition(".")[2], step.statistics.get(name)))
+            verdict = judge(torch.stack(marks, 1), e.state[i : i + 1], memory)
+            memory = verdict.memory
+            alarms += bool(verdict.cause.any())
+            looks += 1
+    return alarms, looks
+
+
+def report(options: HealthOptions) -> str:
+    """What the policies of an evaluation thought of their streams, per condition."""
+    from multismolvla_eval.analysis.health import health_text
+    from multismolvla_eval.records.store import read_run
+
+    assert options.results is not None
+    return health_text(*read_run(options.results))
+
+
+@entry_point("multismolvla-health", interrupted=AGAIN, loads="lerobot")
+def main() -> int:
+    """Entry point; exit code 0 done, 1 a named error, 130 interrupted."""
+    show_progress("multismolvla_run")
+    options = parse_options(HealthOptions, positional=("command",))
+    sys.stdout.write((fit if options.command == "fit" else report)(options) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
