@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from multismolvla.corruption.generic import occlusion_mask
+from multismolvla.corruption.training import occlusion_masks
 
 #: Share of a picture's tokens that name something else.
 SWAPPED_FRACTION = (0.05, 0.10, 0.20, 0.35, 0.50)
@@ -18,17 +18,22 @@ TOKEN_TYPES: tuple[str, ...] = ("missing_block", "random_ids")
 
 
 def corrupt_tokens(
-    values: Tensor, present: Tensor, vocab: int | None, type: str, severity: int, generator: Generator
+    values: Tensor,
+    present: Tensor,
+    vocab: int | None,
+    kind: Tensor,
+    severity: Tensor,
+    generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Corrupt the tokens of one picture.
+    """Corrupt the tokens of R pictures, each by one of ``TOKEN_TYPES``.
 
     Args:
-        values: int64 ids (h, w) or (N,) without a grid, or float rows (h, w, width).
-        present: bool (h, w) or (N,).
+        values: int64 ids (R, h, w) or (R, N) without a grid, or float rows (R, h, w, width).
+        present: bool (R, h, w) or (R, N).
         vocab: number of ids; ``None`` for rows, which cannot be swapped.
-        type: one of ``TOKEN_TYPES``.
-        severity: 1 (weak) to 5 (strong).
-        generator: CPU generator.
+        kind: float (R,) in [0, 1), which type, evenly.
+        severity: int64 (R,), 1 (weak) to 5 (strong); 0 leaves a picture alone.
+        generator: on the values' device.
 
     Returns:
         Values and presence, new tensors. ``missing_block`` takes tokens away; ``random_ids`` draws ids evenly
@@ -36,23 +41,29 @@ def corrupt_tokens(
         which changes at least one. Rows have no vocabulary: there ``random_ids`` is ``missing_block``.
 
     Raises:
-        ValueError: unknown type or severity, or rows without a grid, which neither fault can strike.
+        ValueError: rows without a grid, which neither fault can strike.
     """
-    if type not in TOKEN_TYPES or not 1 <= severity <= len(SWAPPED_FRACTION):
-        raise ValueError(
-            f"Unknown token corruption {type!r}@{severity!r}. Expected one of {TOKEN_TYPES}, severity 1 to 5."
-        )
-    placed = present.ndim == 2
+    placed, device = present.ndim == 3, values.device
     if vocab is None and not placed:
         raise ValueError(
             f"Rows without a grid, presence {tuple(present.shape)}, cannot be disturbed. Expected ids, or "
-            "rows on a grid (h, w)."
+            "rows on a grid (R, h, w)."
         )
-    if vocab is None or (type == "missing_block" and placed):
-        gone = occlusion_mask(present.shape[0], present.shape[1], severity, generator)[0]
-        return values.clone(), present & ~gone.to(present.device)
-    hit = torch.rand(values.shape, generator=generator) < SWAPPED_FRACTION[severity - 1]
-    other = torch.randint(vocab, values.shape, generator=generator)
-    if not placed and not hit.any():  # a handful of tokens; weak severities would mostly miss them all
-        hit[torch.randint(len(hit), (), generator=generator)] = True
-    return torch.where(hit.to(values.device), other.to(values), values), present.clone()
+    severity, blocks = severity.to(device), (kind < 1 / len(TOKEN_TYPES)).to(device)
+    draws = torch.rand(len(values), 3, generator=generator, device=device)
+    if vocab is None:
+        blocks = torch.ones_like(blocks)
+    elif not placed:
+        blocks = torch.zeros_like(blocks)
+    if placed:
+        gone = occlusion_masks(present.shape[1:], torch.where(blocks, severity, 0), draws)
+        present = present & ~gone
+    if vocab is None:
+        return values.clone(), present
+    share = torch.tensor((0.0, *SWAPPED_FRACTION), device=device)[torch.where(blocks, 0, severity)]
+    rate = torch.rand(values.shape, generator=generator, device=device)
+    hit = rate < share.view(-1, *[1] * (values.ndim - 1))
+    if not placed:  # a handful of tokens; weak severities would mostly miss them all
+        hit |= (rate == rate.amin(1, keepdim=True)) & (severity > 0)[:, None]
+    other = torch.randint(vocab, values.shape, generator=generator, device=device).to(values)
+    return torch.where(hit, other, values), present.clone()

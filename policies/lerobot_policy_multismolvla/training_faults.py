@@ -14,10 +14,13 @@ from torch import Tensor
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla.corruption import TRAINING_TYPES
 from multismolvla.corruption.soft import apply_soft
-from multismolvla.corruption.tokens import TOKEN_TYPES, corrupt_tokens
+from multismolvla.corruption.tokens import corrupt_tokens
+from multismolvla.corruption.training import corrupt_rgb
 from multismolvla.dropout import curriculum_share, dropout_probability, sample_presence, step_generator
 from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, token_key, valid_key
 from multismolvla.tower import EncoderInputs, MultimodalTower
+
+_CPU = torch.device("cpu")
 
 
 def dropout_p(cfg: MultiSmolVLAConfig) -> float:
@@ -82,15 +85,18 @@ class Corruption:
 
     Attributes:
         severity: int64 (B, V, M), 0 = left alone.
-        seed: int64 (B, V, M), of each picture's own generator, which also draws the type.
+        kind: float (B, V, M) in [0, 1), which type of fault, evenly.
+        seed: of what the faults draw.
     """
 
     severity: Tensor
-    seed: Tensor
+    kind: Tensor
+    seed: int
 
-    def generator(self, b: int, v: int, m: int) -> torch.Generator:
-        """A fresh generator of one picture."""
-        return torch.Generator().manual_seed(int(self.seed[b, v, m]))
+    def generator(self, place: str, device: torch.device) -> torch.Generator:
+        """A fresh generator of one place, e.g. a stream."""
+        seed = step_generator(self.seed, 0, purpose=f"corruption of {place}").initial_seed()
+        return torch.Generator(device).manual_seed(seed)
 
 
 def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: int) -> Corruption | None:
@@ -102,9 +108,10 @@ def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: 
     there = presence.cpu()
     hit = torch.rand(there.shape, generator=generator) < p
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
-    seeds = torch.randint(2**62, there.shape, generator=generator)
+    kind = torch.rand(there.shape, generator=generator)
+    own = int(torch.randint(2**62, (), generator=generator))
     severity = torch.where(hit & there, severity, 0)
-    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), seeds)
+    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), kind, own)
 
 
 def corrupt_pictures(
@@ -127,43 +134,65 @@ def corrupt_pictures(
     for v, (view, streams) in enumerate(cfg.views.items()):
         for modality, key in streams.items():
             m = MODALITIES.index(modality)
-            chosen = drawn.severity[:, v, m].nonzero()[:, 0].tolist()
+            chosen = drawn.severity[:, v, m].nonzero()[:, 0]
             live = modality == Modality.RGB or cfg.corruption_source == "live"
-            if not chosen or not live or modality not in cfg.tower_modalities:
+            if not len(chosen) or not live or modality not in cfg.tower_modalities:
                 continue
             if key not in batch:
                 raise ValueError(
                     "--policy.corruption_source=live disturbs pictures, but the batch has only ids of "
                     f"{key}. Keep the pictures in the dataset, or set --policy.corruption_source=ids."
                 )
+            severity, kind = drawn.severity[chosen, v, m], drawn.kind[chosen, v, m]
+            chosen = chosen.to(batch[key].device)
+            valid = batch.get(valid_key(key))
+            picture, seen = batch[key][chosen], None if valid is None else valid[chosen]
+            generator = drawn.generator(key, picture.device if modality == Modality.RGB else _CPU)
+            if modality == Modality.RGB:
+                picture = corrupt_rgb(picture, kind, severity, generator)
+            else:
+                picture, seen = _one_by_one(
+                    picture, seen, modality, kind, severity, generator, cfg.num_labels
+                )
             out[key] = batch[key].clone()
-            valid = batch[valid_key(key)].clone() if valid_key(key) in batch else None
-            for b in chosen:
-                severity, generator = int(drawn.severity[b, v, m]), drawn.generator(b, v, m)
-                seen = None if valid is None else valid[b]
-                _corrupt_in_place(out[key][b], seen, modality, severity, generator, cfg.num_labels)
-            picture = {modality: out[key][chosen]}
-            if valid is not None:
-                out[valid_key(key)], picture[DEPTH_VALID] = valid, valid[chosen]
+            out[key][chosen] = picture
+            canonical = {modality: picture}
+            if valid is not None and seen is not None:
+                out[valid_key(key)] = valid.clone()
+                out[valid_key(key)][chosen] = canonical[DEPTH_VALID] = seen
             ids = token_key(view, modality)
             if ids in batch and not cfg.is_soft(modality):
                 out[ids] = batch[ids].clone()
-                made = tower.tokenize(modality, picture).to(out[ids])
+                made = tower.tokenize(modality, canonical).to(out[ids])
                 out[ids][chosen] = made.reshape(out[ids][chosen].shape)
     return out
 
 
-def _corrupt_in_place(
-    image: Tensor, valid: Tensor | None, modality: str, severity: int, generator: torch.Generator, labels: int
-) -> None:
-    """Disturb one picture. The fault functions draw on the CPU, hence the way there and back."""
+def _one_by_one(
+    pictures: Tensor,
+    valid: Tensor | None,
+    modality: str,
+    kind: Tensor,
+    severity: Tensor,
+    generator: torch.Generator,
+    labels: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Disturb pictures of depth, segmentation or temperature; their faults are made on the CPU."""
     types = TRAINING_TYPES[modality]
-    type_ = types[int(torch.randint(len(types), (), generator=generator))]
-    mask = None if valid is None else valid.cpu()
-    disturbed, seen = apply_soft(image.cpu(), mask, modality, type_, severity, generator, labels)
-    image.copy_(disturbed)
-    if valid is not None and seen is not None:
-        valid.copy_(seen)
+    made = [
+        apply_soft(
+            pictures[i].cpu(),
+            None if valid is None else valid[i].cpu(),
+            modality,
+            types[int(kind[i] * len(types))],
+            int(severity[i]),
+            generator,
+            labels,
+        )
+        for i in range(len(pictures))
+    ]
+    seen = None if valid is None else torch.stack([v for _, v in made if v is not None]).to(valid)
+    return torch.stack([image for image, _ in made]).to(pictures), seen
 
 
 def corrupt_inputs(
@@ -184,20 +213,13 @@ def corrupt_inputs(
     values, present = dict(inputs.values), dict(inputs.present)
     for modality, domains in inputs.domains.items():
         m = MODALITIES.index(modality)
+        severity, kind = (x[:, :, m].flatten() for x in (drawn.severity, drawn.kind))  # view fastest
+        if modality == Modality.RGB or not severity.any():
+            continue
         for domain in domains:
-            if modality == Modality.RGB or domain not in values:
-                continue
-            values[domain], present[domain] = values[domain].clone(), present[domain].clone()
-            for b, v in drawn.severity[:, :, m].nonzero().tolist():
-                generator = drawn.generator(b, v, m)
-                type_ = TOKEN_TYPES[int(torch.randint(len(TOKEN_TYPES), (), generator=generator))]
-                row, severity = b * len(cfg.views) + v, int(drawn.severity[b, v, m])
-                values[domain][row], present[domain][row] = corrupt_tokens(
-                    values[domain][row],
-                    present[domain][row],
-                    vocabularies[domain],
-                    type_,
-                    severity,
-                    generator,
+            if domain in values:
+                generator = drawn.generator(modality, values[domain].device)
+                values[domain], present[domain] = corrupt_tokens(
+                    values[domain], present[domain], vocabularies[domain], kind, severity, generator
                 )
     return EncoderInputs(values, present, inputs.domains)

@@ -10,7 +10,10 @@ from tiny_policy import SIDE, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from multismolvla.corruption import TRAINING_TYPES
+from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.tokens import SWAPPED_FRACTION, TOKEN_TYPES, corrupt_tokens
+from multismolvla.corruption.training import corrupt_rgb
 from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import MODALITIES, default_view_map, token_key
 from multismolvla.tokenizers.recipe import token_recipe
@@ -20,6 +23,7 @@ VIEWS = default_view_map()
 ALWAYS = {
     "stage": "robust", "dropout_mode": "none", "corruption_probability": 1.0, "corruption_max_severity": 5,
     "curriculum_steps": 10, "corruption_ramp": 0.2, "curriculum_step": 4, "curriculum_stage": "robust",
+    "curriculum_seed": 0,
 }  # fmt: skip
 
 
@@ -132,13 +136,15 @@ def test_each_sample_view_and_modality_is_drawn_alone(make_config):
     cfg = make_config(**ALWAYS | {"corruption_probability": 0.5})
     presence = torch.ones(64, 2, len(MODALITIES), dtype=torch.bool)
     presence[:, 1, 2] = False
-    drawn = training_faults.draw_corruption(cfg, presence, rank=0)
+    drawn = training_faults.draw_corruption(cfg, presence, seed=0, rank=0)
     hit = drawn.severity > 0
     assert not hit[:, 1, 2].any()
     assert hit[:, 0].float().mean(0).sub(0.5).abs().max() < 0.2
     assert set(drawn.severity[hit].tolist()) == {1, 2, 3, 4, 5}
     assert len(hit.flatten(1).unique(dim=0)) > 50
-    assert not torch.equal(training_faults.draw_corruption(cfg, presence, rank=1).severity, drawn.severity)
+    assert not torch.equal(
+        training_faults.draw_corruption(cfg, presence, seed=0, rank=1).severity, drawn.severity
+    )
 
 
 @pytest.mark.parametrize(("source", "keep_pictures"), [("live", True), ("ids", True), ("ids", False)])
@@ -153,9 +159,10 @@ def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
     draw = training_faults.draw_corruption
     only_rgb = torch.zeros(3, 2, len(MODALITIES))
     only_rgb[1, :, MODALITIES.index("rgb")] = 1.0
-    monkeypatch.setattr(training_faults.torch, "rand", lambda *_, **__: 1 - only_rgb)
+    draws = iter([1 - only_rgb, torch.zeros_like(only_rgb)])  # what is hit, and by which type
+    monkeypatch.setattr(training_faults.torch, "rand", lambda *_, **__: next(draws))
     with torch.no_grad():
-        drawn = draw(policy.config, torch.ones(3, 2, len(MODALITIES), dtype=torch.bool), 0)
+        drawn = draw(policy.config, torch.ones(3, 2, len(MODALITIES), dtype=torch.bool), 0, 0)
     monkeypatch.undo()
     monkeypatch.setattr(training_faults, "draw_corruption", lambda *_: drawn)
     clean = make_policy(stage="robust", dropout_mode="none")
@@ -182,15 +189,16 @@ def test_what_is_derived_is_disturbed_at_least_as_strongly_and_never_when_lost(m
     presence = torch.ones(64, 2, len(MODALITIES), dtype=torch.bool)
     presence[:8, :, MODALITIES.index("depth")] = False
     options = ALWAYS | {"corruption_probability": 0.5}
-    plain = training_faults.draw_corruption(make_config(**options), presence, rank=0)
+    plain = training_faults.draw_corruption(make_config(**options), presence, seed=0, rank=0)
     cfg = make_config(**options, provenance={"depth": "derived"})
-    drawn = training_faults.draw_corruption(cfg, presence, rank=0)
+    drawn = training_faults.draw_corruption(cfg, presence, seed=0, rank=0)
     rgb, depth = (MODALITIES.index(m) for m in ("rgb", "depth"))
     expected = plain.severity.clone()
     expected[8:, :, depth] = plain.severity[8:, :, [rgb, depth]].amax(-1)
     assert torch.equal(drawn.severity, expected)
     assert not torch.equal(drawn.severity, plain.severity)
-    assert torch.equal(drawn.seed, plain.seed)
+    assert torch.equal(drawn.kind, plain.kind)
+    assert drawn.seed == plain.seed
 
 
 def test_the_batch_itself_is_left_alone(make_policy, batch):
@@ -249,18 +257,60 @@ def test_a_wrong_option_is_named(option, message, make_config):
         make_config(**option)
 
 
+# -- faults of many at once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(len(TRAINING_TYPES["rgb"])))
+@pytest.mark.parametrize("severity", [1, 4])
+def test_a_batch_is_disturbed_as_single_pictures_are(number, severity):
+    """What draws nothing is equal but for rounding; of the rest, the size of the change."""
+    types, images = TRAINING_TYPES["rgb"], torch.rand(6, 3, 40, 48)
+    kind = torch.full((6,), (number + 0.5) / len(types))
+    g = torch.Generator().manual_seed(0)
+    batched = corrupt_rgb(images, kind, torch.full((6,), severity), g)
+    single = torch.stack([apply_soft(i, None, "rgb", types[number], severity, g)[0] for i in images])
+    if types[number] in ("builtin_noise", "builtin_occlusion"):
+        assert (batched - images).std().item() == pytest.approx((single - images).std().item(), rel=0.15)
+    else:
+        assert torch.allclose(batched, single, atol=1e-5)
+
+
+def test_every_picture_of_a_batch_has_its_own_fault():
+    images = torch.rand(1, 3, 32, 32).expand(10, -1, -1, -1)
+    types = len(TRAINING_TYPES["rgb"])
+    kind = (torch.arange(10) % types + 0.5) / types
+    severity = torch.tensor([1] * types + [5] * types)
+    made = corrupt_rgb(images, kind, severity, torch.Generator().manual_seed(0))
+    change = (made - images).abs().mean((1, 2, 3))
+    assert (change > 0).all()
+    assert (change[types:] > change[:types]).all()
+
+
 # -- faults of ids -------------------------------------------------------------------------------------------
+
+KIND = {name: (i + 0.5) / len(TOKEN_TYPES) for i, name in enumerate(TOKEN_TYPES)}
+
+
+def disturbed(values, present, vocab, type_, severity, generator):
+    """Two pictures, of which the second is left alone."""
+    kind, severities = torch.tensor([KIND[type_]] * 2), torch.tensor([severity, 0])
+    made, there = corrupt_tokens(
+        torch.stack([values] * 2), torch.stack([present] * 2), vocab, kind, severities, generator
+    )
+    assert torch.equal(made[1], values)
+    assert torch.equal(there[1], present)
+    return made[0], there[0]
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_swapped_ids_stay_in_the_vocabulary_and_missing_ones_leave_a_block(severity):
     g = torch.Generator().manual_seed(0)
     ids, present = torch.full((14, 14), 99), torch.ones(14, 14, dtype=torch.bool)
-    swapped, there = corrupt_tokens(ids, present, 8192, "random_ids", severity, g)
+    swapped, there = disturbed(ids, present, 8192, "random_ids", severity, g)
     assert there.all()
     assert (swapped != 99).float().mean().item() == pytest.approx(SWAPPED_FRACTION[severity - 1], abs=0.08)
     assert 0 <= swapped.min() <= swapped.max() < 8192
-    same, there = corrupt_tokens(ids, present, 8192, "missing_block", severity, g)
+    same, there = disturbed(ids, present, 8192, "missing_block", severity, g)
     rows, columns = (~there).nonzero().unbind(1)
     assert torch.equal(same, ids)
     assert (~there).sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
@@ -273,21 +323,16 @@ def test_no_fault_of_tokens_does_nothing(type_, severity):
     ids, all_there = torch.full((16,), 8191), torch.ones(16, dtype=torch.bool)
     rows, grid = torch.rand(4, 4, 3), torch.ones(4, 4, dtype=torch.bool)
     for _ in range(50):
-        swapped, there = corrupt_tokens(
-            ids, all_there, 8191, type_, severity, g
-        )  # no place: others are named
+        swapped, there = disturbed(ids, all_there, 8191, type_, severity, g)  # no place: others are named
         assert there.all()
         assert 0 < (swapped != ids).sum() <= 15
-        same, there = corrupt_tokens(rows, grid, None, type_, severity, g)  # no vocabulary: a block is gone
+        same, there = disturbed(rows, grid, None, type_, severity, g)  # no vocabulary: a block is gone
         assert torch.equal(same, rows)
         assert 0 < (~there).sum() < 16
 
 
 def test_what_cannot_be_disturbed_is_named():
     g = torch.Generator().manual_seed(0)
-    ids, all_there = torch.arange(16), torch.ones(16, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"\(16,\)"):
-        corrupt_tokens(torch.rand(16, 3), all_there, None, "random_ids", 1, g)
-    with pytest.raises(ValueError, match="'melt'"):
-        corrupt_tokens(ids, all_there, 99, "melt", 1, g)
-    assert set(TOKEN_TYPES) == {"missing_block", "random_ids"}
+    nothing = torch.ones(1, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"\(1, 16\)"):
+        corrupt_tokens(torch.rand(1, 16, 3), nothing, None, torch.rand(1), torch.ones(1).long(), g)
