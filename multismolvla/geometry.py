@@ -6,11 +6,13 @@ only), the sampling grid does not: all of them use half-pixel centres (``align_c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-SQUARE_MODES = ("crop", "stretch")
+SQUARE_MODES = ("crop", "stretch", "pad")
 
 
 def to_square(image: Tensor, mode: str = "crop") -> Tensor:
@@ -18,11 +20,13 @@ def to_square(image: Tensor, mode: str = "crop") -> Tensor:
 
     Args:
         image: (..., H, W), any dtype.
-        mode: ``"crop"`` takes the centre square (4M-21's own convention, apple/ml-4m); ``"stretch"`` leaves
-            the picture as it is, so that the following resize changes its aspect ratio.
+        mode: ``"crop"`` takes the centre square (4M-21's own convention, apple/ml-4m); ``"pad"`` adds zeros
+            on the left and on top, as SmolVLA does (lerobot 0.6.1, ``resize_with_pad``), so that cells show
+            what they show SigLIP; ``"stretch"`` leaves the picture as it is, so that the following resize
+            changes its aspect ratio.
 
     Returns:
-        (..., S, S) for ``"crop"`` with S = min(H, W), else the input.
+        (..., S, S) for ``"crop"`` with S = min(H, W) and for ``"pad"`` with S = max(H, W), else the input.
 
     Raises:
         ValueError: for an unknown mode.
@@ -32,9 +36,31 @@ def to_square(image: Tensor, mode: str = "crop") -> Tensor:
     height, width = image.shape[-2:]
     if mode == "stretch" or height == width:
         return image
+    if mode == "pad":
+        side = max(height, width)
+        return F.pad(image, (side - width, 0, side - height, 0))
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return image[..., top : top + side, left : left + side]
+
+
+def padding_free(image: Tensor, mode: str) -> Tensor | None:
+    """Where a picture made square shows the camera's picture, bool (B, 1, S, S); ``None`` = everywhere.
+
+    Args:
+        image: (B, C, H, W), before :func:`to_square`.
+        mode: of :func:`to_square`.
+    """
+    if mode != "pad" or image.shape[-2] == image.shape[-1]:
+        return None
+    whole = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.uint8, device=image.device)
+    return to_square(whole, mode).bool()
+
+
+def cells_seen(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Cells at least half of which lie in a mask (B, 1, S, S): bool (B, h, w)."""
+    rows, columns = grid
+    return F.adaptive_avg_pool2d(mask.float(), (rows, columns))[:, 0] >= 0.5
 
 
 def rotate_half_turns(image: Tensor, half_turns: int) -> Tensor:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from multismolvla.fourm import FourMEncoder
-from multismolvla.geometry import resize_continuous, resize_depth, resize_ids, to_square
+from multismolvla.geometry import (
+    cells_seen,
+    padding_free,
+    resize_continuous,
+    resize_depth,
+    resize_ids,
+    to_square,
+)
 from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, ids_name
 from multismolvla.tokenizers import ImageTokenizer, StreamTokenizer, Tokens
 from multismolvla.tokenizers.recipe import split_domains
@@ -168,9 +175,11 @@ class MultimodalTower(nn.Module):
         """One modality of one view: values and presence per domain, as the encoder takes them."""
         domains = self.domains[modality]
         if modality == Modality.RGB:
-            pixels = resize_continuous(to_square(streams[modality], self.square), self.image_size)
-            grid = self._shape(domains[0])
-            return [Tokens(pixels, torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device))]
+            picture, grid = streams[modality], self._shape(domains[0])
+            pixels = resize_continuous(to_square(picture, self.square), self.image_size)
+            inside = padding_free(picture, self.square)
+            there = torch.ones(len(pixels), *grid, dtype=torch.bool, device=pixels.device)
+            return [Tokens(pixels, there if inside is None else cells_seen(inside, grid))]
         if ids_name(modality) in streams:
             made = self._split_ids(modality, streams[ids_name(modality)])
         else:
@@ -293,7 +302,10 @@ def tokens_of_view(
         image_size: side in pixels at which the picture is tokenized.
         square: see :func:`multismolvla.geometry.to_square`.
     """
+    inside = padding_free(streams[modality], square)
     image, valid = to_square(streams[modality], square), None
+    if inside is not None:  # what was added to make it square is absent
+        valid = resize_ids(inside.to(torch.uint8), image_size).bool()
     if modality == Modality.SEG:
         image = resize_ids(image, image_size)
     elif modality == Modality.DEPTH:

@@ -74,6 +74,7 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
                     f"{' or '.join(map(str, allowed))} channels, but the data give shape {feature.shape} "
                     "(channels first). Correct --policy.views."
                 )
+        self._check_geometry(pictures)
         pictures |= self._pictures_known_by_their_tokens(features)
         # LeRobot 0.6.1 types recorded presence flags and cached ids as STATE, also those of undeclared
         # streams: they would be normalised into nonsense and be asked of a robot.
@@ -85,6 +86,19 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
             and not k.endswith(PADDING_MASK_SUFFIX)
         }
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
+
+    def _check_geometry(self, pictures: dict[str, PolicyFeature]) -> None:
+        """Student and teacher must see the same in the same cells: SmolVLA pads what is not square."""
+        if self.stage != "connector" or self.align_weight == 0 or self.vision_tower != "fourm":
+            return
+        for key, feature in pictures.items():
+            height, width = feature.shape[-2:]
+            if key in self.rgb_keys and height != width and self.square != "pad":
+                raise ValueError(
+                    f"{key} is {width}x{height} pixels. SigLIP, which stage 1 distils, sees it padded to a "
+                    f"square, 4M would see it with --policy.square={self.square}: the same cell would show "
+                    "different things. Set --policy.square=pad, or --policy.align_weight=0."
+                )
 
     def _pictures_known_by_their_tokens(self, features: dict[str, PolicyFeature]) -> dict[str, PolicyFeature]:
         """Streams of which the data hold cached ids only; at run time their pictures are expected.

@@ -125,8 +125,8 @@ def test_crop_is_the_centre_square_and_keeps_values(height, width, lead):
 
 
 def test_an_unknown_square_mode_is_named():
-    with pytest.raises(ValueError, match="'pad'.*crop.*stretch"):
-        to_square(torch.zeros(1, 2, 3), "pad")
+    with pytest.raises(ValueError, match="'fit'.*crop.*stretch"):
+        to_square(torch.zeros(1, 2, 3), "fit")
 
 
 @pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2, 3])

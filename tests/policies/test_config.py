@@ -29,7 +29,7 @@ def picture(channels: int) -> PolicyFeature:
         ({"vision_tower": "dino"}, "--policy.vision_tower='dino'.*'fourm', 'siglip', 'siglip.fourm'"),
         ({"stage": "three"}, "--policy.stage='three'.*'connector', 'robust'"),
         ({"tokenizers": "bpe"}, "--policy.tokenizers='bpe'"),
-        ({"square": "pad"}, "--policy.square='pad'.*'crop', 'stretch'"),
+        ({"square": "fit"}, "--policy.square='fit'.*'crop', 'stretch', 'pad'"),
         ({"depth_unit": "cm"}, "--policy.depth_unit='cm'.*'m', 'mm'"),
         ({"provenance": {"lidar": "sensor"}}, "--policy.provenance keys='lidar'"),
         ({"provenance": {"depth": "guess"}}, "--policy.provenance.depth.='guess'.*'sensor', 'derived'"),

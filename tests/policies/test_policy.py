@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from tiny_policy import actions, canonical_batch, chunk, common_options, flow_inputs, rgb_features
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, resize_with_pad
+from tiny_policy import SIDE, actions, canonical_batch, chunk, common_options, flow_inputs, rgb_features
 
 from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.losses import teacher_tokens
@@ -351,3 +351,41 @@ def test_consistency_under_autocast_trains_every_weight_that_it_trains_in_full_p
         return {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
     assert trained(True) >= trained(False)
+
+
+# -- pictures that are not square ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (64, 64)])
+def test_padded_as_smolvla_pads_the_same_place_lies_in_the_same_cell(size, make_policy):
+    policy = make_policy(square="pad")
+    height, width = size
+    picture = torch.zeros(1, 3, height, width)
+    for row, column in ((0, 0), (height - 4, width - 4), (height // 2, width // 3)):
+        picture[..., row : row + 4, column : column + 4] = 1.0
+    upstream = resize_with_pad(picture, SIDE, SIDE, pad_value=0)
+    presence = torch.ones(1, 1, len(MODALITIES), dtype=torch.bool)
+    streams = {
+        "rgb": picture,
+        "depth": torch.ones(1, 1, height, width),
+        "seg": torch.ones(1, 1, height, width, dtype=torch.int64),
+        "thermal": torch.full((1, 1, height, width), 0.5),
+    }
+    inputs = policy.model.tower.encoder_inputs([streams], presence)
+    assert (inputs.values["rgb@64"] - upstream).abs().max() < 0.5  # antialiasing apart
+    assert (inputs.values["rgb@64"] - upstream).abs().mean() < 0.02
+    # what SmolVLA adds is absent, for every modality alike
+    added = resize_with_pad(torch.ones(1, 1, height, width), SIDE, SIDE, pad_value=0)[0, 0] < 0.5
+    for domain, present in inputs.present.items():
+        cell = SIDE // present.shape[-1]
+        cells = added.unflatten(0, (-1, cell)).unflatten(2, (-1, cell)).float().mean((1, 3)) > 0.5
+        assert torch.equal(present[0], ~cells), domain
+
+
+def test_a_teacher_that_pads_and_a_student_that_crops_are_refused(make_config):
+    wide = rgb_features()
+    wide["observation.images.image"].shape = (3, 48, 64)
+    with pytest.raises(ValueError, match="image is 64x48.*--policy.square=pad"):
+        make_config(stage="connector", input_features=wide).validate_features()
+    make_config(stage="connector", input_features=wide, square="pad").validate_features()
+    make_config(stage="connector", input_features=wide, align_weight=0.0).validate_features()

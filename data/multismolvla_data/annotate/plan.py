@@ -139,7 +139,7 @@ def _recorded(
             "out of --views."
         )
     rgb = pictures.get(keys.get(Modality.RGB, ""))
-    if rgb is not None and cfg.square == "crop":
+    if rgb is not None and cfg.square != "stretch":
         stretch = (picture.width / picture.height) / (rgb.width / rgb.height)
         if abs(stretch - 1) > _ASPECT_TOLERANCE:
             raise ValueError(
