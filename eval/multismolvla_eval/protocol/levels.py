@@ -143,8 +143,8 @@ LEVELS: dict[str, Level] = {
         Level("smoke", ("C0", "C1:depth+seg+thermal", "C2:rgb=zero"), 1, 1, quotable=False, tasks=1),
         Level(
             "quick",
-            ("C0", "C1:depth+seg+thermal", "C1:camera=image2", "C2:rgb=zero", "C3:rgb=gaussian_noise@3",
-             "C3:depth=holes@3"),
+            ("C0", "C1:depth+seg+thermal", *CAMERA_LOSSES, "C2:rgb=zero", "C2:rgb=freeze",
+             "C3:rgb=gaussian_noise@3", "C3:depth=holes@3"),
             5, 5, quotable=False,
         ),
         Level(
