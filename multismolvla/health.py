@@ -56,8 +56,8 @@ THUMBNAIL = 8
 FEATURES = ("mean", "deviation", "contrast", "dark", "bright", "valid", "level")
 #: Score of a stream that a rule declares unfit.
 CERTAIN = 10.0
-#: Numbers of a stream's marks: cause, distance, thumbnail.
-MARKS = 2 + THUMBNAIL**2
+#: Numbers of a stream's marks: cause, distance, whether two equal pictures say that it is frozen, thumbnail.
+MARKS = 3 + THUMBNAIL**2
 #: Key of what `judge` remembers, where a caller keeps it in the policy's stead: float (B, memory_size(...)).
 MEMORY_KEY = "observation.health_memory"
 
@@ -190,12 +190,13 @@ def mark(
     """
     cause, thumbnail = inspection.cause.clone(), inspection.thumbnail
     distance = torch.zeros(len(cause), device=cause.device)
-    # without statistics only equal thumbnails count as the same
-    change = 1e-12
+    # Without statistics only equal thumbnails count as the same; of class ids not even these: with no object
+    # in sight they are equal while the robot moves.
+    change, compared = 1e-12, modality != Modality.SEG
     if statistics is not None:
         features = inspection.features.cpu()
         distance = statistics.distance(features).to(cause.device)
-        change = max(statistics.change, change)
+        change, compared = max(statistics.change, change), statistics.change > 0
         if modality == Modality.DEPTH:
             level = FEATURES.index("level")
             far = torch.maximum(
@@ -207,7 +208,8 @@ def mark(
             cause[cause == Cause.CONSTANT] = Cause.FIT
     if known is not None:
         cause = torch.maximum(cause, known.to(cause))
-    return torch.cat([cause[:, None].float(), distance[:, None].float(), thumbnail / change], 1)
+    numbers = torch.stack([cause.float(), distance, torch.full_like(distance, float(compared))], 1)
+    return torch.cat([numbers, thumbnail / change], 1)
 
 
 def memory_size(streams: int, state: int) -> int:
@@ -245,12 +247,13 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
     before = memory[:, : streams * _MEMORY].unflatten(1, (streams, _MEMORY))
     began, thumbnail_before = before[..., 0] > 0, before[..., 1 : 1 + THUMBNAIL**2]
     equal, was_frozen, strange, usual, was_unusual = before[..., 1 + THUMBNAIL**2 :].unbind(-1)
-    cause, distance, thumbnail = marks[..., 0].long(), marks[..., 1], marks[..., 2:]
+    cause, distance = marks[..., 0].long(), marks[..., 1]
+    compared, thumbnail = marks[..., 2] > 0, marks[..., 3:]
     marked = cause >= 0
 
     moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > MOVED  # (B, 1)
     difference = (thumbnail - thumbnail_before).abs().amax(-1)
-    near = began & marked & (difference < 1)
+    near = began & marked & compared & (difference < 1)
     equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
     identical = near & (difference == 0) & moved
     frozen = near & (identical | (equal >= _NEAR) | (was_frozen > 0))

@@ -113,7 +113,7 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
     marks[..., 0].clamp_(max=float(max(Cause)))
     # an empty segmentation picture is usual by itself, and what a dead camera gives beside a black one
     seg = marks[:, :, MODALITIES.index(Modality.SEG)]
-    empty = (seg[..., 0] == Cause.FIT) & (seg[..., 2:] == 0).all(-1)
+    empty = (seg[..., 0] == Cause.FIT) & (seg[..., 3:] == 0).all(-1)
     dead = marks[:, :, RGB, 0] >= Cause.CONSTANT
     seg[..., 0] = torch.where(empty & dead, float(Cause.ZERO), seg[..., 0])
     return marks

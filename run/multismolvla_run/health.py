@@ -35,7 +35,8 @@ class HealthOptions:
     command: str = "fit"  # fit (statistics of healthy pictures into a policy) or report (of an evaluation)
     policy: Path | None = None  # fit: folder of the policy (.../checkpoints/last/pretrained_model)
     dataset: Path | None = None  # fit: LeRobotDataset with pictures of all the policy's streams
-    held_out: float = 0.25  # fit: share of the episodes that set the thresholds
+    # fit: share of the episodes that set the thresholds, and as many again that count false alarms
+    held_out: float = 0.2
     output: Path | None = None  # fit: folder for health.json; default: the policy's
     results: Path | None = None  # report: folder of an evaluation
 
@@ -46,8 +47,8 @@ class HealthOptions:
         missing = [f"--{name}" for name in needed[self.command] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"{self.command} needs {' and '.join(missing)}.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"--held-out={self.held_out} must lie between 0 and 1.")
+        if not 0 < self.held_out < 0.5:
+            raise ValueError(f"--held-out={self.held_out} must lie between 0 and 0.5.")
 
 
 @dataclass
@@ -87,22 +88,29 @@ def fit(options: HealthOptions) -> str:
     data = open_dataset(SensorUseOptions(dataset=options.dataset), config.depth_unit)
     number = data.meta.total_episodes
     held_out = max(1, round(options.held_out * number))
-    if number - held_out < 1:
-        raise CommandError(f"{options.dataset} has {number} episodes; at least 2 are needed.")
+    if number - 2 * held_out < 1:
+        raise CommandError(f"{options.dataset} has {number} episodes; at least 3 are needed.")
     pre, _ = make_pre_post_processors(
         config,
         pretrained_path=str(options.policy),
         preprocessor_overrides={"device_processor": {"device": "cpu"}},
     )
-    step = next(s for s in pre.steps if isinstance(s, HealthStep))
+    step = next((s for s in pre.steps if isinstance(s, HealthStep)), None)
+    if step is None:
+        raise CommandError(f"The pre-processor of {options.policy} has no step that marks pictures.")
     step.set_statistics({}, {})
     episodes = [_read(config, data, pre, e) for e in trange(number, desc="read episodes", unit="episode")]
+    # every so many-th, so that all tasks are among them: recorders write task after task
+    order = [i for part in range(number // held_out) for i in range(part, number, number // held_out)]
+    episodes = [episodes[i] for i in order]
+    test, episodes = episodes[:held_out], episodes[held_out:]
     statistics = _statistics(episodes, held_out)
     step.set_statistics(
         statistics,
-        {"dataset": options.dataset.name, "episodes": number - held_out, "held_out": held_out},
+        {"dataset": options.dataset.name, "episodes": len(episodes) - held_out, "held_out": held_out},
     )
-    alarms, looks = _false_alarms(config, step, episodes[-held_out:])
+    alarms = _false_alarms(step, test)
+    looks = sum(len(e.state) for e in test)
     next(s for s in pre.steps if type(s).__name__ == "DeviceProcessorStep").device = config.device
     pre.save_pretrained(options.policy, config_filename=_PRE)
     output = options.output or options.policy
@@ -112,14 +120,15 @@ def fit(options: HealthOptions) -> str:
             name: {"threshold": s.threshold, "change": s.change, "constant": s.constant}
             for name, s in statistics.items()
         },
-        "held_out_looks": looks,
-        "held_out_alarms": alarms,
+        "test_looks": looks,
+        "test_alarms": alarms,
     }
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "health.json", summary)
     return (
-        f"{len(statistics)} streams, {number - held_out} episodes for the ranges, {held_out} for the "
-        f"thresholds. On the held-out episodes a stream was found unfit at {alarms} of {looks} looks.\n"
+        f"{len(statistics)} streams, {len(episodes) - held_out} episodes for the ranges, {held_out} for the "
+        f"thresholds. In {held_out} others a stream was unfit at {sum(alarms.values())} of {looks} looks"
+        f"{': ' + ', '.join(f'{k} ({n})' for k, n in alarms.items()) if alarms else ''}.\n"
         f"Written into {options.policy}."
     )
 
@@ -165,13 +174,13 @@ def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStat
     return made
 
 
-def _false_alarms(config: Any, step: Any, episodes: list[_Episode]) -> tuple[int, int]:
-    """At how many looks of healthy episodes some stream is found unfit, and of how many."""
+def _false_alarms(step: Any, episodes: list[_Episode]) -> dict[str, int]:
+    """Stream and cause -> at how many looks of healthy episodes it was found unfit."""
     import torch
 
-    from multismolvla.health import Inspection, judge, mark
+    from multismolvla.health import Cause, Inspection, judge, mark
 
-    alarms = looks = 0
+    alarms: dict[str, int] = {}
     for e in episodes:
         memory = None
         for i in range(len(e.state)):
@@ -183,9 +192,11 @@ def _false_alarms(config: Any, step: Any, episodes: list[_Episode]) -> tuple[int
                 marks.append(mark(seen, name.rpartition(".")[2], step.statistics.get(name)))
             verdict = judge(torch.stack(marks, 1), e.state[i : i + 1], memory)
             memory = verdict.memory
-            alarms += bool(verdict.cause.any())
-            looks += 1
-    return alarms, looks
+            for name, cause in zip(e.features, verdict.cause[0].tolist(), strict=True):
+                if cause:
+                    what = f"{name} {Cause(cause).label}"
+                    alarms[what] = alarms.get(what, 0) + 1
+    return alarms
 
 
 def report(options: HealthOptions) -> str:
