@@ -160,16 +160,18 @@ def check_shares(shares: Mapping[str, float], has_deployment: bool) -> None:
     unknown = sorted(set(shares) - set(PATTERNS))
     if unknown or min(shares.values(), default=0.0) < 0:
         raise ValueError(
-            f"--policy.dropout_shares={dict(shares)}: expected shares >= 0 of {', '.join(PATTERNS)}."
+            f"Dropout shares {dict(shares)}: expected shares >= 0 of {', '.join(PATTERNS)} "
+            "(--policy.dropout_independent, ...)."
         )
     if abs(sum(shares.values()) - 1) > 1e-3:
         raise ValueError(
-            f"--policy.dropout_shares={dict(shares)} sum to {sum(shares.values()):.4g}, expected 1."
+            f"The dropout shares {dict(shares)} sum to {sum(shares.values()):.4g}, expected 1. Set "
+            f"{', '.join(f'--policy.dropout_{p}' for p in PATTERNS)} together."
         )
     if shares.get("deployment", 0.0) > 0 and not has_deployment:
         raise ValueError(
-            f"--policy.dropout_shares gives the deployment pattern {shares['deployment']:.4g}, but none "
-            "is declared. Name the robot's streams: --policy.deployment='[\"front.rgb\"]'."
+            f"--policy.dropout_deployment={shares['deployment']:.4g}, but no deployment is declared. "
+            "Name the robot's streams: --policy.deployment='[\"front.rgb\"]'."
         )
 
 

@@ -111,12 +111,13 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     dropout_ramp: float = 0.6  # share of the stage over which "linear" rises
     dropout_clean: float = 0.1  # last share of the stage without dropout
     dropout_complete: float = 0.1  # share of each batch that stays complete
-    # What dropout strikes -> share of the samples, see multismolvla.dropout.sample_presence.
-    dropout_shares: dict[str, float] = field(
-        default_factory=lambda: {"independent": 1 / 3, "cameras": 1 / 3, "modalities": 1 / 3}
-    )
-    # Streams (view.modality) that the robot will have, where it has fewer than the data: drawn with the share
-    # "deployment", and by every sample of the clean last share. Empty = all that are declared.
+    # What dropout strikes, as shares of the samples, see multismolvla.dropout.sample_presence.
+    dropout_independent: float = 1 / 3  # each modality of each view by itself
+    dropout_cameras: float = 1 / 3  # whole cameras
+    dropout_modalities: float = 1 / 3  # whole modalities, in all views at once
+    dropout_deployment: float = 0.0  # everything but `deployment`
+    # Streams (view.modality) that the robot will have, where it has fewer than the data; the clean last share
+    # shows nothing else. Empty = all that are declared.
     deployment: list[str] = field(default_factory=list)
     curriculum_steps: int = 0  # length of the stage; set it to --steps
     curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)
@@ -158,6 +159,16 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     def corrupts(self) -> bool:
         """Whether training disturbs pictures."""
         return self.uses_fourm and self.stage == "robust" and self.corruption_probability > 0
+
+    @property
+    def dropout_shares(self) -> dict[str, float]:
+        """What dropout strikes -> share of the samples."""
+        return {
+            "independent": self.dropout_independent,
+            "cameras": self.dropout_cameras,
+            "modalities": self.dropout_modalities,
+            "deployment": self.dropout_deployment,
+        }
 
     @property
     def rgb_keys(self) -> list[str]:

@@ -198,7 +198,12 @@ def test_dropout_and_noise_do_not_share_their_draws(robust, batch, monkeypatch):
 def test_vanilla_learns_to_miss_a_camera(robust, batch, monkeypatch):
     """``base_dropout``: SmolVLA's own padding masks say which camera is lost; nothing else is dropped."""
     policy = robust(
-        vision_tower="siglip", dropout_mode="fixed", dropout_p_max=0.5, dropout_shares={"cameras": 1.0}
+        vision_tower="siglip",
+        dropout_mode="fixed",
+        dropout_p_max=0.5,
+        dropout_cameras=1.0,
+        dropout_independent=0,
+        dropout_modalities=0,
     ).train()
     seen = []
     embed = policy.model.embed_prefix
