@@ -371,7 +371,7 @@ def test_training_waits_passively_with_a_thread_per_core_unless_told_otherwise(s
     assert drive(sandbox, "--until=base") == 0
     assert "OMP_NUM_THREADS" not in capsys.readouterr().out
     assert threads.training_threads(1)["OMP_NUM_THREADS"] == "1"
-    assert presets.load_preset("mini_smoke", REPO / "configs").threads == 1
+    assert presets.load_preset("mini_smoke", REPO / "configs").threads == 2
 
 
 def test_progress_in_a_log_is_a_line_per_state(capsys):
