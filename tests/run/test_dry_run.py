@@ -21,7 +21,7 @@ from multismolvla_run import dry_run, estimate, hub, pipeline, presets
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "configs"
 OFFICIAL = ("libero_b", "libero_l", "libero_xl", "so101")
-STAGES = ["base", "connector", "sensor_use_check", "robust"]
+STAGES = ["base", "connector", "sensor_use_check", "robust", "health"]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_it_tells_what_is_fetched_run_and_needed(name, cache, tmp_path, capsys) 
         size, licence = re.escape(SOURCES[repo].size), re.escape(SOURCES[repo].licence)
         assert re.search(rf"to fetch +{size}  {re.escape(repo)}: .*\n +licence: {licence}\n", text), repo
     assert [
-        line.split()[1].rstrip(":") for line in text.splitlines() if re.match(r"\[\d/4\]", line)
+        line.split()[1].rstrip(":") for line in text.splitlines() if re.match(r"\[\d/5\]", line)
     ] == STAGES
     assert text.count("lerobot-train") >= 3
     assert "computed and not measured" in text

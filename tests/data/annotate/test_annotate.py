@@ -199,6 +199,7 @@ def test_ids_have_no_statistics_and_the_policy_takes_them(annotated):
         "imagebind": cfg.imagebind,
         "num_labels": 134,
         "device": "cpu",
+        "align_weight": 0.0,  # the teacher would pad these pictures, which the ids were made without
     }
     policy = MultiSmolVLAConfig(input_features=dataset_to_policy_features(features), **options)
     policy.set_dataset_feature_metadata(features)

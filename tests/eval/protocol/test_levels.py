@@ -75,7 +75,7 @@ def test_full_holds_the_whole_protocol():
 def test_levels_have_the_protocols_episodes():
     smoke, quick, standard, full = (LEVELS[n] for n in ("smoke", "quick", "standard", "full"))
     assert (smoke.tasks, smoke.clean_episodes, smoke.episodes) == (1, 1, 1)
-    assert (quick.clean_episodes, quick.episodes, len(quick.conditions)) == (5, 5, 6)
+    assert (quick.clean_episodes, quick.episodes, len(quick.conditions)) == (5, 5, 8)
     assert (standard.clean_episodes, standard.episodes, standard.clean_repeats) == (10, 10, 3)
     assert (full.clean_episodes, full.episodes) == (50, 50)
     assert set(standard.conditions) <= set(full.conditions)
