@@ -145,7 +145,7 @@ def test_the_curriculum_goes_on_where_it_was(robust_run):
     available = torch.ones(2, 2, 4, dtype=torch.bool)
     for step in range(STEPS):
         p = dropout_probability(step, STEPS)
-        generator = step_generator(1000, step)  # LeRobot's default --seed
+        generator = step_generator(1, step)  # the run's --seed
         kept = sample_presence(available, p, generator, shares=SHARES).float().mean().item()
         assert rows["dropout_p"][step] == pytest.approx(p, abs=6e-4)
         assert rows["modalities_kept"][step] == pytest.approx(kept, abs=6e-4)
