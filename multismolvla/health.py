@@ -54,6 +54,9 @@ CONSTANT_DEVIATION = 0.01
 THUMBNAIL = 8
 #: Scalar features of a picture, see :func:`inspect`.
 FEATURES = ("mean", "deviation", "contrast", "dark", "bright", "valid", "level")
+#: Least distance that counts as unusual. Policies go where no demonstration went: clean roll-outs of the mini
+#: suite came up to 1.4 units beyond the range of the demonstrations.
+LEAST_THRESHOLD = 3.0
 #: Score of a stream that a rule declares unfit.
 CERTAIN = 10.0
 #: Numbers of a stream's marks: cause, distance, whether two equal pictures say that it is frozen, thumbnail.
@@ -277,7 +280,7 @@ def fit_statistics(
 
     The threshold is the greatest distance of any held-out picture from the range of the others (split
     conformal prediction: of n held-out episodes at most one in n + 1 is expected to exceed it), and never
-    below one unit.
+    below `LEAST_THRESHOLD` units.
 
     Args:
         episodes: features (N, F) of the pictures of each episode that sets the range.
@@ -296,7 +299,7 @@ def fit_statistics(
     low, high = seen.amin(0), seen.amax(0)
     spread = torch.maximum((high - low) * 0.25, torch.full_like(low, 0.02))
     ranged = StreamStatistics(low, high, spread, 1.0, 0.0, False)
-    threshold = max([1.0, *(ranged.distance(f).max().item() for f in held_out)])
+    threshold = max([LEAST_THRESHOLD, *(ranged.distance(f).max().item() for f in held_out)])
     change = changes.min().item() / 2 if len(changes) else 0.0
     constant = seen[:, FEATURES.index("deviation")].min().item() < 2 * CONSTANT_DEVIATION
     return StreamStatistics(low, high, spread, threshold, change, constant)
