@@ -68,6 +68,7 @@ _PIXELS = 64  # pictures are inspected at about this side, so that the price doe
 #: The robot moves when a number of its normalised state changes by more than this between two looks.
 MOVED = 0.02
 _OUT, _IN = 2, 3  # unusual looks in a row until a stream is absent, and usual ones until it is back
+_CLEARLY = 2.0  # a distance at which one look suffices
 _NEAR = 2  # looks in a row that differ by less than any healthy ones until a picture counts as frozen
 _OCTAVES = 1.0  # depth twice as far as any of the training data, or half as near, is another unit
 #: Per stream: whether there was a look, the last thumbnail, equal looks in a row, whether it counts as
@@ -263,7 +264,7 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
 
     far = distance > 1
     strange, usual = torch.where(far, strange + 1, 0.0), torch.where(far, 0.0, usual + 1)
-    unusual = torch.where(was_unusual > 0, usual < _IN, strange >= _OUT)
+    unusual = torch.where(was_unusual > 0, usual < _IN, (strange >= _OUT) | (distance > _CLEARLY))
 
     found = torch.where(frozen, int(Cause.FROZEN), torch.where(unusual, int(Cause.UNUSUAL), 0))
     now = torch.stack([equal, frozen.float(), strange, usual, unusual.float()], -1)

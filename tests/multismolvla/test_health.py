@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -151,9 +153,15 @@ def test_an_unusual_picture_is_out_after_two_looks_and_back_after_three():
     dark = [torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(i)) * 0.08 for i in range(3)]
     good = [scene(seed=0) for _ in range(4)]
     looks = [good[0], dark[0], good[1], dark[1], dark[2], *good]
-    found = watch(looks, statistics(), step=0.0)
+    wide = replace(statistics(), threshold=6.0)  # so that the dark pictures lie between one and two
+    found = watch(looks, wide, step=0.0)
     usual, odd = Cause.FIT, Cause.UNUSUAL
     assert found == [usual, usual, usual, usual, odd, odd, odd, usual, usual]
+
+
+def test_a_clearly_unusual_picture_is_out_at_once():
+    dark = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 0.08
+    assert watch([scene(), dark], statistics(), step=0.0) == [Cause.FIT, Cause.UNUSUAL]
 
 
 def test_a_stream_without_marks_is_never_frozen():
