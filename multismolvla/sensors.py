@@ -6,7 +6,7 @@ is an error that names the key, the value and the remedy; nothing is guessed and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,24 @@ _IMPLAUSIBLE_METRES = 100.0
 _IMPLAUSIBLE_MILLIMETRES = 20.0
 # LeRobot 0.6.1 gives invalid pixels back as 10 mm after video; they say nothing about the unit.
 _INVALID_MILLIMETRES = 10.0
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Wrong content: in which rows, bool (B,), and what an error says of it."""
+
+    rows: Tensor
+    cause: Cause
+    message: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class _Canonical:
+    """A picture in its canonical form, validity of depth, and what is wrong with the content."""
+
+    image: Tensor
+    valid: Tensor | None = None
+    faults: tuple[_Fault, ...] = ()
 
 
 @dataclass
@@ -78,114 +96,135 @@ class SensorReader:
                 if key not in out:
                     continue
                 image = rotate_half_turns(_last_frame(key, out[key]), self.half_turns.get(view, 0))
-                if faults is not None:
-                    image = self._without_faults(key, modality, image, faults)
                 if image.shape[1] not in PICTURE_CHANNELS[modality]:
                     raise ValueError(
                         f"{key} has {image.shape[1]} channels (shape {tuple(image.shape)}). A {modality} "
                         f"picture must have {' or '.join(map(str, PICTURE_CHANNELS[modality]))}, channels "
                         "first. Check the view map (--policy.views)."
                     )
-                if modality == Modality.DEPTH:
-                    out[key], out[valid_key(key)] = self._depth(key, image)
-                elif modality == Modality.SEG:
-                    out[key] = self._ids(key, image[:, :1])
-                elif modality == Modality.THERMAL:
-                    out[key] = _unit_interval(key, image)[:, :1]
-                else:
-                    out[key] = _unit_interval(key, image)
+                made = self._canonical(key, modality, image, strict=faults is None)
+                cause = _noted(made.faults, strict=faults is None)
+                if faults is not None and cause is not None:
+                    faults[key], black = cause, (cause != Cause.FIT)[:, None, None, None]
+                    made = _Canonical(
+                        torch.where(black, torch.zeros_like(made.image), made.image),
+                        None if made.valid is None else made.valid & ~black,
+                    )
+                out[key] = made.image
+                if made.valid is not None:
+                    out[valid_key(key)] = made.valid
         return out
 
-    def _without_faults(self, key: str, modality: str, image: Tensor, faults: dict[str, Tensor]) -> Tensor:
-        """Black rows where the content is wrong; why is noted in ``faults``."""
-        rows = image.flatten(1)
-        cause = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-        if image.is_floating_point():
-            if modality == Modality.DEPTH:  # drivers write NaN or infinity where nothing was measured
-                image = torch.where(image.isfinite(), image, 0.0)
-                largest = torch.where(image > 0, image, 0.0).flatten(1).amax(1)
-                median = _median_of_positive(image.flatten(1))
-                other_unit = median > _IMPLAUSIBLE_METRES
-                if self.depth_unit == "mm":
-                    other_unit = (largest > 0) & (largest < _IMPLAUSIBLE_MILLIMETRES)
-                cause[other_unit] = Cause.DEPTH_SCALE
-            else:
-                low, high = rows.amin(1), rows.amax(1)  # NaN where one is in the row
-                cause[(low < -1e-4) | (high > 1 + 1e-4)] = Cause.OUT_OF_RANGE
-                cause[~rows.isfinite().all(1)] = Cause.NOT_FINITE
+    def _canonical(self, key: str, modality: str, image: Tensor, strict: bool) -> _Canonical:
+        if modality == Modality.DEPTH:
+            return self._depth(key, image, strict)
         if modality == Modality.SEG:
-            ids = image * 255.0 if image.is_floating_point() else image
-            beyond = (ids.flatten(1) > self.num_labels - 0.5).any(1) & (cause == Cause.FIT)
-            cause[beyond] = Cause.OUT_OF_RANGE
-        bad = cause != Cause.FIT
-        if not bad.any():
-            return image
-        faults[key] = cause
-        return torch.where(bad[:, None, None, None], torch.zeros_like(image), image)
+            return self._ids(key, image[:, :1])
+        made = _unit_interval(key, image)
+        return _Canonical(made.image[:, :1], faults=made.faults) if modality == Modality.THERMAL else made
 
-    def _depth(self, key: str, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _depth(self, key: str, image: Tensor, strict: bool) -> _Canonical:
+        faults: tuple[_Fault, ...] = ()
         if not image.is_floating_point():
             metres = image.to(torch.float32) / 1000.0
         else:
-            if torch.isnan(image).any():
+            if strict and torch.isnan(image).any():
                 raise ValueError(
                     f"{key} contains NaN. Expected metric depth with invalid pixels as 0. Replace NaN by 0 "
                     "where the frames are made."
                 )
+            image = torch.where(image.isfinite(), image, 0.0)  # drivers write NaN where nothing was measured
             metres = image.float() if self.depth_unit == "m" else image.float() / 1000.0
-            self._check_unit(key, image)
+            faults = (self._other_unit(key, image),)
         near, far = self.depth_range_m
         valid = (metres > near) & (metres <= far)
-        return torch.where(valid, metres, 0.0), valid
+        return _Canonical(torch.where(valid, metres, 0.0), valid, faults)
 
-    def _check_unit(self, key: str, image: Tensor) -> None:
-        seen = image[image.isfinite() & (image > 0) & ((image - _INVALID_MILLIMETRES).abs() > 0.5)]
-        if seen.numel() == 0:
-            return
-        if self.depth_unit == "m" and seen.median() > _IMPLAUSIBLE_METRES:
-            raise ValueError(
-                f"{key}: median depth is {seen.median().item():.0f}, which cannot be metres; it looks like "
-                "millimetres. Train with --dataset.depth_output_unit=m, or declare --policy.depth_unit=mm."
+    def _other_unit(self, key: str, image: Tensor) -> _Fault:
+        rows = image.flatten(1)
+        seen = (rows > 0) & ((rows - _INVALID_MILLIMETRES).abs() > 0.5)
+        if self.depth_unit == "m":
+            median = torch.where(seen, rows, torch.nan).nanmedian(1).values  # NaN where nothing was seen
+            return _Fault(
+                median > _IMPLAUSIBLE_METRES,
+                Cause.DEPTH_SCALE,
+                lambda: (
+                    f"{key}: median depth is {median.nan_to_num(0.0).max().item():.0f}, which cannot be "
+                    "metres; it looks like millimetres. Train with --dataset.depth_output_unit=m, or declare "
+                    "--policy.depth_unit=mm."
+                ),
             )
-        if self.depth_unit == "mm" and seen.max() < _IMPLAUSIBLE_MILLIMETRES:
-            raise ValueError(
-                f"{key}: largest depth is {seen.max().item():.3f}, which cannot be millimetres; it looks "
-                "like metres. Declare --policy.depth_unit=m, or deliver millimetres."
-            )
+        largest = torch.where(seen, rows, 0.0).amax(1)
+        few = (largest > 0) & (largest < _IMPLAUSIBLE_MILLIMETRES)
+        return _Fault(
+            few,
+            Cause.DEPTH_SCALE,
+            lambda: (
+                f"{key}: largest depth is {largest[few].max().item():.3f}, which cannot be millimetres; it "
+                "looks like metres. Declare --policy.depth_unit=m, or deliver millimetres."
+            ),
+        )
 
-    def _ids(self, key: str, image: Tensor) -> Tensor:
+    def _ids(self, key: str, image: Tensor) -> _Canonical:
+        faults: list[_Fault] = []
         if image.is_floating_point():
-            if torch.isnan(image).any():
-                raise ValueError(f"{key} contains NaN. Expected segmentation ids.")
-            if image.max() > 1.0 or image.min() < 0.0:
-                raise ValueError(
-                    f"{key}: float values up to {image.max().item():.4g}. Float segmentation must be uint8 "
-                    "ids divided by 255, as LeRobot delivers them; deliver raw ids as integers."
-                )
+            rows = image.flatten(1)
+            outside = (rows > 1.0).any(1) | (rows < 0.0).any(1)
             scaled = image * 255.0  # exact: uint8 / 255 comes back
-            ids = scaled.round().to(torch.int64)
+            ids = scaled.nan_to_num(0.0).round().to(torch.int64)
             error = (scaled - ids).abs()
-            if error.max() > 0.02:
-                raise ValueError(
-                    f"{key}: values such as {image.flatten()[error.argmax()].item():.4f} are not ids. "
-                    "Segmentation must be stored losslessly (PNG or integers), never as lossy video, and "
-                    "never be interpolated."
-                )
+            faults += [
+                _Fault(
+                    rows.isnan().any(1),
+                    Cause.NOT_FINITE,
+                    lambda: f"{key} contains NaN. Expected segmentation ids.",
+                ),
+                _Fault(
+                    outside,
+                    Cause.OUT_OF_RANGE,
+                    lambda: (
+                        f"{key}: float values up to {image.max().item():.4g}. Float segmentation must be "
+                        "uint8 ids divided by 255, as LeRobot delivers them; deliver raw ids as integers."
+                    ),
+                ),
+                _Fault(
+                    (error > 0.02).flatten(1).any(1),
+                    Cause.OUT_OF_RANGE,
+                    lambda: (
+                        f"{key}: values such as {image.flatten()[error.argmax()].item():.4f} are not ids. "
+                        "Segmentation must be stored losslessly (PNG or integers), never as lossy video, and "
+                        "never be interpolated."
+                    ),
+                ),
+            ]
         else:
             ids = image.to(torch.int64)
-        if ids.numel() and (ids.max() >= self.num_labels or ids.min() < 0):
-            raise ValueError(
-                f"{key}: class id {int(ids.max())} (smallest {int(ids.min())}) is outside the label set of "
-                f"{self.num_labels} classes. Map the ids to the declared label set, or set "
-                "--policy.num_labels."
+        unknown = ((ids >= self.num_labels) | (ids < 0)).flatten(1).any(1)
+        faults.append(
+            _Fault(
+                unknown,
+                Cause.OUT_OF_RANGE,
+                lambda: (
+                    f"{key}: class id {int(ids.max())} (smallest {int(ids.min())}) is outside the label "
+                    f"set of {self.num_labels} classes. Map the ids to the declared label set, or set "
+                    "--policy.num_labels."
+                ),
             )
-        return ids
+        )
+        return _Canonical(ids, faults=tuple(faults))
 
 
-def _median_of_positive(rows: Tensor) -> Tensor:
-    """Median of the positive numbers of each row (B, N) -> (B,); 0 where there are none."""
-    seen = (rows > 0) & ((rows - _INVALID_MILLIMETRES).abs() > 0.5)
-    return torch.where(seen, rows, torch.nan).nanmedian(1).values.nan_to_num(0.0)
+def _noted(faults: Sequence[_Fault], strict: bool) -> Tensor | None:
+    """The greatest cause of each row, int64 (B,); ``None`` where nothing is wrong.
+
+    Raises:
+        ValueError: something is, and ``strict``.
+    """
+    found = [fault for fault in faults if fault.rows.any()]
+    if found and strict:
+        raise ValueError(found[0].message())
+    causes = [fault.rows * int(fault.cause) for fault in found]
+    return torch.stack(causes).amax(0) if causes else None
 
 
 def _last_frame(key: str, image: Any) -> Tensor:
@@ -200,16 +239,20 @@ def _last_frame(key: str, image: Any) -> Tensor:
     return image.to(torch.int32) if image.dtype == torch.uint16 else image
 
 
-def _unit_interval(key: str, image: Tensor) -> Tensor:
+def _unit_interval(key: str, image: Tensor) -> _Canonical:
     """Picture in [0, 1] as float32; uint8 is divided by 255."""
     if image.dtype == torch.uint8:
-        return image.float() / 255.0
+        return _Canonical(image.float() / 255.0)
     if not image.is_floating_point():
         raise ValueError(f"{key} has dtype {image.dtype}. Expected uint8, or float in [0, 1].")
-    low, high = image.min().item(), image.max().item()
-    if not (low >= -1e-4 and high <= 1 + 1e-4):  # also false for NaN
-        raise ValueError(
-            f"{key} ranges from {low:.4g} to {high:.4g}. Expected uint8, or float in [0, 1] without NaN. "
-            "Scale the frames before they reach the policy."
+    low, high = image.flatten(1).amin(1), image.flatten(1).amax(1)  # NaN where one is in the row
+    within, finite = (low >= -1e-4) & (high <= 1 + 1e-4), low.isfinite() & high.isfinite()
+
+    def message() -> str:
+        return (
+            f"{key} ranges from {low.min().item():.4g} to {high.max().item():.4g}. Expected uint8, or float "
+            "in [0, 1] without NaN. Scale the frames before they reach the policy."
         )
-    return image.float()
+
+    faults = (_Fault(~finite, Cause.NOT_FINITE, message), _Fault(~within, Cause.OUT_OF_RANGE, message))
+    return _Canonical(image.float(), faults=faults)

@@ -13,6 +13,7 @@ from lerobot_policy_multismolvla.processor_multismolvla import (
     SensorStep,
     make_multismolvla_pre_post_processors,
 )
+from multismolvla.health import Cause
 from multismolvla.modalities import default_view_map, padding_mask_key, valid_key
 from multismolvla.sensors import SensorReader
 
@@ -102,6 +103,44 @@ def test_nan_in_depth_is_a_pixel_without_measurement_but_an_error_in_the_dataset
     assert out[valid_key(DEPTH)].flatten().tolist() == [True, False, False]
     with pytest.raises(ValueError, match="image_depth.*NaN.*0"):
         SensorReader(VIEWS).read({DEPTH: metres(0.5, torch.nan)})
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad", "cause"),
+    [
+        (DEPTH, metres(0.5, 0.6), metres(500.0, 600.0), Cause.DEPTH_SCALE),
+        (
+            SEG,
+            torch.tensor([1, 2]).view(1, 1, 1, 2) / 255,
+            torch.full((1, 1, 1, 2), 0.5019),
+            Cause.OUT_OF_RANGE,
+        ),
+        (
+            SEG,
+            torch.tensor([1, 2]).view(1, 1, 1, 2),
+            torch.tensor([1, -2]).view(1, 1, 1, 2),
+            Cause.OUT_OF_RANGE,
+        ),
+        (RGB, torch.full((1, 3, 1, 2), 0.5), torch.full((1, 3, 1, 2), 2.0), Cause.OUT_OF_RANGE),
+        (THERMAL, torch.full((1, 3, 1, 2), 0.5), torch.full((1, 3, 1, 2), torch.inf), Cause.NOT_FINITE),
+    ],
+)
+def test_one_check_refuses_in_a_dataset_what_it_notes_on_a_robot(key, good, bad, cause):
+    """A row of a mixed batch, too: the median of the whole batch would hide it."""
+    both, reader, faults = torch.cat([good, good, bad]), SensorReader(VIEWS), {}
+    with pytest.raises(ValueError, match=key):
+        reader.read({key: both})
+    out = reader.read({key: both}, faults)
+    assert faults[key].tolist() == [Cause.FIT, Cause.FIT, cause]
+    assert torch.equal(out[key][:2], reader.read({key: both[:2]})[key])
+    assert not out[key][2].any()
+
+
+def test_pixels_that_were_not_measured_do_not_tell_the_unit():
+    faults = {}
+    out = SensorReader(VIEWS, depth_unit="mm").read({DEPTH: metres(10.0, 10.0)}, faults)
+    assert not faults
+    assert not out[valid_key(DEPTH)].any()
 
 
 # -- pictures ------------------------------------------------------------------------------------------------
