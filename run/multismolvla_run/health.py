@@ -8,7 +8,7 @@ Example:
 
 from __future__ import annotations
 
-import logging
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from multismolvla.health import StreamStatistics
-
-logger = logging.getLogger(__name__)
 
 _PRE = "policy_preprocessor.json"
 
@@ -73,6 +71,7 @@ def fit(options: HealthOptions) -> str:
         CommandError: the folder holds no MultiSmolVLA policy with a 4M tower, or too few episodes.
     """
     from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.processor import DeviceProcessorStep
     from tqdm import trange
 
     from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
@@ -81,10 +80,12 @@ def fit(options: HealthOptions) -> str:
 
     assert options.policy is not None
     assert options.dataset is not None
+    if not options.policy.is_dir():
+        raise CommandError(f"--policy={options.policy} is no folder. The statistics are written into one.")
     config = stored_config(str(options.policy))
+    folder = Path(config.pretrained_path)
     if config.type != "multismolvla":
         raise CommandError(f"--policy={options.policy} is of type {config.type}, expected multismolvla.")
-    config.device = "cpu"
     data = open_dataset(SensorUseOptions(dataset=options.dataset), config.depth_unit)
     number = data.meta.total_episodes
     held_out = max(1, round(options.held_out * number))
@@ -92,7 +93,7 @@ def fit(options: HealthOptions) -> str:
         raise CommandError(f"{options.dataset} has {number} episodes; at least 3 are needed.")
     pre, _ = make_pre_post_processors(
         config,
-        pretrained_path=str(options.policy),
+        pretrained_path=str(folder),
         preprocessor_overrides={"device_processor": {"device": "cpu"}},
     )
     step = next((s for s in pre.steps if isinstance(s, HealthStep)), None)
@@ -111,9 +112,11 @@ def fit(options: HealthOptions) -> str:
     )
     alarms = _false_alarms(step, test)
     looks = sum(len(e.state) for e in test)
-    next(s for s in pre.steps if type(s).__name__ == "DeviceProcessorStep").device = config.device
-    pre.save_pretrained(options.policy, config_filename=_PRE)
-    output = options.output or options.policy
+    # computed on the CPU, whatever device the policy is for
+    moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
+    moves.device = json.loads((folder / "config.json").read_text())["device"]
+    pre.save_pretrained(folder, config_filename=_PRE)
+    output = options.output or folder
     summary = {
         "fitted": step.fitted,
         "streams": {
@@ -129,7 +132,7 @@ def fit(options: HealthOptions) -> str:
         f"{len(statistics)} streams, {len(episodes) - held_out} episodes for the ranges, {held_out} for the "
         f"thresholds. In {held_out} others a stream was unfit at {sum(alarms.values())} of {looks} looks"
         f"{': ' + ', '.join(f'{k} ({n})' for k, n in alarms.items()) if alarms else ''}.\n"
-        f"Written into {options.policy}."
+        f"Written into {folder}."
     )
 
 
