@@ -41,7 +41,7 @@ def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: in
     The clean last share shows what the robot will have, where that is declared, and nothing else.
     """
     deployment = deployed_streams(cfg)
-    if deployment is not None and cfg.dropout_mode != "none" and in_clean_share(cfg):
+    if deployment is not None and in_clean_share(cfg):
         left = cfg.provenance_map.drop_with_rgb(available & deployment.to(available.device))
         return torch.where(left.flatten(1).any(1)[:, None, None], left, available)
     return sample_presence(

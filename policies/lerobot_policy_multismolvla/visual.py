@@ -128,16 +128,22 @@ def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> 
     marks = health_marks(cfg, batch)
     if marks is None or not (marks[..., 0] > 0).any():
         return
-    there = available_sensors(cfg, batch) & (marks[..., 0] > 0)
-    for b, v, m in there.nonzero().tolist()[:1]:
-        view = list(cfg.views)[v]
-        where = {k: batch[k][b].item() for k in ("episode_index", "timestamp") if k in batch}
+    cause = torch.where(available_sensors(cfg, batch), marks[..., 0], 0.0)
+    if (cause > 0).any():
+        what, row = _first_unfit(cfg, cause)
+        where = {k: batch[k][row].item() for k in ("episode_index", "timestamp") if k in batch}
         place = f"episode {where.get('episode_index', '?')}, {where.get('timestamp', float('nan')):.2f} s"
         raise ValueError(
-            f"{cfg.views[view][MODALITIES[m]]} is {Cause(int(marks[b, v, m, 0])).label} in the dataset "
-            f"({place}). Leave that episode out (--dataset.episodes), set the picture's _padding_mask to "
-            "false, or count such pictures as absent: --policy.health=act."
+            f"{what} in the dataset ({place}). Leave that episode out (--dataset.episodes), set the "
+            "picture's _padding_mask to false, or count such pictures as absent: --policy.health=act."
         )
+
+
+def _first_unfit(cfg: MultiSmolVLAConfig, cause: Tensor) -> tuple[str, int]:
+    """What is wrong with the first stream that has a cause (B, V, M), in words, and its row."""
+    b, v, m = (cause > 0).nonzero()[0].tolist()
+    key = list(cfg.views.values())[v][MODALITIES[m]]
+    return f"{key} is {Cause(int(cause[b, v, m])).label}", b
 
 
 class SensorWatch:
@@ -176,12 +182,9 @@ class SensorWatch:
         self.verdict = judge(marks.flatten(1, 2), state, memory)
         cause = self.verdict.cause.unflatten(1, marks.shape[1:3])
         fit = cfg.provenance_map.drop_with_rgb(there & (cause == Cause.FIT))
-        if cfg.health == "strict" and (fit != there).any():
-            b, v, m = (fit != there).nonzero()[0].tolist()
-            key = list(cfg.views.values())[v].get(MODALITIES[m])
-            raise ValueError(
-                f"{key} is {Cause(int(cause[b, v, m])).label}, an error with --policy.health=strict."
-            )
+        if cfg.health == "strict" and (there & (cause != Cause.FIT)).any():
+            what, _ = _first_unfit(cfg, torch.where(there, cause, 0))
+            raise ValueError(f"{what}, an error with --policy.health=strict.")
         self._log(cfg, fit, cause)
         return fit
 
