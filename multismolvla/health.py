@@ -155,7 +155,8 @@ class StreamStatistics:
 
     def distance(self, features: Tensor) -> Tensor:
         """How far features (B, F) lie outside the healthy range; 1 = at the threshold."""
-        outside = torch.maximum(self.low - features, features - self.high).clamp_min(0) / self.spread
+        low, high, spread = (x.to(features.device) for x in (self.low, self.high, self.spread))
+        outside = torch.maximum(low - features, features - high).clamp_min(0) / spread
         return outside.amax(1) / self.threshold
 
     def to_tensor(self) -> Tensor:
@@ -198,16 +199,15 @@ def mark(
     # in sight they are equal while the robot moves.
     change, compared = 1e-12, modality != Modality.SEG
     if statistics is not None:
-        features = inspection.features.cpu()
-        distance = statistics.distance(features).to(cause.device)
+        distance = statistics.distance(inspection.features)
         change, compared = max(statistics.change, change), statistics.change > 0
         if modality == Modality.DEPTH:
-            level = FEATURES.index("level")
-            far = torch.maximum(
-                statistics.low[level] - features[:, level], features[:, level] - statistics.high[level]
+            number = FEATURES.index("level")
+            level, low, high = (
+                x[..., number] for x in (inspection.features, statistics.low, statistics.high)
             )
-            wrong = (far > _OCTAVES).to(cause.device) & (cause == Cause.FIT)
-            cause[wrong] = Cause.DEPTH_SCALE
+            wrong = (level < low - _OCTAVES) | (level > high + _OCTAVES)
+            cause[wrong & (cause == Cause.FIT)] = Cause.DEPTH_SCALE
         if statistics.constant:
             cause[cause == Cause.CONSTANT] = Cause.FIT
     if known is not None:

@@ -66,7 +66,7 @@ class TokenizerOptions:
     seg_unknown: str = "error"
     # Height and width in pixels of the pictures that are tokenized.
     image_size: int = 224
-    # How a picture becomes square: "crop" (its centre) or "stretch".
+    # How a picture becomes square: "crop" (its centre), "stretch", or "pad" (as SmolVLA does it).
     square: str = "crop"
     # View -> rotation of its pictures in half turns (1 = 180 degrees), for a camera that hangs upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
