@@ -57,10 +57,10 @@ def padding_free(image: Tensor, mode: str) -> Tensor | None:
     return to_square(whole, mode).bool()
 
 
-def cells_seen(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """Cells at least half of which lie in a mask (B, 1, S, S): bool (B, h, w)."""
+def cells_seen(mask: Tensor, grid: Sequence[int], least: float = 0.5) -> Tensor:
+    """Cells of which at least a share lies in a mask (B, 1, S, S): bool (B, h, w)."""
     rows, columns = grid
-    return F.adaptive_avg_pool2d(mask.float(), (rows, columns))[:, 0] >= 0.5
+    return F.adaptive_avg_pool2d(mask.float(), (rows, columns))[:, 0] >= least
 
 
 def rotate_half_turns(image: Tensor, half_turns: int) -> Tensor:

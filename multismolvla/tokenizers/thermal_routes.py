@@ -38,7 +38,7 @@ from torch import Tensor
 
 from multismolvla import weights
 from multismolvla.checks import check_picture, check_range, checked_validity
-from multismolvla.geometry import resize_continuous
+from multismolvla.geometry import cells_seen, resize_continuous
 from multismolvla.thermal.imagebind import ImageBindHead, ImageBindThermal, ImageBindVision
 from multismolvla.thermal.imagebind_layers import IMAGE_SIZE
 from multismolvla.tokenizers.interface import Tokens
@@ -257,7 +257,7 @@ def prepare_thermal(image: Tensor, valid: Tensor | None = None) -> tuple[Tensor,
 
 def _cells_seen(valid: Tensor, grid: tuple[int, int]) -> Tensor:
     """Whether enough of each cell is usable: bool (B, 1, H, H) -> (B, rows * columns)."""
-    return F.adaptive_avg_pool2d(valid.float(), grid).flatten(1) >= MIN_VALID
+    return cells_seen(valid, grid, MIN_VALID).flatten(1)
 
 
 def _global_tokens(tokenizer: FeatureTokenizer, rows: Tensor, valid: Tensor) -> Tokens:

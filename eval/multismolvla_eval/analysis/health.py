@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
-from scipy.stats import chi2, rankdata
+from scipy.stats import chi2
 
 from multismolvla.corruption import parse_condition
 from multismolvla.modalities import default_view_map
+from multismolvla_eval.analysis.statistics import auroc
 from multismolvla_eval.records.reach import faulted_keys
 from multismolvla_eval.records.schema import EpisodeRow, HealthRecord, RunManifest
 
@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Detection:
+class FoundFault:
     """How one fault was noticed by one policy.
 
     Attributes:
@@ -71,7 +71,7 @@ class FalseAlarms:
         return float(chi2.ppf(CONFIDENCE, 2 * (self.count + 1))) / 2 / self.hours
 
 
-def detections(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> list[Detection]:
+def detections(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> list[FoundFault]:
     """One entry per policy that judges its streams, and condition with an unannounced fault."""
     streams = {
         key: f"{view}.{m}"
@@ -89,12 +89,12 @@ def detections(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> list[Detect
                 continue
             hit = {streams[key] for key in faulted_keys(condition, manifest)}
             found.append(
-                Detection(
+                FoundFault(
                     policy,
                     condition,
                     len(cell),
                     sum(any(_absent(r, s) for s in hit) for r in cell),
-                    area_under_roc([_score(r, hit) for r in cell], [_score(r, hit) for r in clean]),
+                    auroc([_score(r, hit) for r in cell], [_score(r, hit) for r in clean]),
                     _delay(cell, hit, facts.n_action_steps or 1),
                     sum(any(_absent(r, s) for s in _health(r) if s not in hit) for r in cell),
                     all(f.type in BUILT_FOR for f in faults),
@@ -113,15 +113,6 @@ def false_alarms(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> list[Fals
             count = sum(_absent(r, s) for r in clean for s in _health(r))
             made.append(FalseAlarms(policy, count, seconds / 3600))
     return made
-
-
-def area_under_roc(faulted: Sequence[float], clean: Sequence[float]) -> float:
-    """Chance that a faulted episode scores higher than a clean one (ties half); NaN if either is empty."""
-    if not faulted or not clean:
-        return math.nan
-    ranks = rankdata([*faulted, *clean])[: len(faulted)]
-    above = float(np.sum(ranks)) - len(faulted) * (len(faulted) + 1) / 2
-    return above / (len(faulted) * len(clean))
 
 
 def health_text(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> str:

@@ -167,9 +167,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a value of the first kind exceeds one of the second; ties count half."""
+def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
+    """Probability that a value of the first kind exceeds one of the second; ties count half, none is NaN."""
     from scipy import stats
 
+    if not len(positive) or not len(negative):
+        return math.nan
     statistic = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
     return float(statistic / (len(positive) * len(negative)))

@@ -10,11 +10,11 @@ from synthetic import manifest_of, row_of
 from multismolvla.corruption import parse_condition
 from multismolvla_eval.analysis.health import (
     FalseAlarms,
-    area_under_roc,
     detections,
     false_alarms,
     health_text,
 )
+from multismolvla_eval.analysis.statistics import auroc
 from multismolvla_eval.protocol.schedule import EpisodeSpec
 from multismolvla_eval.records.schema import HealthRecord
 
@@ -61,9 +61,9 @@ def test_a_false_alarm_is_counted_per_hour_with_its_bound(run):
 
 
 def test_the_area_counts_ties_half():
-    assert area_under_roc([1, 2], [0, 1]) == pytest.approx((0.5 + 1 + 1 + 1) / 4)
-    assert area_under_roc([1.0], [1.0]) == 0.5
-    assert math.isnan(area_under_roc([], [1.0]))
+    assert auroc([1, 2], [0, 1]) == pytest.approx((0.5 + 1 + 1 + 1) / 4)
+    assert auroc([1.0], [1.0]) == 0.5
+    assert math.isnan(auroc([], [1.0]))
 
 
 def test_what_is_printed_names_what_no_rule_was_built_for(run):
