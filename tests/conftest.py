@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +36,17 @@ def missing_gl() -> str:
     ) as error:  # mujoco's import fails with any of the three
         return f"no OpenGL: {error}"
     return ""
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what commands that run inside a test do to logging, which is the process's own."""
+    root, ours = logging.getLogger(), ("multismolvla", "lerobot_policy_multismolvla")
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in ("", *ours)}
+    yield
+    root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -133,19 +133,12 @@ def test_an_unknown_option_ends_with_the_usage(capsys):
 
 
 def test_progress_is_that_of_the_named_packages(capsys):
-    root, names = logging.getLogger(), ("__main__", "ours", "theirs")
-    before = root.handlers[:], root.level
-    try:
-        root.handlers.clear()  # those of pytest, which show_progress would close
-        show_progress("ours")
-        for name in names:
-            logging.getLogger(name).info("%s goes on", name)
-            logging.getLogger(name).warning("%s is unwell", name)
-    finally:
-        root.handlers[:], level = before
-        root.setLevel(level)
-        for name in names:
-            logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger().handlers.clear()  # those of pytest, which show_progress would close
+    names = ("__main__", "ours", "theirs")
+    show_progress("ours")
+    for name in names:
+        logging.getLogger(name).info("%s goes on", name)
+        logging.getLogger(name).warning("%s is unwell", name)
     lines = ["__main__ goes on", "__main__ is unwell", "ours goes on", "ours is unwell", "theirs is unwell"]
     assert capsys.readouterr().err.splitlines() == lines
 
