@@ -152,7 +152,6 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
         CROSS_MODAL_TYPES,
         SEVERITIES,
         SOFT_TYPES,
-        UNANNOUNCED_TYPES,
         apply_cross,
         cross_modal,
         frame_generator,
@@ -182,7 +181,7 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
             tiles.append(tile(f"severity {severity}", *broken))
         seen = "\n(seen in training)" if seen_in_training(modality, type_) else ""
         rows.append(SheetRow(type_.replace("_", " ") + seen, tiles))
-    hard = [t for t in UNANNOUNCED_TYPES if t != "freeze" and (modality, t) != ("seg", "grey")]
+    hard = [t for t in ("zero", "grey") if (modality, t) != ("seg", "grey")]
     constant = [tile(t, *apply_hard(image, valid, modality, t)) for t in hard]
     rows.append(SheetRow("unannounced (C2)", [clean, *constant]))
     tiles = []

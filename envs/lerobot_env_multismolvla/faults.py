@@ -34,11 +34,11 @@ class FaultWrapper(gym.Wrapper):
     Its generators depend on run seed, suite, task, initial state, camera, modality, fault and step alone, and
     it touches no other random number: a clean and a faulted episode differ in nothing but the fault.
 
-    ``drop`` empties the stream, with ``presence`` 0 if the fault is announced. ``zero``, ``grey`` and
-    ``freeze`` (the episode's first frame stays) leave ``presence`` at 1. Soft and cross-modal faults change
-    the content, temporal ones show an earlier picture or none. Depth pixels that a fault makes invalid become
-    0. Modalities that the environment computes from RGB share its faults, see
-    :func:`multismolvla.provenance.with_derived`.
+    ``drop`` empties the stream, with ``presence`` 0 if the fault is announced. ``zero``, ``grey``, ``freeze``
+    (the episode's first frame stays) and ``noisy_freeze`` (it stays under fresh noise) leave ``presence`` at
+    1. Soft and cross-modal faults change the content, temporal ones show an earlier picture or none. Depth
+    pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share its
+    faults, see :func:`multismolvla.provenance.with_derived`.
 
     ``info["fault_active"]`` says whether any stream is changed in this step: a temporal fault may begin later
     than the episode ends.
@@ -119,7 +119,7 @@ class FaultWrapper(gym.Wrapper):
     ) -> None:
         """Change one stream of ``broken`` in place."""
         source = camera
-        if fault.type == "swapped":
+        if fault.type == "swapped":  # with more than two cameras: each gets the next one's
             source = self._cameras[(self._cameras.index(camera) + 1) % len(self._cameras)]
         depth = fault.modality == Modality.DEPTH
         pictures = observation if depth else observation.get("pixels", {})
@@ -149,9 +149,10 @@ class FaultWrapper(gym.Wrapper):
         self._active = True
         if fault.hard or type_ == "drop":
             first = image
-            if type_ == "freeze":
+            if type_ in ("freeze", "noisy_freeze"):
                 first = self._kept.setdefault((camera, fault.modality), deque([image.clone()]))[0]
-            image, valid = apply_hard(image, valid, fault.modality, type_, first)
+            generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
+            image, valid = apply_hard(image, valid, fault.modality, type_, first, generator)
         elif fault.kind == "soft":
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
             labels = len(self._labels) or None

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from multismolvla.corruption import cross_modal, temporal
+from multismolvla.corruption.hard import NOT_FOR_IDS
 from multismolvla.corruption.names import SEVERITIES, SOFT_TYPES, seen_in_training
 from multismolvla.modalities import MODALITIES
 
 #: Hard faults that the policy is not told about.
-UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", "freeze")
+UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", "freeze", "noisy_freeze")
 HARD_TYPES: tuple[str, ...] = ("drop", *UNANNOUNCED_TYPES)
 TEMPORAL_TYPES: tuple[str, ...] = temporal.TYPES
 #: In a condition's text: every modality.
@@ -77,9 +78,9 @@ class Fault:
                 f"Severity {self.severity} of {self.modality}={self.type} is unknown. Expected one of "
                 f"{list(SEVERITIES)}, e.g. C3:{self.modality}={self.type}@3."
             )
-        if self.type == "grey" and self.modality == "seg":
+        if self.modality == "seg" and self.type in NOT_FOR_IDS:
             raise ValueError(
-                "seg=grey means nothing: class ids have no mid-grey. Use seg=zero or seg=freeze."
+                f"seg={self.type} means nothing. {NOT_FOR_IDS[self.type]} Use seg=zero or seg=freeze."
             )
         if self.kind in ("temporal", "cross"):
             check = temporal.check_parameter if self.kind == "temporal" else cross_modal.check_parameter
@@ -109,7 +110,7 @@ class Fault:
     @property
     def changes_first_frame(self) -> bool:
         """Whether the first frame of an episode already shows the fault; faults in time begin later."""
-        return self.type != "freeze" and self.kind != "temporal"
+        return self.type not in ("freeze", "noisy_freeze") and self.kind != "temporal"
 
     @property
     def seen_in_training(self) -> bool:

@@ -15,6 +15,7 @@ from multismolvla.corruption import (
     TRAINING_TYPES,
     episode_seed,
     frame_generator,
+    parse_condition,
 )
 from multismolvla.corruption.hard import apply_hard
 from multismolvla.corruption.soft import apply_soft
@@ -192,17 +193,24 @@ def test_hard_faults(modality):
     clean = picture(modality)
     valid = clean > 0 if modality == "depth" else None
     for type_ in HARD_TYPES:
-        if (modality, type_) == ("seg", "grey"):
-            with pytest.raises(ValueError, match="no mid-grey"):
+        if modality == "seg" and type_ in ("grey", "noisy_freeze"):
+            with pytest.raises(ValueError, match=r"Class ids have no (mid-grey|sensor noise)"):
                 apply_hard(clean, valid, modality, type_)
+            with pytest.raises(ValueError, match=f"seg={type_} means nothing"):
+                parse_condition(f"C2:seg={type_}")
             continue
-        image, _ = apply_hard(clean, valid, modality, type_, frozen=clean + 1)
+        image, _ = apply_hard(clean, valid, modality, type_, clean + 1, torch.Generator().manual_seed(0))
         assert image.shape == clean.shape
         assert image.dtype == clean.dtype
         if type_ in ("drop", "zero"):
             assert not image.any()
         elif type_ == "freeze":
             assert torch.equal(image, clean + 1)
+        elif type_ == "noisy_freeze":
+            again, _ = apply_hard(clean, valid, modality, type_, clean + 1, torch.Generator().manual_seed(1))
+            assert not torch.equal(image, again)
+            scale = clean.mean() if modality == "depth" else 255 if clean.dtype == torch.uint8 else 1
+            assert 0.002 * scale < (image.float() - (clean + 1).float()).abs().mean() < 0.02 * scale
         else:
             assert len(image.unique()) == 1
     with pytest.raises(ValueError, match="last good picture"):
