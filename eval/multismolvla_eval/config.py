@@ -43,7 +43,8 @@ class EvalConfig:
     """Paired evaluation of policies under failing sensors."""
 
     # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those
-    # (the same policy without pictures), or `builtin:` and one of zero, random, expert.
+    # (the same policy without pictures), `no_health:` and one (with policy.health=off), or `builtin:` and one
+    # of zero, random, expert.
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
@@ -120,10 +121,11 @@ class EvalConfig:
                 raise ValueError(
                     f"--policies uses the name {name!r} twice. Give every policy a name of its own."
                 )
-            if path.startswith("no_vision:builtin:"):
+            prefix, _, rest = path.partition(":")
+            if prefix in ("no_vision", "no_health") and rest.startswith("builtin:"):
                 raise ValueError(
                     f"--policies has the entry {text!r}; built-in policies look at no picture anyway. "
-                    "no_vision: takes a checkpoint."
+                    f"{prefix}: takes a checkpoint."
                 )
             if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
                 raise ValueError(

@@ -118,7 +118,8 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         ),
         Chapter(
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
-            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla={baseline}]",
+            # SmolVLA as it is does not judge its pictures
+            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla=no_health:{baseline}]",
              "--baseline=smolvla", f"--level={size.level}", f"--output={out / 'eval'}",
              f"--workers={workers}", f"--note={_NOTES}"),
             hint=f"If a policy has changed: delete {out / 'eval'} to evaluate the new policies.",

@@ -10,12 +10,20 @@ from pathlib import Path
 
 #: Prefix of a checkpoint's path: the same policy without pictures.
 NO_VISION = "no_vision:"
+#: The same for a MultiSmolVLA policy that takes every picture for what it is (``--policy.health=off``).
+NO_HEALTH = "no_health:"
 #: The scripted experts as ``--policies`` names them.
 EXPERT = "builtin:expert"
 
 
 def checkpoint_path(path: str) -> str | None:
     """The checkpoint in a policy's path as it stands in ``--policies``; ``None`` for a built-in policy."""
+    loaded = loaded_path(path)
+    return None if loaded is None else loaded.removeprefix(NO_HEALTH)
+
+
+def loaded_path(path: str) -> str | None:
+    """What is loaded for a policy: its path without ``no_vision:``; ``None`` for a built-in policy."""
     return None if path.startswith("builtin:") else path.removeprefix(NO_VISION)
 
 
@@ -56,8 +64,7 @@ def policy_hash(path: str) -> str:
     checkpoint = checkpoint_path(path)
     if checkpoint is None:
         return builtin_identity(path)
-    prefix = NO_VISION if path.startswith(NO_VISION) else ""
-    return prefix + checkpoint_hash(resolve_checkpoint(checkpoint))
+    return path.removesuffix(checkpoint) + checkpoint_hash(resolve_checkpoint(checkpoint))
 
 
 def checkpoint_hash(folder: str) -> str:

@@ -21,7 +21,7 @@ from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
-from multismolvla_eval.policies.checkpoints import checkpoint_hash, resolve_checkpoint
+from multismolvla_eval.policies.checkpoints import NO_HEALTH, checkpoint_hash, resolve_checkpoint
 from multismolvla_eval.policies.interface import Look, PolicyServer, StreamHealth, as_request
 from multismolvla_eval.records.schema import PolicyFacts
 
@@ -112,7 +112,7 @@ class LeRobotPolicy:
         return PolicyFacts(
             path=self.path,
             type=config.type,
-            checkpoint=checkpoint_hash(self._folder),
+            checkpoint=(NO_HEALTH if self.path.startswith(NO_HEALTH) else "") + checkpoint_hash(self._folder),
             reads=reads.keys,
             modalities=reads.modalities,
             views=reads.views,
@@ -237,18 +237,23 @@ def health_memory(config: Any) -> Tensor | None:
 
 
 def stored_config(path: str) -> Any:
-    """LeRobot's configuration of a checkpoint.
+    """LeRobot's configuration of a checkpoint; after ``no_health:`` with ``health`` switched off.
 
     Raises:
         FileNotFoundError: the path is a folder without a policy.
+        ValueError: the policy has no health that could be switched off.
     """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.utils.import_utils import register_third_party_plugins
 
     register_third_party_plugins()
-    folder = resolve_checkpoint(path)
+    folder = resolve_checkpoint(path.removeprefix(NO_HEALTH))
     config: Any = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = Path(folder)
+    if path.startswith(NO_HEALTH):
+        if not hasattr(config, "health"):
+            raise ValueError(f"{path!r}: a policy of type {config.type} does not judge its pictures.")
+        config.health = "off"
     return config
 
 

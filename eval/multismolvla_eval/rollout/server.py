@@ -99,13 +99,13 @@ def _load(config: EvalConfig) -> dict[str, ChunkBatcher]:
     for module in config.plugins:
         import_module(module)
     from multismolvla_eval.environments import load_sources
-    from multismolvla_eval.policies.checkpoints import checkpoint_path
+    from multismolvla_eval.policies.checkpoints import loaded_path
     from multismolvla_eval.policies.lerobot import LeRobotPolicy, plans_ahead, stored_config
 
     source = next(iter(load_sources(config.env).values()))
     batchers: dict[str, ChunkBatcher] = {}
     for name, named in config.policy_paths().items():
-        path = checkpoint_path(named)
+        path = loaded_path(named)
         if path is not None and path not in batchers and plans_ahead(stored_config(path)):
             policy = LeRobotPolicy(path, source, config.device, renaming(name, config.rename_map))
             policy.keep_shapes()

@@ -182,6 +182,19 @@ def test_a_policy_without_vision_does_not_see(checkpoints, source):
         assert clean.checkpoint == facts.checkpoint == f"no_vision:{seeing.facts().checkpoint}"
 
 
+def test_health_can_be_switched_off(checkpoints, source):
+    """A black picture counts as absent, unless the same checkpoint takes it for what it is."""
+    from multismolvla_eval.policies.load import load_policy
+
+    careful, trusting = (load_policy(p + checkpoints["fourm"], source) for p in ("", "no_health:"))
+    black, lost = (episode_of(source, careful, c) for c in ("C2:rgb=zero", "C1:-rgb"))
+    believed = episode_of(source, trusting, "C2:rgb=zero")
+    assert black.actions == lost.actions != believed.actions
+    assert believed.checkpoint == f"no_health:{black.checkpoint}"
+    with pytest.raises(ValueError, match="no_health:.*smolvla"):
+        load_policy("no_health:" + checkpoints["smolvla"], source)
+
+
 def test_pictures_are_emptied_and_announced_as_absent():
     from multismolvla_eval.policies.baselines import without_pictures
 
