@@ -1,0 +1,415 @@
+r"""What each part of the training recipe is worth: `python benchmarks/ablation.py`.
+
+Trains the arms below on the mini suite with several training seeds and evaluates each on the same starts: one
+line per episode in ``<output>/rows.csv.gz``. ``--table`` adds these lines to ``docs/ablation/rows.csv.gz``
+and makes ``docs/ablation.md`` of all that there are. Takes some ten hours of two cores. The same command
+continues an interrupted run, so let it run from a clone of its own at one commit:
+
+    $ python benchmarks/ablation.py --output=outputs/ablation
+    $ python benchmarks/ablation.py --seeds='[1]' --arms='[base_continued, base_dropout, robust]'
+    $ python benchmarks/ablation.py --table --output=clone/outputs/ablation
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import yaml
+
+from multismolvla.system.command import CommandError, entry_point, parse_options
+from multismolvla_run.presets import OptionValue, Preset, load_preset, result_folder
+
+REPO = Path(__file__).resolve().parents[1]
+ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
+#: Stages that all training seeds share: they stand for published weights.
+SHARED = ("pretrain", "tokens")
+CLEAN = "C0"
+ANNOUNCED = ("C1:depth+seg+thermal", "C1:camera=image", "C1:camera=image2", "C3:depth=holes@3")
+#: Cells in which health can make a difference; policies that judge their pictures run them without it, too.
+UNANNOUNCED = (
+    "C2:rgb=zero",
+    "C2:rgb=grey",
+    "C2:rgb=freeze",
+    "C2:all.image=zero",
+    "C2:all.image2=zero",
+    "C3:rgb=covered_lens@3",
+    "C3:rgb=gaussian_noise@3",
+    "C3:rgb=motion_blur@3",
+)
+_RGB = {name: {"rgb": f"observation.images.{name}"} for name in ("image", "image2", "image3")}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, as a change of a stage of the preset ``mini_baselines``.
+
+    Attributes:
+        name: of its stage.
+        says: what it is, for the page.
+        like: the stage that it changes.
+        changes: options -> values; ``None`` takes an option away.
+        repeated: whether it is trained with every seed, not only with the first.
+        health: whether it is evaluated with health on (and, where that matters, off).
+        ceiling: the camera that it never had; it runs C0 alone.
+        only_trained: a stage on which another arm stands.
+    """
+
+    name: str
+    says: str
+    like: str
+    changes: dict[str, OptionValue] = field(default_factory=dict)
+    repeated: bool = False
+    health: bool = True
+    ceiling: str = ""
+    only_trained: bool = False
+
+
+ARMS = (
+    Arm("base_continued", "vanilla SmolVLA, as many samples", "base_continued", repeated=True, health=False),
+    Arm("base_dropout", "the same, camera dropout through its padding masks", "base_dropout", repeated=True),
+    Arm("robust", "MultiSmolVLA, the mini preset's recipe", "robust", repeated=True),
+    Arm(
+        "independent",
+        "dropout of each modality of each view by itself",
+        "robust",
+        {"policy.dropout_independent": 1.0, "policy.dropout_cameras": 0.0, "policy.dropout_modalities": 0.0},
+        repeated=True,
+    ),
+    Arm(
+        "ceiling_image",
+        "vanilla SmolVLA that never had the third-person camera",
+        "base",
+        {"policy.views": {n: _RGB[n] for n in ("image2", "image3")}},
+        health=False,
+        ceiling="image",
+    ),
+    Arm(
+        "ceiling_image2",
+        "vanilla SmolVLA that never had the wrist camera",
+        "base",
+        {"policy.views": {n: _RGB[n] for n in ("image", "image3")}},
+        health=False,
+        ceiling="image2",
+    ),
+    Arm("no_dropout", "no dropout", "robust", {"policy.dropout_mode": "none"}),
+    Arm("fixed_dropout", "dropout of 0.5 from the first step on", "robust", {"policy.dropout_mode": "fixed"}),
+    Arm("no_corruption", "no corruption", "robust", {"policy.corruption_probability": 0.0}),
+    Arm(
+        "full",
+        "full fine-tuning of language model and expert instead of LoRA",
+        "robust",
+        {
+            "policy.train_expert_only": False,
+            "peft.method_type": None,
+            "peft.r": None,
+            "peft.lora_alpha": None,
+        },
+    ),
+    Arm(
+        "no_view_connector",
+        "stage 1 of the next",
+        "connector",
+        {"policy.view_embedding": False},
+        only_trained=True,
+    ),
+    Arm(
+        "no_view_embedding",
+        "views that only their order tells apart",
+        "robust",
+        {"policy.path": "{stage:no_view_connector}"},
+    ),
+    Arm(
+        "rgb_connector",
+        "stage 1 of the next",
+        "connector",
+        {"policy.views": dict(_RGB), "policy.domains": {"rgb": "rgb@64"}},
+        only_trained=True,
+    ),
+    Arm("rgb_only", "our tower with RGB alone", "robust", {"policy.path": "{stage:rgb_connector}"}),
+)
+
+
+@dataclass
+class Options:
+    """Ablation of the training recipe on the mini suite."""
+
+    output: Path = Path("outputs/ablation")  # everything that is made
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # training seeds; the first trains all arms
+    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS])  # those that are evaluated
+    starts: int = 7  # per task; the suite has three
+    workers: int = 2  # simulator processes
+    launcher: str = ""  # words before lerobot-train
+    train_args: list[str] = field(default_factory=list)  # more of its options, e.g. --num_workers=0
+    table: bool = False  # make the page of the rows there are, and end
+
+    def __post_init__(self) -> None:
+        known = [arm.name for arm in ARMS]
+        unknown = sorted(set(self.arms) - set(known))
+        if unknown or not self.arms:
+            raise ValueError(f"--arms={self.arms}: expected some of {known}.")
+        if self.starts < 1 or not self.seeds:
+            raise ValueError(
+                f"--starts={self.starts} and --seeds={self.seeds}: expected one or more of each."
+            )
+
+
+def arm_preset(arm: Arm) -> Preset:
+    """The stages of ``mini_baselines`` on which an arm stands, its own, and one that fits its health."""
+    preset = load_preset("mini_baselines", REPO / "configs")
+    stages = {stage.name: stage for stage in preset.stages}
+    for other in ARMS:
+        if other.name not in stages:
+            args = {**stages[other.like].args, **other.changes}
+            args = {key: value for key, value in args.items() if value is not None}
+            stages[other.name] = msgspec.structs.replace(stages[other.like], name=other.name, args=args)
+    needed, waiting = {arm.name}, [arm.name]
+    while waiting:
+        new = set(stages[waiting.pop()].needs()) - needed
+        needed |= new
+        waiting += sorted(new)
+    kept = [stage for stage in stages.values() if stage.name in needed]
+    if arm.health:
+        fit = stages["health"]
+        args = {**fit.args, "policy": f"{{stage:{arm.name}}}"}
+        kept.append(msgspec.structs.replace(fit, name=f"health_{arm.name}", args=args))
+    return msgspec.structs.replace(preset, name=f"ablation_{arm.name}", stages=tuple(kept))
+
+
+def write_preset(preset: Preset, path: Path) -> None:
+    """A preset as a file that ``train.py`` reads."""
+    data = msgspec.to_builtins(preset)
+    del data["name"]
+    data["stages"] = {stage.pop("name"): stage for stage in data["stages"]}
+    for stage in data["stages"].values():
+        stage["produces"] = list(stage["produces"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def run(options: Options) -> None:
+    """Record, train and evaluate what is missing, and write the rows."""
+    commit = _commit()
+    dataset = options.output / "dataset"
+    _call(["multismolvla-record", f"--output={dataset}", "--episodes=40", f"--workers={options.workers}"])
+    for number, seed in enumerate(options.seeds):
+        folder = options.output / f"seed-{seed}"
+        _share_stages(options.output / f"seed-{options.seeds[0]}", folder)
+        for arm in ARMS:
+            if arm.name in options.arms and not arm.only_trained and (number == 0 or arm.repeated):
+                preset = arm_preset(arm)
+                path = options.output / "presets" / f"{preset.name}.yaml"
+                write_preset(preset, path)
+                train = [sys.executable, str(REPO / "train.py"), str(path)]
+                train += [f"--dataset={dataset}", f"--output={folder}", f"--launcher={options.launcher}"]
+                _call([*train, "--", f"--seed={seed}", *options.train_args])
+                _evaluate(options, preset, arm, seed, folder, commit)
+
+
+def _share_stages(first: Path, folder: Path) -> None:
+    """Give a further seed the stages that stand for published weights, as hard links."""
+    if folder == first:
+        return
+    for stage in SHARED:
+        for source, target in (
+            (first / stage, folder / stage),
+            (first / "state" / f"{stage}.json", folder / "state" / f"{stage}.json"),
+        ):
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=os.link)
+            else:
+                shutil.copy(source, target)
+
+
+def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
+    policy = result_folder(preset.stage(arm.name), train)
+    every = [] if arm.ceiling else [*ANNOUNCED, *UNANNOUNCED]
+    runs = [("on", str(policy), every), ("off", f"no_health:{policy}", list(UNANNOUNCED))]
+    if not arm.health:
+        runs = [("off", f"no_health:{policy}", every)]
+    for health, path, conditions in runs:
+        out = options.output / "eval" / f"seed-{seed}" / f"{arm.name}-{health}"
+        _call(
+            [
+                "multismolvla-eval",
+                f"--policies=[{arm.name}={path}]",
+                f"--conditions=[{', '.join(conditions) or CLEAN}]",
+                f"--episodes={options.starts}",
+                f"--clean_episodes={options.starts}",
+                "--clean_repeats=1",
+                "--clips=0",
+                f"--workers={options.workers}",
+                f"--output={out}",
+            ]
+        )
+        _append(options.output / ROWS.name, _rows_of(out, arm, seed, health, commit))
+
+
+def _rows_of(folder: Path, arm: Arm, seed: int, health: str, commit: str) -> pd.DataFrame:
+    from multismolvla_eval.records.store import read_run
+
+    frame = pd.DataFrame(
+        [
+            {
+                "condition": r.condition,
+                "task": r.task_id,
+                "start": r.episode,
+                "success": int(r.success),
+                "steps": r.steps,
+            }
+            for r in read_run(folder)[1]
+        ]
+    )
+    return frame.assign(commit=commit, arm=arm.name, seed=seed, health=health)
+
+
+_KEY = ["arm", "seed", "health", "condition", "task", "start"]
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Rows of a file."""
+    return pd.read_csv(path, dtype={"commit": str})
+
+
+def _append(path: Path, rows: pd.DataFrame) -> None:
+    """Add rows to the file, in the place of earlier ones of the same episodes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [read(path)] if path.is_file() else []
+    joined = pd.concat([*known, rows]).drop_duplicates(_KEY, keep="last").sort_values(_KEY)
+    joined.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+
+
+def _call(command: list[str]) -> None:
+    installed = Path(sys.executable).with_name(command[0])
+    if installed.exists():
+        command = [str(installed), *command[1:]]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+    code = subprocess.run(command, env=env, check=False).returncode
+    if code:
+        raise CommandError(f"{Path(command[0]).name} ended with code {code}; the reason stands above.")
+
+
+def _commit() -> str:
+    from multismolvla_eval.records.system_info import source_commit
+
+    commit = source_commit() or "unknown"
+    if "+" in commit or commit == "unknown":
+        raise CommandError(f"The code is at {commit}: a result must name the commit that it is of.")
+    return commit
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def cells(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Success of each arm in each cell, with an interval that draws training seeds, then starts."""
+    generator = np.random.default_rng(0)
+    for key, cell in rows.groupby(["arm", "health", "condition"], sort=False):
+        by_seed = [part.success.to_numpy() for _, part in cell.groupby("seed")]
+        low, high = interval(by_seed, generator)
+        successes = int(cell.success.sum())
+        arm, health, condition = key
+        yield {
+            "arm": arm,
+            "health": health,
+            "condition": condition,
+            "n": len(cell),
+            "successes": successes,
+            "low": low,
+            "high": high,
+            "seeds": len(by_seed),
+        }
+
+
+def interval(
+    by_seed: list[np.ndarray], generator: np.random.Generator, draws: int = 4000
+) -> tuple[float, float]:
+    """95 % interval of a share of successes.
+
+    With one training seed Wilson's interval of the starts. With more, a bootstrap that draws seeds, then each
+    seed's starts, so that what differs from training to training is in it.
+    """
+    if len(by_seed) == 1:
+        from multismolvla_eval.analysis.statistics import wilson
+
+        rate = wilson(int(by_seed[0].sum()), len(by_seed[0]))
+        return rate.low, rate.high
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = generator.integers(0, len(by_seed), len(by_seed))
+        means[draw] = np.mean([generator.choice(by_seed[i], len(by_seed[i])).mean() for i in chosen])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def page(rows: pd.DataFrame) -> str:
+    """The document, of the rows that there are."""
+    from multismolvla.corruption import parse_condition
+    from multismolvla_eval.protocol.levels import describe
+
+    found = {(c["arm"], c["health"], c["condition"]): c for c in cells(rows)}
+    lines = [
+        "# Ablation of the mini recipe",
+        "",
+        "Made by `python benchmarks/ablation.py --table` from [rows](ablation/rows.csv.gz). Mini suite, "
+        f"commit {', '.join(sorted(rows.commit.unique()))}, the same starts for every arm. 95 % intervals: "
+        "Wilson's for one training seed, else of a bootstrap that draws seeds, then starts.",
+        "",
+    ]
+    present = [arm for arm in ARMS if arm.name in set(rows.arm)]
+    lines += ["| arm | what it is | training seeds |", "|---|---|---|"]
+    for arm in present:
+        seeds = sorted(rows[rows.arm == arm.name].seed.unique().tolist())
+        lines.append(f"| `{arm.name}` | {arm.says} | {', '.join(map(str, seeds))} |")
+    columns = [
+        (arm, health)
+        for arm in present
+        for health in ("on", "off")
+        if not arm.ceiling and any((arm.name, health) == key[:2] for key in found)
+    ]
+    titles = [f"{arm.name}, health {health}" if arm.health else arm.name for arm, health in columns]
+    lines += ["", "| cell | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    for condition in (CLEAN, *ANNOUNCED, *UNANNOUNCED):
+        texts = [_cell(found.get((arm.name, health, condition))) for arm, health in columns]
+        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(texts) + " |")
+    ceilings = [(arm, found.get((arm.name, "off", CLEAN))) for arm in present if arm.ceiling]
+    lines += [""] + [f"Ceiling, {arm.says}: {_cell(cell)}." for arm, cell in ceilings]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell['successes']}/{cell['n']} ({100 * cell['low']:.0f}–{100 * cell['high']:.0f} %)"
+
+
+@entry_point("ablation")
+def main() -> int:
+    """Entry point; exit code 0 done, 1 a named error."""
+    options = parse_options(Options)
+    if options.table:
+        made = options.output / ROWS.name
+        if made.is_file():
+            _append(ROWS, read(made))
+        if not ROWS.is_file():
+            raise CommandError(f"There are no rows, neither in {made} nor in {ROWS}.")
+        PAGE.write_text(page(read(ROWS)))
+    else:
+        run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The ablation: its arms are stages that training accepts, and its page says what the rows hold."""
+
+from __future__ import annotations
+
+import ablation
+import numpy as np
+import pandas as pd
+import pytest
+
+from multismolvla_run.presets import load_preset
+
+
+@pytest.mark.parametrize("arm", ablation.ARMS, ids=lambda arm: arm.name)
+def test_an_arm_changes_what_it_says_and_nothing_else(arm, tmp_path):
+    ablation.write_preset(ablation.arm_preset(arm), tmp_path / "arm.yaml")
+    preset = load_preset(str(tmp_path / "arm.yaml"), ablation.REPO / "configs")
+    args = preset.stage(arm.name).args
+    model = load_preset("mini_baselines", ablation.REPO / "configs").stage(arm.like)
+    assert {k for k in {*args, *model.args} if args.get(k) != model.args.get(k)} == arm.changes.keys()
+    assert preset.stage(arm.name).steps == model.steps
+    assert ("health_" + arm.name in [s.name for s in preset.stages]) == arm.health
+
+
+def rows(**successes: list[int]) -> pd.DataFrame:
+    """Rows of one cell, by arm and training seed: ``robust_1=[1, 0]``."""
+    found = []
+    for name, values in successes.items():
+        arm, _, seed = name.rpartition("_")
+        for start, success in enumerate(values):
+            row = {
+                "arm": arm,
+                "seed": int(seed),
+                "health": "on",
+                "condition": "C0",
+                "task": 0,
+                "start": start,
+            }
+            found.append({**row, "success": success, "steps": 9, "commit": "0123456"})
+    return pd.DataFrame(found)
+
+
+def test_the_page_counts_each_cell():
+    text = ablation.page(rows(robust_1=[1, 1, 0, 1], robust_2=[0, 1, 0, 1], full_1=[1, 0, 0, 0]))
+    (line,) = [line for line in text.splitlines() if line.startswith("| clean")]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert [cell.split(" ")[0] for cell in cells] == ["5/8", "1/4"]
+    assert "| `robust` | MultiSmolVLA, the mini preset's recipe | 1, 2 |" in text
+    assert "0123456" in text
+    assert "rgb_only" not in text
+
+
+def test_seeds_that_differ_widen_the_interval():
+    generator = np.random.default_rng(0)
+    alike = ablation.interval([np.array([1, 0] * 10)] * 3, generator)
+    apart = ablation.interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)], generator)
+    assert apart[0] < alike[0] - 0.1
+    assert apart[1] > alike[1] + 0.1
+
+
+def test_rows_of_the_same_episode_are_replaced(tmp_path):
+    path = tmp_path / "rows.csv.gz"
+    ablation._append(path, rows(robust_1=[1, 1]))
+    ablation._append(path, rows(robust_1=[0], full_1=[1]))
+    found = ablation.read(path)
+    assert found[found.arm == "robust"].success.tolist() == [0, 1]
+    assert len(found) == 3
