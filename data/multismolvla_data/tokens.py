@@ -46,7 +46,7 @@ class TokensConfig(TokenizerOptions):
     image_size: int = 64
     num_labels: int = 8  # size of the segmentation pictures' label set
     device: str = "cpu"  # of the official networks
-    keep_pictures: bool = False  # keep the tokenized pictures in the new data set too
+    keep_pictures: bool = False  # keep the tokenized pictures, and those that no view declares
     batch_size: int = 64
     repo_id: str | None = None  # default: the source's, with "_tokens"
 
@@ -97,7 +97,7 @@ def _write(
         if stream.provenance == Provenance.DERIVED:  # ids of sensors say nothing
             feature["info"]["provenance"] = stream.provenance
         added[stream.token_key] = (ids[stream.token_key], feature)
-    dropped = [] if cfg.keep_pictures else sorted(stream.key for stream in tokenizers.tokenized)
+    dropped = [] if cfg.keep_pictures else _pictures_to_drop(cfg, source, tokenizers)
     datasets.disable_progress_bars()  # one for every file, inside LeRobot's own
     modify_features(
         LeRobotDataset(f"local/{source.name}", root=source.root),
@@ -110,6 +110,15 @@ def _write(
     metadata = read_metadata(source.root)
     metadata.identities[COMMAND] = workspace.identity
     write_metadata(workspace.dataset, metadata)
+
+
+def _pictures_to_drop(cfg: TokensConfig, source: SourceDataset, tokenizers: StreamTokenizers) -> list[str]:
+    """Pictures for which ids stand, and those that no view declares: reading a row decodes all it has."""
+    from multismolvla_data.formats.features import picture_features
+
+    declared = {key for keys in cfg.views.values() for key in keys.values()}
+    tokenized = {stream.key for stream in tokenizers.tokenized}
+    return sorted(key for key in picture_features(source.features) if key in tokenized or key not in declared)
 
 
 def _tokenize(

@@ -16,17 +16,27 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_env_multismolvla import mini
 from lerobot_env_multismolvla.processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 from multismolvla.corruption import parse_condition
-from multismolvla.modalities import MODALITIES, Modality, default_view_map
+from multismolvla.modalities import MODALITIES, Modality, ViewMap, default_view_map
 
 QUALITIES = ("default", "fast")
 INIT_SPLITS = ("eval", "train", "all")
 #: Whose ids segmentation pictures hold.
 SEG_LABELS = ("suite", "coco")
-#: LeRobot's camera names of LIBERO -> ours, third-person first.
-CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
+#: LIBERO's cameras, by their names in the simulator; the names in observations are LeRobot's.
+LIBERO_CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
 #: No-op steps after a reset of LIBERO's suites: LeRobot's number, for figures that can be compared. The
 #: expert is measured with the same.
 LIBERO_SETTLE_STEPS = 10
+
+
+def suite_cameras(suite: str) -> dict[str, str]:
+    """Cameras of a suite: name in the simulator -> name in observations, third-person first."""
+    return dict(mini.CAMERAS if suite == mini.SUITE_NAME else LIBERO_CAMERAS)
+
+
+def suite_views(suite: str) -> ViewMap:
+    """View map of the data sets and observations of a suite."""
+    return default_view_map(tuple(suite_cameras(suite).values()))
 
 
 @EnvConfig.register_subclass("multismolvla_libero")
@@ -126,8 +136,6 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             "control_freq": self.fps,
             "control_mode": self.control_mode,
             "episode_length": self.episode_length,
-            "camera_name": list(CAMERAS),
-            "camera_name_mapping": dict(CAMERAS),
         }
 
     def suite_kwargs(self, suite: str) -> dict[str, Any]:
@@ -135,7 +143,20 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         is_mini = suite == mini.SUITE_NAME
         wait = self.num_steps_wait if self.num_steps_wait >= 0 else (3 if is_mini else LIBERO_SETTLE_STEPS)
         hard = self.hard_reset if self.hard_reset is not None else not is_mini
-        return {**self.gym_kwargs, "num_steps_wait": wait, "hard_reset": hard}
+        cameras = suite_cameras(suite)
+        return {
+            **self.gym_kwargs,
+            "num_steps_wait": wait,
+            "hard_reset": hard,
+            "camera_name": list(cameras),
+            "camera_name_mapping": cameras,
+        }
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in observations, those of all suites in ``task``; third-person first."""
+        named = (camera for suite in self.suites for camera in suite_cameras(suite).values())
+        return tuple(dict.fromkeys(named))
 
     def create_envs(
         self, n_envs: int, use_async_envs: bool = False, require_assets: bool = True
@@ -192,7 +213,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
 
     def get_env_processors(self) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
         """The step that makes dataset frames from raw observations, and nothing for actions."""
-        step = MultiSmolVLALiberoProcessorStep(cameras=list(CAMERAS.values()))
+        step = MultiSmolVLALiberoProcessorStep(cameras=list(self.cameras))
         return PolicyProcessorPipeline(steps=[step]), PolicyProcessorPipeline(steps=[])
 
     def _declare_features(self) -> None:
@@ -201,7 +222,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             ACTION: PolicyFeature(FeatureType.ACTION, (7,)),
             OBS_STATE: PolicyFeature(FeatureType.STATE, (8,)),
         }
-        for streams in default_view_map(tuple(CAMERAS.values())).values():
+        for streams in default_view_map(self.cameras).values():
             for modality, key in streams.items():
                 if modality in self.streams:
                     channels = 1 if modality == Modality.DEPTH else 3

@@ -60,8 +60,9 @@ class MultiModalLiberoEnv(LiberoEnv):
     LeRobot's. Options are checked by its configuration.
 
     Raw observation, before LeRobot's and our processor step (pictures bottom row first): under ``pixels``
-    ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8 (H, W,
-    3); ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 = invalid; ``presence`` float32 (views *
+    for each camera ``image``, ``image2``, in the mini suite also ``image3``: its RGB, ``_seg`` (R class, G
+    instance, B 0) and ``_thermal`` (grey), uint8 (H, W, 3); ``<camera>_depth`` float32 (H, W, 1) metres, 0 =
+    invalid; ``presence`` float32 (views *
     modalities,), view-major, 1 = the sensor is there; ``robot_state`` as upstream.
 
     Args:

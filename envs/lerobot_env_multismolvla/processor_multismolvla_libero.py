@@ -82,7 +82,8 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
     (B, 8): position (3, metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
 
     Args:
-        cameras: camera names in the order of the presence vector.
+        cameras: camera names in the order of the presence vector. A suite that has only the first of them
+            lacks the others: their masks say absent.
     """
 
     cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
@@ -107,13 +108,15 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
 
     def _padding_masks(self, presence: Tensor) -> dict[str, Tensor]:
         expected = len(self.cameras) * len(MODALITIES)
-        if presence.ndim != 2 or presence.shape[1] != expected:
+        if presence.ndim != 2 or presence.shape[1] > expected or presence.shape[1] % len(MODALITIES):
             raise ValueError(
                 f"observation.presence has shape {tuple(presence.shape)}; expected (batch, {expected}): "
                 f"{len(self.cameras)} cameras {self.cameras} times modalities {list(MODALITIES)}."
             )
+        present = torch.zeros(len(presence), expected, dtype=torch.bool, device=presence.device)
+        present[:, : presence.shape[1]] = presence > 0.5
         keys = [key for view in default_view_map(tuple(self.cameras)).values() for key in view.values()]
-        return {padding_mask_key(key): presence[:, place] > 0.5 for place, key in enumerate(keys)}
+        return {padding_mask_key(key): present[:, place] for place, key in enumerate(keys)}
 
     @staticmethod
     def _state(robot: RobotObservation) -> Tensor:

@@ -26,7 +26,7 @@ def test_features_are_what_the_processed_batch_holds():
     assert features["observation.state"].shape == (8,)
     assert features["observation.images.image2_depth"].shape == (1, 64, 64)
     assert features["observation.images.image_seg"].shape == (3, 64, 64)
-    assert len(features) == 10
+    assert len(features) == 14
 
 
 @pytest.mark.sim
@@ -103,3 +103,17 @@ def test_configuration_is_written_once_and_respected(tmp_path, monkeypatch):
     (tmp_path / "own" / "config.yaml").write_text("bddl_files: /x\n")
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path / "own"))
     assert ensure_libero_config().read_text() == "bddl_files: /x\n"
+
+
+def test_a_suite_without_the_side_camera_has_it_announced_as_absent():
+    """Suites of one run share a processor step; LIBERO's lack the mini suite's third camera."""
+    import torch
+
+    config = make_env_config("multismolvla_libero", task="multismolvla_mini,libero_object")
+    step = config.get_env_processors()[0].steps[0]
+    masks = step.observation({"observation.presence": torch.ones(1, 8)})
+    assert masks["observation.images.image2_depth_padding_mask"].all()
+    assert not masks["observation.images.image3_padding_mask"].any()
+    assert make_env_config("multismolvla_libero", task="libero_object").cameras == ("image", "image2")
+    with pytest.raises(ValueError, match="presence.*12"):
+        step.observation({"observation.presence": torch.ones(1, 16)})

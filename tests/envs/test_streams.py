@@ -38,7 +38,7 @@ def cube_masks(batch, background, camera):
     }
 
 
-@pytest.mark.parametrize("camera", ["image", "image2"])
+@pytest.mark.parametrize("camera", ["image", "image2", "image3"])
 def test_a_marker_lands_in_the_same_cell_in_every_modality(mini_env, process, camera):
     env = mini_env(0)
     env.reset(seed=0, options={"init_state_id": 0})
@@ -139,8 +139,8 @@ def mean_temperature(env, label: str) -> float:
 def test_presence_and_pictures_follow_the_streams(mini_env, process):
     env = mini_env(0, streams=["depth", "seg"])
     raw, _ = env.reset(seed=0)
-    assert raw["presence"].tolist() == [0, 1, 1, 0] * 2
-    assert set(raw["pixels"]) == {"image_seg", "image2_seg"}
+    assert raw["presence"].tolist() == [0, 1, 1, 0] * 3
+    assert set(raw["pixels"]) == {"image_seg", "image2_seg", "image3_seg"}
     assert set(raw) == set(env.observation_space.spaces)
     batch = process(raw)
     assert batch["observation.images.image_padding_mask"].tolist() == [False]
@@ -154,14 +154,14 @@ def test_observation_fits_its_space(mini_env):
     assert set(raw["pixels"]) == set(env.observation_space["pixels"].spaces)
     for key in raw["pixels"]:
         assert env.observation_space["pixels"][key].contains(raw["pixels"][key]), key
-    for key in ("image_depth", "image2_depth", "presence"):
+    for key in ("image_depth", "image2_depth", "image3_depth", "presence"):
         assert env.observation_space[key].contains(raw[key]), key
     assert len(raw["presence"]) == len(env.cameras) * len(MODALITIES)
 
 
 def test_processed_batch_has_contract_shapes(mini_env, process):
     batch = process(mini_env(0).reset(seed=0)[0])
-    for camera in ("image", "image2"):
+    for camera in ("image", "image2", "image3"):
         key = f"observation.images.{camera}"
         assert (
             batch[key].shape == batch[f"{key}_seg"].shape == batch[f"{key}_thermal"].shape == (1, 3, 64, 64)

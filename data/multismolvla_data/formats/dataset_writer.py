@@ -11,8 +11,9 @@ import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
+from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
 from lerobot_env_multismolvla.labels import label_set
-from multismolvla.modalities import Provenance, default_view_map
+from multismolvla.modalities import Provenance, ViewMap
 from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
 from multismolvla.system.files import whole_file
 from multismolvla_data.formats.episode_files import SIMULATION, save_arrays
@@ -28,13 +29,14 @@ PREVIEW = "preview.png"
 STATES_FOLDER = "meta/simulation"
 
 
-def features(size: int, labels: tuple[str, ...]) -> Features:
-    """Features of a data set with all modalities of the default view map, pictures of ``size`` pixels."""
+def features(suite: str, size: int) -> Features:
+    """Features of a data set with all modalities of a suite's cameras, pictures of ``size`` pixels."""
+    labels = label_set(suite)
     declared: Features = {
         "observation.state": {"dtype": "float32", "shape": (8,), "names": STATE_NAMES},
         "action": {"dtype": "float32", "shape": (7,), "names": ACTION_NAMES},
     }
-    for streams in default_view_map().values():
+    for streams in suite_views(suite).values():
         for modality, key in streams.items():
             declared[key] = declare_pictures(modality, size, size, Provenance.SENSOR.value, labels)
     return declared
@@ -51,10 +53,11 @@ class DatasetWriter:
         shutil.rmtree(root, ignore_errors=True)
         datasets.disable_progress_bars()  # one bar per episode would bury the command's own
         self._root = root
+        self._views = suite_views(suite)
         self._dataset = LeRobotDataset.create(
             repo_id=repo_id,
             fps=FPS,
-            features=features(size, label_set(suite)),
+            features=features(suite, size),
             root=root,
             robot_type="panda",
             use_videos=False,
@@ -89,14 +92,14 @@ class DatasetWriter:
     def _preview(self, target: Path) -> None:
         """Draw a frame of every task so far; a mistake shall show before the last episode."""
         with whole_file(target) as partial:
-            preview_sheet(self._examples).save(partial)
+            preview_sheet(self._examples, self._views).save(partial)
 
 
-def preview_sheet(frames: Mapping[str, Mapping[str, np.ndarray]]) -> Image.Image:
+def preview_sheet(frames: Mapping[str, Mapping[str, np.ndarray]], views: ViewMap) -> Image.Image:
     """Contact sheet with a row per task and view; frames by instruction, pictures (H, W, C) by feature."""
     rows = []
     for instruction, frame in frames.items():
-        for view, streams in default_view_map().items():
+        for view, streams in views.items():
             pictures = {m: frame[key].transpose(2, 0, 1) for m, key in streams.items() if key in frame}
             tiles = [Tile(colourise(m, picture, depth_span=None), m) for m, picture in pictures.items()]
             rows.append(SheetRow(f"{instruction}: {view}", tiles))

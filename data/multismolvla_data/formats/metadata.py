@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from multismolvla.modalities import Provenance, ViewMap, default_view_map
+from multismolvla.modalities import Provenance, ViewMap
 from multismolvla.system.files import write_json
 from multismolvla.system.versions import package_versions
 
@@ -97,7 +97,9 @@ class DatasetMetadata(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
 
 def simulated(suite: str, render_quality: str) -> DatasetMetadata:
     """What all data sets from our simulators tell; who makes one fills in the rest."""
-    views = default_view_map()
+    from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
+
+    views = suite_views(suite)
     return DatasetMetadata(
         suite=suite,
         render_quality=render_quality,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from multismolvla.modalities import Modality, default_view_map
+from multismolvla.modalities import Modality, ViewMap
 from multismolvla.system.command import CommandError
 from multismolvla.system.processes import end_with_parent
 from multismolvla_data.formats.metadata import JsonObject
@@ -69,6 +69,7 @@ class TaskSimulator:
 
     env: Any  # a MultiModalLiberoEnv whose model is not rebuilt at a reset
     processor: Any  # LeRobot's pipeline of observations, as in evaluation
+    views: ViewMap  # of the suite
 
     def frame(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One raw observation -> arrays in the data set's units.
@@ -83,7 +84,7 @@ class TaskSimulator:
 
         processed = self.processor.process_observation(preprocess_observation(add_batch_axis(observation)))
         frame = {"observation.state": processed["observation.state"][0].numpy()}
-        for streams in default_view_map().values():
+        for streams in self.views.values():
             for modality, key in streams.items():
                 if key in processed:
                     picture = processed[key][0].permute(1, 2, 0).numpy()
@@ -100,6 +101,7 @@ def simulator(settings: SimulatorSettings, task_id: int) -> TaskSimulator:
     """The simulator of a task, kept for the next call; of LIBERO's scenes, whose textures are large, one."""
     if (settings, task_id) not in _OPEN:
         from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+        from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
         from lerobot_env_multismolvla.mini import SUITE_NAME
 
         if settings.suite != SUITE_NAME:
@@ -114,8 +116,11 @@ def simulator(settings: SimulatorSettings, task_id: int) -> TaskSimulator:
             hard_reset=False,
             libero_assets=settings.libero_assets,
         )
-        env = config.env_maker(settings.suite, task_id)()
-        _OPEN[settings, task_id] = TaskSimulator(env, config.get_env_processors()[0])
+        _OPEN[settings, task_id] = TaskSimulator(
+            env=config.env_maker(settings.suite, task_id)(),
+            processor=config.get_env_processors()[0],
+            views=suite_views(settings.suite),
+        )
     return _OPEN[settings, task_id]
 
 

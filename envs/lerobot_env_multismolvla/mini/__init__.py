@@ -13,7 +13,15 @@ ASSETS = Path(__file__).parent / "assets"
 #: Part of a recording's identity. Raise it with every change of what the same settings record (initial
 #: states, expert, action noise, labels, thermal camera, step limit): otherwise an old dataset passes for a
 #: new one.
-MINI_VERSION = 2
+MINI_VERSION = 3
+
+#: Names of the mini suite's cameras in the simulator and in observations. LIBERO has the first two; the third
+#: looks at the workspace from the side, so that any two of them locate the things that the third has lost.
+CAMERAS: dict[str, str] = {
+    "agentview_image": "image",
+    "robot0_eye_in_hand_image": "image2",
+    "sideview_image": "image3",
+}
 
 #: Task names in suite order; the instruction is the name with blanks.
 TASKS: tuple[str, ...] = (

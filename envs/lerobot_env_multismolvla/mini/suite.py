@@ -1,8 +1,9 @@
 """Registers the mini suite's objects, problem class and benchmark with LIBERO; imports the simulator.
 
-To LIBERO's own floor problem the problem class adds three things: the third-person camera looks at the
-workspace, the arm starts right above it (episodes stay short), and the robot is drawn by its collision
-meshes. The Panda's visual meshes are 0.33 million vertices, most of the price of a software-rendered frame.
+To LIBERO's own floor problem the problem class adds four things: the third-person camera looks at the
+workspace, a second one does so from the side, the arm starts right above the workspace (episodes stay short),
+and the robot is drawn by its collision meshes. The Panda's visual meshes are 0.33 million vertices, most of
+the price of a software-rendered frame.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from lerobot_env_multismolvla.mini.initial_states import HOME_QPOS  # noqa: E402
 # hf-libero 0.1.4: its class decorator returns None, so the class is only to be had from the registry.
 _FloorProblem: Any = TASK_MAPPING["libero_floor_manipulation"]
 
-#: Third-person camera: position, point looked at (world, metres) and vertical field of view (degrees).
-CAMERA_POSITION = np.array([0.42, -0.04, 0.78])
-CAMERA_TARGET = np.array([-0.07, -0.04, 0.04])
-CAMERA_FOVY = 36.0
+#: The cameras that stand beside the arm: position, point looked at (world, metres) and vertical field of view
+#: (degrees).
+_STANDING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], float]] = {
+    "agentview": ((0.42, -0.04, 0.78), (-0.07, -0.04, 0.04), 36.0),
+    "sideview": ((-0.02, 0.62, 0.42), (-0.02, -0.01, 0.012), 31.0),
+}
 
 _ROBOT_RGBA = {"robot": "0.86 0.86 0.88 1", "hand": "0.30 0.32 0.34 1", "finger": "0.12 0.12 0.12 1"}
 
@@ -114,7 +117,7 @@ def _set_visual(root: Any) -> None:
 
 
 class MultiSmolVLA_Mini_Floor(_FloorProblem):  # noqa: N801 - LIBERO derives the bddl problem name from it
-    """Floor problem with our scene, camera, home pose and the simplified robot."""
+    """Floor problem with our scene, cameras, home pose and the simplified robot."""
 
     def __init__(self, bddl_file_name: str, *args: Any, **kwargs: Any) -> None:
         kwargs["scene_xml"] = kwargs.get("scene_xml") or str(ASSETS / "scenes" / "mini_floor.xml")
@@ -122,12 +125,13 @@ class MultiSmolVLA_Mini_Floor(_FloorProblem):  # noqa: N801 - LIBERO derives the
 
     def _setup_camera(self, mujoco_arena: Any) -> None:
         super()._setup_camera(mujoco_arena)
-        mujoco_arena.set_camera(
-            camera_name="agentview",
-            pos=CAMERA_POSITION,
-            quat=camera_quaternion(CAMERA_POSITION, CAMERA_TARGET),
-            camera_attribs={"fovy": str(CAMERA_FOVY)},
-        )
+        for name, (position, target, fovy) in _STANDING.items():
+            mujoco_arena.set_camera(
+                camera_name=name,
+                pos=np.array(position),
+                quat=camera_quaternion(np.array(position), np.array(target)),
+                camera_attribs={"fovy": str(fovy)},
+            )
 
     def _load_model(self) -> None:
         super()._load_model()

@@ -29,8 +29,9 @@ from multismolvla.corruption.conditions import ALL
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.protocol.schedule import Counts
 
+#: The cameras that every suite has; the levels are the same for all suites.
 CAMERAS: tuple[str, ...] = ("image", "image2")
-CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera"}
+CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera", "image3": "side camera"}
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ _WORDS = {
     "zero": "black, not announced",
     "grey": "mid-grey, not announced",
     "freeze": "frozen, not announced",
+    "noisy_freeze": "frozen under fresh sensor noise, not announced",
 }
 
 

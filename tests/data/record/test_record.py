@@ -158,7 +158,7 @@ def test_failed_starts_are_told_and_kept(tmp_path, caplog):
 
 def black_frame(size: int) -> dict[str, np.ndarray]:
     """A frame of the data set in which nothing is to be seen."""
-    declared = features(size, ("background",))
+    declared = features("multismolvla_mini", size)
     return {
         key: np.zeros(f["shape"], np.float32 if f["dtype"] != "image" or key.endswith("_depth") else np.uint8)
         for key, f in declared.items()
