@@ -20,3 +20,14 @@ def test_episodes_can_be_deleted_where_pictures_gave_way_to_ids(record, tmp_path
         rest[0]["observation.tokens.front.depth"].tolist()
         == cached[6]["observation.tokens.front.depth"].tolist()
     )
+
+
+def test_pictures_that_no_view_declares_are_not_copied(record, tmp_path):
+    """Reading a row decodes every picture it has."""
+    source = record(tmp_path / "source", depth="image", episodes=1)
+    views = {"front": {"rgb": "observation.images.front", "depth": "observation.images.front_depth"}}
+    options = {"dataset": source, "views": views, "domains": {"depth": "tok_depth@64"}}
+    ids = cache_tokens(TokensConfig(output=tmp_path / "ids", **options))
+    assert LeRobotDataset("tests/ids", root=ids).meta.camera_keys == ["observation.images.front"]
+    kept = cache_tokens(TokensConfig(output=tmp_path / "kept", keep_pictures=True, **options))
+    assert "observation.images.wrist" in LeRobotDataset("tests/kept", root=kept).meta.camera_keys
