@@ -59,6 +59,8 @@ class SimulatorBenchmark:
 
 def run(cfg: SimulatorBenchmark) -> dict[str, Any]:
     """Build, measure, print and write. Returns what is written."""
+    from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_cameras
+
     environments: dict[str, Any] = {}
     try:
         cases = _cases(cfg, environments)
@@ -69,12 +71,13 @@ def run(cfg: SimulatorBenchmark) -> dict[str, Any]:
         for env in environments.values():
             env.close()
     relative = ratios(series, BASELINE)
+    cameras = len(suite_cameras(cfg.suite))
     share = _physics_share(series)
     content = {
         "benchmark": "simulator",
         "config": asdict(cfg),
         "picture_side": next(iter(environments.values())).observation_height,
-        "cameras": 2,
+        "cameras": cameras,
         "results": {name: own.to_dict() for name, own in series.items()},
         "ratios": relative,
         "physics_share_of_rgb": share,
@@ -82,7 +85,7 @@ def run(cfg: SimulatorBenchmark) -> dict[str, Any]:
         "machine": report,
     }
     side = content["picture_side"]
-    print(f"\n{cfg.suite}, task {cfg.task_id}, two cameras {side} px, quality {cfg.render_quality}")
+    print(f"\n{cfg.suite}, task {cfg.task_id}, {cameras} cameras {side} px, quality {cfg.render_quality}")
     print(table("one step", series, relative, BASELINE))
     print(f"physics is {share['median']:.0%} of the time with RGB alone")
     most = cfg.variants[-1]

@@ -67,7 +67,7 @@ ALL_SUBSETS: tuple[str, ...] = tuple(
     subset_condition(kept).id for r in range(len(MODALITIES), 0, -1) for kept in combinations(MODALITIES, r)
 )
 CAMERA_LOSSES: tuple[str, ...] = tuple(camera_loss(c).id for c in CAMERAS)
-#: One modality at a time, in both cameras.
+#: One modality at a time, in all cameras.
 UNANNOUNCED: tuple[str, ...] = tuple(
     f"C2:{m}={t}" for m in MODALITIES for t in ("zero", "freeze", "grey") if (m, t) != ("seg", "grey")
 )
