@@ -32,10 +32,7 @@ from multismolvla_run.process import (
 
 # Shown in the report: what a reader must know before comparing the two rows.
 _NOTES = json.dumps(
-    [
-        "MultiSmolVLA continues from the baseline and has had more training steps than it.",
-        "Segmentation ids and depth come from the simulator: they are exact, as no real sensor is.",
-    ]
+    ["Segmentation ids and depth come from the simulator: they are exact, as no real sensor is."]
 )
 #: For everything but training, which runs one process per core.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

@@ -36,6 +36,7 @@ def reader_notes(
     )
     for policy in policies:
         notes += _policy_notes(policy, cells, manifest)
+    notes += _budget_notes(policies)
     crashes = int(cells.table["cause"].str.startswith("crash", na=False).sum())
     if crashes:
         notes.append(
@@ -151,6 +152,21 @@ def _policy_notes(policy: PolicySummary, cells: Cells, manifest: RunManifest) ->
         yield (
             f"{name} hardly ever moves its gripper ({switches} switches per episode): look for a frozen "
             "gripper before you read anything into its success rates."
+        )
+
+
+def _budget_notes(policies: Sequence[PolicySummary]) -> Iterator[str]:
+    """Whether policies that learned saw as many samples: more training alone may explain a difference."""
+    seen = {p.name: p.facts.training_samples for p in policies if p.facts.training_samples is not None}
+    if len(seen) < 2:
+        return
+    listed = ", ".join(f"{name} {samples:,}" for name, samples in seen.items())
+    if len(set(seen.values())) == 1:
+        yield f"Samples seen in training, alike in all: {next(iter(seen.values())):,}."
+    else:
+        yield (
+            f"Samples seen in training: {listed}. Part of a difference may come from there; `python train.py "
+            "mini_baselines` shows how to train a baseline for as many."
         )
 
 

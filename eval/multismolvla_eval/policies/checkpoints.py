@@ -89,6 +89,40 @@ def checkpoint_hash(folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def training_samples(folder: str) -> int | None:
+    """Samples that a local checkpoint has seen in training, those of the runs before it included.
+
+    Read from what LeRobot stores beside its checkpoints. Weights without such a record (published ones, the
+    mini preset's) are where counting begins. ``None`` where it is not known.
+    """
+    root = Path(folder)
+    try:
+        step = json.loads((root.parent / "training_state/training_step.json").read_text())
+        own = int(step["step"]) * int(step["batch_size"]) * int(step["num_processes"])
+        before = _began_from(root)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if before is None:
+        return own
+    if not before.is_dir():
+        return own if len(before.parts) == 2 else None  # a hub id, or a folder that is not here
+    if not (before.parent / "training_state").is_dir():
+        return own
+    earlier = training_samples(str(before))
+    return None if earlier is None else own + earlier
+
+
+def _began_from(root: Path) -> Path | None:
+    """The checkpoint with which a run began: folder or hub id; a resumed run's own are passed over."""
+    policy = json.loads((root / "train_config.json").read_text())["policy"]
+    before = policy.get("pretrained_path") or policy.get("base_checkpoint")
+    if not before:
+        return None
+    found = Path(before)
+    same_run = found.resolve().parent.parent == root.resolve().parent.parent
+    return _began_from(found) if same_run and found.resolve() != root.resolve() else found
+
+
 def _adapter_base(path: Path) -> str:
     """Hash of the local checkpoint that an adapter stands on, or its hub id and commit; "" without one."""
     if not path.is_file():

@@ -21,7 +21,12 @@ from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
-from multismolvla_eval.policies.checkpoints import NO_HEALTH, checkpoint_hash, resolve_checkpoint
+from multismolvla_eval.policies.checkpoints import (
+    NO_HEALTH,
+    checkpoint_hash,
+    resolve_checkpoint,
+    training_samples,
+)
 from multismolvla_eval.policies.interface import Look, PolicyServer, StreamHealth, as_request
 from multismolvla_eval.records.schema import PolicyFacts
 
@@ -121,6 +126,7 @@ class LeRobotPolicy:
             needs_a_picture=config.type in GAP_READERS,
             device=str(config.device),
             parameters=sum(p.numel() for p in self.policy.parameters()),
+            training_samples=training_samples(self._folder),
             peft=bool(getattr(config, "use_peft", False)),
             n_action_steps=getattr(config, "n_action_steps", None),
             chunk_size=getattr(config, "chunk_size", None),

@@ -157,6 +157,7 @@ class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     no_vision: str | None = None  # how its pictures were taken away; None for a policy that sees
     device: str | None = None
     parameters: int | None = None
+    training_samples: int | None = None  # seen in training, earlier stages included; None if unknown
     peft: bool | None = None
     n_action_steps: int | None = None  # executed per look
     chunk_size: int | None = None  # planned per look

@@ -38,6 +38,24 @@ def test_notes_of_the_user_and_changes_of_commit_and_machine_are_shown(tmp_path,
         assert "decade" in part
 
 
+@pytest.mark.parametrize(
+    ("ours", "vanilla", "said"),
+    [
+        (200, 100, "ours 200, vanilla 100. Part of a difference"),
+        (20480, 20480, "alike in all: 20,480."),
+        (200, None, ""),
+    ],
+)
+def test_training_of_unequal_length_is_told(tmp_path, ours, vanilla, said):
+    policies = {
+        "ours": facts("ours", training_samples=ours),
+        "vanilla": facts("vanilla", training_samples=vanilla),
+    }
+    notes = [n for n in summary_of(tmp_path / "run", policies=policies).notes if "seen in training" in n]
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
 def test_more_episodes_than_initial_states_are_named_as_repeats(tmp_path, states, warned):
     summary = summary_of(tmp_path / "run", suites={"toy": suite(init_states=states)})

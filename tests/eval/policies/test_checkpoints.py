@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from multismolvla_eval.policies.checkpoints import checkpoint_hash, policy_hash, resolve_checkpoint
+from multismolvla_eval.policies.checkpoints import (
+    checkpoint_hash,
+    policy_hash,
+    resolve_checkpoint,
+    training_samples,
+)
 
 
 def test_checkpoint_paths(tmp_path):
@@ -85,6 +90,29 @@ def test_an_adapter_on_other_weights_is_another_checkpoint(tmp_path, download):
         stand_on(base_model_name_or_path="user/base", revision="v2"),
     )
     assert len({plain, first, second, third, *hub}) == 6
+
+
+def test_samples_are_counted_over_all_stages_and_once_where_a_run_was_resumed(tmp_path):
+    def save(name: str, step: int, began_from: str | None) -> str:
+        folder = tmp_path / name / "checkpoints" / f"{step:06d}"
+        (folder / "training_state").mkdir(parents=True)
+        (folder / "pretrained_model").mkdir()
+        state = {"step": step, "num_processes": 2, "batch_size": 8}
+        (folder / "training_state/training_step.json").write_text(json.dumps(state))
+        policy = {"pretrained_path": None, "base_checkpoint": began_from}
+        (folder / "pretrained_model/train_config.json").write_text(json.dumps({"policy": policy}))
+        return str(folder / "pretrained_model")
+
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    base = save("base", 100, str(weights))
+    assert training_samples(base) == 1600
+    assert training_samples(save("hub", 100, "user/name")) == 1600
+    half = save("robust", 30, base)
+    assert training_samples(half) == 2080
+    assert training_samples(save("robust", 50, half)) == 2400
+    assert training_samples(save("moved", 50, "outputs/gone/checkpoints/000100/pretrained_model")) is None
+    assert training_samples(str(weights)) is None
 
 
 def test_what_a_dry_run_compares_is_what_a_run_writes(tmp_path):
