@@ -59,7 +59,7 @@ class SimulatorBenchmark:
 
 def run(cfg: SimulatorBenchmark) -> dict[str, Any]:
     """Build, measure, print and write. Returns what is written."""
-    from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_cameras
+    from lerobot_env_multismolvla.cameras import suite_cameras
 
     environments: dict[str, Any] = {}
     try:

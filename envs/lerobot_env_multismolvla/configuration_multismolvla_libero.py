@@ -14,29 +14,18 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_env_multismolvla import mini
+from lerobot_env_multismolvla.cameras import suite_cameras, suite_views
 from lerobot_env_multismolvla.processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 from multismolvla.corruption import parse_condition
-from multismolvla.modalities import MODALITIES, Modality, ViewMap, default_view_map
+from multismolvla.modalities import MODALITIES, Modality
 
 QUALITIES = ("default", "fast")
 INIT_SPLITS = ("eval", "train", "all")
 #: Whose ids segmentation pictures hold.
 SEG_LABELS = ("suite", "coco")
-#: LIBERO's cameras, by their names in the simulator; the names in observations are LeRobot's.
-LIBERO_CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
 #: No-op steps after a reset of LIBERO's suites: LeRobot's number, for figures that can be compared. The
 #: expert is measured with the same.
 LIBERO_SETTLE_STEPS = 10
-
-
-def suite_cameras(suite: str) -> dict[str, str]:
-    """Cameras of a suite: name in the simulator -> name in observations, third-person first."""
-    return dict(mini.CAMERAS if suite == mini.SUITE_NAME else LIBERO_CAMERAS)
-
-
-def suite_views(suite: str) -> ViewMap:
-    """View map of the data sets and observations of a suite."""
-    return default_view_map(tuple(suite_cameras(suite).values()))
 
 
 @EnvConfig.register_subclass("multismolvla_libero")
@@ -222,12 +211,13 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             ACTION: PolicyFeature(FeatureType.ACTION, (7,)),
             OBS_STATE: PolicyFeature(FeatureType.STATE, (8,)),
         }
-        for streams in default_view_map(self.cameras).values():
-            for modality, key in streams.items():
-                if modality in self.streams:
-                    channels = 1 if modality == Modality.DEPTH else 3
-                    shape = (self.observation_height, self.observation_width, channels)
-                    features[key] = PolicyFeature(FeatureType.VISUAL, shape)
+        for suite in self.suites:
+            for streams in suite_views(suite).values():
+                for modality, key in streams.items():
+                    if modality in self.streams:
+                        channels = 1 if modality == Modality.DEPTH else 3
+                        shape = (self.observation_height, self.observation_width, channels)
+                        features[key] = PolicyFeature(FeatureType.VISUAL, shape)
         self.features = features
         self.features_map = {key: key for key in features}
 

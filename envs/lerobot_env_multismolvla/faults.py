@@ -118,11 +118,13 @@ class FaultWrapper(gym.Wrapper):
         self, observation: RobotObservation, broken: RobotObservation, fault: Fault, camera: str
     ) -> None:
         """Change one stream of ``broken`` in place."""
-        source = camera
-        if fault.type == "swapped":  # with more than two cameras: each gets the next one's
-            source = self._cameras[(self._cameras.index(camera) + 1) % len(self._cameras)]
         depth = fault.modality == Modality.DEPTH
         pictures = observation if depth else observation.get("pixels", {})
+        source = camera
+        if fault.type == "swapped":  # of more than two cameras each gets the next one's
+            rendered = [c for c in self._cameras if stream_name(c, fault.modality) in pictures]
+            if camera in rendered:
+                source = rendered[(rendered.index(camera) + 1) % len(rendered)]
         picture = pictures.get(stream_name(source, fault.modality))
         gone = fault.type == "drop"
         if picture is not None:  # the environment renders it

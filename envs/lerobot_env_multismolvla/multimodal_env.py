@@ -35,6 +35,7 @@ from lerobot.lerobot_types import RobotObservation  # noqa: E402
 from libero.libero import get_libero_path  # noqa: E402
 
 from lerobot_env_multismolvla import mini  # noqa: E402
+from lerobot_env_multismolvla.cameras import suite_views  # noqa: E402
 from lerobot_env_multismolvla.labels import label_set  # noqa: E402
 from lerobot_env_multismolvla.libero.simulator import Simulator  # noqa: E402
 from lerobot_env_multismolvla.mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
@@ -60,10 +61,10 @@ class MultiModalLiberoEnv(LiberoEnv):
     LeRobot's. Options are checked by its configuration.
 
     Raw observation, before LeRobot's and our processor step (pictures bottom row first): under ``pixels``
-    for each camera ``image``, ``image2``, in the mini suite also ``image3``: its RGB, ``_seg`` (R class, G
-    instance, B 0) and ``_thermal`` (grey), uint8 (H, W, 3); ``<camera>_depth`` float32 (H, W, 1) metres, 0 =
-    invalid; ``presence`` float32 (views *
-    modalities,), view-major, 1 = the sensor is there; ``robot_state`` as upstream.
+    ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8 (H, W,
+    3), and the mini suite's ``image3``; ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 =
+    invalid; ``presence`` float32 (views * modalities,), view-major, 1 = the sensor is there; ``robot_state``
+    as upstream.
 
     Args:
         task_suite: LIBERO benchmark object.
@@ -142,7 +143,12 @@ class MultiModalLiberoEnv(LiberoEnv):
         self._last_pictures: dict[str, np.ndarray] = {}
         self.render_observations = True
         self.render_seconds = 0.0
-        self.observation_space = observation_space(self.observation_space, self.cameras, self.streams, size)
+        #: Camera, as named in observations -> modalities that it renders.
+        self._camera_streams = {
+            camera: tuple(m for m in self.streams if m in views)
+            for camera, views in suite_views(self.suite).items()
+        }
+        self.observation_space = observation_space(self.observation_space, self._camera_streams, size)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -335,8 +341,8 @@ class MultiModalLiberoEnv(LiberoEnv):
         placeholders = dict.fromkeys(self.camera_name)
         observation = super()._format_raw_obs({**raw_obs, **placeholders})
         observation.pop("pixels")
-        present = [float(m in self.streams) for m in MODALITIES]
-        observation["presence"] = np.array(present * len(self.cameras), np.float32)
+        present = [float(m in self._camera_streams[camera]) for camera in self.cameras for m in MODALITIES]
+        observation["presence"] = np.array(present, np.float32)
         self._last_pictures = {}  # also what render() shows must not be from an earlier step
         if not self.render_observations:
             return observation
@@ -344,7 +350,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         pixels: dict[str, np.ndarray] = {}
         for number, name in enumerate(self.camera_name):
             camera = self.camera_name_mapping[name]
-            for stream, picture in self._render_camera(name, self.streams, number).items():
+            for stream, picture in self._render_camera(name, self._camera_streams[camera], number).items():
                 place = observation if stream == Modality.DEPTH else pixels
                 place[stream_name(camera, stream)] = picture
         self._last_pictures = pixels

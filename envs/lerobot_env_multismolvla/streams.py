@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,24 @@ from multismolvla.modalities import MODALITIES, Modality, stream_name
 
 
 def observation_space(
-    base: spaces.Dict, cameras: Sequence[str], streams: Sequence[str], size: tuple[int, int]
+    base: spaces.Dict, streams: Mapping[str, Sequence[str]], size: tuple[int, int]
 ) -> spaces.Dict:
     """Upstream's space with the pictures of all chosen streams (a vector env drops undeclared keys).
 
     Args:
         base: upstream's space; its pictures are left out.
-        cameras: camera names as in observation keys.
-        streams: the modalities rendered.
+        streams: camera name as in observation keys -> the modalities rendered.
         size: height and width of the pictures in pixels.
     """
     pixels: dict[str, Space] = {}
     top: dict[str, Space] = {}
-    for camera in cameras:
-        for stream in streams:
+    for camera, rendered in streams.items():
+        for stream in rendered:
             if stream == Modality.DEPTH:  # no uint8: beside `pixels`
                 top[stream_name(camera, stream)] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
             else:
                 pixels[stream_name(camera, stream)] = spaces.Box(0, 255, (*size, 3), np.uint8)
-    top["presence"] = spaces.Box(0.0, 1.0, (len(cameras) * len(MODALITIES),), np.float32)
+    top["presence"] = spaces.Box(0.0, 1.0, (len(streams) * len(MODALITIES),), np.float32)
     if pixels:
         top["pixels"] = spaces.Dict(pixels)
     return spaces.Dict({**{k: v for k, v in base.spaces.items() if k != "pixels"}, **top})

@@ -26,7 +26,7 @@ def test_features_are_what_the_processed_batch_holds():
     assert features["observation.state"].shape == (8,)
     assert features["observation.images.image2_depth"].shape == (1, 64, 64)
     assert features["observation.images.image_seg"].shape == (3, 64, 64)
-    assert len(features) == 14
+    assert len(features) == 11
 
 
 @pytest.mark.sim
@@ -105,7 +105,7 @@ def test_configuration_is_written_once_and_respected(tmp_path, monkeypatch):
     assert ensure_libero_config().read_text() == "bddl_files: /x\n"
 
 
-def test_a_suite_without_the_side_camera_has_it_announced_as_absent():
+def test_a_suite_without_the_third_camera_has_it_announced_as_absent():
     """Suites of one run share a processor step; LIBERO's lack the mini suite's third camera."""
     import torch
 

@@ -25,7 +25,6 @@ from lerobot_policy_multismolvla.mini.pretrain import (
 from multismolvla.fourm import MINI_DOMAINS, FourMEncoder
 
 SMALL = {
-    "cameras": ["image", "image2"],  # of the tiny data set
     "dim": 32, "depth": 1, "heads": 2, "text_width": 48, "text_layers": 2, "vision_width": 32,
     "vision_layers": 1,
     "steps": 4, "batch_size": 4, "log_every": 1,

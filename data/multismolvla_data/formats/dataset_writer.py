@@ -11,7 +11,7 @@ import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
-from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
+from lerobot_env_multismolvla.cameras import suite_views
 from lerobot_env_multismolvla.labels import label_set
 from multismolvla.modalities import Provenance, ViewMap
 from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet

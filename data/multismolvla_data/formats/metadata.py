@@ -97,7 +97,7 @@ class DatasetMetadata(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
 
 def simulated(suite: str, render_quality: str) -> DatasetMetadata:
     """What all data sets from our simulators tell; who makes one fills in the rest."""
-    from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
+    from lerobot_env_multismolvla.cameras import suite_views
 
     views = suite_views(suite)
     return DatasetMetadata(

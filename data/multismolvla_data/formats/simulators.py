@@ -101,7 +101,7 @@ def simulator(settings: SimulatorSettings, task_id: int) -> TaskSimulator:
     """The simulator of a task, kept for the next call; of LIBERO's scenes, whose textures are large, one."""
     if (settings, task_id) not in _OPEN:
         from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
-        from lerobot_env_multismolvla.configuration_multismolvla_libero import suite_views
+        from lerobot_env_multismolvla.cameras import suite_views
         from lerobot_env_multismolvla.mini import SUITE_NAME
 
         if settings.suite != SUITE_NAME:

@@ -16,12 +16,14 @@ ASSETS = Path(__file__).parent / "assets"
 MINI_VERSION = 3
 
 #: Names of the mini suite's cameras in the simulator and in observations. LIBERO has the first two; the third
-#: looks at the workspace from the side, so that any two of them locate the things that the third has lost.
+#: sits on the other side of the hand, so that the wrist camera and it can stand in for each other.
 CAMERAS: dict[str, str] = {
     "agentview_image": "image",
     "robot0_eye_in_hand_image": "image2",
-    "sideview_image": "image3",
+    "robot0_eye_in_hand_2_image": "image3",
 }
+#: What a camera delivers that has no other sensors.
+CAMERA_MODALITIES: dict[str, tuple[str, ...]] = {"image3": ("rgb",)}
 
 #: Task names in suite order; the instruction is the name with blanks.
 TASKS: tuple[str, ...] = (

@@ -1,9 +1,9 @@
 """Registers the mini suite's objects, problem class and benchmark with LIBERO; imports the simulator.
 
 To LIBERO's own floor problem the problem class adds four things: the third-person camera looks at the
-workspace, a second one does so from the side, the arm starts right above the workspace (episodes stay short),
-and the robot is drawn by its collision meshes. The Panda's visual meshes are 0.33 million vertices, most of
-the price of a software-rendered frame.
+workspace, the hand has a second camera on its other side, the arm starts right above the workspace (episodes
+stay short), and the robot is drawn by its collision meshes. The Panda's visual meshes are 0.33 million
+vertices, most of the price of a software-rendered frame.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ from lerobot_env_multismolvla.mini.initial_states import HOME_QPOS  # noqa: E402
 # hf-libero 0.1.4: its class decorator returns None, so the class is only to be had from the registry.
 _FloorProblem: Any = TASK_MAPPING["libero_floor_manipulation"]
 
-#: The cameras that stand beside the arm: position, point looked at (world, metres) and vertical field of view
-#: (degrees).
-_STANDING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], float]] = {
-    "agentview": ((0.42, -0.04, 0.78), (-0.07, -0.04, 0.04), 36.0),
-    "sideview": ((-0.02, 0.62, 0.42), (-0.02, -0.01, 0.012), 31.0),
+#: Third-person camera: position, point looked at (world, metres) and vertical field of view (degrees).
+CAMERA_POSITION = np.array([0.42, -0.04, 0.78])
+CAMERA_TARGET = np.array([-0.07, -0.04, 0.04])
+CAMERA_FOVY = 36.0
+#: robosuite's camera on the hand sits 5 cm before the hand's axis; this one is that after half a turn.
+SECOND_HAND_CAMERA = {
+    "mode": "fixed",
+    "name": "robot0_eye_in_hand_2",
+    "pos": "-0.05 0 0",
+    "quat": "0 -0.707108 0.707108 0",
+    "fovy": "75",
 }
 
 _ROBOT_RGBA = {"robot": "0.86 0.86 0.88 1", "hand": "0.30 0.32 0.34 1", "finger": "0.12 0.12 0.12 1"}
@@ -125,17 +131,18 @@ class MultiSmolVLA_Mini_Floor(_FloorProblem):  # noqa: N801 - LIBERO derives the
 
     def _setup_camera(self, mujoco_arena: Any) -> None:
         super()._setup_camera(mujoco_arena)
-        for name, (position, target, fovy) in _STANDING.items():
-            mujoco_arena.set_camera(
-                camera_name=name,
-                pos=np.array(position),
-                quat=camera_quaternion(np.array(position), np.array(target)),
-                camera_attribs={"fovy": str(fovy)},
-            )
+        mujoco_arena.set_camera(
+            camera_name="agentview",
+            pos=CAMERA_POSITION,
+            quat=camera_quaternion(CAMERA_POSITION, CAMERA_TARGET),
+            camera_attribs={"fovy": str(CAMERA_FOVY)},
+        )
 
     def _load_model(self) -> None:
         super()._load_model()
         self.robots[0].init_qpos = HOME_QPOS.copy()
+        hand = self.model.root.find(".//camera[@name='robot0_eye_in_hand']/..")
+        hand.append(hand.makeelement("camera", SECOND_HAND_CAMERA))
         _simplify_robot(self.model.root)
         _set_visual(self.model.root)
 

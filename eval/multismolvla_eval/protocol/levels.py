@@ -31,7 +31,7 @@ from multismolvla_eval.protocol.schedule import Counts
 
 #: The cameras that every suite has; the levels are the same for all suites.
 CAMERAS: tuple[str, ...] = ("image", "image2")
-CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera", "image3": "side camera"}
+CAMERA_NAMES = {"image": "third-person camera", "image2": "wrist camera", "image3": "second wrist camera"}
 
 
 @dataclass(frozen=True)

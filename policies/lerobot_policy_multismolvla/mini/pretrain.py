@@ -61,7 +61,7 @@ class PretrainConfig:
     dataset: Path = Path("outputs/demo/dataset")  # LeRobotDataset with the mini suite's frames
     output: Path = Path("outputs/demo/pretrained")
     steps: int = 500
-    batch_size: int = 24  # frames; each has a picture of every camera
+    batch_size: int = 24  # frames; each has two views
     lr: float = 1e-3
     max_frames: int = 4000  # frames held in memory (72 KB each)
     seed: int = 0
@@ -75,7 +75,7 @@ class PretrainConfig:
     chunk_size: int = 16
     n_action_steps: int = 8
     log_every: int = 50
-    cameras: list[str] = field(default_factory=lambda: ["image", "image2", "image3"])
+    cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
 
 
 @dataclass
