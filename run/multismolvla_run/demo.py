@@ -48,7 +48,7 @@ class Size:
     minutes: Mapping[str, float]  # expected duration of each chapter on 2 cores
 
 
-_DEMO = {"doctor": 0.2, "record": 4, "train": 27, "eval": 9, "report": 0.5}
+_DEMO = {"doctor": 0.2, "record": 7, "train": 50, "eval": 11, "report": 0.5}
 _SMOKE = {"doctor": 0.2, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
 SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4, "smoke", _SMOKE)}
 
