@@ -116,12 +116,11 @@ def _episode(config: SheetConfig) -> list[Frame]:
         task=config.task, observation_height=config.size, observation_width=config.size
     )
     env = environment.env_maker(config.task, config.task_id)()
-    inner: Any = env.unwrapped
     frames: list[Frame] = []
 
     def keep(raw: Mapping[str, Any]) -> None:
         pictures = {}
-        for camera in inner.cameras:
+        for camera in ("image", "image2"):
             for m in MODALITIES:
                 key = camera + ("" if m == "rgb" else f"_{m}")
                 picture = raw[key] if m == "depth" else raw["pixels"][key]

@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from multismolvla.corruption import cross_modal, temporal
-from multismolvla.corruption.hard import NOT_FOR_IDS
-from multismolvla.corruption.names import SEVERITIES, SOFT_TYPES, seen_in_training
+from multismolvla.corruption.names import NOT_FOR_IDS, SEVERITIES, SOFT_TYPES, seen_in_training
 from multismolvla.modalities import MODALITIES
 
 #: Hard faults that the policy is not told about.

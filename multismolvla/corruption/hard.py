@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multismolvla.corruption.names import NOT_FOR_IDS
+
 #: What "mid-grey" means for metric depth: a wall in the middle of a table-top camera's working range.
 GREY_DEPTH_M = 1.0
 #: Standard deviation of the noise of ``noisy_freeze``: share of the range, for depth of the distance.
 SENSOR_NOISE = 0.01
-
-#: Types that class ids cannot have, and why.
-NOT_FOR_IDS = {
-    "grey": "Class ids have no mid-grey.",
-    "noisy_freeze": "Class ids have no sensor noise.",
-}
 
 
 def apply_hard(

@@ -162,7 +162,8 @@ def test_training_from_ids_needs_no_tokenizer_and_says_so(cached, files, make_co
 
 def test_ids_of_other_weights_are_refused(cached, files, make_config, tmp_path):
     other = write_official(tmp_path, seed=3)
-    config = make_config(**(official_options(files) | {"tokenizer_sources": sources(other)}))
+    changes = {"tokenizer_sources": sources(other), "views": {"image": VIEWS["image"]}}
+    config = make_config(**(official_options(files) | changes))
     with pytest.raises(ValueError, match="`multismolvla-annotate`"):
         config.set_dataset_feature_metadata(features(cached))
     policy = reader(make_config, files, cached)
@@ -184,7 +185,7 @@ def test_ids_of_other_weights_are_refused(cached, files, make_config, tmp_path):
     ],
 )
 def test_another_recipe_is_refused(option, value, cached, files, make_config):
-    config = make_config(**(official_options(files) | {option: value}))
+    config = make_config(**(official_options(files) | {"views": {"image": VIEWS["image"]}, option: value}))
     with pytest.raises(ValueError, match=option):
         config.set_dataset_feature_metadata(features(cached))
 
