@@ -49,7 +49,7 @@ class Size:
 
 
 _DEMO = {"doctor": 0.2, "record": 7, "train": 50, "eval": 11, "report": 0.5}
-_SMOKE = {"doctor": 0.2, "record": 0.5, "train": 1.5, "eval": 1, "report": 0.3}
+_SMOKE = {"doctor": 0.2, "record": 1.7, "train": 3, "eval": 1, "report": 0.2}
 SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4, "smoke", _SMOKE)}
 
 
