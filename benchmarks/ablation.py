@@ -292,7 +292,7 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
 
 
 def _call(command: list[str]) -> None:
-    installed = Path(sys.executable).with_name(command[0])
+    installed = Path(sys.executable).parent / command[0]  # an absolute path stays what it is
     if installed.exists():
         command = [str(installed), *command[1:]]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}

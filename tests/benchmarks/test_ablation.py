@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import ablation
 import numpy as np
 import pandas as pd
 import pytest
 
+from multismolvla.system.command import CommandError
 from multismolvla_run.presets import load_preset
 
 
@@ -64,3 +67,10 @@ def test_rows_of_the_same_episode_are_replaced(tmp_path):
     found = ablation.read(path)
     assert found[found.arm == "robust"].success.tolist() == [0, 1]
     assert len(found) == 3
+
+
+def test_programs_are_those_of_this_environment(capfd):
+    ablation._call([sys.executable, "-c", "print('by path')"])
+    assert "by path" in capfd.readouterr().out
+    with pytest.raises(CommandError, match="code 3"):
+        ablation._call(["python", "-c", "raise SystemExit(3)"])
