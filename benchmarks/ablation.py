@@ -16,10 +16,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -60,7 +58,7 @@ class Arm:
         changes: options -> values; ``None`` takes an option away.
         repeated: whether it is trained with every seed, not only with the first.
         health: whether it is evaluated with health on (and, where that matters, off).
-        ceiling: the camera that it never had; it runs C0 alone.
+        ceiling: whether it never had some camera; it runs C0 alone.
         only_trained: a stage on which another arm stands.
     """
 
@@ -70,8 +68,14 @@ class Arm:
     changes: dict[str, OptionValue] = field(default_factory=dict)
     repeated: bool = False
     health: bool = True
-    ceiling: str = ""
+    ceiling: bool = False
     only_trained: bool = False
+
+
+def _ceiling(camera: str, called: str) -> Arm:
+    views: dict[str, OptionValue] = {"policy.views": {n: _RGB[n] for n in _RGB if n != camera}}
+    says = f"vanilla SmolVLA that never had the {called} camera"
+    return Arm(f"ceiling_{camera}", says, "base", views, health=False, ceiling=True)
 
 
 ARMS = (
@@ -85,22 +89,8 @@ ARMS = (
         {"policy.dropout_independent": 1.0, "policy.dropout_cameras": 0.0, "policy.dropout_modalities": 0.0},
         repeated=True,
     ),
-    Arm(
-        "ceiling_image",
-        "vanilla SmolVLA that never had the third-person camera",
-        "base",
-        {"policy.views": {n: _RGB[n] for n in ("image2", "image3")}},
-        health=False,
-        ceiling="image",
-    ),
-    Arm(
-        "ceiling_image2",
-        "vanilla SmolVLA that never had the wrist camera",
-        "base",
-        {"policy.views": {n: _RGB[n] for n in ("image", "image3")}},
-        health=False,
-        ceiling="image2",
-    ),
+    _ceiling("image", "third-person"),
+    _ceiling("image2", "wrist"),
     Arm("no_dropout", "no dropout", "robust", {"policy.dropout_mode": "none"}),
     Arm("fixed_dropout", "dropout of 0.5 from the first step on", "robust", {"policy.dropout_mode": "fixed"}),
     Arm("no_corruption", "no corruption", "robust", {"policy.corruption_probability": 0.0}),
@@ -220,17 +210,12 @@ def _share_stages(first: Path, folder: Path) -> None:
     if folder == first:
         return
     for stage in SHARED:
-        for source, target in (
-            (first / stage, folder / stage),
-            (first / "state" / f"{stage}.json", folder / "state" / f"{stage}.json"),
-        ):
-            if target.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, copy_function=os.link)
-            else:
-                shutil.copy(source, target)
+        state = folder / "state" / f"{stage}.json"
+        if not state.exists():  # it comes last: without it, what is there may be half of it
+            shutil.rmtree(folder / stage, ignore_errors=True)
+            shutil.copytree(first / stage, folder / stage, copy_function=os.link)
+            state.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(first / "state" / state.name, state)
 
 
 def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
@@ -313,44 +298,27 @@ def _commit() -> str:
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-def cells(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Success of each arm in each cell, with an interval that draws training seeds, then starts."""
-    generator = np.random.default_rng(0)
-    for key, cell in rows.groupby(["arm", "health", "condition"], sort=False):
-        by_seed = [part.success.to_numpy() for _, part in cell.groupby("seed")]
-        low, high = interval(by_seed, generator)
-        successes = int(cell.success.sum())
-        arm, health, condition = key
-        yield {
-            "arm": arm,
-            "health": health,
-            "condition": condition,
-            "n": len(cell),
-            "successes": successes,
-            "low": low,
-            "high": high,
-            "seeds": len(by_seed),
-        }
+def cell_text(cell: pd.DataFrame) -> str:
+    """Successes of a cell with their 95 % interval."""
+    low, high = interval([part.success.to_numpy() for _, part in cell.groupby("seed")])
+    return f"{cell.success.sum()}/{len(cell)} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def interval(
-    by_seed: list[np.ndarray], generator: np.random.Generator, draws: int = 4000
-) -> tuple[float, float]:
+def interval(by_seed: list[np.ndarray]) -> tuple[float, float]:
     """95 % interval of a share of successes.
 
-    With one training seed Wilson's interval of the starts. With more, a bootstrap that draws seeds, then each
-    seed's starts, so that what differs from training to training is in it.
+    With one training seed Wilson's interval of the starts. With more, the bootstrap of the reports, of seeds
+    and then of each seed's starts, so that what differs from training to training is in it.
     """
     if len(by_seed) == 1:
         from multismolvla_eval.analysis.statistics import wilson
 
         rate = wilson(int(by_seed[0].sum()), len(by_seed[0]))
         return rate.low, rate.high
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = generator.integers(0, len(by_seed), len(by_seed))
-        means[draw] = np.mean([generator.choice(by_seed[i], len(by_seed[i])).mean() for i in chosen])
-    low, high = np.quantile(means, [0.025, 0.975])
+    from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
+
+    means = resampled_means(np.concatenate(by_seed)[None], tuple(map(len, by_seed)))
+    low, high = percentile_interval(means)[0]
     return float(low), float(high)
 
 
@@ -359,7 +327,7 @@ def page(rows: pd.DataFrame) -> str:
     from multismolvla.corruption import parse_condition
     from multismolvla_eval.protocol.levels import describe
 
-    found = {(c["arm"], c["health"], c["condition"]): c for c in cells(rows)}
+    texts = {key: cell_text(cell) for key, cell in rows.groupby(["arm", "health", "condition"])}
     lines = [
         "# Ablation of the mini recipe",
         "",
@@ -377,22 +345,16 @@ def page(rows: pd.DataFrame) -> str:
         (arm, health)
         for arm in present
         for health in ("on", "off")
-        if not arm.ceiling and any((arm.name, health) == key[:2] for key in found)
+        if not arm.ceiling and any((arm.name, health) == key[:2] for key in texts)
     ]
     titles = [f"{arm.name}, health {health}" if arm.health else arm.name for arm, health in columns]
     lines += ["", "| cell | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
     for condition in (CLEAN, *ANNOUNCED, *UNANNOUNCED):
-        texts = [_cell(found.get((arm.name, health, condition))) for arm, health in columns]
-        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(texts) + " |")
-    ceilings = [(arm, found.get((arm.name, "off", CLEAN))) for arm in present if arm.ceiling]
-    lines += [""] + [f"Ceiling, {arm.says}: {_cell(cell)}." for arm, cell in ceilings]
+        row = [texts.get((arm.name, health, condition), "") for arm, health in columns]
+        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(row) + " |")
+    ceilings = [arm for arm in present if arm.ceiling]
+    lines += [""] + [f"Ceiling, {arm.says}: {texts[arm.name, 'off', CLEAN]}." for arm in ceilings]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _cell(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return ""
-    return f"{cell['successes']}/{cell['n']} ({100 * cell['low']:.0f}–{100 * cell['high']:.0f} %)"
 
 
 @entry_point("ablation")

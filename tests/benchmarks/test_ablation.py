@@ -53,9 +53,8 @@ def test_the_page_counts_each_cell():
 
 
 def test_seeds_that_differ_widen_the_interval():
-    generator = np.random.default_rng(0)
-    alike = ablation.interval([np.array([1, 0] * 10)] * 3, generator)
-    apart = ablation.interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)], generator)
+    alike = ablation.interval([np.array([1, 0] * 10)] * 3)
+    apart = ablation.interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)])
     assert apart[0] < alike[0] - 0.1
     assert apart[1] > alike[1] + 0.1
 
@@ -74,3 +73,18 @@ def test_programs_are_those_of_this_environment(capfd):
     assert "by path" in capfd.readouterr().out
     with pytest.raises(CommandError, match="code 3"):
         ablation._call(["python", "-c", "raise SystemExit(3)"])
+
+
+def test_a_further_seed_takes_the_shared_stages_whole(tmp_path):
+    """Also where it was interrupted while it took them."""
+    first, second = tmp_path / "seed-1", tmp_path / "seed-2"
+    for stage in ablation.SHARED:
+        (first / stage).mkdir(parents=True)
+        (first / stage / "weights").write_text(stage)
+        (first / "state").mkdir(exist_ok=True)
+        (first / "state" / f"{stage}.json").write_text("{}")
+    (second / ablation.SHARED[0]).mkdir(parents=True)  # of an interrupted start
+    ablation._share_stages(first, second)
+    for stage in ablation.SHARED:
+        assert (second / stage / "weights").read_text() == stage
+        assert (second / "state" / f"{stage}.json").is_file()
