@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lerobot_env_multismolvla import mini
-from multismolvla.modalities import ViewMap, default_view_map
+from multismolvla.modalities import MODALITIES, ViewMap, picture_key
 
 #: LIBERO's cameras by their names in the simulator; the names in observations are LeRobot's.
 LIBERO_CAMERAS = {"agentview_image": "image", "robot0_eye_in_hand_image": "image2"}
@@ -16,8 +16,7 @@ def suite_cameras(suite: str) -> dict[str, str]:
 
 def suite_views(suite: str) -> ViewMap:
     """View map of the data sets and observations of a suite: camera -> modality -> key."""
-    views = default_view_map(tuple(suite_cameras(suite).values()))
-    if suite == mini.SUITE_NAME:
-        for camera, modalities in mini.CAMERA_MODALITIES.items():
-            views[camera] = {m: key for m, key in views[camera].items() if m in modalities}
-    return views
+    return {
+        camera: {m: picture_key(camera, m) for m in mini.CAMERA_MODALITIES.get(camera, MODALITIES)}
+        for camera in suite_cameras(suite).values()
+    }

@@ -22,6 +22,7 @@ from multismolvla.corruption import (
     shown_step,
 )
 from multismolvla.corruption.hard import apply_hard
+from multismolvla.corruption.names import FREEZES
 from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.temporal import WINDOW_TYPES
 from multismolvla.modalities import MODALITIES, Modality, Provenance, stream_name
@@ -151,7 +152,7 @@ class FaultWrapper(gym.Wrapper):
         self._active = True
         if fault.hard or type_ == "drop":
             first = image
-            if type_ in ("freeze", "noisy_freeze"):
+            if type_ in FREEZES:
                 first = self._kept.setdefault((camera, fault.modality), deque([image.clone()]))[0]
             generator = frame_generator(self._seed(fault, camera), self._step_index, type_)
             image, valid = apply_hard(image, valid, fault.modality, type_, first, generator)

@@ -144,10 +144,8 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.render_observations = True
         self.render_seconds = 0.0
         #: Camera, as named in observations -> modalities that it renders.
-        self._camera_streams = {
-            camera: tuple(m for m in self.streams if m in views)
-            for camera, views in suite_views(self.suite).items()
-        }
+        delivered = suite_views(self.suite)
+        self._camera_streams = {c: tuple(m for m in self.streams if m in delivered[c]) for c in self.cameras}
         self.observation_space = observation_space(self.observation_space, self._camera_streams, size)
 
     @property

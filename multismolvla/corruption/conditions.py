@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from multismolvla.corruption import cross_modal, temporal
-from multismolvla.corruption.names import NOT_FOR_IDS, SEVERITIES, SOFT_TYPES, seen_in_training
+from multismolvla.corruption.names import FREEZES, NOT_FOR_IDS, SEVERITIES, SOFT_TYPES, seen_in_training
 from multismolvla.modalities import MODALITIES
 
 #: Hard faults that the policy is not told about.
-UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", "freeze", "noisy_freeze")
+UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", *FREEZES)
 HARD_TYPES: tuple[str, ...] = ("drop", *UNANNOUNCED_TYPES)
 TEMPORAL_TYPES: tuple[str, ...] = temporal.TYPES
 #: In a condition's text: every modality.
@@ -109,7 +109,7 @@ class Fault:
     @property
     def changes_first_frame(self) -> bool:
         """Whether the first frame of an episode already shows the fault; faults in time begin later."""
-        return self.type not in ("freeze", "noisy_freeze") and self.kind != "temporal"
+        return self.type not in FREEZES and self.kind != "temporal"
 
     @property
     def seen_in_training(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multismolvla.corruption.names import NOT_FOR_IDS
+from multismolvla.corruption.names import FREEZES, NOT_FOR_IDS
 
 #: What "mid-grey" means for metric depth: a wall in the middle of a table-top camera's working range.
 GREY_DEPTH_M = 1.0
@@ -49,7 +49,7 @@ def apply_hard(
         else:
             level = 0.5 if image.is_floating_point() else 128
         return torch.full_like(image, level), None if valid is None else torch.ones_like(valid)
-    if type in ("freeze", "noisy_freeze"):
+    if type in FREEZES:
         if frozen is None or frozen.shape != image.shape:
             raise ValueError(
                 f"{type!r} needs the last good picture of shape {tuple(image.shape)}, got "

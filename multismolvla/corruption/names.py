@@ -8,6 +8,8 @@ from __future__ import annotations
 #: Raised whenever a definition or a parameter changes: figures of different versions are not comparable.
 CORRUPTION_VERSION = "3"
 SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
+#: Hard faults that show the episode's first frame from the second one on.
+FREEZES: tuple[str, ...] = ("freeze", "noisy_freeze")
 #: Hard faults that class ids cannot have, and why.
 NOT_FOR_IDS = {
     "grey": "Class ids have no mid-grey.",
