@@ -23,7 +23,7 @@ from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
 from multismolvla_eval.policies.checkpoints import (
     NO_HEALTH,
-    checkpoint_hash,
+    policy_hash,
     resolve_checkpoint,
     training_samples,
 )
@@ -117,7 +117,7 @@ class LeRobotPolicy:
         return PolicyFacts(
             path=self.path,
             type=config.type,
-            checkpoint=(NO_HEALTH if self.path.startswith(NO_HEALTH) else "") + checkpoint_hash(self._folder),
+            checkpoint=policy_hash(self.path),
             reads=reads.keys,
             modalities=reads.modalities,
             views=reads.views,
