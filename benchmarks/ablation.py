@@ -26,6 +26,7 @@ import yaml
 
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla_run.presets import OptionValue, Preset, load_preset, result_folder
+from multismolvla_run.process import installed_program
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
@@ -190,7 +191,14 @@ def run(options: Options) -> None:
     """Record, train and evaluate what is missing, and write the rows."""
     commit = _commit()
     dataset = options.output / "dataset"
-    _call(["multismolvla-record", f"--output={dataset}", "--episodes=40", f"--workers={options.workers}"])
+    _call(
+        [
+            installed_program("multismolvla-record"),
+            f"--output={dataset}",
+            "--episodes=40",
+            f"--workers={options.workers}",
+        ]
+    )
     for number, seed in enumerate(options.seeds):
         folder = options.output / f"seed-{seed}"
         _share_stages(options.output / f"seed-{options.seeds[0]}", folder)
@@ -228,7 +236,7 @@ def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path
         out = options.output / "eval" / f"seed-{seed}" / f"{arm.name}-{health}"
         _call(
             [
-                "multismolvla-eval",
+                installed_program("multismolvla-eval"),
                 f"--policies=[{arm.name}={path}]",
                 f"--conditions=[{', '.join(conditions) or CLEAN}]",
                 f"--episodes={options.starts}",
@@ -277,9 +285,6 @@ def _append(path: Path, rows: pd.DataFrame) -> None:
 
 
 def _call(command: list[str]) -> None:
-    installed = Path(sys.executable).parent / command[0]  # an absolute path stays what it is
-    if installed.exists():
-        command = [str(installed), *command[1:]]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
     code = subprocess.run(command, env=env, check=False).returncode
     if code:

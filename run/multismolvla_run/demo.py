@@ -25,6 +25,7 @@ from multismolvla_run.process import (
     child_environment,
     die_with_parent,
     folder_lock,
+    installed_program,
     show_command,
     stop,
     terminate_as_interrupt,
@@ -88,11 +89,6 @@ class ChapterRecord(msgspec.Struct):
 Diary = dict[str, ChapterRecord]
 
 
-def _tool(name: str) -> str:
-    installed = Path(sys.executable).with_name(name)
-    return str(installed) if installed.exists() else name
-
-
 def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
     """The chapters of the demo in order; presets are read from ``configs``."""
     preset = load_preset(size.preset, configs)
@@ -102,12 +98,12 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
     return [
         Chapter(
             "doctor", "Is this machine fit for it?",
-            (_tool("multismolvla-doctor"), f"--output={out}", f"--report={out / 'doctor.json'}"),
+            (installed_program("multismolvla-doctor"), f"--output={out}", f"--report={out / 'doctor.json'}"),
         ),
         Chapter(
             "record", f"A scripted expert shows each task of the mini suite {size.episodes} times",
-            (_tool("multismolvla-record"), f"--output={out / 'dataset'}", f"--episodes={size.episodes}",
-             f"--workers={workers}"),
+            (installed_program("multismolvla-record"), f"--output={out / 'dataset'}",
+             f"--episodes={size.episodes}", f"--workers={workers}"),
         ),
         Chapter(
             "train", "Tiny base models, a vanilla SmolVLA, then the two stages of MultiSmolVLA",
@@ -116,14 +112,16 @@ def story(size: Size, out: Path, configs: Path, workers: int) -> list[Chapter]:
         Chapter(
             "eval", "Sensors fail: MultiSmolVLA against vanilla SmolVLA, same seeds, same initial states",
             # SmolVLA as it is does not judge its pictures
-            (_tool("multismolvla-eval"), f"--policies=[multismolvla={ours},smolvla=no_health:{baseline}]",
+            (installed_program("multismolvla-eval"),
+             f"--policies=[multismolvla={ours},smolvla=no_health:{baseline}]",
              "--baseline=smolvla", f"--level={size.level}", f"--output={out / 'eval'}",
              f"--workers={workers}", f"--note={_NOTES}"),
             hint=f"If a policy has changed: delete {out / 'eval'} to evaluate the new policies.",
         ),
         Chapter(
             "report", "What it means, in one page",
-            (_tool("multismolvla-report"), f"--results={out / 'eval'}", f"--output={out / 'report'}"),
+            (installed_program("multismolvla-report"), f"--results={out / 'eval'}",
+             f"--output={out / 'report'}"),
         ),
     ]  # fmt: skip
 

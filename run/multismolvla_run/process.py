@@ -121,6 +121,12 @@ def show_command(command: list[str], env: Mapping[str, str] | None = None) -> st
     return " \\\n    ".join([" ".join([*settings, *words[:options]]), *words[options:]])
 
 
+def installed_program(name: str) -> str:
+    """Path of a program of this Python's environment; its name where it is elsewhere."""
+    installed = Path(sys.executable).with_name(name)
+    return str(installed) if installed.exists() else name
+
+
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
     """The present environment with ``env`` on top; in a log, bars are drawn now and then only."""
     quiet = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": str(_LOG_INTERVAL)}

@@ -30,6 +30,7 @@ from multismolvla_run.presets import (
     resolve_args,
     settings,
 )
+from multismolvla_run.process import installed_program
 from multismolvla_run.threads import training_threads
 
 #: Files of a checkpoint's training state, the last one written last (lerobot 0.6.1).
@@ -214,8 +215,7 @@ def program(run: TrainingRun, stage: Stage) -> list[str]:
     """The program of a stage, without its arguments."""
     if not stage.trains:
         return [sys.executable, "-m", stage.run]
-    installed = Path(sys.executable).with_name(LEROBOT_TRAIN)
-    return [*run.launcher, str(installed) if installed.exists() else LEROBOT_TRAIN]
+    return [*run.launcher, installed_program(LEROBOT_TRAIN)]
 
 
 def _start_command(run: TrainingRun, stage: Stage) -> list[str]:

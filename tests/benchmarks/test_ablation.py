@@ -72,7 +72,7 @@ def test_programs_are_those_of_this_environment(capfd):
     ablation._call([sys.executable, "-c", "print('by path')"])
     assert "by path" in capfd.readouterr().out
     with pytest.raises(CommandError, match="code 3"):
-        ablation._call(["python", "-c", "raise SystemExit(3)"])
+        ablation._call([ablation.installed_program("python"), "-c", "raise SystemExit(3)"])
 
 
 def test_a_further_seed_takes_the_shared_stages_whole(tmp_path):
