@@ -94,9 +94,12 @@ def _bytes_to_fetch(repo: str) -> int:
 
 
 def _data(run: TrainingRun, there: bool) -> Iterator[str]:
-    if not any(stage.uses_dataset() for stage in run.preset.stages):
+    needed = [found for stage in run.preset.stages for found in stage.datasets(run.dataset)]
+    if not needed:
         return
-    yield f"\nData: {run.dataset} ({'there' if there else 'missing'})"
+    yield ""
+    for dataset in dict.fromkeys(needed):
+        yield f"Data: {dataset} ({'missing' if dataset_id(dataset) is None else 'there'})"
     if there:
         return
     yield from (f"  {line}" for line in how_to_make(run.preset, run.dataset))

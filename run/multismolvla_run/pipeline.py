@@ -109,11 +109,12 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
     """
     steps = _up_to(plan(run), until)
     todo = [step for step in steps if step.action is not Action.SKIP]
-    if any(step.stage.uses_dataset() for step in todo) and dataset_id(run.dataset) is None:
-        how = "\n".join(how_to_make(run.preset, run.dataset))
-        raise StageError(
-            f"{run.dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
-        )
+    for dataset in dict.fromkeys(found for step in todo for found in step.stage.datasets(run.dataset)):
+        if dataset_id(dataset) is None:
+            how = "\n".join(how_to_make(run.preset, run.dataset))
+            raise StageError(
+                f"{dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
+            )
     env = run.environment()
     with folder_lock(run.out), terminate_as_interrupt():
         for number, step in enumerate(steps, start=1):

@@ -66,9 +66,11 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Names of the stages whose results the arguments refer to, in order of appearance."""
         return tuple(dict.fromkeys(_STAGE_REFERENCE.findall(json.dumps(self.args))))
 
-    def uses_dataset(self) -> bool:
-        """Whether the dataset's folder is among the arguments."""
-        return "{dataset}" in json.dumps(self.args)
+    def datasets(self, of_the_run: Path) -> list[Path]:
+        """Data sets that must be there before the run starts: that of the run, and one named by its folder."""
+        named = self.args.get("dataset")
+        own = [Path(named)] if isinstance(named, str) and "{" not in named else []
+        return own + [of_the_run] * ("{dataset}" in json.dumps(self.args))
 
 
 class Preset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -155,7 +155,7 @@ def plan(run: TrainingRun) -> list[Step]:
     marks: dict[str, str] = {}
     again: set[str] = set()
     for stage in run.preset.stages:
-        data = dataset_id(run.dataset) if stage.uses_dataset() else None
+        data = " ".join(dataset_id(found) or "" for found in stage.datasets(run.dataset)) or None
         needs = {name: marks[name] for name in stage.needs()}
         values = settings(stage, run.extra_for(stage), needs, data)
         marks[stage.name] = fingerprint(values)

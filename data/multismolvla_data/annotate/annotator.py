@@ -31,8 +31,8 @@ class AnnotatedBatch:
     """Results for some frames.
 
     Attributes:
-        stored: picture feature -> what is written: depth uint16 (B, H, W, 1) millimetres; segmentation uint8
-            (B, H, W, 3), class id in red; thermal uint8 (B, H, W, 3), grey.
+        stored: picture feature -> what is derived or rescaled, as it is written: depth uint16 (B, H, W, 1)
+            millimetres; segmentation uint8 (B, H, W, 3), class id in red; thermal uint8 (B, H, W, 3), grey.
         ids: token feature -> int16 (B, N).
         valid: picture feature of depth -> share of usable pixels.
     """
@@ -53,21 +53,32 @@ class Annotator:
 
     def annotate(self, pictures: Mapping[str, Tensor], frames: Sequence[FrameId]) -> AnnotatedBatch:
         """Make what the plan asks for of the source's pictures, as `.source.SourceDataset.pictures`."""
-        stored: dict[str, np.ndarray] = {}
-        for stream in self.plan.streams:
-            if stream.derive:
-                stored[stream.key] = self._derive(stream, pictures, frames)
-            elif stream.store:
-                stored[stream.key] = _millimetres(pictures[stream.key] * stream.scale)
+        stored = self._make(self.plan.streams, pictures, frames)
         read_again = {key: as_read(made) for key, made in stored.items()}
         ids, valid = self.id_maker.ids({**pictures, **read_again})
         return AnnotatedBatch(stored, ids, valid)
 
-    def derive(
+    def unstored(
         self, streams: Sequence[Stream], pictures: Mapping[str, Tensor], frames: Sequence[FrameId]
     ) -> dict[str, Tensor]:
-        """Estimate streams again: picture feature -> what a reader would get, had it been stored."""
-        return {s.key: as_read(self._derive(s, pictures, frames)) for s in streams}
+        """Streams kept as ids only: picture feature -> what a reader would get, had it been stored.
+
+        ``pictures`` are the source's: RGB, and the recorded ones among ``streams``.
+        """
+        made = self._make(streams, pictures, frames)
+        return {s.key: as_read(made[s.key]) if s.key in made else pictures[s.key] for s in streams}
+
+    def _make(
+        self, streams: Sequence[Stream], pictures: Mapping[str, Tensor], frames: Sequence[FrameId]
+    ) -> dict[str, np.ndarray]:
+        """Estimate or rescale those streams that are not taken as they were recorded."""
+        made: dict[str, np.ndarray] = {}
+        for stream in streams:
+            if stream.derive:
+                made[stream.key] = self._derive(stream, pictures, frames)
+            elif stream.scale != 1.0:
+                made[stream.key] = _millimetres(pictures[stream.key] * stream.scale)
+        return made
 
     def _derive(
         self, stream: Stream, pictures: Mapping[str, Tensor], frames: Sequence[FrameId]

@@ -93,7 +93,8 @@ class AnnotateConfig(TokenizerOptions):
     views: ViewMap | None = None
     # Episodes to take; default: all.
     episodes: list[int] | None = None
-    # Store the derived pictures; false = their ids only (far smaller, and training decodes fewer pictures).
+    # Keep depth, segmentation and thermal pictures, recorded and derived ones; false = ids in their place:
+    # far smaller, and training loads it faster, because LeRobot decodes all pictures of many rows per sample.
     keep_pictures: bool = True
     # Cache token ids; false = pictures only.
     tokens: bool = True

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Merge:
     def _attach_videos(self, target: Path) -> None:
         """Copy the episodes' video files byte for byte and say where in them each episode is."""
         meta = self.setup.source.meta
-        keys = [key for key in meta.video_keys if key not in self.added]
+        keys = [key for key in meta.video_keys if key not in self._left_out]
         if not keys:
             return
         for file in sorted({meta.get_video_file_path(e, key) for e in self.setup.episodes for key in keys}):
@@ -98,7 +98,7 @@ class Merge:
         """Features in the source's order, then what was added; each stream says where it comes from."""
         path = target / "meta" / "info.json"
         info, old = _read_json(path), _read_json(self.setup.source.root / "meta" / "info.json")
-        features = {key: old["features"][key] for key in old["features"] if key not in self.added}
+        features = {key: f for key, f in old["features"].items() if key not in self._left_out}
         features |= {key: info["features"][key] for key in self.added}
         for stream in self.setup.plan.streams:
             if stream.key in self.added or stream.key not in features:
@@ -120,11 +120,16 @@ class Merge:
         path, old_path = target / "meta" / "stats.json", self.setup.source.root / "meta" / "stats.json"
         made = _read_json(path) if path.is_file() else {}
         if self._has_all_episodes and old_path.is_file():
-            made |= {key: v for key, v in _read_json(old_path).items() if key not in self.added}
+            made |= {key: v for key, v in _read_json(old_path).items() if key not in self._left_out}
         # in the features' order: LeRobot 0.6.1 writes them in that of a set
         order = _read_json(target / "meta" / "info.json")["features"]
         ids = {stream.token_key for stream in self.setup.plan.streams}
         write_json(path, {key: made[key] for key in order if key in made and key not in ids})
+
+    @property
+    def _left_out(self) -> Set[str]:
+        """Features of the source that are not in the new data set as they were."""
+        return self.added.keys() | self.setup.plan.dropped
 
     @property
     def _has_all_episodes(self) -> bool:

@@ -38,6 +38,7 @@ class AnnotationPlan:
 
     views: ViewMap  # with the keys of what is added
     streams: tuple[Stream, ...]  # all but RGB
+    dropped: frozenset[str]  # recorded pictures in whose place there are ids
     notes: tuple[str, ...]  # what the user should know, e.g. which streams cannot be made
 
     @property
@@ -107,7 +108,9 @@ def make_plan(cfg: AnnotateConfig, features: Features) -> AnnotationPlan:
     for stream in streams:
         if stream.tokenize and stream.token_key in features:
             notes.append(f"{stream.token_key} is in the data set already; the ids are made anew.")
-    return AnnotationPlan(dict(views), tuple(streams), tuple(notes))
+    recorded = [s for s in streams if s.tokenize and not s.derive]
+    dropped = frozenset() if cfg.keep_pictures else frozenset(s.key for s in recorded)
+    return AnnotationPlan(dict(views), tuple(streams), dropped, tuple(notes))
 
 
 def _has_ids(cfg: AnnotateConfig, modality: str) -> bool:
@@ -150,7 +153,8 @@ def _recorded(
             )
     scale = cfg.depth_scale_m.get(view, 0.001) / 0.001 if modality == Modality.DEPTH else 1.0
     provenance, tokenize = picture.provenance, _has_ids(cfg, modality)
-    return Stream(view, modality, key, provenance, store=scale != 1.0, scale=scale, tokenize=tokenize)
+    store = scale != 1.0 and (cfg.keep_pictures or not tokenize)
+    return Stream(view, modality, key, provenance, store=store, scale=scale, tokenize=tokenize)
 
 
 def _check_options(cfg: AnnotateConfig, views: ViewMap, streams: Sequence[Stream]) -> None:

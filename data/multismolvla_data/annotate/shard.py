@@ -62,7 +62,8 @@ class EpisodeAnnotator:
         self._plan, self._source, self._cfg = setup.plan, setup.source, setup.cfg
         self._annotator, self._rank = annotator, rank
         source = setup.source.features
-        kept = {key: f for key, f in source.items() if f["dtype"] != "video" and key not in added}
+        self._left_out = added.keys() | setup.plan.dropped
+        kept = {key: f for key, f in source.items() if f["dtype"] != "video" and key not in self._left_out}
         self._features, self._added = kept | added, list(added)
 
     def write(self, episode: int, target: Path, advance: Callable[[int], object]) -> None:
@@ -139,7 +140,7 @@ class EpisodeAnnotator:
         pq.write_table(table_cast(pa.table(arrays, names=schema.names), schema), path)
         meta.tasks = old.tasks.copy()  # all of them, so that task indices stay what they are
         write_tasks(meta.tasks, root)
-        stats = {k: v for k, v in self._source.stats(episode).items() if k not in columns.values}
+        stats = {k: v for k, v in self._source.stats(episode).items() if k not in self._left_out}
         for name in first.keys() & stats.keys():
             unshifted = stats[name].items()
             stats[name] = {k: v if k in ("std", "count") else v - first[name] for k, v in unshifted}

@@ -50,14 +50,19 @@ class FinishedDataset:
     def pictures(self, items: Items, episode: int, start: int) -> dict[str, Tensor]:
         """Pictures of consecutive frames of an episode: feature -> (B, C, H, W).
 
-        Streams kept as ids only are estimated again.
+        Recorded streams that are kept as ids only come from the source, derived ones are estimated again.
         """
-        keys = [key for streams in self.setup.plan.views.values() for key in streams.values()]
+        plan, source = self.setup.plan, self.setup.source
+        number = self.setup.episodes[episode]  # which decides the estimators' noise, too
+        keys = [key for streams in plan.views.values() for key in streams.values()]
         found = {key: torch.stack([item[key] for item in items]) for key in keys if key in items[0]}
-        missing = [stream for stream in self.setup.plan.streams if stream.key not in found]
-        # the episode's number in the source decides the estimators' noise
-        frames = [(self.setup.episodes[episode], start + t) for t in range(len(items))]
-        return found | self.annotator.derive(missing, found, frames)
+        missing = [stream for stream in plan.streams if stream.key not in found]
+        recorded: dict[str, Tensor] = {}
+        if plan.dropped:
+            rows, stop = source.table(number), start + len(items)
+            recorded = source.pictures(rows, number, start, stop, sorted(plan.dropped))
+        frames = [(number, start + t) for t in range(len(items))]
+        return found | self.annotator.unstored(missing, found | recorded, frames)
 
 
 def frames_of(data: LeRobotDataset, episode: int, start: int, stop: int) -> list[dict[str, Any]]:

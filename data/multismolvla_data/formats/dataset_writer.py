@@ -13,7 +13,7 @@ from PIL import Image
 
 from lerobot_env_multismolvla.cameras import suite_views
 from lerobot_env_multismolvla.labels import label_set
-from multismolvla.modalities import Provenance, ViewMap
+from multismolvla.modalities import Modality, Provenance, ViewMap
 from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
 from multismolvla.system.files import whole_file
 from multismolvla_data.formats.episode_files import SIMULATION, save_arrays
@@ -29,8 +29,11 @@ PREVIEW = "preview.png"
 STATES_FOLDER = "meta/simulation"
 
 
-def features(suite: str, size: int) -> Features:
-    """Features of a data set with all modalities of a suite's cameras, pictures of ``size`` pixels."""
+def features(suite: str, size: int, video: bool = False) -> Features:
+    """Features of a data set with all modalities of a suite's cameras, pictures of ``size`` pixels.
+
+    ``video`` stores RGB as video, the rest without loss all the same.
+    """
     labels = label_set(suite)
     declared: Features = {
         "observation.state": {"dtype": "float32", "shape": (8,), "names": STATE_NAMES},
@@ -39,6 +42,8 @@ def features(suite: str, size: int) -> Features:
     for streams in suite_views(suite).values():
         for modality, key in streams.items():
             declared[key] = declare_pictures(modality, size, size, Provenance.SENSOR.value, labels)
+            if video and modality == Modality.RGB:
+                declared[key]["dtype"] = "video"
     return declared
 
 
@@ -49,7 +54,7 @@ class DatasetWriter:
         lengths: frames of the episodes so far.
     """
 
-    def __init__(self, root: Path, repo_id: str, suite: str, size: int) -> None:
+    def __init__(self, root: Path, repo_id: str, suite: str, size: int, video: bool = False) -> None:
         shutil.rmtree(root, ignore_errors=True)
         datasets.disable_progress_bars()  # one bar per episode would bury the command's own
         self._root = root
@@ -57,10 +62,10 @@ class DatasetWriter:
         self._dataset = LeRobotDataset.create(
             repo_id=repo_id,
             fps=FPS,
-            features=features(suite, size),
+            features=features(suite, size, video),
             root=root,
             robot_type="panda",
-            use_videos=False,
+            use_videos=video,
         )
         self.lengths: list[int] = []
         self._examples: dict[str, Mapping[str, np.ndarray]] = {}

@@ -71,7 +71,7 @@ def record(config: RecordConfig) -> Path:
 def _record(config: RecordConfig, workspace: Workspace) -> None:
     tasks = [TaskProgress(task_id, workspace.episodes) for task_id in config.task_ids or ()]
     instructions = list(suite_tasks(config.suite).values())
-    writer = DatasetWriter(workspace.dataset, config.repo_id, config.suite, config.size)
+    writer = DatasetWriter(workspace.dataset, config.repo_id, config.suite, config.size, config.video)
     goal = config.episodes * len(tasks)
     progress = tqdm(total=goal, desc="record", unit="episode", smoothing=0.1)
     with simulator_pool(config.workers) as pool, progress as bar:

@@ -70,7 +70,9 @@ class _Assembly:
 
     def __init__(self, config: ReplayConfig, plan: ReplayPlan, workspace: Workspace) -> None:
         self._config, self._plan, self._workspace = config, plan, workspace
-        self._writer = DatasetWriter(workspace.dataset, config.repo_id, config.suite, config.size)
+        self._writer = DatasetWriter(
+            workspace.dataset, config.repo_id, config.suite, config.size, config.video
+        )
         self._finished: set[PlannedDemo] = set()
         self._waiting = list(plan.demos)
         self._written: list[PlannedDemo] = []

@@ -63,7 +63,10 @@ class ReplayPlan:
     def identity(self, config: ReplayConfig) -> JsonObject:
         """What must be equal for a replay to be continued, or to pass for this one."""
         settings = config.settings
-        return {
+        stored: JsonObject = (
+            {"video": True} if config.video else {}
+        )  # data sets made before know no such option
+        return stored | {
             **asdict(settings),
             "simulator": settings.simulator.identity(),
             "episodes": config.episodes,

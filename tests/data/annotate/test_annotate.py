@@ -21,6 +21,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from multismolvla.modalities import token_key
 from multismolvla.system.command import entry_point
 from multismolvla_data.annotate import command as annotate_command
 from multismolvla_data.annotate.annotator import Annotator
@@ -302,8 +303,9 @@ def test_ids_alone_are_the_same_ids(recorded, networks, annotated, tmp_path):
     cfg = config(recorded, networks, tmp_path / "ids", keep_pictures=False, episodes=[1])
     root = annotate(cfg)
     features = features_of(root)
-    assert f"{WRIST}_depth" not in features
-    assert f"{FRONT}_depth" in features  # a sensor is always kept
+    assert not {f"{WRIST}_depth", f"{FRONT}_depth"} & set(features)
+    assert not (root / "videos" / f"{FRONT}_depth").exists()
+    assert FRONT in features
     size = sum(2 * f["shape"][0] for k, f in features.items() if k.startswith("observation.tokens.front"))
     assert size <= 2000  # bytes per view and frame
     ids, whole = opened(root), opened(annotated[1])
@@ -336,6 +338,19 @@ def test_a_camera_with_another_unit_is_stored_anew_in_millimetres(recorded, netw
     info = features_of(root)[f"{FRONT}_depth"]["info"]
     assert (info["provenance"], info["depth_unit"]) == ("sensor", "mm")
     assert not (root / "videos" / f"{FRONT}_depth").exists()
+    ids_alone = annotate(
+        cheap(
+            recorded,
+            networks,
+            tmp_path / "d405_ids",
+            depth_scale_m={"front": 0.0001},
+            episodes=[0],
+            keep_pictures=False,
+        )
+    )
+    key = token_key("front", "depth")
+    assert torch.equal(opened(ids_alone)[3][key], opened(root)[3][key])
+    assert f"{FRONT}_depth" not in features_of(ids_alone)
 
 
 def test_what_cannot_be_is_refused_before_any_work(recorded, networks, tmp_path):

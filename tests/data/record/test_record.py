@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_env_multismolvla import mini
-from multismolvla_data.formats.dataset_writer import features
+from multismolvla_data.formats.dataset_writer import DatasetWriter, features
 from multismolvla_data.formats.episode_files import load_episode, store_episode
 from multismolvla_data.formats.metadata import DatasetMetadata, Start, read_metadata, write_metadata
 from multismolvla_data.formats.simulators import simulator
@@ -163,6 +164,30 @@ def black_frame(size: int) -> dict[str, np.ndarray]:
         key: np.zeros(f["shape"], np.float32 if f["dtype"] != "image" or key.endswith("_depth") else np.uint8)
         for key, f in declared.items()
     }
+
+
+def test_colour_as_video_leaves_the_other_modalities_lossless(tmp_path):
+    root, size = tmp_path / "video", 64
+    writer = DatasetWriter(root, "tests/video", "multismolvla_mini", size, video=True)
+    rng = np.random.default_rng(0)
+    declared = features("multismolvla_mini", size, video=True)
+    smooth = np.linspace(0, 255, size, dtype=np.uint8)[None, :, None].repeat(size, 0).repeat(3, 2)
+    episode = {
+        key: np.stack([smooth] * 4)
+        if f["dtype"] == "video"
+        else rng.integers(0, 200, (4, *f["shape"])).astype(np.uint8 if f["shape"][-1] == 3 else np.float32)
+        for key, f in declared.items()
+    }
+    writer.append(episode, "look")
+    writer.finish(DatasetMetadata())
+    item = LeRobotDataset("tests/video", root=root, return_uint8=True, depth_output_unit="m")[2]
+    depth, seg = "observation.images.image_depth", "observation.images.image_seg"
+    np.testing.assert_allclose(item[depth].numpy()[0], episode[depth][2, ..., 0])
+    assert (item[seg].numpy().transpose(1, 2, 0) * 255 == episode[seg][2]).all()
+    colour = item["observation.images.image"].numpy().transpose(1, 2, 0)
+    assert colour.dtype == np.uint8
+    assert abs(colour.astype(int) - smooth).mean() < 4
+    assert len(list((root / "videos").glob("*/*/*.mp4"))) == len(mini.CAMERAS)
 
 
 @pytest.mark.parametrize(("name", "value"), [("MINI_VERSION", -1), ("assets_hash", lambda: "other")])
