@@ -140,6 +140,7 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
             continue
         # the defaults are lerobot-train's
         batch, every = _number(stage.args, "batch_size", 8), _number(stage.args, "save_freq", 20_000)
+        workers = _number(stage.args, "num_workers", 4)
         checkpoints = -(-stage.steps // every)
         yield (
             f"  {stage.name}: {stage.steps} steps of batch size {batch}; "
@@ -147,7 +148,7 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
             f"{made.memory_gb(batch):.0f} GB of GPU memory; "
             f"{checkpoints} checkpoints of {made.checkpoint_gb:.1f} GB"
         )
-        yield from (f"    {_gpu_line(made, gpu, batch, stage.steps)}" for gpu in GPUS)
+        yield from (f"    {_gpu_line(made, gpu, batch, stage.steps, workers)}" for gpu in GPUS)
         disk += 0 if step.action is Action.SKIP else checkpoints * made.checkpoint_gb
     existing = next(p for p in (run.out.absolute(), *run.out.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
@@ -168,11 +169,13 @@ def _number(args: Options, name: str, default: int) -> int:
     return value
 
 
-def _gpu_line(made: Estimate, gpu: Gpu, batch: int, steps: int) -> str:
+def _gpu_line(made: Estimate, gpu: Gpu, batch: int, steps: int, workers: int) -> str:
     largest = made.largest_batch(gpu)
     name = f"{gpu.memory_gb:>3} GB ({gpu.model})"
     if largest == 0:
         return f"{name:<20} too small"
     fits = f"fits {largest}" if largest <= batch else f"fits {batch} and up to {largest}"
     less = f" (take --batch_size={largest} and {batch // largest} times the steps)" if largest < batch else ""
-    return f"{name:<20} {fits:<22} {made.hours(gpu, batch, steps):6.1f} h{less}"
+    slow = made.loading_s(batch, workers) > made.computing_s(gpu, batch)
+    waits = f", loading decides: more than --num_workers={workers} would be faster" if slow else ""
+    return f"{name:<20} {fits:<22} {made.hours(gpu, batch, steps, workers):6.1f} h{less}{waits}"

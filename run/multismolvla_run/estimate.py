@@ -34,11 +34,14 @@ class Gpu:
 GPUS = (Gpu(24, "RTX 4090", 165), Gpu(48, "L40S", 362), Gpu(80, "H100", 989), Gpu(141, "H200", 989))
 _UTILISATION = 0.25
 _STEP_OVERHEAD_S = 0.15
+#: Processor time of a worker for one sample's view, RGB as video and ids beside it: benchmarks/loader.py.
+_LOADING_S = 0.032
 _CONTEXT_GB = 1.5
 _MARGIN = 1.15
 ASSUMPTIONS = (
     f"{_UTILISATION:.0%} of the vendor's dense bf16 peak is reached, {_STEP_OVERHEAD_S} s per step pass "
-    "beside the network (loading, optimizer), weights are kept in fp32 and computed in bf16, "
+    f"beside the network, a loader's worker takes {_LOADING_S} s for a sample's view (RGB as video, and ids) "
+    "and has a core of its own, weights are kept in fp32 and computed in bf16, "
     f"{_CONTEXT_GB} GB go to CUDA and {_MARGIN - 1:.0%} to fragmentation"
 )
 
@@ -103,6 +106,7 @@ class Estimate:
     sample_gb: float  # memory per sample of the batch
     sample_tflop: float  # operations per sample and step, forward and backward
     checkpoint_gb: float  # size of one checkpoint on the disk, with the optimizer's state
+    views: int  # of a sample
 
     def memory_gb(self, batch_size: int) -> float:
         """GPU memory at a batch size."""
@@ -113,10 +117,18 @@ class Estimate:
         fitting = [2**n for n in range(9) if self.memory_gb(2**n) <= 0.95 * gpu.memory_gb]
         return max(fitting, default=0)
 
-    def hours(self, gpu: Gpu, batch_size: int, steps: int) -> float:
-        """Time of the stage on one GPU."""
-        seconds = batch_size * self.sample_tflop / (gpu.peak_tflops * _UTILISATION) + _STEP_OVERHEAD_S
-        return seconds * steps / 3600
+    def computing_s(self, gpu: Gpu, batch_size: int) -> float:
+        """Seconds of one step on one GPU, with its batch at hand."""
+        return batch_size * self.sample_tflop / (gpu.peak_tflops * _UTILISATION) + _STEP_OVERHEAD_S
+
+    def loading_s(self, batch_size: int, workers: int) -> float:
+        """Seconds in which the loader has the next batch; without workers nothing else is done meanwhile."""
+        return batch_size * self.views * _LOADING_S / max(1, workers)
+
+    def hours(self, gpu: Gpu, batch_size: int, steps: int, workers: int) -> float:
+        """Time of the stage on one GPU: what takes longer, loading or computing, decides."""
+        parts = self.computing_s(gpu, batch_size), self.loading_s(batch_size, workers)
+        return (max(parts) if workers else sum(parts)) * steps / 3600
 
 
 class _PolicyOptions(msgspec.Struct):
@@ -201,6 +213,7 @@ def estimate(policy: Options, peft: Options) -> Estimate:
         sample_gb=(kept + views * work) / GB,
         sample_tflop=(through + views * (look + fusing)) / 1e12,
         checkpoint_gb=(4 * written + 8 * trained) / GB,
+        views=views,
     )
 
 

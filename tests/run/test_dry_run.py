@@ -316,9 +316,38 @@ def test_estimates_grow_with_tower_batch_and_steps() -> None:
         made = [estimate.estimate(*options(f"libero_{size}", stage)) for size in ("b", "l", "xl")]
         for small, large in itertools.pairwise(made):
             assert small.memory_gb(64) < large.memory_gb(64)
-            assert small.hours(gpu, 64, 100) < large.hours(gpu, 64, 100)
+            assert small.hours(gpu, 64, 100, 64) < large.hours(gpu, 64, 100, 64)
         assert made[0].memory_gb(1) < made[0].memory_gb(2)
-        assert made[0].hours(gpu, 64, 200) == pytest.approx(2 * made[0].hours(gpu, 64, 100))
+        assert made[0].hours(gpu, 64, 200, 64) == pytest.approx(2 * made[0].hours(gpu, 64, 100, 64))
+
+
+@pytest.mark.parametrize("stage", ["base", "connector", "robust"])
+def test_loading_counts_where_it_takes_longer_than_computing(stage, cache, tmp_path, capsys) -> None:
+    made = estimate.estimate(*options("libero_b", stage))
+    small, large = estimate.GPUS[0], estimate.GPUS[-1]
+    assert made.hours(small, 64, 100, 8) == pytest.approx(100 * made.computing_s(small, 64) / 3600)
+    assert made.hours(large, 64, 100, 8) == pytest.approx(100 * made.loading_s(64, 8) / 3600)
+    assert made.hours(large, 64, 100, 16) == pytest.approx(100 * made.computing_s(large, 64) / 3600)
+    assert made.hours(small, 64, 100, 0) > made.hours(small, 64, 100, 1)
+    text = answer("libero_b", capsys, f"--output={tmp_path}")
+    lines = [line for line in text.splitlines() if "GB (" in line]
+    assert [("loading decides" in line) for line in lines[:4]] == [False, False, True, True]
+
+
+def test_a_stage_names_a_data_set_of_its_own(tmp_path, capsys) -> None:
+    """One that is missing must be told before the first stage, not after days of training."""
+    for name in ("data", "other"):
+        (tmp_path / name / "meta").mkdir(parents=True)
+    (tmp_path / "data/meta/info.json").write_text("{}")
+    (tmp_path / "own.yaml").write_text(
+        f"dataset: {tmp_path / 'data'}\noutput: {tmp_path / 'out'}\nstages:\n"
+        "  first: {run: lerobot-train, steps: 1, args: {dataset.root: '{dataset}'}}\n"
+        f"  last: {{run: multismolvla_run.health, args: {{dataset: {tmp_path / 'other'}}}, produces: [a]}}\n"
+    )
+    assert f"Data: {tmp_path / 'other'} (missing)" in answer(str(tmp_path / "own.yaml"), capsys)
+    assert pipeline.main([str(tmp_path / "own.yaml")], configs=CONFIGS) == 2
+    assert f"{tmp_path / 'other'} is not a LeRobotDataset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_largest_batch_fits_and_the_next_does_not() -> None:
