@@ -41,8 +41,8 @@ class LoaderBenchmark:
     def __post_init__(self) -> None:
         if self.size < 16 or min(self.cameras, self.episodes) < 1 or self.frames < self.chunk:
             raise ValueError(
-                f"--frames={self.frames} and --chunk={self.chunk}: expected episodes at least as long as a chunk, "
-                "one or more of them and of cameras, and pictures of at least 16 pixels."
+                f"--frames={self.frames} and --chunk={self.chunk}: expected episodes at least as long as a "
+                "chunk, one or more of them and of cameras, and pictures of at least 16 pixels."
             )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -64,7 +65,8 @@ MARKS = 3 + THUMBNAIL**2
 #: Key of what `judge` remembers, where a caller keeps it in the policy's stead: float (B, memory_size(...)).
 MEMORY_KEY = "observation.health_memory"
 
-_PIXELS = 64  # pictures are inspected at about this side, so that the price does not depend on the camera
+_PIXELS = 64  # pictures are inspected at this side, so that the price does not depend on the camera
+_SAME = 1e-12  # thumbnails that differ by less are equal
 #: The robot moves when a number of its normalised state changes by more than this between two looks.
 MOVED = 0.02
 _OUT, _IN = 2, 3  # unusual looks in a row until a stream is absent, and usual ones until it is back
@@ -82,13 +84,33 @@ def health_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What pictures of one stream say by themselves.
+class Picture:
+    """Canonical pictures of one stream, see :mod:`multismolvla.modalities`.
 
     Attributes:
-        cause: int64 (B,), a `Cause` of those that need no memory.
-        features: float32 (B, len(FEATURES)).
-        thumbnail: float32 (B, 64): mean brightness, metres or id of 8 x 8 fields.
+        image: (B, C, H, W).
+        modality: of the stream.
+        valid: bool (B, 1, H, W), of depth.
+    """
+
+    image: Tensor
+    modality: str
+    valid: Tensor | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether values are brightness in [0, 1], neither metres nor class ids."""
+        return self.modality in (Modality.RGB, Modality.THERMAL)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What pictures of S streams say by themselves.
+
+    Attributes:
+        cause: int64 (B, S), a `Cause` of those that need no memory.
+        features: float32 (B, S, len(FEATURES)).
+        thumbnail: float32 (B, S, 64): mean brightness, metres or id of 8 x 8 fields.
     """
 
     cause: Tensor
@@ -96,41 +118,62 @@ class Inspection:
     thumbnail: Tensor
 
 
-def inspect(image: Tensor, modality: str, valid: Tensor | None = None) -> Inspection:
-    """Look at canonical pictures of one stream.
+def inspect(pictures: Sequence[Picture]) -> Inspection:
+    """Look at canonical pictures, one or more streams of the same batch and device at once."""
+    grey = torch.stack([_sampled(p.image) for p in pictures], 1)  # (B, S, 64, 64)
+    seen = torch.ones_like(grey)
+    for number, picture in enumerate(pictures):
+        if picture.valid is not None:
+            seen[:, number] = _sampled(picture.valid)
+    where = grey.device
+    scaled = torch.tensor([p.scaled for p in pictures], device=where)
+    depth = torch.tensor([p.modality == Modality.DEPTH for p in pictures], device=where)
 
-    Args:
-        image: (B, C, H, W) canonical, see :mod:`multismolvla.modalities`.
-        modality: of the stream.
-        valid: bool (B, 1, H, W), of depth.
-    """
-    stride = max(1, min(image.shape[-2:]) // _PIXELS)
-    grey = image[..., ::stride, ::stride].float().mean(1, keepdim=True)  # (B, 1, h, w)
-    seen = torch.ones_like(grey) if valid is None else valid[..., ::stride, ::stride].float()
-    count = seen.flatten(1).sum(1).clamp_min(1)
-    mean = (grey * seen).flatten(1).sum(1) / count
-    deviation = (((grey - mean[:, None, None, None]) ** 2) * seen).flatten(1).sum(1).div(count).sqrt()
-    mass = F.adaptive_avg_pool2d(seen, THUMBNAIL)
-    fields = F.adaptive_avg_pool2d(grey * seen, THUMBNAIL) / mass.clamp_min(1e-6)
-    thumbnail = torch.where(mass > 0, fields, mean[:, None, None, None]).flatten(1)
-    scaled = modality in (Modality.RGB, Modality.THERMAL)
-    none = torch.zeros_like(mean)
-    features = [
-        mean,
-        deviation,
-        thumbnail.std(1),
-        (grey <= 2 / 255).float().flatten(1).mean(1) if scaled else none,
-        (grey >= 253 / 255).float().flatten(1).mean(1) if scaled else none,
-        seen.flatten(1).mean(1),
-        mean.clamp_min(1e-3).log2() if modality == Modality.DEPTH else none,
-    ]
-    cause = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    if modality == Modality.DEPTH:
-        cause[~seen.flatten(1).any(1)] = Cause.NO_DEPTH
-    elif scaled:
-        cause[deviation < CONSTANT_DEVIATION] = Cause.CONSTANT
-        cause[~grey.flatten(1).any(1)] = Cause.ZERO
-    return Inspection(cause, torch.stack(features, 1), thumbnail)
+    known = grey * seen
+    mass, sums = _fields(seen), _fields(known)  # (B, S, 64)
+    count = mass.sum(2).clamp_min(1e-6)
+    mean = sums.sum(2) / count
+    deviation = _fields((grey - mean[..., None, None]).square_().mul_(seen)).sum(2).div(count).sqrt()
+    thumbnail = torch.where(mass > 0, sums / mass.clamp_min(1e-6), mean[..., None])
+    features = torch.stack(
+        [
+            mean,
+            deviation,
+            thumbnail.std(2),
+            _share(grey <= 2 / 255) * scaled,
+            _share(grey >= 253 / 255) * scaled,
+            mass.mean(2),
+            mean.clamp_min(1e-3).log2() * depth,
+        ],
+        2,
+    )
+    constant = torch.where(scaled & (deviation < CONSTANT_DEVIATION), int(Cause.CONSTANT), 0)
+    cause = torch.where(scaled & ~grey.flatten(2).any(2), int(Cause.ZERO), constant)
+    cause = torch.where(depth & ~seen.flatten(2).any(2), int(Cause.NO_DEPTH), cause)
+    return Inspection(cause, features, thumbnail)
+
+
+def _sampled(image: Tensor) -> Tensor:
+    """The pictures' mean channel at 64 x 64 points: (B, 64, 64), whatever their size."""
+    rows, columns = _points(*image.shape[-2:], image.device)
+    taken = image[..., rows, columns].float()
+    return taken[:, 0] if taken.shape[1] == 1 else taken.mean(1)
+
+
+@cache
+def _points(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows (64, 1) and columns (64,) that are looked at."""
+    points = torch.arange(_PIXELS, device=device)
+    return (points * height // _PIXELS)[:, None], points * width // _PIXELS
+
+
+def _fields(values: Tensor) -> Tensor:
+    """Means of the 8 x 8 fields: (B, S, 64, 64) -> (B, S, 64)."""
+    return F.avg_pool2d(values, _PIXELS // THUMBNAIL).flatten(2)
+
+
+def _share(where: Tensor) -> Tensor:
+    return where.flatten(2).float().mean(2)
 
 
 @dataclass(frozen=True)
@@ -155,9 +198,18 @@ class StreamStatistics:
 
     def distance(self, features: Tensor) -> Tensor:
         """How far features (B, F) lie outside the healthy range; 1 = at the threshold."""
-        low, high, spread = (x.to(features.device) for x in (self.low, self.high, self.spread))
-        outside = torch.maximum(low - features, features - high).clamp_min(0) / spread
+        outside = torch.maximum(self.low - features, features - self.high).clamp_min(0) / self.spread
         return outside.amax(1) / self.threshold
+
+    @classmethod
+    def unfitted(cls, modality: str) -> StreamStatistics:
+        """What holds where nothing was fitted: any picture is usual, and only equal ones are the same.
+
+        Of class ids not even these: with no object in sight they are equal while the robot moves.
+        """
+        never = torch.full((len(FEATURES),), torch.inf)
+        change = 0.0 if modality == Modality.SEG else _SAME
+        return cls(-never, never, torch.ones(len(FEATURES)), 1.0, change, False)
 
     def to_tensor(self) -> Tensor:
         """All numbers in one row, float32 (3 * F + 3,), for a file."""
@@ -182,38 +234,45 @@ class StreamStatistics:
         return cls(low, high, spread, threshold, change, bool(constant))
 
 
-def mark(
-    inspection: Inspection, modality: str, statistics: StreamStatistics | None, known: Tensor | None = None
-) -> Tensor:
-    """Marks (B, MARKS) of a stream's pictures.
+class Marker:
+    """Compares inspections of some streams with the statistics of the training data.
 
     Args:
-        inspection: of the pictures.
-        modality: of the stream.
-        statistics: of the training data, if they were fitted.
-        known: int64 (B,), causes that were found before the picture was canonical.
+        modalities: of the streams, in their order.
+        statistics: of each stream; ``None`` = none were fitted.
     """
-    cause, thumbnail = inspection.cause.clone(), inspection.thumbnail
-    distance = torch.zeros(len(cause), device=cause.device)
-    # Without statistics only equal thumbnails count as the same; of class ids not even these: with no object
-    # in sight they are equal while the robot moves.
-    change, compared = 1e-12, modality != Modality.SEG
-    if statistics is not None:
-        distance = statistics.distance(inspection.features)
-        change, compared = max(statistics.change, change), statistics.change > 0
-        if modality == Modality.DEPTH:
-            number = FEATURES.index("level")
-            level, low, high = (
-                x[..., number] for x in (inspection.features, statistics.low, statistics.high)
-            )
-            wrong = (level < low - _OCTAVES) | (level > high + _OCTAVES)
-            cause[wrong & (cause == Cause.FIT)] = Cause.DEPTH_SCALE
-        if statistics.constant:
-            cause[cause == Cause.CONSTANT] = Cause.FIT
-    if known is not None:
-        cause = torch.maximum(cause, known.to(cause))
-    numbers = torch.stack([cause.float(), distance, torch.full_like(distance, float(compared))], 1)
-    return torch.cat([numbers, thumbnail / change], 1)
+
+    def __init__(self, modalities: Sequence[str], statistics: Sequence[StreamStatistics | None]) -> None:
+        width = len(FEATURES)
+        rows = [s or StreamStatistics.unfitted(m) for m, s in zip(modalities, statistics, strict=True)]
+        self._low, self._high, self._spread = (
+            torch.stack([getattr(row, name) for row in rows]).view(-1, width)
+            for name in ("low", "high", "spread")
+        )
+        self._threshold = torch.tensor([row.threshold for row in rows])
+        self._change = torch.tensor([max(row.change, _SAME) for row in rows])
+        self._compared = torch.tensor([float(row.change > 0) for row in rows])
+        self._constant = torch.tensor([row.constant for row in rows])
+        self._depth = torch.tensor([m == Modality.DEPTH for m in modalities])
+
+    def __call__(self, seen: Inspection, known: Tensor | None = None) -> Tensor:
+        """Marks (B, S, MARKS); ``known``, int64 (B, S), are causes found before pictures were canonical."""
+        self._to(seen.cause.device)
+        outside = torch.maximum(self._low - seen.features, seen.features - self._high).clamp_min(0)
+        distance = (outside / self._spread).amax(2) / self._threshold
+        octaves = outside[..., FEATURES.index("level")]
+        wrong = self._depth & (octaves > _OCTAVES) & (seen.cause == Cause.FIT)
+        cause = torch.where(wrong, int(Cause.DEPTH_SCALE), seen.cause)
+        cause = torch.where(self._constant & (cause == Cause.CONSTANT), int(Cause.FIT), cause)
+        if known is not None:
+            cause = torch.maximum(cause, known)
+        numbers = torch.stack([cause.float(), distance, self._compared.expand_as(distance)], 2)
+        return torch.cat([numbers, seen.thumbnail / self._change[:, None]], 2)
+
+    def _to(self, device: torch.device) -> None:
+        if self._low.device != device:
+            for name, value in vars(self).items():
+                setattr(self, name, value.to(device))
 
 
 def memory_size(streams: int, state: int) -> int:

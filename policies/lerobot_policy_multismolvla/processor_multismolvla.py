@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from lerobot.configs.types import PipelineFeatureType, PolicyFeature
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from lerobot.processor import (
@@ -24,7 +25,7 @@ from lerobot.processor import (
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from multismolvla.health import StreamStatistics, health_key, inspect, mark
+from multismolvla.health import Marker, Picture, StreamStatistics, health_key, inspect
 from multismolvla.modalities import ViewMap, valid_key
 from multismolvla.sensors import SensorReader
 
@@ -78,23 +79,38 @@ class HealthStep(ObservationProcessorStep):
 
     def __post_init__(self) -> None:
         self.statistics: dict[str, StreamStatistics] = {}  # by view.modality
+        self._markers: dict[tuple[str, ...], Marker] = {}  # by the streams that are there
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Add the marks, under `multismolvla.health.health_key`."""
         out = dict(observation)
-        for view, streams in self.views.items():
-            for modality, key in streams.items():
-                if key not in out:
-                    continue
-                seen = inspect(out[key], modality, out.get(valid_key(key)))
-                known = out.get(health_key(key))
-                known = None if known is None else known[:, 0].long()
-                out[health_key(key)] = mark(seen, modality, self.statistics.get(f"{view}.{modality}"), known)
-        return out
+        there = {
+            f"{view}.{modality}": (key, modality)
+            for view, streams in self.views.items()
+            for modality, key in streams.items()
+            if key in out
+        }
+        if not there:
+            return out
+        seen = inspect([Picture(out[key], m, out.get(valid_key(key))) for key, m in there.values()])
+        known = None
+        if any(health_key(key) in out for key, _ in there.values()):
+            none = torch.zeros_like(seen.cause[:, 0])
+            known = torch.stack([_known(out, key, none) for key, _ in there.values()], 1)
+        marks = self._marker(there)(seen, known)
+        return out | {health_key(key): marks[:, n] for n, (key, _) in enumerate(there.values())}
+
+    def _marker(self, there: Mapping[str, tuple[str, str]]) -> Marker:
+        names = tuple(there)
+        if names not in self._markers:
+            modalities = [modality for _, modality in there.values()]
+            self._markers[names] = Marker(modalities, [self.statistics.get(name) for name in names])
+        return self._markers[names]
 
     def set_statistics(self, statistics: Mapping[str, StreamStatistics], fitted: dict[str, Any]) -> None:
         """Use the statistics of these streams (``view.modality``) from now on."""
         self.statistics, self.fitted = dict(statistics), fitted
+        self._markers.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics, one row per stream."""
@@ -113,7 +129,9 @@ class HealthStep(ObservationProcessorStep):
                 f"The health statistics are of {unknown}, which the view map does not declare (it has "
                 f"{sorted(declared)}). Fit them for these views: multismolvla-health fit."
             )
-        self.statistics = {name: StreamStatistics.from_tensor(row) for name, row in state.items()}
+        self.set_statistics(
+            {name: StreamStatistics.from_tensor(row) for name, row in state.items()}, self.fitted
+        )
 
     def get_config(self) -> dict[str, Any]:
         """What is written to ``policy_preprocessor.json``."""
@@ -124,6 +142,12 @@ class HealthStep(ObservationProcessorStep):
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
         """Marks are no features."""
         return features
+
+
+def _known(observation: Mapping[str, Any], key: str, none: Tensor) -> Tensor:
+    """Causes (B,) that were found before the picture was canonical."""
+    marks = observation.get(health_key(key))
+    return none if marks is None else marks[:, 0].long()
 
 
 def make_multismolvla_pre_post_processors(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    from multismolvla.health import StreamStatistics
+    from multismolvla.health import Inspection, StreamStatistics
 
 _PRE = "policy_preprocessor.json"
 
@@ -51,16 +52,16 @@ class HealthOptions:
 
 @dataclass
 class _Episode:
-    """What the looks of one episode show.
+    """What the N looks of one episode show.
 
     Attributes:
-        features: stream (``view.modality``) -> float (N, F).
-        thumbnails: stream -> float (N, 64).
+        streams: stream (``view.modality``) -> its modality, in the order of ``seen``.
+        seen: of all streams.
         state: float (N, D), normalised.
     """
 
-    features: dict[str, torch.Tensor]
-    thumbnails: dict[str, torch.Tensor]
+    streams: dict[str, str]
+    seen: Inspection
     state: torch.Tensor
 
 
@@ -110,7 +111,7 @@ def fit(options: HealthOptions) -> str:
         statistics,
         {"dataset": options.dataset.name, "episodes": len(episodes) - held_out, "held_out": held_out},
     )
-    alarms = _false_alarms(step, test)
+    alarms = _false_alarms(statistics, test)
     looks = sum(len(e.state) for e in test)
     # computed on the CPU, whatever device the policy is for
     moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
@@ -140,7 +141,7 @@ def _read(config: Any, data: LeRobotDataset, pre: Any, episode: int) -> _Episode
     """What the policy would see at its looks, every ``n_action_steps`` frames."""
     import torch
 
-    from multismolvla.health import inspect
+    from multismolvla.health import Picture, inspect
     from multismolvla.modalities import valid_key
 
     about = data.meta.episodes[episode]
@@ -148,16 +149,12 @@ def _read(config: Any, data: LeRobotDataset, pre: Any, episode: int) -> _Episode
     items = [data[row] for row in rows]
     keys = {*config.stream_keys(), "observation.state"}
     batch: dict[str, Any] = {k: torch.stack([i[k] for i in items]) for k in items[0] if k in keys}
-    seen = pre(batch | {"task": [i["task"] for i in items]})
-    found = {
-        f"{view}.{m}": inspect(seen[key], m, seen.get(valid_key(key)))
-        for key, (view, m) in config.stream_keys().items()
-        if key in seen
-    }
+    ready = pre(batch | {"task": [i["task"] for i in items]})
+    there = {key: stream for key, stream in config.stream_keys().items() if key in ready}
     return _Episode(
-        {name: i.features for name, i in found.items()},
-        {name: i.thumbnail for name, i in found.items()},
-        seen["observation.state"].flatten(1),
+        {f"{view}.{m}": m for view, m in there.values()},
+        inspect([Picture(ready[key], m, ready.get(valid_key(key))) for key, (_, m) in there.items()]),
+        ready["observation.state"].flatten(1),
     )
 
 
@@ -167,35 +164,28 @@ def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStat
     from multismolvla.health import MOVED, fit_statistics
 
     made = {}
-    for name in episodes[0].features:
+    for number, name in enumerate(episodes[0].streams):
         changes = []
         for e in episodes:
             moved = e.state.diff(dim=0).abs().amax(1) > MOVED
-            changes.append(e.thumbnails[name].diff(dim=0).abs().amax(1)[moved])
-        features = [e.features[name] for e in episodes]
+            changes.append(e.seen.thumbnail[:, number].diff(dim=0).abs().amax(1)[moved])
+        features = [e.seen.features[:, number] for e in episodes]
         made[name] = fit_statistics(features[:-held_out], features[-held_out:], torch.cat(changes))
     return made
 
 
-def _false_alarms(step: Any, episodes: list[_Episode]) -> dict[str, int]:
+def _false_alarms(statistics: Mapping[str, StreamStatistics], episodes: list[_Episode]) -> dict[str, int]:
     """Stream and cause -> at how many looks of healthy episodes it was found unfit."""
-    import torch
-
-    from multismolvla.health import Cause, Inspection, judge, mark
+    from multismolvla.health import Cause, Marker, judge
 
     alarms: dict[str, int] = {}
     for e in episodes:
+        marks = Marker(list(e.streams.values()), [statistics[name] for name in e.streams])(e.seen)
         memory = None
         for i in range(len(e.state)):
-            marks = []
-            for name, features in e.features.items():
-                row = slice(i, i + 1)
-                none = torch.zeros(1, dtype=torch.int64)
-                seen = Inspection(none, features[row], e.thumbnails[name][row])
-                marks.append(mark(seen, name.rpartition(".")[2], step.statistics.get(name)))
-            verdict = judge(torch.stack(marks, 1), e.state[i : i + 1], memory)
+            verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory)
             memory = verdict.memory
-            for name, cause in zip(e.features, verdict.cause[0].tolist(), strict=True):
+            for name, cause in zip(e.streams, verdict.cause[0].tolist(), strict=True):
                 if cause:
                     what = f"{name} {Cause(cause).label}"
                     alarms[what] = alarms.get(what, 0) + 1

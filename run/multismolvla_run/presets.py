@@ -67,7 +67,7 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return tuple(dict.fromkeys(_STAGE_REFERENCE.findall(json.dumps(self.args))))
 
     def datasets(self, of_the_run: Path) -> list[Path]:
-        """Data sets that must be there before the run starts: that of the run, and one named by its folder."""
+        """Data sets that must be there before the run starts: the run's, and one named by its folder."""
         named = self.args.get("dataset")
         own = [Path(named)] if isinstance(named, str) and "{" not in named else []
         return own + [of_the_run] * ("{dataset}" in json.dumps(self.args))

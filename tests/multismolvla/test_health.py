@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multismolvla.health import (
     MARKS,
     Cause,
+    Marker,
+    Picture,
     StreamStatistics,
     fit_statistics,
     inspect,
     judge,
-    mark,
     memory_size,
 )
 
@@ -28,7 +29,12 @@ def scene(rows=1, channels=3, side=48, seed=0):
 
 
 def causes(image, modality="rgb", valid=None):
-    return [Cause(c) for c in inspect(image, modality, valid).cause.tolist()]
+    return [Cause(c) for c in inspect([Picture(image, modality, valid)]).cause[:, 0].tolist()]
+
+
+def mark(image, modality, statistics, valid=None):
+    """Marks (B, MARKS) of one stream."""
+    return Marker([modality], [statistics])(inspect([Picture(image, modality, valid)]))[:, 0]
 
 
 # -- one picture ---------------------------------------------------------------------------------------------
@@ -65,24 +71,50 @@ def test_pictures_of_a_batch_do_not_concern_each_other():
     assert causes(batch) == [Cause.FIT, Cause.ZERO, Cause.FIT]
 
 
+def test_streams_of_any_size_are_looked_at_together_as_one_by_one():
+    valid = torch.rand(2, 1, 60, 90) > 0.3
+    pictures = [
+        Picture(scene(2, side=48), "rgb"),
+        Picture(torch.rand(2, 1, 60, 90) * 2, "depth", valid),
+        Picture(torch.randint(0, 9, (2, 1, 130, 70)), "seg"),
+        Picture(torch.zeros(2, 1, 64, 64), "thermal"),
+    ]
+    modalities, fitted = [p.modality for p in pictures], [statistics(), None, None, statistics()]
+    together = Marker(modalities, fitted)(inspect(pictures))
+    assert together.shape == (2, 4, MARKS)
+    for number, picture in enumerate(pictures):
+        alone = mark(picture.image, picture.modality, fitted[number], picture.valid)
+        torch.testing.assert_close(together[:, number], alone)
+    assert together[:, 3, 0].tolist() == [Cause.ZERO] * 2
+
+
+def test_depth_is_measured_where_it_is_valid():
+    depth, valid = torch.full((1, 1, 64, 64), 0.5), torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    depth[..., :32], valid[..., 40:] = 9.0, True
+    seen = inspect([Picture(depth, "depth", valid)])
+    assert seen.features[0, 0, :2].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+    assert seen.features[0, 0, 5].item() == pytest.approx(24 / 64)
+
+
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
 def statistics(modality="rgb", factor=1.0):
-    seen = inspect(scene(60) * factor, modality, torch.ones(60, 1, 48, 48, dtype=torch.bool))
-    parts = list(seen.features.split(20))
+    valid = torch.ones(60, 1, 48, 48, dtype=torch.bool)
+    seen = inspect([Picture(scene(60) * factor, modality, valid)])
+    parts = list(seen.features[:, 0].split(20))
     return fit_statistics(parts[:2], parts[2:], torch.tensor([0.2, 0.1]))
 
 
 def test_no_held_out_picture_exceeds_the_threshold():
     fitted = statistics()
-    held_out = inspect(scene(60), "rgb").features[40:]
+    held_out = inspect([Picture(scene(60), "rgb")]).features[40:, 0]
     assert fitted.distance(held_out).max() <= 1
 
 
 def test_a_covered_lens_is_farther_than_any_picture_of_the_data():
     dark = torch.rand(1, 3, 48, 48) * 0.08
-    made = mark(inspect(dark, "rgb"), "rgb", statistics())
+    made = mark(dark, "rgb", statistics())
     assert made[0, 0] == Cause.FIT  # it is not constant
     assert made[0, 1] > 1
 
@@ -91,7 +123,7 @@ def test_depth_in_another_unit_is_recognised():
     fitted = statistics("depth", factor=2.0)
     valid = torch.ones(3, 1, 48, 48, dtype=torch.bool)
     depth = scene(3, 1, seed=7) * 2.0 * torch.tensor([1.0, 10.0, 0.1])[:, None, None, None]
-    made = mark(inspect(depth, "depth", valid), "depth", fitted)
+    made = mark(depth, "depth", fitted, valid)
     assert made[:, 0].tolist() == [Cause.FIT, Cause.DEPTH_SCALE, Cause.DEPTH_SCALE]
 
 
@@ -107,14 +139,14 @@ def test_statistics_survive_a_file_and_damaged_ones_are_refused():
 
 def test_statistics_need_held_out_episodes():
     with pytest.raises(ValueError, match="0 held out"):
-        fit_statistics([inspect(scene(), "rgb").features], [], torch.tensor([]))
+        fit_statistics([inspect([Picture(scene(), "rgb")]).features[:, 0]], [], torch.tensor([]))
 
 
 # -- several looks -------------------------------------------------------------------------------------------
 
 
 def marks_of(images, fitted=None):
-    return mark(inspect(images, "rgb"), "rgb", fitted)[:, None]  # (B, 1, MARKS)
+    return mark(images, "rgb", fitted)[:, None]  # (B, 1, MARKS)
 
 
 def watch(looks, fitted=None, step=1.0):
@@ -174,6 +206,7 @@ def test_a_stream_without_marks_is_never_frozen():
         assert verdict.cause.item() == Cause.FIT
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_rows_may_come_in_any_company(data):
     """A server that stacks the rows of several robots gives each what it would get alone."""

@@ -7,7 +7,7 @@ import torch
 
 from multismolvla.corruption.names import ROOM_TYPES, seen_in_training
 from multismolvla.corruption.soft import apply_soft
-from multismolvla.health import Cause, inspect
+from multismolvla.health import Cause, Picture, inspect
 
 
 def scene(side=64):
@@ -31,7 +31,7 @@ def test_training_never_meets_them(type_):
 def test_a_covered_lens_is_dark_and_noisy_but_not_constant(severity):
     image = broken("covered_lens", severity)
     assert image.mean() < 0.15
-    assert inspect(image[None], "rgb").cause.item() == Cause.FIT
+    assert inspect([Picture(image[None], "rgb")]).cause.item() == Cause.FIT
 
 
 def test_half_a_picture_is_lost_from_one_side_and_the_other_stays():
