@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
-from policy_models import PRESETS, TRAINED, Options, PolicyFactory, sizes
+from policy_models import PRESETS, TOWERS, TRAINED, Options, PolicyFactory, sizes
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,8 @@ class PolicyBenchmark:
     preset: str = (
         "tiny"  # tiny (the mini preset's sizes), real (4M-21 B, SigLIP-512, SmolLM2) or smallest (for tests)
     )
-    towers: list[str] = field(default_factory=lambda: ["siglip", "fourm"])  # of siglip, fourm, siglip+fourm
+    # Of siglip, fourm, siglip+fourm, fourm+corruption (pictures corrupted in training, as the presets do it).
+    towers: list[str] = field(default_factory=lambda: ["siglip", "fourm"])
     modalities: list[str] = field(default_factory=list)  # of the 4M tower; empty = all the preset has
     # train: forward, backward, optimizer. action: one chunk with all denoising steps, batch size 1. vision:
     # the part of it until the visual tokens are ready, batch size 1.
@@ -57,7 +58,7 @@ class PolicyBenchmark:
     def __post_init__(self) -> None:
         choices: list[tuple[str, Any, Any]] = [
             ("preset", [self.preset], PRESETS),
-            ("towers", self.towers, ("siglip", "fourm", "siglip+fourm")),
+            ("towers", self.towers, TOWERS),
             ("quantities", self.quantities, tuple(QUANTITIES)),
             ("stage", [self.stage], ("connector", "robust")),
             ("trained", [self.trained], TRAINED),

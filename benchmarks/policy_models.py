@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 REPO = Path(__file__).resolve().parents[1]
 PRESETS = ("tiny", "real", "smallest")
 TRAINED = ("lora", "expert", "full")
+#: The 4M tower whose pictures are corrupted in training, as the presets have it.
+CORRUPTED = "fourm+corruption"
+#: At its full probability from the second step on.
+_CORRUPTION = {
+    "corruption_probability": 0.3,
+    "corruption_source": "ids",
+    "corruption_ramp": 1e-6,
+    "curriculum_steps": 1_000_000,
+}
+TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED)
 
 
 @dataclass
@@ -178,6 +188,8 @@ class PolicyFactory:
 
     def _config(self, tower: str) -> dict[str, Any]:
         full = self.options.trained == "full"
+        corruption = _CORRUPTION if tower == CORRUPTED else {}
+        tower = "fourm" if corruption else tower
         values: dict[str, Any] = {
             "vision_tower": tower, "vlm_model_name": str(self.scratch / "vlm"), "load_vlm_weights": False,
             "device": self.options.device, "dtype": "float32", "stage": self.options.stage,
@@ -186,7 +198,7 @@ class PolicyFactory:
             "input_features": self._features(tower), "output_features": self._action(), **self.preset.policy,
         }  # fmt: skip
         if tower != "siglip":
-            values |= self.preset.bridge
+            values |= self.preset.bridge | corruption
             values["encoder"] = str(self._encoder())
             values["domains"] = {m: self.preset.domains[m] for m in self.options.modalities}
             if self.options.stage == "connector" and tower == "fourm":
