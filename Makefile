@@ -2,13 +2,13 @@
 # make test       what needs no LIBERO assets, offline, on all cores; eight minutes on two
 # make test-all   also what starts trainings and evaluations as processes of their own: twice as long
 # make test-fast  in about two minutes on two cores: the core's numbers, statistics and reports, the driver; no simulator
-# make lint       ruff, mypy, and the limits of benchmarks/structure.py
+# make lint       ruff, mypy, and the limits of scripts/structure.py
 # Others: venv (the environment alone), demo-smoke (the demo in minutes, for CI), format, clean.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := multismolvla policies envs data eval run benchmarks docs tests train.py
+SOURCES := multismolvla policies envs data eval run benchmarks scripts docs tests train.py
 OUTPUT ?= outputs
 
 # Everything runs offline and without a display. One rendering thread and passive waiting: on few cores spinning threads
@@ -59,7 +59,7 @@ lint: venv
 	@$(PY) -m ruff check $(wildcard $(SOURCES))
 	@$(PY) -m ruff format --check $(wildcard $(SOURCES))
 	@$(PY) -m mypy
-	@$(PY) benchmarks/structure.py --check
+	@$(PY) scripts/structure.py --check
 
 format: venv
 	@$(PY) -m ruff check --fix $(wildcard $(SOURCES))

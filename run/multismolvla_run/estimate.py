@@ -34,7 +34,7 @@ class Gpu:
 GPUS = (Gpu(24, "RTX 4090", 165), Gpu(48, "L40S", 362), Gpu(80, "H100", 989), Gpu(141, "H200", 989))
 _UTILISATION = 0.25
 _STEP_OVERHEAD_S = 0.15
-#: Processor time of a worker for one sample's view, RGB as video and ids beside it: benchmarks/loader.py.
+#: Processor time of a worker for one sample's view, RGB as video and ids beside it: benchmarks/samples.py.
 _LOADING_S = 0.032
 _CONTEXT_GB = 1.5
 _MARGIN = 1.15

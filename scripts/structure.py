@@ -1,7 +1,7 @@
 """How the code is laid out: modules per folder, import circles, lines, untyped mappings.
 
-    python benchmarks/structure.py          # the figures
-    python benchmarks/structure.py --check  # exit code 1 if a limit is broken; part of `make lint`
+    python scripts/structure.py          # the figures
+    python scripts/structure.py --check  # exit code 1 if a limit is broken; part of `make lint`
 
 Imports inside functions and those for type checkers count: a circle that is hidden there is one.
 

@@ -1,4 +1,4 @@
-"""What a training sample costs to load, by how its pictures are stored: `python benchmarks/loader.py`.
+"""What a training sample costs to load, by how its pictures are stored: `python benchmarks/samples.py`.
 
 LeRobot 0.6.1 reads whole rows, and as many of them as an action chunk has steps; a picture in a row is
 decoded with it. So pictures in rows are what costs, and frames of a video, decoded one at a time, are not.
@@ -23,8 +23,8 @@ FPS = 10
 
 
 @dataclass
-class LoaderBenchmark:
-    """Options of benchmarks/loader.py."""
+class SamplesBenchmark:
+    """Options of benchmarks/samples.py."""
 
     size: int = 256  # of a picture, pixels
     cameras: int = 2  # with all modalities each
@@ -36,7 +36,7 @@ class LoaderBenchmark:
     rounds: int = 7
     warmup: int = 1
     threads: int = 1  # of PyTorch
-    output: Path = Path("outputs/benchmarks/loader.json")
+    output: Path = Path("outputs/benchmarks/samples.json")
 
     def __post_init__(self) -> None:
         if self.size < 16 or min(self.cameras, self.episodes) < 1 or self.frames < self.chunk:
@@ -46,7 +46,7 @@ class LoaderBenchmark:
             )
 
 
-def run(cfg: LoaderBenchmark) -> dict[str, Any]:
+def run(cfg: SamplesBenchmark) -> dict[str, Any]:
     """Write the data sets, measure, print and write. Returns what is written."""
     import numpy as np
     import torch
@@ -61,7 +61,7 @@ def run(cfg: LoaderBenchmark) -> dict[str, Any]:
         for name in (VIDEO, IDS, PICTURES):
             root = folder / name.replace(" ", "_")
             _write(cfg, name, views, root)
-            data = LeRobotDataset("benchmark/loader", root=root, delta_timestamps=offsets)
+            data = LeRobotDataset("benchmark/samples", root=root, delta_timestamps=offsets)
             rng = np.random.default_rng(0)
             order = iter(rng.integers(len(data), size=(cfg.rounds + cfg.warmup) * cfg.samples).tolist())
             cases[name] = Case(
@@ -74,7 +74,7 @@ def run(cfg: LoaderBenchmark) -> dict[str, Any]:
         shutil.rmtree(folder)
     relative = ratios(series, VIDEO)
     content: dict[str, Any] = {
-        "benchmark": "loader",
+        "benchmark": "samples",
         "config": asdict(cfg),
         "results": {name: own.to_dict() for name, own in series.items()},
         "ratios": relative,
@@ -87,7 +87,7 @@ def run(cfg: LoaderBenchmark) -> dict[str, Any]:
     return content
 
 
-def _write(cfg: LoaderBenchmark, kind: str, views: ViewMap, root: Path) -> None:
+def _write(cfg: SamplesBenchmark, kind: str, views: ViewMap, root: Path) -> None:
     """A data set whose pictures move and compress about as a scene does: smooth, with a little noise."""
     import datasets
     import numpy as np
@@ -111,7 +111,7 @@ def _write(cfg: LoaderBenchmark, kind: str, views: ViewMap, root: Path) -> None:
                 count = cfg.ids + 76 * (modality == Modality.THERMAL)
                 features[token_key(view, modality)] = {"dtype": "int16", "shape": (count,), "names": None}
     data = LeRobotDataset.create(
-        "benchmark/loader", FPS, features, root=root, robot_type="none", use_videos=kind == VIDEO
+        "benchmark/samples", FPS, features, root=root, robot_type="none", use_videos=kind == VIDEO
     )
     ramp = np.linspace(0, 1, cfg.size, dtype=np.float32)
     for _ in range(cfg.episodes):
@@ -135,7 +135,7 @@ def _write(cfg: LoaderBenchmark, kind: str, views: ViewMap, root: Path) -> None:
 @entry_point("benchmark")
 def main() -> int:
     """Entry point."""
-    run(parse_options(LoaderBenchmark))
+    run(parse_options(SamplesBenchmark))
     return 0
 
 

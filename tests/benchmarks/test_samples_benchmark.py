@@ -1,18 +1,18 @@
-"""The benchmark of the loader runs on small pictures; nothing is asserted about time."""
+"""The benchmark of samples runs on small pictures; nothing is asserted about time."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import loader
 import pytest
+import samples
 
 
 def test_it_loads_all_three_kinds_of_data_set(tmp_path: Path):
-    output = tmp_path / "loader.json"
-    loader.run(
-        loader.LoaderBenchmark(
+    output = tmp_path / "samples.json"
+    samples.run(
+        samples.SamplesBenchmark(
             size=64,
             cameras=1,
             chunk=3,
@@ -24,9 +24,9 @@ def test_it_loads_all_three_kinds_of_data_set(tmp_path: Path):
             output=output,
         )
     )
-    assert set(json.loads(output.read_text())["results"]) == {loader.PICTURES, loader.IDS, loader.VIDEO}
+    assert set(json.loads(output.read_text())["results"]) == {samples.PICTURES, samples.IDS, samples.VIDEO}
 
 
 def test_episodes_shorter_than_a_chunk_are_named():
     with pytest.raises(ValueError, match="as long as a chunk"):
-        loader.LoaderBenchmark(frames=20)
+        samples.SamplesBenchmark(frames=20)
