@@ -8,6 +8,7 @@ anything else is an error.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch import nn
 
 from multismolvla import weights
 from multismolvla.fourm.soft import SOFT_PREFIX
+
+logger = logging.getLogger(__name__)
 
 FROZEN_PREFIX = "model.tower."
 #: What is trained although it lies in the tower: the maps of soft modalities.
@@ -50,6 +53,20 @@ def check_restored_keys(source: str | Path, missing: Collection[str], unexpected
             "unexpected). Expected a checkpoint of the same vision_tower, views and sizes. For a plain "
             "SmolVLA checkpoint use --policy.base_checkpoint."
         )
+
+
+def load_weights(policy: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load a policy's weights into one of the same sizes; views of other names start with no embedding.
+
+    Raises:
+        ValueError: anything else is missing or unexpected.
+    """
+    missing, unexpected = policy.load_state_dict(state, strict=False)
+    new = [key.rpartition(".")[2] for key in missing if ".view_embedding." in key]
+    if new:
+        logger.warning("%s knows no view %s; its embedding starts at zero.", source, ", ".join(new))
+    ours = [[k for k in keys if ".view_embedding." not in k] for keys in (missing, unexpected)]
+    check_restored_keys(source, *ours)
 
 
 def load_base_checkpoint(model: nn.Module, source: str) -> None:

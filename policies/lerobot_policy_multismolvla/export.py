@@ -11,21 +11,27 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_STATE
 from peft import PeftConfig, PeftModel
 
-from lerobot_policy_multismolvla.checkpoints import tensors_hash
+from lerobot_policy_multismolvla.checkpoints import is_frozen_key, load_weights, tensors_hash
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.model_card import SlimEncoder, encoder_card, policy_card
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.options import check_options
+from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
+from multismolvla.modalities import ViewMap
 from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_by
 from multismolvla.tokenizers.recipe import split_domains
 
@@ -129,6 +135,113 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
             ", ".join(local),
         )
     return output
+
+
+class Transfer(NamedTuple):
+    """What a starting point for fine-tuning has of a part of the policy."""
+
+    part: str
+    kept: str  # of the checkpoint
+    new: str
+
+
+def export_for_finetuning(
+    checkpoint: Path, output: Path, *, views: ViewMap, dataset: Path, base: Path | None = None
+) -> list[Transfer]:
+    """Write a checkpoint for other cameras, another robot: ``lerobot-train --policy.path`` starts from it.
+
+    A checkpoint's processors know its views by name, so ``--policy.views`` alone cannot change them.
+
+    Args:
+        checkpoint: folder of a policy, with adapters (they are merged) or without.
+        output: new folder.
+        views: the new view map; a view that is called as one of the checkpoint's keeps its embedding.
+        dataset: folder of the LeRobotDataset that is going to be trained on.
+        base: as for `export_policy`.
+
+    Returns:
+        What was kept and what is new, part by part.
+
+    Raises:
+        FileNotFoundError, FileExistsError: as `export_policy`; or no data set there.
+        ValueError: the data set lacks an RGB camera of ``views`` or exceeds the policy's sizes, or a view
+            has a modality that the checkpoint was trained without.
+    """
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    if not (dataset / "meta/info.json").is_file():
+        raise FileNotFoundError(f"--dataset={dataset} is not a LeRobotDataset (no meta/info.json).")
+    meta = LeRobotDatasetMetadata(f"local/{dataset.name}", root=dataset)
+    old = read_policy_config(checkpoint)
+    features = dataset_to_policy_features(meta.features)
+    config = _config_for(old, views, features)
+    config.set_dataset_feature_metadata(meta.features)
+    config.validate_features()
+    with new_folder(output) as folder:
+        state = _load(checkpoint, base).state_dict()
+        policy = MultiSmolVLAPolicy(config, restoring=True)
+        gone = set(old.tower_modalities) - set(config.tower_modalities)
+        kept = {k: v for k, v in state.items() if not is_frozen_key(k) and not gone & set(k.split("."))}
+        load_weights(policy, kept, str(checkpoint))
+        policy.save_pretrained(folder)
+        for steps in make_multismolvla_pre_post_processors(config, meta.stats):
+            steps.save_pretrained(folder)
+    return _transfers(old, config)
+
+
+def _config_for(
+    old: MultiSmolVLAConfig, views: ViewMap, features: dict[str, PolicyFeature]
+) -> MultiSmolVLAConfig:
+    """The configuration with new views and features; what spoke of the old views is at its default."""
+    if old.uses_fourm:
+        unknown = sorted({m for streams in views.values() for m in streams} - set(old.tower_modalities))
+        if unknown:
+            raise ValueError(
+                f"--views declares {unknown[0]}, but the checkpoint was trained with "
+                f"{', '.join(old.tower_modalities)} alone. Leave it out, or train both stages from the base."
+            )
+    for name, most in ((OBS_STATE, old.max_state_dim), (ACTION, old.max_action_dim)):
+        if name in features and features[name].shape[0] > most:
+            raise ValueError(
+                f"The data set's {name} has {features[name].shape[0]} numbers; the checkpoint holds {most}."
+            )
+    config = deepcopy(old)
+    config.views = views
+    config.input_features = {k: f for k, f in features.items() if f.type is not FeatureType.ACTION}
+    config.output_features = {k: f for k, f in features.items() if f.type is FeatureType.ACTION}
+    config.half_turns = {view: turns for view, turns in old.half_turns.items() if view in views}
+    config.absent_streams, config.deployment, config.dropout_deployment = [], [], 0.0
+    config.provenance = {}  # the data set says it
+    config.curriculum_step, config.use_peft, config.pretrained_path = 0, False, None
+    check_options(config)
+    if config.tower_modalities != old.tower_modalities:
+        config.encoder_hash = None  # it is that of the domains that are read
+    return config
+
+
+def _transfers(old: MultiSmolVLAConfig, new: MultiSmolVLAConfig) -> list[Transfer]:
+    def size(config: MultiSmolVLAConfig, name: str) -> int:
+        found = {**(config.input_features or {}), **(config.output_features or {})}.get(name)
+        return found.shape[0] if found else 0
+
+    rows = [Transfer("language model, action expert", "all weights", "")]
+    if new.uses_fourm:
+        read, gone = new.tower_modalities, sorted(set(old.tower_modalities) - set(new.tower_modalities))
+        left_out = f"without {', '.join(gone)}, which no view has" if gone else ""
+        rows.append(Transfer("tower, fusion, connector", f"all weights of {', '.join(read)}", left_out))
+    for view in new.views:
+        known = view in old.views and new.view_embedding
+        rows.append(
+            Transfer(
+                f"view {view}", "its embedding" if known else "", "" if known else "its embedding, at zero"
+            )
+        )
+    for name, what in ((OBS_STATE, "state"), (ACTION, "action")):
+        before, after = size(old, name), size(new, name)
+        rows.append(Transfer(what, "projection", f"{before} -> {after} numbers, ranges of the data set"))
+    rows.append(Transfer("health", "", "no statistics: multismolvla-health fit, after training"))
+    return rows
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.adoption import AdoptedVLM
 from lerobot_policy_multismolvla.checkpoints import (
-    check_restored_keys,
     is_frozen_key,
     load_base_checkpoint,
+    load_weights,
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
@@ -261,11 +261,5 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
-        state = read_weights(model_file)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        new = [key.rpartition(".")[2] for key in missing if ".view_embedding." in key]
-        if new:
-            logger.warning("%s knows no view %s; its embedding starts at zero.", model_file, ", ".join(new))
-        ours = [[k for k in keys if ".view_embedding." not in k] for keys in (missing, unexpected)]
-        check_restored_keys(model_file, *ours)
+        load_weights(model, read_weights(model_file), model_file)
         return model

@@ -5,6 +5,8 @@ Example:
         --modalities='[rgb@224, tok_depth@224]' --output=outputs/encoder_xl
     $ multismolvla-export --checkpoint=outputs/libero_b/train/robust/checkpoints/last/pretrained_model \
         --output=outputs/policy
+    $ multismolvla-export --checkpoint=outputs/policy --dataset=outputs/so101/dataset --output=outputs/start \
+        --views='{front: {rgb: observation.images.front}}'     # for fine-tuning with other cameras
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from multismolvla.modalities import ViewMap, validate_view_map
 from multismolvla.system.command import entry_point, parse_options
 
 
@@ -26,6 +29,9 @@ class ExportConfig:
     # folder of a policy (…/checkpoints/last/pretrained_model); its adapters are merged
     checkpoint: Path | None = None
     base: Path | None = None  # folder of the checkpoint that the adapters stand on, if it was moved
+    # {view: {modality: key}} and the data set to fine-tune on: a start for `lerobot-train --policy.path`
+    views: ViewMap | None = None
+    dataset: Path | None = None
     slim_encoder: bool = False  # write a 4M encoder with the few tensors needed, not a policy
     encoder: str | None = None  # 4M folder or hub id; default: that of --checkpoint
     revision: str | None = None  # commit, branch or tag of --encoder on the hub
@@ -50,6 +56,14 @@ class ExportConfig:
             raise ValueError("--encoder, --modalities and --revision belong to --slim-encoder.")
         if self.slim_encoder and self.base is not None:
             raise ValueError("--base belongs to the export of a policy, not to --slim-encoder.")
+        if (self.views is None) != (self.dataset is None):
+            raise ValueError("--views and --dataset belong together: a start for fine-tuning needs both.")
+        if self.views is not None:
+            validate_view_map(self.views)
+            if self.slim_encoder or self.push:
+                raise ValueError(
+                    "A start for fine-tuning (--views) is no slim encoder, and not to be pushed."
+                )
         if self.push is not None and self.push.count("/") != 1:
             raise ValueError(f"--push={self.push}: expected owner/name.")
 
@@ -72,6 +86,16 @@ def export(cfg: ExportConfig) -> str:
         assert encoder is not None
         made = work.slim_encoder(encoder, modalities, cfg.output, revision=revision, expected_hash=expected)
         said = f"Encoder with {', '.join(made.modalities)} in {cfg.output}. Licence: {made.licence}."
+    elif cfg.views is not None:
+        assert cfg.checkpoint is not None
+        assert cfg.dataset is not None
+        rows = work.export_for_finetuning(
+            cfg.checkpoint, cfg.output, views=cfg.views, dataset=cfg.dataset, base=cfg.base
+        )
+        lines = [("", "from the checkpoint", "new"), *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        said = "\n".join([*table, f"Start: lerobot-train --policy.path={cfg.output} ..."])
     else:
         assert cfg.checkpoint is not None
         work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base)

@@ -1,0 +1,149 @@
+"""A finished policy is fine-tuned on another robot: other cameras, another state, another action."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import lora
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_pre_post_processors
+from processes import finish, start
+
+from lerobot_policy_multismolvla.export import export_for_finetuning
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from multismolvla.health import health_key
+from multismolvla_run.export import main
+
+JOINTS = 6
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+#: ``image2`` is a view of the checkpoint, ``front`` is not.
+VIEWS = {"front": {"rgb": FRONT}, "image2": {"rgb": WRIST}}
+
+
+def write_so101(root: Path, joints: int = JOINTS) -> Path:
+    """Two episodes of an SO-101: six joints, two 48x64 cameras."""
+    joint = {"dtype": "float32", "shape": (joints,), "names": [f"joint_{n}.pos" for n in range(joints)]}
+    camera = {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
+    features = {"observation.state": joint, "action": dict(joint), FRONT: camera, WRIST: dict(camera)}
+    data = LeRobotDataset.create(
+        "tests/so101", 10, features, root=root, robot_type="so101_follower", use_videos=False
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        for _ in range(8):
+            pictures = {key: rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for key in (FRONT, WRIST)}
+            state = rng.normal(30, 10, joints).astype(np.float32)
+            data.add_frame(
+                {"observation.state": state, "action": state + 1, "task": "pick the lego"} | pictures
+            )
+        data.save_episode()
+    data.finalize()
+    return root
+
+
+@pytest.fixture(scope="module")
+def so101(tmp_path_factory) -> Path:
+    return write_so101(tmp_path_factory.mktemp("so101") / "data")
+
+
+@pytest.fixture
+def finished(make_policy, batch, tmp_path) -> Path:
+    """A policy after both stages, its adapters not merged."""
+    stage_one = make_policy(stage="connector")
+    with torch.no_grad():
+        for embedding in stage_one.model.bridge.view_embedding.values():
+            embedding.normal_()
+    stage_one.save_pretrained(tmp_path / "one")
+    return lora.saved(lora.trained(lora.stage_two(tmp_path / "one"), batch), tmp_path / "two")
+
+
+def test_what_is_known_is_kept_and_what_is_new_is_told(finished, so101, tmp_path, capsys):
+    words = [f"--checkpoint={finished}", f"--dataset={so101}", f"--views={json.dumps(VIEWS)}"]
+    assert main([*words, f"--output={tmp_path / 'start'}"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        r"tower, fusion, connector *all weights of rgb *without depth, seg, thermal, which no view has",
+        r"view front *its embedding, at zero",
+        r"view image2 *its embedding\n",
+        r"state *projection *8 -> 6 numbers",
+        r"action *projection *7 -> 6 numbers",
+        r"health *no statistics",
+    ):
+        assert re.search(line, said), line
+    config = PreTrainedConfig.from_pretrained(tmp_path / "start")
+    policy = MultiSmolVLAPolicy.from_pretrained(tmp_path / "start", config=config).eval()
+    before = MultiSmolVLAPolicy.from_pretrained(tmp_path / "one").model
+    embeddings = policy.model.bridge.view_embedding
+    assert set(embeddings) == {"front", "image2"}
+    assert not embeddings["front"].any()
+    assert embeddings["image2"].any()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    merged = policy.model.vlm_with_expert.lm_expert.state_dict()[name.removeprefix("model.")]
+    assert merged.shape == before.vlm_with_expert.lm_expert.state_dict()[name.removeprefix("model.")].shape
+
+
+def test_the_start_looks_with_the_new_cameras_and_acts_in_the_new_units(finished, so101, tmp_path):
+    export_for_finetuning(finished, tmp_path / "start", views=VIEWS, dataset=so101)
+    config = PreTrainedConfig.from_pretrained(tmp_path / "start")
+    policy = MultiSmolVLAPolicy.from_pretrained(tmp_path / "start", config=config).eval()
+    pre, post = make_pre_post_processors(config, pretrained_path=str(tmp_path / "start"))
+    item = LeRobotDataset("tests/so101", root=so101)[3]
+    raw = {key: item[key] for key in (FRONT, WRIST, "observation.state")} | {"task": item["task"]}
+    seen = pre(raw)
+    assert health_key(FRONT) in seen
+    torch.manual_seed(0)
+    action = post(policy.select_action(seen))
+    assert action.shape == (1, JOINTS)
+    assert 0 < action.mean() < 62  # joint angles of the data set are 31 +- 10
+    dark = pre(raw | {FRONT: torch.rand_like(raw[FRONT])})
+    policy.reset()
+    torch.manual_seed(0)
+    assert not torch.equal(post(policy.select_action(dark)), action)
+
+
+def test_a_depth_that_the_checkpoint_never_saw_is_refused(make_policy, so101, tmp_path):
+    make_policy(stage="connector", views={"image": {"rgb": "observation.images.image"}}).save_pretrained(
+        tmp_path / "rgb"
+    )
+    views = {"front": {"rgb": FRONT, "depth": f"{FRONT}_depth"}}
+    with pytest.raises(ValueError, match=r"depth.*trained with rgb alone"):
+        export_for_finetuning(tmp_path / "rgb", tmp_path / "start", views=views, dataset=so101)
+    assert not (tmp_path / "start").exists()
+
+
+def test_cameras_and_sizes_that_do_not_fit_are_named(finished, so101, tmp_path, capsys):
+    elsewhere = {"front": {"rgb": "observation.images.top"}}
+    with pytest.raises(ValueError, match=r"observation\.images\.top"):
+        export_for_finetuning(finished, tmp_path / "start", views=elsewhere, dataset=so101)
+    humanoid = write_so101(tmp_path / "humanoid", joints=40)
+    with pytest.raises(ValueError, match=r"observation\.state has 40 numbers; the checkpoint holds 32"):
+        export_for_finetuning(finished, tmp_path / "start", views=VIEWS, dataset=humanoid)
+    assert main([f"--checkpoint={finished}", f"--dataset={so101}", f"--output={tmp_path / 'start'}"]) == 1
+    assert "--views and --dataset belong together" in capsys.readouterr().err
+    assert not (tmp_path / "start").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_lerobot_trains_on_from_the_start(finished, so101, tmp_path):
+    export_for_finetuning(finished, tmp_path / "start", views=VIEWS, dataset=so101)
+    run = tmp_path / "run"
+    words = [
+        "--dataset.repo_id=tests/so101", f"--dataset.root={so101}", f"--policy.path={tmp_path / 'start'}",
+        f"--output_dir={run}", "--steps=3", "--batch_size=2", "--num_workers=0", "--save_freq=3",
+        "--log_freq=1", "--env_eval_freq=0", "--policy.push_to_hub=false", "--policy.curriculum_steps=3",
+        "--policy.stage=robust", "--dataset.use_imagenet_stats=false", "--wandb.enable=false",
+    ]  # fmt: skip
+    log = finish(start(run, *words), run)
+    assert "step:3" in log
+    made = run / "checkpoints/last/pretrained_model"
+    steps = json.loads((made / "policy_preprocessor.json").read_text())["steps"]
+    views = [s["config"]["views"] for s in steps if "views" in s.get("config", {})]
+    assert views == [VIEWS, VIEWS]  # of both steps of ours
+    assert json.loads((made / "config.json").read_text())["views"] == VIEWS
