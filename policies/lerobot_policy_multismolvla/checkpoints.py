@@ -19,6 +19,7 @@ from torch import nn
 
 from multismolvla import weights
 from multismolvla.fourm.soft import SOFT_PREFIX
+from multismolvla.modalities import ViewMap
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,20 @@ def check_restored_keys(source: str | Path, missing: Collection[str], unexpected
             f"{source} does not fit this policy: {first} ({len(lost)} keys missing, {len(extra)} "
             "unexpected). Expected a checkpoint of the same vision_tower, views and sizes. For a plain "
             "SmolVLA checkpoint use --policy.base_checkpoint."
+        )
+
+
+def check_same_views(source: str, stored: ViewMap, wanted: ViewMap) -> None:
+    """A checkpoint's processors are of its own views: others would reach the policy as they come.
+
+    Raises:
+        ValueError: the views differ.
+    """
+    if wanted != stored:
+        raise ValueError(
+            f"--policy.views={wanted} are not those of {source}, whose processors read {stored}. Rename the "
+            "data's cameras with --rename_map, or make a start for fine-tuning with these views: "
+            "multismolvla-export --checkpoint=... --views=... --dataset=..."
         )
 
 

@@ -60,7 +60,8 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
             visual = sorted(k for k, f in features.items() if f.type is FeatureType.VISUAL)
             raise ValueError(
                 f"None of the view map's keys {sorted(declared)} is a feature of the data; its pictures are "
-                f"{visual}. Correct --policy.views (keys as the dataset spells them) or use --rename_map."
+                f"{visual}. Correct --policy.views (keys as the dataset spells them) or use --rename_map; "
+                "a finished policy gets other views with multismolvla-export --views."
             )
         # in the order of the view map, because upstream goes by the features' order
         pictures = {key: features[key] for key in declared if key in features}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.adoption import AdoptedVLM
 from lerobot_policy_multismolvla.checkpoints import (
+    check_same_views,
     is_frozen_key,
     load_base_checkpoint,
     load_weights,
@@ -251,12 +252,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Load strictly: the frozen tower must be the only thing the file does not hold.
 
         Raises:
-            ValueError: missing or unexpected keys, or a tower other than the one the checkpoint was trained
-                with.
+            ValueError: missing or unexpected keys, other views than the checkpoint's, or a tower other than
+                the one it was trained with.
         """
-        if config is None:
-            revision = kwargs.get("revision")
-            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
+        stored = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=kwargs.get("revision"))
+        config = config or stored
+        assert isinstance(config, MultiSmolVLAConfig)
+        if isinstance(stored, MultiSmolVLAConfig):
+            check_same_views(str(pretrained_name_or_path), stored.views, config.views)
         return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
 
     @classmethod

@@ -331,15 +331,6 @@ def test_a_view_alone_is_told_apart_by_its_embedding(make_policy, batch):
     assert not torch.allclose(chunk(policy, alone(first)), chunk(policy, alone(second)), atol=1e-3)
 
 
-def test_a_policy_can_move_to_a_robot_with_other_cameras(make_policy, make_config, tmp_path, caplog):
-    make_policy().save_pretrained(tmp_path)
-    config = make_config(views={"front": VIEWS["image"]})
-    with caplog.at_level("WARNING"):
-        moved = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=config)
-    assert "front" in caplog.text
-    assert moved.model.bridge.view_embedding["front"].abs().max() == 0
-
-
 def test_consistency_under_autocast_trains_every_weight_that_it_trains_in_full_precision(make_policy, batch):
     """The pass without gradients must not leave casts behind that carry none."""
     policy = make_policy(

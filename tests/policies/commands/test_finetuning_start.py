@@ -129,6 +129,15 @@ def test_cameras_and_sizes_that_do_not_fit_are_named(finished, so101, tmp_path, 
     assert not (tmp_path / "start").exists()
 
 
+def test_other_views_for_a_finished_policy_are_refused(make_policy, tmp_path):
+    """Its processors would go on reading its own."""
+    make_policy(stage="connector").save_pretrained(tmp_path / "one")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "one")
+    config.views = VIEWS
+    with pytest.raises(ValueError, match=r"processors read .*image2.*multismolvla-export"):
+        MultiSmolVLAPolicy.from_pretrained(tmp_path / "one", config=config)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_lerobot_trains_on_from_the_start(finished, so101, tmp_path):
