@@ -299,6 +299,26 @@ def test_the_contact_sheet_shows_every_stream(annotated):
     assert all(len(np.unique(c.reshape(-1, 3), axis=0)) > 1 for c in (columns[0], columns[1], columns[3]))
 
 
+@pytest.mark.parametrize("kind", ["cheaply", "ids"])
+def test_lerobots_tools_delete_split_and_merge_it(kind, cheaply, recorded, networks, tmp_path, request):
+    """Statistics of pictures that are gone would make them fail."""
+    from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
+
+    root = cheaply[1]
+    if kind == "ids":
+        root = annotate(cheap(recorded, networks, tmp_path / "ids", keep_pictures=False))
+    whole = opened(root)
+    key = token_key("front", "depth")
+    rest = delete_episodes(opened(root), [1], tmp_path / "rest", "tests/rest")
+    assert torch.equal(rest[6][key], whole[11][key])  # episodes have 6, 5, 6, 5 frames
+    halves = split_dataset(opened(root), {"a": [0, 1], "b": [2, 3]}, tmp_path / "halves")
+    assert torch.equal(halves["b"][0][key], whole[11][key])
+    joined = merge_datasets(list(halves.values()), "tests/joined", tmp_path / "joined")
+    assert len(joined) == len(whole)
+    assert all(torch.equal(joined[i][key], whole[i][key]) for i in (0, 10, 11, 21))
+    assert torch.equal(joined[3]["action"], whole[3]["action"])
+
+
 def test_ids_alone_are_the_same_ids(recorded, networks, annotated, tmp_path):
     cfg = config(recorded, networks, tmp_path / "ids", keep_pictures=False, episodes=[1])
     root = annotate(cfg)
