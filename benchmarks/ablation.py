@@ -34,7 +34,7 @@ ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
 SHARED = ("pretrain", "tokens")
 CLEAN = "C0"
 ANNOUNCED = ("C1:depth+seg+thermal", "C1:camera=image", "C1:camera=image2", "C3:depth=holes@3")
-#: Cells in which health can make a difference; policies that judge their pictures run them without it, too.
+#: Cells in which health can make a difference; repeated arms that judge their pictures also run without it.
 UNANNOUNCED = (
     "C2:rgb=zero",
     "C2:rgb=grey",
@@ -58,7 +58,7 @@ class Arm:
         like: the stage that it changes.
         changes: options -> values; ``None`` takes an option away.
         repeated: whether it is trained with every seed, not only with the first.
-        health: whether it is evaluated with health on (and, where that matters, off).
+        health: whether it is evaluated with health on (and, where that matters, off, if it is ``repeated``).
         ceiling: whether it never had some camera; it runs C0 alone.
         only_trained: a stage on which another arm stands.
     """
@@ -173,7 +173,7 @@ def arm_preset(arm: Arm) -> Preset:
         fit = stages["health"]
         args = {**fit.args, "policy": f"{{stage:{arm.name}}}"}
         kept.append(msgspec.structs.replace(fit, name=f"health_{arm.name}", args=args))
-    return msgspec.structs.replace(preset, name=f"ablation_{arm.name}", stages=tuple(kept))
+    return msgspec.structs.replace(preset, name=f"ablation_{arm.name}", stages=tuple(kept), threads=1)
 
 
 def write_preset(preset: Preset, path: Path) -> None:
@@ -229,7 +229,9 @@ def _share_stages(first: Path, folder: Path) -> None:
 def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
     policy = result_folder(preset.stage(arm.name), train)
     every = [] if arm.ceiling else [*ANNOUNCED, *UNANNOUNCED]
-    runs = [("on", str(policy), every), ("off", f"no_health:{policy}", list(UNANNOUNCED))]
+    runs = [("on", str(policy), every)]
+    if arm.repeated:
+        runs.append(("off", f"no_health:{policy}", list(UNANNOUNCED)))
     if not arm.health:
         runs = [("off", f"no_health:{policy}", every)]
     for health, path, conditions in runs:
