@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from multismolvla.system.command import CommandError, entry_point, parse_options
-from multismolvla_run.presets import OptionValue, Preset, load_preset, result_folder
+from multismolvla_run.presets import OptionValue, Preset, Stage, load_preset, result_folder
 from multismolvla_run.process import installed_program
 
 REPO = Path(__file__).resolve().parents[1]
@@ -168,12 +168,18 @@ def arm_preset(arm: Arm) -> Preset:
         new = set(stages[waiting.pop()].needs()) - needed
         needed |= new
         waiting += sorted(new)
-    kept = [stage for stage in stages.values() if stage.name in needed]
+    kept = [_not_streamed(stage) for stage in stages.values() if stage.name in needed]
     if arm.health:
         fit = stages["health"]
         args = {**fit.args, "policy": f"{{stage:{arm.name}}}"}
         kept.append(msgspec.structs.replace(fit, name=f"health_{arm.name}", args=args))
     return msgspec.structs.replace(preset, name=f"ablation_{arm.name}", stages=tuple(kept), threads=1)
+
+
+def _not_streamed(stage: Stage) -> Stage:
+    """A stream's order is the same for every training seed."""
+    args = {key: value for key, value in stage.args.items() if key != "dataset.streaming"}
+    return msgspec.structs.replace(stage, args=args)
 
 
 def write_preset(preset: Preset, path: Path) -> None:
