@@ -230,6 +230,12 @@ def _transfers(old: MultiSmolVLAConfig, new: MultiSmolVLAConfig) -> list[Transfe
         read, gone = new.tower_modalities, sorted(set(old.tower_modalities) - set(new.tower_modalities))
         left_out = f"without {', '.join(gone)}, which no view has" if gone else ""
         rows.append(Transfer("tower, fusion, connector", f"all weights of {', '.join(read)}", left_out))
+    shapes = [
+        (new.input_features or {})[key].shape for key in new.rgb_keys if key in (new.input_features or {})
+    ]
+    cameras = ", ".join(dict.fromkeys(f"{width}x{height}" for _, height, width in shapes))
+    how = f"{new.image_size} pixels, square={new.square}" if new.uses_fourm else ""
+    rows.append(Transfer("pictures", how, f"cameras of {cameras} pixels"))
     for view in new.views:
         known = view in old.views and new.view_embedding
         rows.append(

@@ -69,6 +69,7 @@ def test_what_is_known_is_kept_and_what_is_new_is_told(finished, so101, tmp_path
     said = capsys.readouterr().out
     for line in (
         r"tower, fusion, connector *all weights of rgb *without depth, seg, thermal, which no view has",
+        r"pictures *64 pixels, square=crop *cameras of 64x48 pixels",
         r"view front *its embedding, at zero",
         r"view image2 *its embedding\n",
         r"state *projection *8 -> 6 numbers",
