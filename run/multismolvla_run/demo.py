@@ -49,7 +49,7 @@ class Size:
     minutes: Mapping[str, float]  # expected duration of each chapter on 2 cores
 
 
-_DEMO = {"doctor": 0.2, "record": 7, "train": 50, "eval": 11, "report": 0.5}
+_DEMO = {"doctor": 0.2, "record": 8, "train": 42, "eval": 10, "report": 0.2}
 _SMOKE = {"doctor": 0.2, "record": 1.7, "train": 3, "eval": 1, "report": 0.2}
 SIZES = {"demo": Size("mini", 40, "quick", _DEMO), "smoke": Size("mini_smoke", 4, "smoke", _SMOKE)}
 
