@@ -87,6 +87,7 @@ def _write(
     from lerobot.datasets.dataset_tools import modify_features
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    from multismolvla_data.formats.card import write_card
     from multismolvla_data.formats.metadata import read_metadata, write_metadata
 
     shutil.rmtree(workspace.dataset, ignore_errors=True)
@@ -109,6 +110,7 @@ def _write(
     _drop_statistics(workspace.dataset, dropped)
     metadata = read_metadata(source.root)
     metadata.identities[COMMAND] = workspace.identity
+    write_card(workspace.dataset, metadata)
     write_metadata(workspace.dataset, metadata)
 
 

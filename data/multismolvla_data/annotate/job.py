@@ -20,6 +20,7 @@ from multismolvla_data.annotate.setup import COMMAND, AnnotationSetup
 from multismolvla_data.annotate.shard import EpisodeAnnotator, added_features
 from multismolvla_data.annotate.verify import FinishedDataset, VerificationError, verify
 from multismolvla_data.annotate.work import WorkShare, launched_alone
+from multismolvla_data.formats.card import write_card
 from multismolvla_data.formats.features import Features
 from multismolvla_data.formats.metadata import write_metadata
 from multismolvla_data.formats.workspace import WorkspaceError, first_difference, naming_full_disk
@@ -135,6 +136,7 @@ def _finish(
             draw_contact_sheet(made)
         metadata = merge.metadata(annotation)
         metadata.identities[COMMAND] = workspace.identity
+        write_card(workspace.dataset, metadata)
         write_metadata(workspace.dataset, metadata)
     except BaseException as error:
         if not isinstance(error, VerificationError):  # whose cause may be looked for in it

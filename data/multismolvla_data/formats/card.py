@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multismolvla.modalities import TOKEN_PREFIX, Modality
 from multismolvla.pretrained import licence_of
-
-if TYPE_CHECKING:
-    from multismolvla_data.formats.metadata import DatasetMetadata
+from multismolvla_data.formats.metadata import DatasetMetadata
 
 CARD = "README.md"
 _MINI = "multismolvla_mini"

@@ -16,6 +16,7 @@ from lerobot_env_multismolvla.labels import label_set
 from multismolvla.modalities import Modality, Provenance, ViewMap
 from multismolvla.pictures import SheetRow, Tile, colourise, contact_sheet
 from multismolvla.system.files import whole_file
+from multismolvla_data.formats.card import write_card
 from multismolvla_data.formats.episode_files import SIMULATION, save_arrays
 from multismolvla_data.formats.features import Features, declare_pictures
 from multismolvla_data.formats.metadata import DatasetMetadata, write_metadata
@@ -92,6 +93,7 @@ class DatasetWriter:
         self._dataset.finalize()
         self._preview(self._root / PREVIEW)
         metadata.episode_lengths = self.lengths
+        write_card(self._root, metadata)
         write_metadata(self._root, metadata)
 
     def _preview(self, target: Path) -> None:

@@ -13,7 +13,6 @@ import msgspec
 from multismolvla.modalities import Provenance, ViewMap
 from multismolvla.system.files import write_json
 from multismolvla.system.versions import package_versions
-from multismolvla_data.formats.card import write_card
 
 METADATA_FILE = "meta/multismolvla.json"
 
@@ -127,7 +126,5 @@ def read_metadata(root: Path) -> DatasetMetadata:
 
 
 def write_metadata(root: Path, metadata: DatasetMetadata) -> None:
-    """Write the card and the metadata of a data set; the last step of making one."""
-    if (root / "meta/info.json").is_file():
-        write_card(root, metadata)
+    """Write the metadata of a data set; the last step of making one."""
     write_json(root / METADATA_FILE, msgspec.to_builtins(metadata))

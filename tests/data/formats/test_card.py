@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multismolvla_data.formats.card import CARD
+from multismolvla_data.formats.card import CARD, write_card
 from multismolvla_data.formats.dataset_writer import features
-from multismolvla_data.formats.metadata import Annotation, DatasetMetadata, Start, simulated, write_metadata
+from multismolvla_data.formats.metadata import Annotation, DatasetMetadata, Start, simulated
 
 
 def card(root: Path, metadata: DatasetMetadata, declared: dict[str, object]) -> tuple[dict[str, object], str]:
@@ -25,7 +25,7 @@ def card(root: Path, metadata: DatasetMetadata, declared: dict[str, object]) -> 
         "features": declared,
     }
     (root / "meta/info.json").write_text(json.dumps(info))
-    write_metadata(root, metadata)
+    write_card(root, metadata)
     _, front, text = (root / CARD).read_text().split("---\n", 2)
     return yaml.safe_load(front), text
 

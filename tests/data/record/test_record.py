@@ -188,6 +188,7 @@ def test_colour_as_video_leaves_the_other_modalities_lossless(tmp_path):
     assert colour.dtype == np.uint8
     assert abs(colour.astype(int) - smooth).mean() < 4
     assert len(list((root / "videos").glob("*/*/*.mp4"))) == len(mini.CAMERAS)
+    assert (root / "README.md").is_file()
 
 
 @pytest.mark.parametrize(("name", "value"), [("MINI_VERSION", -1), ("assets_hash", lambda: "other")])
