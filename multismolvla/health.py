@@ -129,8 +129,7 @@ def inspect(pictures: Sequence[Picture]) -> Inspection:
     scaled = torch.tensor([p.scaled for p in pictures], device=where)
     depth = torch.tensor([p.modality == Modality.DEPTH for p in pictures], device=where)
 
-    known = grey * seen
-    mass, sums = _fields(seen), _fields(known)  # (B, S, 64)
+    mass, sums = _fields(seen), _fields(grey * seen)  # (B, S, 64)
     count = mass.sum(2).clamp_min(1e-6)
     mean = sums.sum(2) / count
     deviation = _fields((grey - mean[..., None, None]).square_().mul_(seen)).sum(2).div(count).sqrt()
@@ -176,6 +175,11 @@ def _share(where: Tensor) -> Tensor:
     return where.flatten(2).float().mean(2)
 
 
+def _outside(features: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far each feature lies beyond its range, 0 within."""
+    return torch.maximum(low - features, features - high).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class StreamStatistics:
     """What healthy pictures of one stream look like.
@@ -198,8 +202,7 @@ class StreamStatistics:
 
     def distance(self, features: Tensor) -> Tensor:
         """How far features (B, F) lie outside the healthy range; 1 = at the threshold."""
-        outside = torch.maximum(self.low - features, features - self.high).clamp_min(0) / self.spread
-        return outside.amax(1) / self.threshold
+        return (_outside(features, self.low, self.high) / self.spread).amax(1) / self.threshold
 
     @classmethod
     def unfitted(cls, modality: str) -> StreamStatistics:
@@ -243,25 +246,22 @@ class Marker:
     """
 
     def __init__(self, modalities: Sequence[str], statistics: Sequence[StreamStatistics | None]) -> None:
-        width = len(FEATURES)
         rows = [s or StreamStatistics.unfitted(m) for m, s in zip(modalities, statistics, strict=True)]
         self._low, self._high, self._spread = (
-            torch.stack([getattr(row, name) for row in rows]).view(-1, width)
-            for name in ("low", "high", "spread")
+            torch.stack([getattr(row, name) for row in rows]) for name in ("low", "high", "spread")
         )
         self._threshold = torch.tensor([row.threshold for row in rows])
         self._change = torch.tensor([max(row.change, _SAME) for row in rows])
         self._compared = torch.tensor([float(row.change > 0) for row in rows])
         self._constant = torch.tensor([row.constant for row in rows])
-        self._depth = torch.tensor([m == Modality.DEPTH for m in modalities])
 
     def __call__(self, seen: Inspection, known: Tensor | None = None) -> Tensor:
         """Marks (B, S, MARKS); ``known``, int64 (B, S), are causes found before pictures were canonical."""
         self._to(seen.cause.device)
-        outside = torch.maximum(self._low - seen.features, seen.features - self._high).clamp_min(0)
+        outside = _outside(seen.features, self._low, self._high)
         distance = (outside / self._spread).amax(2) / self._threshold
-        octaves = outside[..., FEATURES.index("level")]
-        wrong = self._depth & (octaves > _OCTAVES) & (seen.cause == Cause.FIT)
+        octaves = outside[..., FEATURES.index("level")]  # always 0 but for depth
+        wrong = (octaves > _OCTAVES) & (seen.cause == Cause.FIT)
         cause = torch.where(wrong, int(Cause.DEPTH_SCALE), seen.cause)
         cause = torch.where(self._constant & (cause == Cause.CONSTANT), int(Cause.FIT), cause)
         if known is not None:

@@ -81,30 +81,36 @@ class HealthStep(ObservationProcessorStep):
         self.statistics: dict[str, StreamStatistics] = {}  # by view.modality
         self._markers: dict[tuple[str, ...], Marker] = {}  # by the streams that are there
 
+    def pictures(self, observation: Mapping[str, Any]) -> dict[str, Picture]:
+        """The declared pictures that are there, by ``view.modality``."""
+        return {
+            f"{view}.{m}": Picture(observation[key], m, observation.get(valid_key(key)))
+            for view, streams in self.views.items()
+            for m, key in streams.items()
+            if key in observation
+        }
+
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Add the marks, under `multismolvla.health.health_key`."""
-        out = dict(observation)
-        there = {
-            f"{view}.{modality}": (key, modality)
-            for view, streams in self.views.items()
-            for modality, key in streams.items()
-            if key in out
-        }
+        there = self.pictures(observation)
         if not there:
-            return out
-        seen = inspect([Picture(out[key], m, out.get(valid_key(key))) for key, m in there.values()])
+            return dict(observation)
+        seen = inspect(list(there.values()))
+        keys = [health_key(self.views[view][m]) for view, _, m in (name.rpartition(".") for name in there)]
         known = None
-        if any(health_key(key) in out for key, _ in there.values()):
+        if any(key in observation for key in keys):  # found before the pictures were canonical
             none = torch.zeros_like(seen.cause[:, 0])
-            known = torch.stack([_known(out, key, none) for key, _ in there.values()], 1)
+            known = torch.stack(
+                [observation[key][:, 0].long() if key in observation else none for key in keys], 1
+            )
         marks = self._marker(there)(seen, known)
-        return out | {health_key(key): marks[:, n] for n, (key, _) in enumerate(there.values())}
+        return observation | {key: marks[:, n] for n, key in enumerate(keys)}
 
-    def _marker(self, there: Mapping[str, tuple[str, str]]) -> Marker:
+    def _marker(self, there: Mapping[str, Picture]) -> Marker:
         names = tuple(there)
         if names not in self._markers:
-            modalities = [modality for _, modality in there.values()]
-            self._markers[names] = Marker(modalities, [self.statistics.get(name) for name in names])
+            statistics = [self.statistics.get(name) for name in names]
+            self._markers[names] = Marker([p.modality for p in there.values()], statistics)
         return self._markers[names]
 
     def set_statistics(self, statistics: Mapping[str, StreamStatistics], fitted: dict[str, Any]) -> None:
@@ -142,12 +148,6 @@ class HealthStep(ObservationProcessorStep):
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
         """Marks are no features."""
         return features
-
-
-def _known(observation: Mapping[str, Any], key: str, none: Tensor) -> Tensor:
-    """Causes (B,) that were found before the picture was canonical."""
-    marks = observation.get(health_key(key))
-    return none if marks is None else marks[:, 0].long()
 
 
 def make_multismolvla_pre_post_processors(

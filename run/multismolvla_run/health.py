@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+    from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
     from multismolvla.health import Inspection, StreamStatistics
 
 _PRE = "policy_preprocessor.json"
@@ -101,7 +102,9 @@ def fit(options: HealthOptions) -> str:
     if step is None:
         raise CommandError(f"The pre-processor of {options.policy} has no step that marks pictures.")
     step.set_statistics({}, {})
-    episodes = [_read(config, data, pre, e) for e in trange(number, desc="read episodes", unit="episode")]
+    episodes = [
+        _read(config, data, pre, step, e) for e in trange(number, desc="read episodes", unit="episode")
+    ]
     # every so many-th, so that all tasks are among them: recorders write task after task
     order = [i for part in range(number // held_out) for i in range(part, number, number // held_out)]
     episodes = [episodes[i] for i in order]
@@ -137,12 +140,11 @@ def fit(options: HealthOptions) -> str:
     )
 
 
-def _read(config: Any, data: LeRobotDataset, pre: Any, episode: int) -> _Episode:
+def _read(config: Any, data: LeRobotDataset, pre: Any, step: HealthStep, episode: int) -> _Episode:
     """What the policy would see at its looks, every ``n_action_steps`` frames."""
     import torch
 
-    from multismolvla.health import Picture, inspect
-    from multismolvla.modalities import valid_key
+    from multismolvla.health import inspect
 
     about = data.meta.episodes[episode]
     rows = range(about["dataset_from_index"], about["dataset_to_index"], config.n_action_steps)
@@ -150,12 +152,9 @@ def _read(config: Any, data: LeRobotDataset, pre: Any, episode: int) -> _Episode
     keys = {*config.stream_keys(), "observation.state"}
     batch: dict[str, Any] = {k: torch.stack([i[k] for i in items]) for k in items[0] if k in keys}
     ready = pre(batch | {"task": [i["task"] for i in items]})
-    there = {key: stream for key, stream in config.stream_keys().items() if key in ready}
-    return _Episode(
-        {f"{view}.{m}": m for view, m in there.values()},
-        inspect([Picture(ready[key], m, ready.get(valid_key(key))) for key, (_, m) in there.items()]),
-        ready["observation.state"].flatten(1),
-    )
+    there = step.pictures(ready)
+    streams = {name: picture.modality for name, picture in there.items()}
+    return _Episode(streams, inspect(list(there.values())), ready["observation.state"].flatten(1))
 
 
 def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:
