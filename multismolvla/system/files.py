@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -47,3 +47,8 @@ def write_json(target: Path, content: object) -> None:
     text = json.dumps(content, indent=1) + "\n"
     with whole_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def front_matter(values: Mapping[str, object]) -> list[str]:
+    """First lines of a hub card: YAML, written as JSON, which needs no further rules about quoting."""
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---", ""]

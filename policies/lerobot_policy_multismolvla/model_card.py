@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multismolvla.pretrained import licence_of, needed_by
+from multismolvla.system.files import front_matter
 
 #: Settings of the training run that a reader of the card wants first.
 _TRAINING = ("steps", "batch_size", "seed", "dataset", "peft")
@@ -50,7 +51,7 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
     }
     running = {**policy, "base_checkpoint": None}  # its weights are in this checkpoint
     lines = [
-        *_front_matter(front),
+        *front_matter(front),
         "# MultiSmolVLA policy",
         "",
         "A SmolVLA whose vision tower is the multimodal encoder 4M-21. A sensor that is absent or fails is "
@@ -104,7 +105,7 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
 def encoder_card(made: SlimEncoder) -> str:
     """README.md of a slim encoder."""
     lines = [
-        *_front_matter({"license": "other", "tags": ["4m-21", "encoder"]}),
+        *front_matter({"license": "other", "tags": ["4m-21", "encoder"]}),
         "# 4M-21 encoder, slim",
         "",
         f"An unchanged part of `{made.source}` (revision {made.revision or 'unknown'}): the encoder with the "
@@ -118,11 +119,6 @@ def encoder_card(made: SlimEncoder) -> str:
         f"`{made.encoder_hash}`, as those of the whole one do.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _front_matter(values: Mapping[str, object]) -> list[str]:
-    # JSON is YAML, and needs no further rules about quoting.
-    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---", ""]
 
 
 def _json_block(values: Mapping[str, object]) -> list[str]:

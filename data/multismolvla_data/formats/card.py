@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lerobot_env_multismolvla.mini import SUITE_NAME
 from multismolvla.modalities import TOKEN_PREFIX, Modality
 from multismolvla.pretrained import licence_of
+from multismolvla.system.files import front_matter
 from multismolvla_data.formats.metadata import DatasetMetadata
 
 CARD = "README.md"
-_MINI = "multismolvla_mini"
 #: Stored unit of pictures without one of their own.
 _UNITS = {
     Modality.RGB: "8-bit colour",
@@ -28,16 +29,13 @@ def write_card(root: Path, metadata: DatasetMetadata) -> None:
     """Write the card of a finished data set, from its metadata and LeRobot's."""
     info = json.loads((root / "meta/info.json").read_text())
     front = {
-        "license": "apache-2.0" if metadata.suite == _MINI else "other",
+        "license": "apache-2.0" if metadata.suite == SUITE_NAME else "other",
         "task_categories": ["robotics"],
         "tags": ["LeRobot", "multismolvla", "multimodal"],
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
     }
     lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # JSON is YAML
-        "---",
-        "",
+        *front_matter(front),
         f"# {root.name if metadata.suite is None else metadata.suite}",
         "",
         f"{info['total_episodes']} episodes, {info['total_frames']} frames at {info['fps']} per second, "
@@ -141,7 +139,7 @@ def _origin(metadata: DatasetMetadata) -> Iterator[str]:
 
 
 def _licence(metadata: DatasetMetadata) -> Iterator[str]:
-    if metadata.suite == _MINI:
+    if metadata.suite == SUITE_NAME:
         yield "Rendered from shapes of this package's own (Apache-2.0) and robosuite's Panda (MIT)."
     elif metadata.suite is not None:
         yield "Rendered from LIBERO's scenes: its code is under MIT, its assets have their own terms."
