@@ -221,31 +221,24 @@ def _config_for(
 
 
 def _transfers(old: MultiSmolVLAConfig, new: MultiSmolVLAConfig) -> list[Transfer]:
-    def size(config: MultiSmolVLAConfig, name: str) -> int:
-        found = {**(config.input_features or {}), **(config.output_features or {})}.get(name)
-        return found.shape[0] if found else 0
-
+    before, after = (
+        {**(config.input_features or {}), **(config.output_features or {})} for config in (old, new)
+    )
     rows = [Transfer("language model, action expert", "all weights", "")]
     if new.uses_fourm:
         read, gone = new.tower_modalities, sorted(set(old.tower_modalities) - set(new.tower_modalities))
         left_out = f"without {', '.join(gone)}, which no view has" if gone else ""
         rows.append(Transfer("tower, fusion, connector", f"all weights of {', '.join(read)}", left_out))
-    shapes = [
-        (new.input_features or {})[key].shape for key in new.rgb_keys if key in (new.input_features or {})
-    ]
-    cameras = ", ".join(dict.fromkeys(f"{width}x{height}" for _, height, width in shapes))
+    sizes = {"{2}x{1}".format(*after[key].shape) for key in new.rgb_keys if key in after}
     how = f"{new.image_size} pixels, square={new.square}" if new.uses_fourm else ""
-    rows.append(Transfer("pictures", how, f"cameras of {cameras} pixels"))
+    rows.append(Transfer("pictures", how, f"cameras of {', '.join(sorted(sizes))} pixels"))
     for view in new.views:
         known = view in old.views and new.view_embedding
-        rows.append(
-            Transfer(
-                f"view {view}", "its embedding" if known else "", "" if known else "its embedding, at zero"
-            )
-        )
+        embedding = ("its embedding", "") if known else ("", "its embedding, at zero")
+        rows.append(Transfer(f"view {view}", *embedding))
     for name, what in ((OBS_STATE, "state"), (ACTION, "action")):
-        before, after = size(old, name), size(new, name)
-        rows.append(Transfer(what, "projection", f"{before} -> {after} numbers, ranges of the data set"))
+        numbers = " -> ".join(str(f[name].shape[0] if name in f else 0) for f in (before, after))
+        rows.append(Transfer(what, "projection", f"{numbers} numbers, ranges of the data set"))
     rows.append(Transfer("health", "", "no statistics: multismolvla-health fit, after training"))
     return rows
 

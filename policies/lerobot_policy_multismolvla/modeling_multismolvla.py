@@ -257,8 +257,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         stored = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=kwargs.get("revision"))
         config = config or stored
-        assert isinstance(config, MultiSmolVLAConfig)
-        if isinstance(stored, MultiSmolVLAConfig):
+        if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
         return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
 
