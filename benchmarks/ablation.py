@@ -235,11 +235,9 @@ def _share_stages(first: Path, folder: Path) -> None:
 def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
     policy = result_folder(preset.stage(arm.name), train)
     every = [] if arm.ceiling else [*ANNOUNCED, *UNANNOUNCED]
-    runs = [("on", str(policy), every)]
-    if arm.repeated:
+    runs = [("on", str(policy), every)] if arm.health else [("off", f"no_health:{policy}", every)]
+    if arm.health and arm.repeated:
         runs.append(("off", f"no_health:{policy}", list(UNANNOUNCED)))
-    if not arm.health:
-        runs = [("off", f"no_health:{policy}", every)]
     for health, path, conditions in runs:
         out = options.output / "eval" / f"seed-{seed}" / f"{arm.name}-{health}"
         _call(

@@ -3,8 +3,7 @@
 Passive waiting, because OpenMP threads that spin while they wait took up to nine times as long once the
 machine had another job. With it all cores are the better default: two threads on two cores made a small
 training step 25 % faster than one on an idle machine, and 10 % slower beside four other jobs. The mini preset
-asks for one: it promises the same success table on every machine, and results depend on the number of
-threads.
+asks for two on every machine, because results depend on the number of threads.
 """
 
 from __future__ import annotations
