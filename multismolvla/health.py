@@ -243,9 +243,15 @@ class Marker:
     Args:
         modalities: of the streams, in their order.
         statistics: of each stream; ``None`` = none were fitted.
+        states: where the robot was in the training data, see :func:`fit_states`; ``None`` = anywhere.
     """
 
-    def __init__(self, modalities: Sequence[str], statistics: Sequence[StreamStatistics | None]) -> None:
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        statistics: Sequence[StreamStatistics | None],
+        states: Tensor | None = None,
+    ) -> None:
         rows = [s or StreamStatistics.unfitted(m) for m, s in zip(modalities, statistics, strict=True)]
         self._low, self._high, self._spread = (
             torch.stack([getattr(row, name) for row in rows]) for name in ("low", "high", "spread")
@@ -254,9 +260,21 @@ class Marker:
         self._change = torch.tensor([max(row.change, _SAME) for row in rows])
         self._compared = torch.tensor([float(row.change > 0) for row in rows])
         self._constant = torch.tensor([row.constant for row in rows])
+        self._states = torch.tensor([[-torch.inf], [torch.inf]]) if states is None else states
 
-    def __call__(self, seen: Inspection, known: Tensor | None = None) -> Tensor:
-        """Marks (B, S, MARKS); ``known``, int64 (B, S), are causes found before pictures were canonical."""
+    def __call__(
+        self, seen: Inspection, known: Tensor | None = None, state: Tensor | None = None
+    ) -> Tensor:
+        """Marks of the pictures.
+
+        Args:
+            seen: what S pictures of B rows say by themselves.
+            known: int64 (B, S), causes found before the pictures were canonical.
+            state: float (B, D), of the robot, in the units of the data set.
+
+        Returns:
+            float32 (B, S, MARKS).
+        """
         self._to(seen.cause.device)
         outside = _outside(seen.features, self._low, self._high)
         distance = (outside / self._spread).amax(2) / self._threshold
@@ -266,7 +284,12 @@ class Marker:
         cause = torch.where(self._constant & (cause == Cause.CONSTANT), int(Cause.FIT), cause)
         if known is not None:
             cause = torch.maximum(cause, known)
-        numbers = torch.stack([cause.float(), distance, self._compared.expand_as(distance)], 2)
+        compared = self._compared.expand_as(distance)
+        if state is not None:
+            low, high = self._states
+            # an arm that has left the picture moves, and nothing in it changes
+            compared = compared * ((state >= low) & (state <= high)).all(1, keepdim=True)
+        numbers = torch.stack([cause.float(), distance, compared], 2)
         return torch.cat([numbers, seen.thumbnail / self._change[:, None]], 2)
 
     def _to(self, device: torch.device) -> None:
@@ -316,10 +339,11 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
 
     moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > MOVED  # (B, 1)
     difference = (thumbnail - thumbnail_before).abs().amax(-1)
-    near = began & marked & compared & (difference < 1)
+    same = began & marked & (difference < 1)
+    near = same & compared
     equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
     identical = near & (difference == 0) & moved
-    frozen = near & (identical | (equal >= _NEAR) | (was_frozen > 0))
+    frozen = identical | (equal >= _NEAR) | (same & (was_frozen > 0))
 
     far = distance > 1
     strange, usual = torch.where(far, strange + 1, 0.0), torch.where(far, 0.0, usual + 1)
@@ -363,3 +387,13 @@ def fit_statistics(
     change = changes.min().item() / 2 if len(changes) else 0.0
     constant = seen[:, FEATURES.index("deviation")].min().item() < 2 * CONSTANT_DEVIATION
     return StreamStatistics(low, high, spread, threshold, change, constant)
+
+
+def fit_states(states: Tensor) -> Tensor:
+    """Least and greatest state (2, D) of training states (N, D), with a tenth of the range beyond them.
+
+    That a moving robot changes its pictures was learned there, and is believed nowhere else.
+    """
+    low, high = states.amin(0), states.amax(0)
+    margin = (high - low) * 0.1
+    return torch.stack([low - margin, high + margin])

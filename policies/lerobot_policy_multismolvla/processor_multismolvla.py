@@ -22,6 +22,7 @@ from lerobot.processor import (
     PolicyProcessorPipeline,
     ProcessorStepRegistry,
 )
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
@@ -79,6 +80,7 @@ class HealthStep(ObservationProcessorStep):
 
     def __post_init__(self) -> None:
         self.statistics: dict[str, StreamStatistics] = {}  # by view.modality
+        self.states: Tensor | None = None  # (2, D): where the robot was in the training data
         self._markers: dict[tuple[str, ...], Marker] = {}  # by the streams that are there
 
     def pictures(self, observation: Mapping[str, Any]) -> dict[str, Picture]:
@@ -103,24 +105,31 @@ class HealthStep(ObservationProcessorStep):
             known = torch.stack(
                 [observation[key][:, 0].long() if key in observation else none for key in keys], 1
             )
-        marks = self._marker(there)(seen, known)
+        state = observation.get(OBS_STATE)
+        marks = self._marker(there)(seen, known, None if state is None else state.flatten(1))
         return observation | {key: marks[:, n] for n, key in enumerate(keys)}
 
     def _marker(self, there: Mapping[str, Picture]) -> Marker:
         names = tuple(there)
         if names not in self._markers:
             statistics = [self.statistics.get(name) for name in names]
-            self._markers[names] = Marker([p.modality for p in there.values()], statistics)
+            self._markers[names] = Marker([p.modality for p in there.values()], statistics, self.states)
         return self._markers[names]
 
-    def set_statistics(self, statistics: Mapping[str, StreamStatistics], fitted: dict[str, Any]) -> None:
-        """Use the statistics of these streams (``view.modality``) from now on."""
-        self.statistics, self.fitted = dict(statistics), fitted
+    def set_statistics(
+        self,
+        statistics: Mapping[str, StreamStatistics],
+        fitted: dict[str, Any],
+        states: Tensor | None = None,
+    ) -> None:
+        """Use the statistics of these streams (``view.modality``), and of the states, from now on."""
+        self.statistics, self.fitted, self.states = dict(statistics), fitted, states
         self._markers.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The statistics, one row per stream."""
-        return {name: s.to_tensor() for name, s in self.statistics.items()}
+        """The statistics, one row per stream, and the range of the states."""
+        rows = {name: s.to_tensor() for name, s in self.statistics.items()}
+        return rows if self.states is None else rows | {OBS_STATE: self.states}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Read the statistics.
@@ -128,15 +137,18 @@ class HealthStep(ObservationProcessorStep):
         Raises:
             ValueError: they are of streams that the view map does not declare, or damaged.
         """
+        rows = {name: row for name, row in state.items() if name != OBS_STATE}
         declared = {f"{view}.{m}" for view, streams in self.views.items() for m in streams}
-        unknown = sorted(set(state) - declared)
+        unknown = sorted(set(rows) - declared)
         if unknown:
             raise ValueError(
                 f"The health statistics are of {unknown}, which the view map does not declare (it has "
                 f"{sorted(declared)}). Fit them for these views: multismolvla-health fit."
             )
         self.set_statistics(
-            {name: StreamStatistics.from_tensor(row) for name, row in state.items()}, self.fitted
+            {name: StreamStatistics.from_tensor(row) for name, row in rows.items()},
+            self.fitted,
+            state.get(OBS_STATE),
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -59,11 +59,13 @@ class _Episode:
         streams: stream (``view.modality``) -> its modality, in the order of ``seen``.
         seen: of all streams.
         state: float (N, D), normalised.
+        raw_state: float (N, D), in the units of the data set.
     """
 
     streams: dict[str, str]
     seen: Inspection
     state: torch.Tensor
+    raw_state: torch.Tensor
 
 
 def fit(options: HealthOptions) -> str:
@@ -72,11 +74,13 @@ def fit(options: HealthOptions) -> str:
     Raises:
         CommandError: the folder holds no MultiSmolVLA policy with a 4M tower, or too few episodes.
     """
+    import torch
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.processor import DeviceProcessorStep
     from tqdm import trange
 
     from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
+    from multismolvla.health import fit_states
     from multismolvla_eval.offline.sensor_use import SensorUseOptions, open_dataset
     from multismolvla_eval.policies.lerobot import stored_config
 
@@ -110,11 +114,13 @@ def fit(options: HealthOptions) -> str:
     episodes = [episodes[i] for i in order]
     test, episodes = episodes[:held_out], episodes[held_out:]
     statistics = _statistics(episodes, held_out)
+    states = fit_states(torch.cat([e.raw_state for e in episodes]))
     step.set_statistics(
         statistics,
         {"dataset": options.dataset.name, "episodes": len(episodes) - held_out, "held_out": held_out},
+        states,
     )
-    alarms = _false_alarms(statistics, test)
+    alarms = _false_alarms(statistics, states, test)
     looks = sum(len(e.state) for e in test)
     # computed on the CPU, whatever device the policy is for
     moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
@@ -154,7 +160,8 @@ def _read(config: Any, data: LeRobotDataset, pre: Any, step: HealthStep, episode
     ready = pre(batch | {"task": [i["task"] for i in items]})
     there = step.pictures(ready)
     streams = {name: picture.modality for name, picture in there.items()}
-    return _Episode(streams, inspect(list(there.values())), ready["observation.state"].flatten(1))
+    state, raw = (source["observation.state"].flatten(1) for source in (ready, batch))
+    return _Episode(streams, inspect(list(there.values())), state, raw)
 
 
 def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:
@@ -173,13 +180,16 @@ def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStat
     return made
 
 
-def _false_alarms(statistics: Mapping[str, StreamStatistics], episodes: list[_Episode]) -> dict[str, int]:
+def _false_alarms(
+    statistics: Mapping[str, StreamStatistics], states: torch.Tensor, episodes: list[_Episode]
+) -> dict[str, int]:
     """Stream and cause -> at how many looks of healthy episodes it was found unfit."""
     from multismolvla.health import Cause, Marker, judge
 
     alarms: dict[str, int] = {}
     for e in episodes:
-        marks = Marker(list(e.streams.values()), [statistics[name] for name in e.streams])(e.seen)
+        marker = Marker(list(e.streams.values()), [statistics[name] for name in e.streams], states)
+        marks = marker(e.seen, state=e.raw_state)
         memory = None
         for i in range(len(e.state)):
             verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory)

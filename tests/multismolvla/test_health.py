@@ -15,6 +15,7 @@ from multismolvla.health import (
     Marker,
     Picture,
     StreamStatistics,
+    fit_states,
     fit_statistics,
     inspect,
     judge,
@@ -163,6 +164,25 @@ def test_the_same_picture_while_the_robot_moves_is_frozen_from_its_second_look_o
     frozen = scene(seed=3)
     looks = [scene(), frozen, frozen, frozen, scene(seed=4)]
     assert watch(looks) == [Cause.FIT, Cause.FIT, Cause.FROZEN, Cause.FROZEN, Cause.FIT]
+
+
+def test_a_picture_that_stays_while_the_robot_is_where_no_demonstration_was_is_no_fault():
+    """An arm out of the picture's sight moves, and nothing in the picture does."""
+    states = fit_states(torch.tensor([[0.0, -1.0], [10.0, 1.0]]))
+    assert torch.allclose(states, torch.tensor([[-1.0, -1.2], [11.0, 1.2]]))
+    seen, marker = inspect([Picture(scene(), "rgb")]), Marker(["rgb"], [statistics()], states)
+
+    def causes_at(places):
+        memory, found = None, []
+        for place in places:
+            state = torch.tensor([[place, 0.0]])
+            verdict = judge(marker(seen, state=state), state, memory)
+            memory = verdict.memory
+            found.append(Cause(int(verdict.cause)))
+        return found
+
+    assert causes_at([12.0, 13.0, 14.0, 15.0]) == [Cause.FIT] * 4
+    assert causes_at([3.0, 4.0, 12.0, 5.0]) == [Cause.FIT, *[Cause.FROZEN] * 3]  # once found, it stays so
 
 
 def test_the_same_picture_of_a_resting_robot_is_fit():

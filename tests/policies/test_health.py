@@ -139,12 +139,16 @@ def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
     narrow = StreamStatistics(
         torch.zeros(number), torch.full((number,), 0.3), torch.ones(number), 0.1, 0.5, False
     )
-    step.set_statistics({"image.rgb": narrow}, {"dataset": "demo"})
+    states = torch.stack([torch.full((8,), -9.0), torch.full((8,), 9.0)])
+    step.set_statistics({"image.rgb": narrow}, {"dataset": "demo"}, states)
     before = pre(raw(batch))[health_key(RGB[0])]
     pre.save_pretrained(tmp_path)
     again = type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
     assert torch.equal(again(raw(batch))[health_key(RGB[0])], before)
     assert before[:, 1].min() > 0
+    assert before[:, 2].tolist() == [1, 1, 1]
+    far = raw(batch) | {"observation.state": torch.full_like(batch["observation.state"], 10.0)}
+    assert again(far)[health_key(RGB[0])][:, 2].tolist() == [0, 0, 0]
     assert next(s for s in again.steps if isinstance(s, HealthStep)).fitted == {"dataset": "demo"}
     file = next(tmp_path.glob("*multismolvla_health*.safetensors"))
     save_file({"left.rgb": narrow.to_tensor()}, file)
