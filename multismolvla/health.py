@@ -262,9 +262,7 @@ class Marker:
         self._constant = torch.tensor([row.constant for row in rows])
         self._states = torch.tensor([[-torch.inf], [torch.inf]]) if states is None else states
 
-    def __call__(
-        self, seen: Inspection, known: Tensor | None = None, state: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, seen: Inspection, known: Tensor | None = None, state: Tensor | None = None) -> Tensor:
         """Marks of the pictures.
 
         Args:

@@ -2,7 +2,7 @@
 
 from multismolvla.fourm.config import FourMConfig
 from multismolvla.fourm.encoder import FourMEncoder
-from multismolvla.fourm.modality import MINI_DOMAINS, MINI_INFO, MODALITY_INFO, FourMModality
+from multismolvla.fourm.modality import MINI_DOMAINS, MINI_INFO, MODALITY_INFO, FourMModality, small_domains
 
 __all__ = [
     "MINI_DOMAINS",
@@ -11,4 +11,5 @@ __all__ = [
     "FourMConfig",
     "FourMEncoder",
     "FourMModality",
+    "small_domains",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multismolvla.fourm.modality import MINI_INFO, MODALITY_INFO, FourMModality
+from multismolvla.fourm.modality import MODALITY_INFO, FourMModality, small_domains
 from multismolvla.weights import read_json
 
 _SIZES = {"B": (768, 12, 12), "L": (1024, 24, 16), "XL": (2048, 24, 32)}  # dim, depth, heads
@@ -151,10 +151,15 @@ class FourMConfig:
         return cls(dim, depth, heads, names, domains_out=out, decoder_depth=depth)
 
     @classmethod
-    def mini(cls, dim: int, depth: int, heads: int) -> FourMConfig:
-        """An encoder of any size for the mini preset's domains: pictures of 64 pixels in patches of 8."""
-        custom = {name: info.to_dict() for name, info in MINI_INFO.items()}
-        return cls(dim, depth, heads, tuple(custom), image_size=64, patch_size=8, custom_domains=custom)
+    def mini(
+        cls, dim: int, depth: int, heads: int, image_size: int = 64, seg_vocab: int = 4096
+    ) -> FourMConfig:
+        """An encoder of any size for `small_domains`; by default those of the mini preset."""
+        custom = {info.name: info.to_dict() for info in small_domains(image_size, seg_vocab).values()}
+        patch = image_size // 8
+        return cls(
+            dim, depth, heads, tuple(custom), image_size=image_size, patch_size=patch, custom_domains=custom
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "4M config") -> FourMConfig:

@@ -171,20 +171,32 @@ MODALITY_INFO: dict[str, FourMModality] = {
     )
 }
 
-#: Modality -> the mini preset's domain for it: 64x64 pictures, and ids of the weight-free tokenizers.
-MINI_DOMAINS: dict[str, str] = {
-    "rgb": "rgb@64",
-    "depth": "tok_depth@64",
-    "seg": "tok_semseg@64",
-    "thermal": "tok_thermal@64",
-}
+
+def small_domains(image_size: int = 64, seg_vocab: int = 4096) -> dict[str, FourMModality]:
+    """Domains of encoders that are made here, in an 8 x 8 grid: pictures, and ids of weight-free tokenizers.
+
+    Args:
+        image_size: side of the pictures in pixels.
+        seg_vocab: number of segmentation ids.
+
+    Returns:
+        Modality -> domain, named by the picture's side, e.g. ``rgb@64``.
+
+    Raises:
+        ValueError: a side that is no multiple of 8.
+    """
+    if image_size < 8 or image_size % 8:
+        raise ValueError(f"image_size {image_size}: the 8 x 8 patches of a picture need a multiple of 8.")
+    side = f"@{image_size}"
+    return {
+        "rgb": FourMModality(f"rgb{side}", "pixels", "sincos", 64, (8, 8), patch_size=image_size // 8),
+        "depth": _tokens(f"tok_depth{side}", 1024, 8),
+        "seg": _tokens(f"tok_semseg{side}", seg_vocab, 8),
+        "thermal": _tokens(f"tok_thermal{side}", 256, 4),
+    }
+
+
+#: Modality -> the mini preset's domain for it.
+MINI_DOMAINS: dict[str, str] = {modality: info.name for modality, info in small_domains().items()}
 #: What these domains are.
-MINI_INFO: dict[str, FourMModality] = {
-    m.name: m
-    for m in (
-        FourMModality("rgb@64", "pixels", "sincos", 64, (8, 8), patch_size=8),
-        _tokens("tok_depth@64", 1024, 8),
-        _tokens("tok_semseg@64", 4096, 8),
-        _tokens("tok_thermal@64", 256, 4),
-    )
-}
+MINI_INFO: dict[str, FourMModality] = {info.name: info for info in small_domains().values()}

@@ -8,15 +8,18 @@ from multismolvla.tokenizers.factory import make_tokenizers
 from multismolvla.tokenizers.interface import ImageTokenizer, StreamTokenizer, Tokens
 from multismolvla.tokenizers.recipe import TOKENIZER_FAMILIES, OfficialOptions
 from multismolvla.tokenizers.weight_free import (
+    DominantSegTokenizer,
     PatchDepthTokenizer,
     QuadrantSegTokenizer,
     ThermalGridTokenizer,
     WeightFreeTokenizer,
+    seg_tokenizer,
     structured_token_embedding,
 )
 
 __all__ = [
     "TOKENIZER_FAMILIES",
+    "DominantSegTokenizer",
     "ImageTokenizer",
     "OfficialOptions",
     "PatchDepthTokenizer",
@@ -26,5 +29,6 @@ __all__ = [
     "Tokens",
     "WeightFreeTokenizer",
     "make_tokenizers",
+    "seg_tokenizer",
     "structured_token_embedding",
 ]

@@ -27,11 +27,7 @@ from multismolvla.tokenizers.recipe import (
     parts_of,
 )
 from multismolvla.tokenizers.vq_config import VQConfig
-from multismolvla.tokenizers.weight_free import (
-    PatchDepthTokenizer,
-    QuadrantSegTokenizer,
-    ThermalGridTokenizer,
-)
+from multismolvla.tokenizers.weight_free import PatchDepthTokenizer, ThermalGridTokenizer, seg_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +100,7 @@ def _weight_free(modality: str, infos: Sequence[FourMModality], num_labels: int)
     if modality == Modality.DEPTH:
         tokenizer = PatchDepthTokenizer(grid=domain.grid)
     elif modality == Modality.SEG:
-        tokenizer = QuadrantSegTokenizer(grid=domain.grid, num_labels=num_labels)
+        tokenizer = seg_tokenizer(domain.grid, num_labels)
     else:
         tokenizer = ThermalGridTokenizer(grid=domain.grid)
     if domain.vocab is None or tokenizer.vocab_size > domain.vocab:

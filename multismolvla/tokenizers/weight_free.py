@@ -120,38 +120,28 @@ class PatchDepthTokenizer(WeightFreeTokenizer):
         return _fourier(self.vocab_size)
 
 
-class QuadrantSegTokenizer(WeightFreeTokenizer):
-    """Majority labels of a patch's four quadrants, written as digits: id = sum of label_q * num_labels^q.
+class SegTokenizer(WeightFreeTokenizer):
+    """Common part of the segmentation tokenizers: the majority label of each of a patch's four quadrants.
 
     Quadrants are counted row-major (0 top left, 1 top right, 2 bottom left, 3 bottom right); ties go to the
-    higher label, since in the mini label set the things to handle come after the background.
+    higher label, since in the label sets the things to handle come after the background.
 
     Args:
         grid: token grid.
-        num_labels: size of the label set; the vocabulary is its fourth power.
+        num_labels: size of the label set; 0 is the background.
+        vocab_size: number of ids.
     """
 
     modality = "segmentation"
 
-    def __init__(self, grid: int | tuple[int, int] = 8, num_labels: int = 8) -> None:
-        super().__init__(grid, num_labels**4)
+    def __init__(self, grid: int | tuple[int, int], num_labels: int, vocab_size: int) -> None:
+        super().__init__(grid, vocab_size)
         if num_labels < 2:
-            raise ValueError(f"QuadrantSegTokenizer: num_labels {num_labels}; expected at least 2.")
+            raise ValueError(f"{type(self).__name__}: num_labels {num_labels}; expected at least 2.")
         self.num_labels = num_labels
 
-    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokenize class ids.
-
-        Args:
-            image: integer (B, 1, H, W), class ids in [0, num_labels).
-            valid: bool (B, 1, H, W), True = usable; ``None`` = all.
-
-        Returns:
-            ids int64 (B, rows, columns); present bool (B, rows, columns), False below 25 % usable pixels.
-
-        Raises:
-            ValueError: wrong shape or dtype, or a valid pixel's label is outside the label set.
-        """
+    def _quadrants(self, image: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Labels int64 (B, rows, columns, 4), and presence as `encode` returns it."""
         usable = self._check(image, valid, floating=False)
         labels = torch.where(usable, image.long(), 0)
         low, high = (int(v) for v in labels.aminmax())
@@ -175,9 +165,42 @@ class QuadrantSegTokenizer(WeightFreeTokenizer):
         rank = torch.arange(self.num_labels, device=votes.device)
         winner = (votes * self.num_labels + rank).argmax(-1)
         quadrants = winner.view(-1, rows, 2, columns, 2).transpose(2, 3).flatten(3)  # (B, rows, columns, 4)
-        ids = (quadrants * self._place_values(quadrants.device)).sum(-1)
         share = self._cells(usable).float().mean(-1)
-        return ids, share >= MIN_VALID
+        return quadrants, share >= MIN_VALID
+
+    def _quadrant_sums(self, mask: Tensor) -> Tensor:
+        """Number of true pixels per quadrant: int64 (B, 2 rows, 2 columns)."""
+        (rows, columns), (height, width) = self.grid, mask.shape[2:]
+        cells = mask.reshape(-1, 2 * rows, height // (2 * rows), 2 * columns, width // (2 * columns))
+        return cells.sum((2, 4))
+
+
+class QuadrantSegTokenizer(SegTokenizer):
+    """The labels of a patch's four quadrants, written as digits: id = sum of label_q * num_labels^q.
+
+    Args:
+        grid: token grid.
+        num_labels: size of the label set; the vocabulary is its fourth power.
+    """
+
+    def __init__(self, grid: int | tuple[int, int] = 8, num_labels: int = 8) -> None:
+        super().__init__(grid, num_labels, num_labels**4)
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize class ids.
+
+        Args:
+            image: integer (B, 1, H, W), class ids in [0, num_labels).
+            valid: bool (B, 1, H, W), True = usable; ``None`` = all.
+
+        Returns:
+            ids int64 (B, rows, columns); present bool (B, rows, columns), False below 25 % usable pixels.
+
+        Raises:
+            ValueError: wrong shape or dtype, or a valid pixel's label is outside the label set.
+        """
+        quadrants, present = self._quadrants(image, valid)
+        return (quadrants * self._place_values(quadrants.device)).sum(-1), present
 
     def features(self) -> Tensor:
         """One-hot label per quadrant, so that ids with a label in common share a feature."""
@@ -188,11 +211,47 @@ class QuadrantSegTokenizer(WeightFreeTokenizer):
     def _place_values(self, device: torch.device) -> Tensor:
         return self.num_labels ** torch.arange(4, device=device)
 
-    def _quadrant_sums(self, mask: Tensor) -> Tensor:
-        """Number of true pixels per quadrant: int64 (B, 2 rows, 2 columns)."""
-        (rows, columns), (height, width) = self.grid, mask.shape[2:]
-        cells = mask.reshape(-1, 2 * rows, height // (2 * rows), 2 * columns, width // (2 * columns))
-        return cells.sum((2, 4))
+
+class DominantSegTokenizer(SegTokenizer):
+    """What is in a patch, and in which of its quadrants: id = 16 * label + the quadrants as bits.
+
+    Of several things in a patch the one with the most quadrants is told, of equals the higher label; the
+    background only where there is nothing else. For label sets whose fourth power is no vocabulary.
+
+    Args:
+        grid: token grid.
+        num_labels: size of the label set; the vocabulary is sixteen times that.
+    """
+
+    def __init__(self, grid: int | tuple[int, int] = 8, num_labels: int = 33) -> None:
+        super().__init__(grid, num_labels, 16 * num_labels)
+
+    def encode(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize class ids; see `QuadrantSegTokenizer.encode`."""
+        quadrants, present = self._quadrants(image, valid)
+        same = (quadrants[..., :, None] == quadrants[..., None, :]).sum(-1)  # quadrants with the same label
+        rank = (quadrants > 0) * (same * self.num_labels + quadrants)
+        label = quadrants.gather(-1, rank.argmax(-1, keepdim=True))
+        bits = ((quadrants == label) * self._bits(quadrants.device)).sum(-1)
+        return 16 * label[..., 0] + bits, present
+
+    def features(self) -> Tensor:
+        """One-hot label per quadrant, the background in those that the thing leaves free."""
+        ids = torch.arange(self.vocab_size)
+        there = (ids[:, None] & self._bits(ids.device)) > 0
+        labels = torch.where(there, ids[:, None] // 16, 0)
+        return torch.nn.functional.one_hot(labels, self.num_labels).flatten(1).float()
+
+    @staticmethod
+    def _bits(device: torch.device) -> Tensor:
+        return 2 ** torch.arange(4, device=device)
+
+
+def seg_tokenizer(grid: int | tuple[int, int], num_labels: int) -> SegTokenizer:
+    """The tokenizer for a label set: all quadrants of up to eight labels, else the dominant thing."""
+    if num_labels <= len(MINI_LABELS):
+        return QuadrantSegTokenizer(grid, num_labels)
+    return DominantSegTokenizer(grid, num_labels)
 
 
 class ThermalGridTokenizer(WeightFreeTokenizer):

@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from multismolvla.fourm import MINI_INFO
+from multismolvla.fourm import MINI_INFO, small_domains
 from multismolvla.tokenizers import (
+    DominantSegTokenizer,
     ImageTokenizer,
     PatchDepthTokenizer,
     QuadrantSegTokenizer,
     ThermalGridTokenizer,
+    make_tokenizers,
+    seg_tokenizer,
     structured_token_embedding,
 )
 
-ALL = [PatchDepthTokenizer, QuadrantSegTokenizer, ThermalGridTokenizer]
+ALL = [PatchDepthTokenizer, QuadrantSegTokenizer, ThermalGridTokenizer, DominantSegTokenizer]
 
 
 def read_back(tokenizer: ImageTokenizer, ids: Tensor) -> Tensor:
@@ -34,13 +37,13 @@ def read_back(tokenizer: ImageTokenizer, ids: Tensor) -> Tensor:
 
 def picture(tokenizer: ImageTokenizer, height: int = 64, width: int = 64, batch: int = 2) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    if isinstance(tokenizer, QuadrantSegTokenizer):
+    if isinstance(tokenizer, QuadrantSegTokenizer | DominantSegTokenizer):
         return torch.randint(tokenizer.num_labels, (batch, 1, height, width), generator=g)
     return torch.rand(batch, 1, height, width, generator=g) * 0.8 + 0.15
 
 
 @pytest.mark.parametrize(
-    ("make", "domain"), list(zip(ALL, ("tok_depth@64", "tok_semseg@64", "tok_thermal@64"), strict=True))
+    ("make", "domain"), list(zip(ALL[:3], ("tok_depth@64", "tok_semseg@64", "tok_thermal@64"), strict=True))
 )
 def test_defaults_fit_the_mini_domains(make, domain) -> None:
     tokenizer = make()
@@ -78,7 +81,7 @@ def test_non_square_grid_is_row_major(make) -> None:
     assert torch.equal(ids[:, 1, 2], single[:, 0, 0])
 
 
-@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("make", ALL[:3])
 def test_reading_back_and_encoding_again_is_stable(make) -> None:
     tokenizer = make()
     ids = torch.randint(
@@ -99,7 +102,7 @@ def test_cells_below_a_quarter_valid_are_absent(make) -> None:
     ids, present = tokenizer.encode(image, valid)
     assert present.tolist() == [[[True, False], [False, False]]]
     seen = make(1).encode(image[..., :2, :2])[0]
-    assert ids[0, 0, 0] == seen[0, 0, 0] or isinstance(tokenizer, QuadrantSegTokenizer)
+    assert ids[0, 0, 0] == seen[0, 0, 0] or tokenizer.modality == "segmentation"
     assert 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
 
 
@@ -157,6 +160,38 @@ def test_segmentation_quadrant_unseen_follows_its_patch() -> None:
     assert present.item()
 
 
+def test_of_a_large_label_set_the_dominant_thing_and_its_quadrants_are_told() -> None:
+    tokenizer = DominantSegTokenizer(grid=1, num_labels=33)
+
+    def told(quadrants: list[int]) -> tuple[int, list[int]]:
+        image = torch.tensor(quadrants).view(1, 1, 2, 2).repeat_interleave(3, 2).repeat_interleave(3, 3)
+        number = tokenizer.encode(image)[0].item()
+        return number // 16, [q for q in range(4) if number >> q & 1]
+
+    assert told([0, 0, 0, 0]) == (0, [0, 1, 2, 3])
+    assert told([0, 0, 0, 31]) == (31, [3])  # one quadrant of a thing beats three of the background
+    assert told([7, 9, 7, 0]) == (7, [0, 2])
+    assert told([7, 9, 0, 0]) == (9, [1])  # of equals the higher label
+    assert told([32, 32, 32, 32]) == (32, [0, 1, 2, 3])
+    one_hot = tokenizer.features().view(-1, 4, 33)
+    assert one_hot[16 * 7 + 5].argmax(1).tolist() == [7, 0, 7, 0]
+    assert isinstance(seg_tokenizer(8, 8), QuadrantSegTokenizer)
+    assert isinstance(seg_tokenizer(8, 9), DominantSegTokenizer)
+
+
+def test_a_large_label_set_fits_its_own_domain_and_not_the_mini_one() -> None:
+    domains = {m: d for m, d in small_domains(128, seg_vocab=16 * 33).items() if m != "rgb"}
+    made = make_tokenizers("patch", domains, num_labels=33, image_size=128)
+    ids, present = made["seg"].encode(torch.randint(33, (2, 1, 128, 128)))
+    assert ids.shape == (2, 8, 8)
+    assert present.all()
+    assert ids.max() < 16 * 33
+    with pytest.raises(ValueError, match="knows 527"):
+        make_tokenizers("patch", {"seg": small_domains(128, 527)["seg"]}, num_labels=33, image_size=128)
+    with pytest.raises(ValueError, match="image_size 100.*multiple of 8"):
+        small_domains(100)
+
+
 def test_thermal_bins_are_linear() -> None:
     values = torch.tensor([0.0, 0.49999, 0.5, 1.0]).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
     assert ThermalGridTokenizer(grid=1, bins=10).encode(values)[0].flatten().tolist() == [0, 4, 5, 9]
@@ -200,6 +235,7 @@ def test_bad_pictures_are_named(tokenizer, image, valid, message) -> None:
         lambda: PatchDepthTokenizer(near=2.0, far=1.0),
         lambda: PatchDepthTokenizer(grid=0),
         lambda: QuadrantSegTokenizer(num_labels=1),
+        lambda: DominantSegTokenizer(num_labels=1),
     ],
 )
 def test_bad_settings_are_named(make) -> None:
