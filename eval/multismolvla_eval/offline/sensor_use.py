@@ -1,9 +1,9 @@
 """How much a policy uses its sensors: offline action error with true and with changed pictures.
 
 The controls show zeroed pictures and those of other frames, of all sensors together and of each modality
-alone; a policy that reads presence masks is also told that a modality is absent. A control that changes
-nothing shows a sensor that the policy does not use, and no fault of it can hurt. It is a proxy: a low error
-is no solved task.
+alone; a policy that reads presence masks is also told that a modality is absent; and the same pictures are
+shown with the instruction of another task. A control that changes nothing shows a sensor that the policy does
+not use, and no fault of it can hurt. It is a proxy: a low error is no solved task.
 """
 
 from __future__ import annotations
@@ -84,21 +84,23 @@ class Frames:
 
 @dataclass(frozen=True)
 class Control:
-    """One way to show the pictures."""
+    """One way to show the frames."""
 
     name: str
-    change: str  # none, zero, shuffle or mask
+    change: str  # none, zero, shuffle or mask, of pictures; task, of the instruction
     modality: str | None = None  # None means all
 
 
-def controls_for(streams: Streams, masks: bool) -> list[Control]:
-    """True pictures, the two controls of all sensors, then those of each modality.
+def controls_for(streams: Streams, masks: bool, tasks: int) -> list[Control]:
+    """True pictures, the two controls of all sensors, another instruction, then each modality's controls.
 
     Args:
         streams: what the policy looks at.
         masks: whether a modality can be declared absent to it.
+        tasks: number of instructions; a single one cannot be exchanged.
     """
     controls = [Control("true", "none"), Control("zeroed", "zero"), Control("shuffled", "shuffle")]
+    controls += [Control("another task", "task")] if tasks > 1 else []
     if len(streams) > 1:  # of one modality, these are the two of all sensors
         controls += [Control(f"{m} zeroed", "zero", m) for m in streams]
         controls += [Control(f"{m} shuffled", "shuffle", m) for m in streams]
@@ -127,7 +129,7 @@ def measure(path: str, options: SensorUseOptions, rename_map: Mapping[str, str])
     # What the dataset lacks can be neither shuffled nor masked.
     there = set(frames.observation)
     streams = {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
-    controls = controls_for(streams, masks=hasattr(config, "stream_keys"))
+    controls = controls_for(streams, hasattr(config, "stream_keys"), len(set(frames.task)))
     use.controls = control_errors(action_errors(policy, preprocess, frames, controls, streams, options))
     use.n, use.episodes = len(frames), len(frames.episode.unique())
     use.n_action_steps, use.modalities = frames.action.shape[1], list(streams)
@@ -242,6 +244,17 @@ def partners(count: int, seed: int) -> Tensor:
     return other
 
 
+def other_tasks(tasks: Sequence[str]) -> list[str]:
+    """For each frame the instruction of another task, of all tasks in turn."""
+    names = sorted(set(tasks))
+    step = dict.fromkeys(names, 0)
+    found = []
+    for task in tasks:
+        step[task] = step[task] % (len(names) - 1) + 1
+        found.append(names[(names.index(task) + step[task]) % len(names)])
+    return found
+
+
 def show(frames: Frames, streams: Streams, control: Control, rows: Tensor, other: Tensor) -> Batch:
     """The raw batch of ``rows`` with the pictures changed, before the policy's pre-processor.
 
@@ -255,7 +268,8 @@ def show(frames: Frames, streams: Streams, control: Control, rows: Tensor, other
     chosen = [by_key for m, by_key in streams.items() if control.modality in (None, m)]
     content = {k for by_key in chosen for pair in by_key.items() for k in pair if k}
     flags = {padding_mask_key(k) for by_key in chosen for k in by_key}
-    batch: Batch = {"task": [frames.task[r] for r in rows.tolist()], "action": frames.action[rows]}
+    tasks = other_tasks(frames.task) if control.change == "task" else frames.task
+    batch: Batch = {"task": [tasks[r] for r in rows.tolist()], "action": frames.action[rows]}
     for key, values in frames.observation.items():
         swap = control.change == "shuffle" and key in content | flags
         value = values[other[rows] if swap else rows]

@@ -14,20 +14,22 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 from tiny_dataset import EPISODES, FRAMES
 from tiny_policy import SIDE
 
-from lerobot_policy_multismolvla.mini.pretrain import MINI_DOMAINS
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
+from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 from multismolvla_data.tokens import TokensConfig, cache_tokens
 from multismolvla_eval.analysis.diagnosis import stored_diagnosis
 from multismolvla_eval.offline import sensor_use
 from multismolvla_eval.offline.sensor_use import (
     Control,
+    Frames,
     SensorUseOptions,
     action_errors,
     control_errors,
     controls_for,
     load_frames,
     open_dataset,
+    other_tasks,
     partners,
     show,
     spread,
@@ -204,10 +206,10 @@ def test_streams_of_a_foreign_policy_follow_the_keys_endings():
     config = SimpleNamespace(image_features=[RGB, DEPTH, "observation.images.image2"])
     streams = streams_by_modality(config)
     assert streams == {"rgb": {RGB: None, "observation.images.image2": None}, "depth": {DEPTH: None}}
-    assert [c.name for c in controls_for(streams, masks=False)] == [
+    assert [c.name for c in controls_for(streams, masks=False, tasks=1)] == [
         "true", "zeroed", "shuffled", "rgb zeroed", "depth zeroed", "rgb shuffled", "depth shuffled",
     ]  # fmt: skip
-    assert len(controls_for({"rgb": {RGB: None}}, masks=False)) == 3
+    assert len(controls_for({"rgb": {RGB: None}}, masks=False, tasks=1)) == 3
 
 
 def frames_of(dataset: Path, config, **changes):
@@ -259,6 +261,28 @@ def test_what_each_control_shows(tiny_dataset, cached, make_config):
         assert not any(shown["m"][k].any() for k in flags)
     assert token_key("image", "depth") in shown["t"]
     assert DEPTH not in shown["t"]
+
+
+def test_every_frame_is_shown_the_instruction_of_another_task_and_of_all_others_in_turn():
+    tasks = ["take", "push", "take", "open", "take"]
+    other = other_tasks(tasks)
+    assert all(a != b for a, b in zip(tasks, other, strict=True))
+    assert {o for t, o in zip(tasks, other, strict=True) if t == "take"} == {"push", "open"}
+    streams = {"rgb": {RGB: None}}
+    assert "another task" in [c.name for c in controls_for(streams, masks=False, tasks=2)]
+    assert "another task" not in [c.name for c in controls_for(streams, masks=False, tasks=1)]
+
+
+def test_another_task_changes_the_instruction_and_nothing_else():
+    pictures = {RGB: torch.rand(3, 3, 4, 4)}
+    padding = torch.zeros(3, 1, dtype=torch.bool)
+    frames = Frames(pictures, ["a", "b", "a"], torch.rand(3, 1, 2), padding, torch.arange(3))
+    rows, streams = torch.tensor([2, 1]), {"rgb": {RGB: None}}
+    shown = show(frames, streams, Control("another task", "task"), rows, partners(3, 0))
+    true = show(frames, streams, TRUE, rows, partners(3, 0))
+    assert shown.pop("task") == ["b", "a"]
+    assert true.pop("task") == ["a", "b"]
+    assert all(torch.equal(shown[key], true[key]) for key in true)
 
 
 @pytest.mark.parametrize("count", [2, 3, 256])
