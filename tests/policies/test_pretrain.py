@@ -10,8 +10,9 @@ import pytest
 import torch
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from tiny_dataset import EPISODES, FRAMES
+from tiny_dataset import EPISODES, FRAMES, write_dataset
 from tiny_policy import SIDE
+from transformers import AutoTokenizer
 
 from lerobot_policy_multismolvla.mini import pretrain as stage
 from lerobot_policy_multismolvla.mini.grounding import Grounding, centroids, named_labels
@@ -22,7 +23,10 @@ from lerobot_policy_multismolvla.mini.pretrain import (
     load_frames,
     pretrain,
 )
-from multismolvla.fourm import MINI_DOMAINS, FourMEncoder
+from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
+from multismolvla.fourm import MINI_DOMAINS, FourMEncoder, small_domains
+from multismolvla.modalities import MINI_LABELS
+from multismolvla.tokenizers.label_sets import LIBERO
 
 SMALL = {
     "dim": 32, "depth": 1, "heads": 2, "text_width": 48, "text_layers": 2, "vision_width": 32,
@@ -96,6 +100,29 @@ def test_training_moves_both_towers_down_their_losses(tiny_dataset, tmp_path):
     assert history[-1]["siglip"] < 0.7 * history[0]["siglip"]
 
 
+def test_every_word_of_the_instructions_is_one_token_and_the_rest_is_read_by_bytes(tmp_path):
+    texts = ["pick up the alphabet soup and place it in the basket", "put up the pick in and out"]
+    tokenizer = AutoTokenizer.from_pretrained(build_tiny_vlm(tmp_path, None, texts))
+    for text in texts:
+        assert len(tokenizer(text + "\n")["input_ids"]) == len(text.split()) + 1
+    other = tokenizer("pick up the alphabets")["input_ids"]
+    assert len(other) == 5
+    assert tokenizer.decode(other).strip() == "pick up the alphabets"
+    assert len(AutoTokenizer.from_pretrained(build_tiny_vlm(tmp_path / "bytes"))) == 264
+
+
+def test_larger_pictures_and_label_sets_are_pre_trained_in_as_many_tokens(tmp_path):
+    """As libero_tiny does: 33 labels, pictures of another size, words for tokens."""
+    shown = {"thing": LIBERO.ids.index("butter"), "task": "pick up the butter"}
+    data = write_dataset(tmp_path / "data", side=SIDE * 2, labels=LIBERO.ids, **shown)
+    pretrain(small(data, tmp_path / "out", image_size=SIDE * 2, words=True, steps=2))
+    domains = [d.name for d in small_domains(SIDE * 2).values()]
+    encoder = FourMEncoder.from_pretrained(tmp_path / "out/fourm", domains)
+    assert encoder.grid(f"rgb@{SIDE * 2}") == (8, 8)
+    assert encoder.config.modality(f"tok_semseg@{SIDE * 2}").vocab == 16 * 33
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out/vlm")) > 264
+
+
 # -- frames and targets --------------------------------------------------------------------------------------
 
 
@@ -116,12 +143,11 @@ def test_frames_are_canonical_and_spread_over_the_dataset(tiny_dataset, tmp_path
     assert torch.equal(few.rgb[-1], frames.rgb[-1])  # the last frame of the last episode is among them
 
 
-def test_a_dataset_that_does_not_fit_is_named(tiny_dataset, tmp_path, monkeypatch):
+def test_a_dataset_that_does_not_fit_is_named(tiny_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"\['observation.images.side'.*multismolvla-record"):
         load_frames(small(tiny_dataset, tmp_path, cameras=["image", "side"]))
-    monkeypatch.setattr(stage, "IMAGE_SIZE", 32)
-    with pytest.raises(ValueError, match="64.*expected side 32"):
-        load_frames(small(tiny_dataset, tmp_path))
+    with pytest.raises(ValueError, match="64.*expected side 32.*--image_size"):
+        load_frames(small(tiny_dataset, tmp_path, image_size=32))
 
 
 def test_targets_say_what_is_in_each_quadrant():
@@ -150,18 +176,44 @@ def test_targets_say_what_is_in_each_quadrant():
 # -- grounding -----------------------------------------------------------------------------------------------
 
 
+def names(instruction, labels, unseen=()):
+    seen = [i for i, name in enumerate(labels) if name not in unseen]
+    return [labels[i] for i in named_labels(instruction, labels, seen)]
+
+
 def test_the_named_things_are_taken_from_the_instruction():
-    assert named_labels("Put the cube in the basket.") == [3, 5, 2]
-    assert named_labels("put the can on the plate") == [4, 6, 2]
+    assert named_labels("Put the cube in the basket.", MINI_LABELS, range(8)) == [3, 5, 2]
+    assert named_labels("put the can on the plate", MINI_LABELS, range(8)) == [4, 6, 2]
+    assert names("put the cube, then the can in the basket", MINI_LABELS) == ["cube", "basket", "gripper"]
 
 
 @pytest.mark.parametrize(
-    "instruction",
-    ["open the gripper", "push the square", "put the cube, the can in the basket and on the plate"],
+    ("instruction", "first", "last"),
+    [
+        ("pick up the tomato sauce and place it in the basket", "tomato_sauce", "basket"),
+        ("pick up the bbq sauce and place it in the basket", "bbq_sauce", "basket"),
+        ("pick up the black bowl next to the ramekin and place it on the plate", "akita_black_bowl", "plate"),
+        ("open the middle drawer of the cabinet", "wooden_cabinet", "wooden_cabinet"),
+        ("turn on the stove", "flat_stove", "flat_stove"),
+    ],
 )
-def test_an_instruction_that_does_not_name_two_things_is_refused(instruction):
-    with pytest.raises(ValueError, match="names .* of the label set.*expects two"):
-        named_labels(instruction)
+def test_a_thing_may_be_named_by_the_end_of_its_label(instruction, first, last):
+    found = names(instruction, LIBERO.ids, unseen=("white_cabinet",))
+    assert found == [first, last, "gripper"]
+
+
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_every_instruction_of_the_suites_names_something(suite):
+    from multismolvla_data.formats.simulators import suite_tasks
+
+    for instruction in suite_tasks(suite).values():
+        assert names(instruction, LIBERO.ids)
+
+
+@pytest.mark.parametrize("instruction", ["open the gripper", "push the square", ""])
+def test_an_instruction_that_names_nothing_is_refused(instruction):
+    with pytest.raises(ValueError, match=r"names nothing of the labels that the pictures show.*cube"):
+        named_labels(instruction, MINI_LABELS, range(8))
 
 
 def test_centroids_are_where_the_label_is():

@@ -7,7 +7,7 @@ preset's stand-in for pre-training; its targets are centroids of the recorded se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,25 +15,45 @@ import torch.nn.functional as F  # noqa: N812
 from lerobot.policies.common.vla_utils import make_att_2d_masks
 from torch import Tensor, nn
 
-from multismolvla.modalities import MINI_LABELS
+#: Labels that are no thing to take or to put something on.
+_NO_THINGS = frozenset({"background", "robot", "gripper", "mount", "other"})
 
 
-def named_labels(instruction: str, labels: Sequence[str] = MINI_LABELS) -> list[int]:
-    """Ids of the labels that an instruction names, in the order of the words, then the gripper's.
+def named_labels(instruction: str, labels: Sequence[str], seen: Collection[int]) -> list[int]:
+    """Ids of the first and the last thing that an instruction names, then the gripper's.
 
-    ``"put the cube in the basket"`` gives ``[3, 5, 2]``.
+    A thing is named by its label, or by the end of it: ``akita_black_bowl`` is "black bowl" or "bowl", too.
+    ``"put the cube in the basket"`` gives ``[3, 5, 2]`` with the mini suite's labels.
+
+    Args:
+        instruction: of a task.
+        labels: name of each id.
+        seen: ids that occur in the pictures; of several labels with the same end one of these is meant.
 
     Raises:
-        ValueError: it does not name exactly two labels (what to take and where to put it).
+        ValueError: it names nothing that is seen.
     """
-    words = instruction.lower().replace(".", "").split()
-    named = [labels.index(w) for w in words if w in labels and w != "gripper"]
-    if len(named) != 2:
+    phrases: dict[tuple[str, ...], int] = {}
+    for number in sorted(seen):
+        words = tuple(w for w in labels[number].split("_") if not w.isdigit())
+        if labels[number] not in _NO_THINGS:
+            for start in range(1, len(words)):
+                phrases.setdefault(words[start:], number)
+            phrases[words] = number
+    text = "".join(c if c.isalnum() else " " for c in instruction.lower()).split()
+    found, start = [], 0
+    while start < len(text):
+        fits = [end for end in range(len(text), start, -1) if tuple(text[start:end]) in phrases]
+        if fits:
+            found.append(phrases[tuple(text[start : fits[0]])])
+        start = fits[0] if fits else start + 1
+    if not found:
         raise ValueError(
-            f"Instruction {instruction!r} names {[labels[i] for i in named]} of the label set "
-            f"{list(labels)}. The mini preset's pre-training expects two: what to take and where to put it."
+            f"Instruction {instruction!r} names nothing of the labels that the pictures show "
+            f"({[labels[i] for i in sorted(seen)]}). The pre-training looks for what is to be taken and "
+            "where to put it."
         )
-    return [*named, labels.index("gripper")]
+    return [found[0], found[-1], labels.index("gripper")]
 
 
 def centroids(seg: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Stage 0 of the mini preset: make tiny "foundation models" out of the recorded frames, in a minute or two.
+"""Stage 0 of the presets that start from nothing: tiny "foundation models" out of the recorded frames.
 
 With official weights this stage does not exist. Offline there are none, and a tower trained from scratch
 through the action loss alone learns to localise slowly (0 of 20 successes in ten minutes). So both towers get
@@ -30,14 +30,15 @@ from torch import Tensor
 
 from lerobot_policy_multismolvla.mini.cells import CellHeads, cell_targets, class_weight
 from multismolvla.dropout import sample_presence
-from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
+from multismolvla.fourm import FourMConfig, FourMEncoder
 from multismolvla.fusion import GatedFusion
-from multismolvla.modalities import DEPTH_VALID, MINI_LABELS, MODALITIES, Modality, picture_key
+from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, picture_key
 from multismolvla.system.command import AGAIN, entry_point, parse_options, show_progress
 from multismolvla.tokenizers import (
     PatchDepthTokenizer,
-    QuadrantSegTokenizer,
     ThermalGridTokenizer,
+    WeightFreeTokenizer,
+    seg_tokenizer,
     structured_token_embedding,
 )
 from multismolvla.tower import MultimodalTower
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DONE = "pretrain.json"
-#: The domains are for pictures of 64 pixels in patches of 8.
-IMAGE_SIZE, PATCH_SIZE, GRID = 64, 8, 8
+#: Patches of a picture in a row, whatever its size.
+GRID = 8
 #: One row per logged step: its number, and losses and measures by name.
 History = list[dict[str, float]]
 
@@ -58,12 +59,14 @@ History = list[dict[str, float]]
 class PretrainConfig:
     """Options of ``python -m lerobot_policy_multismolvla.mini.pretrain``."""
 
-    dataset: Path = Path("outputs/demo/dataset")  # LeRobotDataset with the mini suite's frames
+    dataset: Path = Path("outputs/demo/dataset")  # LeRobotDataset with pictures of all four modalities
     output: Path = Path("outputs/demo/pretrained")
     steps: int = 500
     batch_size: int = 24  # frames; each has two views
     lr: float = 1e-3
-    max_frames: int = 4000  # frames held in memory (72 KB each)
+    max_frames: int = 4000  # frames held in memory (18 bytes per pixel: 72 KB each at 64 pixels)
+    image_size: int = 64  # side of the data set's pictures
+    words: bool = False  # one token for each word of the instructions, instead of one for each byte
     seed: int = 0
     dim: int = 96  # width of the tiny 4M encoder
     depth: int = 3
@@ -88,6 +91,7 @@ class Frames:
     thermal: Tensor  # uint8 (R, 1, S, S)
     state: Tensor  # float32 (R / V, 8), raw
     task: list[str]  # instruction per frame
+    labels: list[str]  # names of the ids in ``seg``
 
     def __len__(self) -> int:
         """Number of frames, each with V consecutive rows in the pictures."""
@@ -124,8 +128,14 @@ def load_frames(cfg: PretrainConfig) -> Frames:
     lacking = [k for c in cfg.cameras for m in MODALITIES if (k := picture_key(c, m)) not in data.features]
     if lacking:
         raise ValueError(
-            f"{cfg.dataset} lacks {lacking}. The mini preset pre-trains on all four modalities: record with "
-            "multismolvla-record."
+            f"{cfg.dataset} lacks {lacking}. The tiny towers are pre-trained on all four modalities: record "
+            "with multismolvla-record."
+        )
+    labels = data.features[picture_key(cfg.cameras[0], Modality.SEG)].get("info", {}).get("labels")
+    if not labels:
+        raise ValueError(
+            f"{cfg.dataset} does not say what its segmentation ids mean (info.labels in meta/info.json). "
+            "Record with multismolvla-record."
         )
     count = min(cfg.max_frames, len(data))
     pictures: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
@@ -137,13 +147,14 @@ def load_frames(cfg: PretrainConfig) -> Frames:
         for camera in cfg.cameras:
             for modality, store in pictures.items():
                 picture = item[picture_key(camera, modality)]
-                if picture.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+                if picture.shape[-2:] != (cfg.image_size, cfg.image_size):
                     raise ValueError(
-                        f"{cfg.dataset}: a picture is {tuple(picture.shape)}, expected side {IMAGE_SIZE}."
+                        f"{cfg.dataset}: a picture is {tuple(picture.shape)}, expected side "
+                        f"{cfg.image_size}. Give --image_size."
                     )
                 store.append(picture if modality == Modality.RGB else picture[:1])
     rgb, depth, seg, thermal = (torch.stack(pictures[m]) for m in MODALITIES)
-    return Frames(_u8(rgb), depth.float(), _u8(seg), _u8(thermal), torch.stack(states), tasks)
+    return Frames(_u8(rgb), depth.float(), _u8(seg), _u8(thermal), torch.stack(states), tasks, labels)
 
 
 def _u8(x: Tensor) -> Tensor:
@@ -157,9 +168,10 @@ def pretrain(cfg: PretrainConfig) -> History:
     generator = torch.Generator().manual_seed(cfg.seed)
     torch.manual_seed(cfg.seed)
     frames = load_frames(cfg)
-    tower, policy = _build(cfg, generator)
-    fourm_heads = CellHeads(cfg.dim, len(MINI_LABELS), generator)
-    siglip_heads = CellHeads(cfg.vision_width, len(MINI_LABELS), generator)
+    labels = len(frames.labels)
+    tower, policy = _build(cfg, frames, generator)
+    fourm_heads = CellHeads(cfg.dim, labels, generator)
+    siglip_heads = CellHeads(cfg.vision_width, labels, generator)
     fusion = GatedFusion(cfg.dim, MODALITIES, GRID)
     language = LanguageHalf(cfg, policy, frames)
     trained = [tower.encoder, fusion, fourm_heads.net, siglip_heads.net]
@@ -172,7 +184,7 @@ def pretrain(cfg: PretrainConfig) -> History:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / cfg.steps)) + 0.02)
     )
-    weight = class_weight(frames.seg, len(MINI_LABELS))
+    weight = class_weight(frames.seg, labels)
     history: History = []
     bar = trange(cfg.steps, desc="pretrain towers", unit="step")
     for step in bar:
@@ -216,7 +228,8 @@ class LanguageHalf:
         )
         self.task = torch.tensor([texts.index(t) for t in frames.task])
         self.tokens, self.mask = encoded["input_ids"], encoded["attention_mask"].bool()
-        self.wanted = torch.tensor([named_labels(t) for t in texts])
+        seen = frames.seg.unique().tolist()
+        self.wanted = torch.tensor([named_labels(t, frames.labels, seen) for t in texts])
         std, mean = torch.std_mean(frames.state, dim=0)
         state = (frames.state - mean) / std.clamp_min(1e-6)
         self.state = F.pad(state, (0, policy.config.max_state_dim - state.shape[1]))
@@ -257,25 +270,29 @@ def fused_features(
     return fused.flatten(1, 2)
 
 
-def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[MultimodalTower, SmolVLAPolicy]:
+def _build(
+    cfg: PretrainConfig, frames: Frames, generator: torch.Generator
+) -> tuple[MultimodalTower, SmolVLAPolicy]:
     """The tiny 4M tower and an upstream SmolVLA policy around the tiny VLM folder."""
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     from lerobot_policy_multismolvla.mini.tiny_vlm import TinyVLMConfig, build_tiny_vlm
 
-    encoder = FourMEncoder(FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads), list(MINI_DOMAINS.values()))
-    encoder.init_weights(generator)
-    tokenizers = {
+    tokenizers: dict[str, WeightFreeTokenizer] = {
         "depth": PatchDepthTokenizer(grid=GRID),
-        "seg": QuadrantSegTokenizer(grid=GRID, num_labels=len(MINI_LABELS)),
+        "seg": seg_tokenizer(GRID, len(frames.labels)),
         "thermal": ThermalGridTokenizer(grid=4),
     }
+    sizes = FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads, cfg.image_size, tokenizers["seg"].vocab_size)
+    domains = dict(zip(MODALITIES, sizes.domains_in, strict=True))
+    encoder = FourMEncoder(sizes, list(sizes.domains_in))
+    encoder.init_weights(generator)
     with torch.no_grad():
         for modality, tokenizer in tokenizers.items():
             table = structured_token_embedding(tokenizer, cfg.dim, generator)
-            rows = encoder.get_parameter(f"encoder_embeddings.{MINI_DOMAINS[modality]}.token_emb.weight")
+            rows = encoder.get_parameter(f"encoder_embeddings.{domains[modality]}.token_emb.weight")
             rows[: len(table)].copy_(table)
-    tower = MultimodalTower(encoder, MINI_DOMAINS, tokenizers, IMAGE_SIZE)
+    tower = MultimodalTower(encoder, domains, tokenizers, cfg.image_size)
     build_tiny_vlm(
         cfg.output / "vlm",
         TinyVLMConfig(
@@ -284,9 +301,10 @@ def _build(cfg: PretrainConfig, generator: torch.Generator) -> tuple[MultimodalT
             text_mlp=8 * cfg.text_width // 3,
             vision_width=cfg.vision_width,
             vision_layers=cfg.vision_layers,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
+            image_size=cfg.image_size,
+            patch_size=cfg.image_size // GRID,
         ),
+        sorted(set(frames.task)) if cfg.words else (),
     )
     return tower, SmolVLAPolicy(_smolvla_config(cfg))
 
@@ -295,14 +313,14 @@ def _smolvla_config(cfg: PretrainConfig) -> Any:
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
-    picture = PolicyFeature(FeatureType.VISUAL, (3, IMAGE_SIZE, IMAGE_SIZE))
+    picture = PolicyFeature(FeatureType.VISUAL, (3, cfg.image_size, cfg.image_size))
     cams = {picture_key(camera, Modality.RGB): picture for camera in cfg.cameras}
     return SmolVLAConfig(
         vlm_model_name=str(cfg.output / "vlm"),
         load_vlm_weights=False,
         chunk_size=cfg.chunk_size,
         n_action_steps=cfg.n_action_steps,
-        resize_imgs_with_padding=(IMAGE_SIZE, IMAGE_SIZE),
+        resize_imgs_with_padding=(cfg.image_size, cfg.image_size),
         num_vlm_layers=cfg.text_layers,
         freeze_vision_encoder=False,
         train_expert_only=False,

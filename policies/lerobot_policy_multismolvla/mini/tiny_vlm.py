@@ -1,12 +1,13 @@
 """A tiny SmolVLM folder: configuration, byte-level tokenizer and processor, no weights.
 
-Stands in for ``HuggingFaceTB/SmolVLM2-500M-Video-Instruct`` in the mini preset and in tests. It is built, not
-committed: 264 vocabulary entries (256 bytes and 8 special tokens), loadable by transformers as the official
-one.
+Stands in for ``HuggingFaceTB/SmolVLM2-500M-Video-Instruct`` in the presets that start from nothing and in
+tests. It is built, not committed: 264 vocabulary entries (256 bytes and 8 special tokens) and, if wanted,
+words of the instructions; loadable by transformers as the official one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,20 @@ class TinyVLMConfig:
     scale_factor: int = 2  # pixel-shuffle of SmolVLM's connector; tokens per view = (image / patch / scale)^2
 
 
-def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
-    """Write a tiny SmolVLM folder; returns it, to be passed as ``--policy.vlm_model_name``."""
+def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None, texts: Sequence[str] = ()) -> Path:
+    """Write a tiny SmolVLM folder; returns it, to be passed as ``--policy.vlm_model_name``.
+
+    Args:
+        folder: where to.
+        sizes: of the networks.
+        texts: each of their words becomes one token; all else is read byte by byte. A small language model
+            tells ten objects apart by one token each, not by the order of fifty bytes.
+    """
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
     sizes = sizes or TinyVLMConfig()
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _byte_tokenizer()
+    tokenizer = _byte_tokenizer(texts)
     SmolVLMConfig(
         text_config={
             "model_type": "llama",
@@ -87,18 +95,20 @@ def build_tiny_vlm(folder: Path, sizes: TinyVLMConfig | None = None) -> Path:
     return folder
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer without merges."""
+def _byte_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, with the merges that make one token of every word of ``texts``."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel as ByteDecoder
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
-    symbols = (*_SPECIAL_TOKENS, *sorted(ByteLevel.alphabet()))
-    tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    symbols = [*_SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
+    merges = _merges(texts)
+    symbols += [left + right for left, right in merges]
+    tokenizer = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=merges))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL_TOKENS])
-    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteDecoder()
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=bool(texts)), ByteDecoder()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -112,3 +122,16 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
             "video_token": "<video>",
         },
     )
+
+
+def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges that build every word from left to right; words that begin alike share theirs.
+
+    With its space each word begins with the same symbol, and only there: no merge can begin inside a word.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    split = ByteLevel(add_prefix_space=True)
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
+    pairs = {(word[:end], word[end]): None for word in words for end in range(1, len(word))}
+    return sorted(pairs, key=lambda pair: len(pair[0]))
