@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from multismolvla.estimators import Estimator
 from multismolvla.geometry import rotate_half_turns
 from multismolvla.modalities import Modality
-from multismolvla_data.annotate.estimators import Estimator, FrameId
 from multismolvla_data.annotate.plan import AnnotationPlan, Stream
 from multismolvla_data.annotate.tokenizing import IdMaker
 
@@ -51,43 +51,37 @@ class Annotator:
     id_maker: IdMaker
     half_turns: Mapping[str, int]  # view -> 180-degree turns that bring its pictures upright
 
-    def annotate(self, pictures: Mapping[str, Tensor], frames: Sequence[FrameId]) -> AnnotatedBatch:
+    def annotate(self, pictures: Mapping[str, Tensor]) -> AnnotatedBatch:
         """Make what the plan asks for of the source's pictures, as `.source.SourceDataset.pictures`."""
-        stored = self._make(self.plan.streams, pictures, frames)
+        stored = self._make(self.plan.streams, pictures)
         read_again = {key: as_read(made) for key, made in stored.items()}
         ids, valid = self.id_maker.ids({**pictures, **read_again})
         return AnnotatedBatch(stored, ids, valid)
 
-    def unstored(
-        self, streams: Sequence[Stream], pictures: Mapping[str, Tensor], frames: Sequence[FrameId]
-    ) -> dict[str, Tensor]:
+    def unstored(self, streams: Sequence[Stream], pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Streams kept as ids only: picture feature -> what a reader would get, had it been stored.
 
         ``pictures`` are the source's: RGB, and the recorded ones among ``streams``.
         """
-        made = self._make(streams, pictures, frames)
+        made = self._make(streams, pictures)
         return {s.key: as_read(made[s.key]) if s.key in made else pictures[s.key] for s in streams}
 
-    def _make(
-        self, streams: Sequence[Stream], pictures: Mapping[str, Tensor], frames: Sequence[FrameId]
-    ) -> dict[str, np.ndarray]:
+    def _make(self, streams: Sequence[Stream], pictures: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Estimate or rescale those streams that are not taken as they were recorded."""
         made: dict[str, np.ndarray] = {}
         for stream in streams:
             if stream.derive:
-                made[stream.key] = self._derive(stream, pictures, frames)
+                made[stream.key] = self._derive(stream, pictures)
             elif stream.scale != 1.0:
                 made[stream.key] = _millimetres(pictures[stream.key] * stream.scale)
         return made
 
-    def _derive(
-        self, stream: Stream, pictures: Mapping[str, Tensor], frames: Sequence[FrameId]
-    ) -> np.ndarray:
+    def _derive(self, stream: Stream, pictures: Mapping[str, Tensor]) -> np.ndarray:
         """Estimate a stream from its view's RGB, in stored form and the camera's own orientation."""
         turns = self.half_turns.get(stream.view, 0)
         rgb = pictures[self.plan.rgb_key(stream.view)]
         upright = rotate_half_turns(rgb.float() / 255.0 if rgb.dtype == torch.uint8 else rgb, turns)
-        found = rotate_half_turns(self.estimators[stream.modality].estimate(upright, frames), turns)
+        found = rotate_half_turns(self.estimators[stream.modality].estimate(upright).cpu(), turns)
         if found.shape != (len(rgb), 1, *rgb.shape[-2:]):
             raise ValueError(
                 f"The estimator of {stream.modality} gave {tuple(found.shape)} for RGB {tuple(rgb.shape)}; "

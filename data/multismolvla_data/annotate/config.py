@@ -13,7 +13,6 @@ from multismolvla_data.formats.metadata import JsonObject
 # Spelled out, because `--help` shall not wait for torch; a test holds them to their places.
 OFFICIAL_LABELS, NUM_OFFICIAL_LABELS = "coco_panoptic", 134
 TOKENIZER_FAMILIES = ("patch", "official")
-#: Metres given to the nearest and the farthest pixel of a relative depth estimate. Nominal, not measured.
 RELATIVE_RANGE_M = (0.3, 3.0)
 
 DERIVABLE: tuple[str, ...] = (Modality.DEPTH.value, Modality.SEG.value, Modality.THERMAL.value)
@@ -22,7 +21,6 @@ _CHOICES = {
     "depth_output": ("auto", "relative", "metric"),
     "dtype": ("auto", "float32", "bfloat16"),
     "seg_unknown": ("error", "void"),
-    "thermal_noise": ("frame", "episode"),
 }
 #: Options of this machine and this process: they decide nothing about the content.
 _MACHINE = {
@@ -121,9 +119,7 @@ class AnnotateConfig(TokenizerOptions):
     thermal_label: int | None = None
     # Strength of the guidance towards the style label; 1 = none.
     thermal_cfg_scale: float = 1.0
-    # ThermalGen's noise is drawn anew for each "frame", or once for an "episode" (less flicker).
-    thermal_noise: str = "episode"
-    # Seed of the estimators' noise.
+    # Seed of ThermalGen's noise, which is the same for all pictures.
     seed: int = 0
 
     # Size of the label table; default: that of the official ids, or the mini suite's 8.

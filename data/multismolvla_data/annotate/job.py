@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
+from multismolvla.estimators import EstimatorRecipe
 from multismolvla.system.files import write_json
 from multismolvla_data.annotate.annotator import Annotator
 from multismolvla_data.annotate.config import AnnotateConfig
 from multismolvla_data.annotate.contact_sheet import SHEET, draw_contact_sheet
-from multismolvla_data.annotate.estimators import EstimatorRecipe
 from multismolvla_data.annotate.merge import Merge, quiet_datasets
 from multismolvla_data.annotate.setup import COMMAND, AnnotationSetup
 from multismolvla_data.annotate.shard import EpisodeAnnotator, added_features

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
+from multismolvla.estimators import Estimator, EstimatorRecipe, load_estimator
 from multismolvla.modalities import Modality
 from multismolvla.tokenizers.recipe import file_fingerprint
 from multismolvla.weights import find_weights
-from multismolvla_data.annotate import estimators
 from multismolvla_data.annotate.config import AnnotateConfig, TokenizerOptions, as_json
 from multismolvla_data.annotate.plan import AnnotationPlan, make_plan
 from multismolvla_data.annotate.source import SourceDataset, dataset_digest, joined_metadata
@@ -92,41 +93,35 @@ class AnnotationSetup:
             return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
         return f"cuda:{local_rank()}" if self.cfg.device == "cuda" else self.cfg.device
 
-    def load_estimators(self) -> dict[str, estimators.Estimator]:
+    def load_estimators(self) -> dict[str, Estimator]:
         """Load the networks of the derived modalities."""
         cfg, device = self.cfg, self.device
         narrow = cfg.dtype == "bfloat16" or (cfg.dtype == "auto" and device.startswith("cuda"))
         dtype = torch.bfloat16 if narrow else None
-        loaded: dict[str, estimators.Estimator] = {}
+        loaded: dict[str, Estimator] = {}
         for modality in self.plan.derived:
             model = self.model(modality)
             logger.info("Reading the %s estimator: %s.", modality, model)
-            if modality == Modality.DEPTH:
-                loaded[modality] = estimators.DepthEstimator.from_pretrained(
-                    model,
-                    output=cfg.depth_output,
-                    range_m=cfg.relative_range_m,
-                    device=device,
-                    autocast=dtype,
-                )
-            elif modality == Modality.SEG:
-                loaded[modality] = estimators.SegmentationEstimator.from_pretrained(
-                    model, device=device, autocast=dtype
-                )
-            else:
-                settings = estimators.ThermalSettings(
-                    steps=cfg.thermal_steps,
-                    method=cfg.thermal_method,
-                    label=cfg.thermal_label,
-                    cfg_scale=cfg.thermal_cfg_scale,
-                    size=cfg.thermal_size,
-                    noise_mode=cfg.thermal_noise,
-                    seed=cfg.seed,
-                )
-                loaded[modality] = estimators.ThermalEstimator.from_pretrained(
-                    model, settings, device=device, dtype=dtype
-                )
+            loaded[modality] = load_estimator(
+                modality, model, device=device, dtype=dtype, **self._settings(modality)
+            )
         return loaded
+
+    def _settings(self, modality: str) -> dict[str, Any]:
+        """What decides the pictures of a modality's estimator beside its network."""
+        cfg = self.cfg
+        if modality == Modality.DEPTH:
+            return {"output": cfg.depth_output, "range_m": cfg.relative_range_m}
+        if modality == Modality.SEG:
+            return {}
+        return {
+            "steps": cfg.thermal_steps,
+            "method": cfg.thermal_method,
+            "label": cfg.thermal_label,
+            "cfg_scale": cfg.thermal_cfg_scale,
+            "size": cfg.thermal_size,
+            "seed": cfg.seed,
+        }
 
     def id_maker(self) -> IdMaker:
         """The tokenizers at work."""
@@ -160,7 +155,7 @@ class AnnotationSetup:
             arguments.append(f"--policy.{name}={shlex.quote(text)}")
         return [*arguments, "--dataset.depth_output_unit=m"]
 
-    def annotation(self, recipes: Mapping[str, estimators.EstimatorRecipe]) -> Annotation:
+    def annotation(self, recipes: Mapping[str, EstimatorRecipe]) -> Annotation:
         """What the new data set's metadata say about how it was made."""
         options = self.policy_options()
         return Annotation(

@@ -26,10 +26,10 @@ from lerobot.datasets.io_utils import write_tasks
 from lerobot.datasets.utils import DEFAULT_DATA_PATH
 from torch import Tensor
 
+from multismolvla.estimators import EstimatorRecipe
 from multismolvla.modalities import Feature, Modality
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 from multismolvla_data.annotate.annotator import Annotator, encode
-from multismolvla_data.annotate.estimators import EstimatorRecipe
 from multismolvla_data.annotate.plan import Stream
 from multismolvla_data.annotate.setup import AnnotationSetup
 from multismolvla_data.annotate.source import Stats
@@ -103,7 +103,7 @@ class EpisodeAnnotator:
                 stop = min(start + size, total)
                 if stop < total:
                     upcoming = ahead.submit(read, stop)
-                batch = self._annotator.annotate(pictures, [(episode, t) for t in range(start, stop)])
+                batch = self._annotator.annotate(pictures)
                 for stream in self._plan.stored:
                     stored = batch.stored[stream.key]
                     for picture in (p for t, p in enumerate(stored, start) if t in wanted):
@@ -185,6 +185,8 @@ def added_features(setup: AnnotationSetup, recipes: Mapping[str, EstimatorRecipe
         if stream.tokenize:
             ids = setup.tokenizers.feature(stream)
             ids["info"]["provenance"] = stream.provenance
+            if stream.derive and stream.modality in recipes:
+                ids["info"]["estimator"] = msgspec.to_builtins(recipes[stream.modality])
             made[stream.token_key] = ids
     return made
 

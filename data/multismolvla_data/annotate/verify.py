@@ -53,7 +53,7 @@ class FinishedDataset:
         Recorded streams that are kept as ids only come from the source, derived ones are estimated again.
         """
         plan, source = self.setup.plan, self.setup.source
-        number = self.setup.episodes[episode]  # which decides the estimators' noise, too
+        number = self.setup.episodes[episode]
         keys = [key for streams in plan.views.values() for key in streams.values()]
         found = {key: torch.stack([item[key] for item in items]) for key in keys if key in items[0]}
         missing = [stream for stream in plan.streams if stream.key not in found]
@@ -61,8 +61,7 @@ class FinishedDataset:
         if plan.dropped:
             rows, stop = source.table(number), start + len(items)
             recorded = source.pictures(rows, number, start, stop, sorted(plan.dropped))
-        frames = [(number, start + t) for t in range(len(items))]
-        return found | self.annotator.unstored(missing, found | recorded, frames)
+        return found | self.annotator.unstored(missing, found | recorded)
 
 
 def frames_of(data: LeRobotDataset, episode: int, start: int, stop: int) -> list[dict[str, Any]]:

@@ -421,12 +421,14 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(recorded, tmp_path, 
 
 
 def test_the_options_name_what_the_rest_of_the_package_names():
+    from multismolvla.estimators import depth
     from multismolvla.pretrained import SOURCES
     from multismolvla.tokenizers import recipe
     from multismolvla_data.annotate import config as own
 
     for name in ("OFFICIAL_LABELS", "NUM_OFFICIAL_LABELS", "TOKENIZER_FAMILIES"):
         assert getattr(own, name) == getattr(recipe, name)
+    assert own.RELATIVE_RANGE_M == depth.RELATIVE_RANGE_M
     cfg = AnnotateConfig()
     assert {cfg.depth_model, cfg.seg_model, cfg.thermal_model, cfg.imagebind} <= set(SOURCES)
 

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_estimators import write_tiny_depth_estimator, write_tiny_segmenter
+from tiny_thermalgen import write_tiny_thermalgen
 
-from multismolvla.tokenizers.depth import prepare_depth
-from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
-from multismolvla_data.annotate import estimators
-from multismolvla_data.annotate.estimators import (
+from multismolvla.estimators import (
     DepthEstimator,
+    EstimatorRecipe,
     SegmentationEstimator,
     ThermalEstimator,
-    ThermalSettings,
     depth_from_disparity,
+    load_estimator,
+    restore_estimator,
 )
+from multismolvla.estimators import depth as depth_module
+from multismolvla.tokenizers.depth import prepare_depth
+from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 
 
 def pictures(count: int = 2, height: int = 30, width: int = 44) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def frames(count: int = 2) -> list[tuple[int, int]]:
-    return [(0, t) for t in range(count)]
 
 
 # -- depth
@@ -60,11 +62,11 @@ def test_relative_depth_is_inverted_and_metric_depth_is_not(tmp_path):
     metric = DepthEstimator.from_pretrained(str(write_tiny_depth_estimator(tmp_path / "m", metric=True)))
     as_disparity = DepthEstimator.from_pretrained(str(tmp_path / "m"), output="relative")
     rgb = pictures()
-    depth, metres = relative.estimate(rgb, frames()), metric.estimate(rgb, frames())
+    depth, metres = relative.estimate(rgb), metric.estimate(rgb)
     assert depth.shape == metres.shape == (2, 1, 30, 44)
     assert depth.amin(dim=(1, 2, 3)).tolist() == pytest.approx([0.3, 0.3], abs=1e-5)
     assert depth.amax(dim=(1, 2, 3)).tolist() == pytest.approx([3.0, 3.0], abs=1e-5)
-    assert torch.equal(as_disparity.estimate(rgb, frames()), depth_from_disparity(metres))
+    assert torch.equal(as_disparity.estimate(rgb), depth_from_disparity(metres))
     assert relative.recipe.settings == {"output": "relative", "range_m": (0.3, 3.0)}
     assert metric.recipe.settings == {"output": "metric"}
 
@@ -72,7 +74,7 @@ def test_relative_depth_is_inverted_and_metric_depth_is_not(tmp_path):
 def test_an_output_of_unknown_meaning_must_be_declared(monkeypatch):
     """DPT and others do not say whether they give disparity or metres; guessing wrong turns near into far."""
     silent = SimpleNamespace(config=SimpleNamespace(), device=torch.device("cpu"))
-    monkeypatch.setattr(estimators, "_load", lambda *_: (silent, None, Path(__file__)))
+    monkeypatch.setattr(depth_module, "load_network", lambda *_: (silent, None, Path(__file__)))
     with pytest.raises(ValueError, match=r"--depth_output=relative or metric"):
         DepthEstimator.from_pretrained("Intel/dpt-large")
     assert DepthEstimator.from_pretrained("Intel/dpt-large", output="metric").metric
@@ -86,7 +88,7 @@ def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
     turned = tuple(reversed(COCO_PANOPTIC))
     straight = SegmentationEstimator.from_pretrained(str(write_tiny_segmenter(tmp_path / "a")))
     reverse = SegmentationEstimator.from_pretrained(str(write_tiny_segmenter(tmp_path / "b", names=turned)))
-    ids, other = (e.estimate(pictures(), frames()) for e in (straight, reverse))
+    ids, other = (e.estimate(pictures()) for e in (straight, reverse))
     assert ids.dtype == torch.int64
     assert ids.shape == (2, 1, 30, 44)
     assert 1 <= ids.min() <= ids.max() <= 133
@@ -109,25 +111,72 @@ def test_nameless_classes_are_taken_in_order_and_foreign_ones_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def test_thermal_noise_belongs_to_the_frame_or_the_episode(tmp_path):
-    from tiny_thermalgen import write_tiny_thermalgen
-
+def test_a_pictures_temperature_depends_on_that_picture_alone(tmp_path):
     folder = str(write_tiny_thermalgen(tmp_path / "t"))
     options = {"steps": 2, "size": 32}
-    rgb = pictures(1).expand(3, -1, -1, -1)
-    which = [(0, 4), (0, 5), (1, 4)]
-    modes = (ThermalSettings(noise_mode=mode, **options) for mode in ("frame", "episode"))
-    frame_wise, by_episode = (ThermalEstimator.from_pretrained(folder, chosen) for chosen in modes)
-    by_frame = frame_wise.estimate(rgb, which)
-    made = by_episode.estimate(rgb, which)
+    estimator = ThermalEstimator.from_pretrained(folder, **options)
+    rgb = pictures(3)
+    rgb[2] = rgb[0]
+    made = estimator.estimate(rgb)
     assert made.shape == (3, 1, 30, 44)
     assert 0 <= made.min() <= made.max() <= 1
-    assert torch.allclose(made[0], made[1], atol=1e-6)
-    assert not torch.allclose(made[0], made[2], atol=1e-3)
-    assert not torch.allclose(by_frame[0], by_frame[1], atol=1e-3)
-    alone = by_episode.estimate(rgb[:1], [(1, 4)])
-    assert torch.allclose(alone[0], made[2], atol=1e-5)
-    assert by_episode.recipe.settings["noise_mode"] == "episode"
+    assert torch.allclose(made[0], made[2], atol=1e-6)
+    assert not torch.allclose(made[0], made[1], atol=1e-3)
+    assert torch.allclose(estimator.estimate(rgb[1:2])[0], made[1], atol=1e-5)  # in other company
+    other = ThermalEstimator.from_pretrained(folder, seed=1, **options)
+    assert not torch.allclose(other.estimate(rgb), made, atol=1e-3)
+    assert estimator.recipe.settings["seed"] == 0
+
+
+# -- recipes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("networks")
+    made = {
+        "depth": write_tiny_depth_estimator(root / "depth"),
+        "seg": write_tiny_segmenter(root / "seg"),
+        "thermal": write_tiny_thermalgen(root / "thermal"),
+    }
+    return {modality: str(folder) for modality, folder in made.items()}
+
+
+OPTIONS = {"depth": {"range_m": (0.2, 2.0)}, "seg": {}, "thermal": {"steps": 2, "size": 32, "seed": 3}}
+
+
+def stored(recipe: EstimatorRecipe) -> EstimatorRecipe:
+    """As it comes back from a file."""
+    return msgspec.json.decode(msgspec.json.encode(recipe), type=EstimatorRecipe)
+
+
+@pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_stored_recipe_makes_the_same_pictures_again(modality, dtype, folders):
+    first = load_estimator(modality, folders[modality], dtype=dtype, **OPTIONS[modality])
+    again = restore_estimator(modality, stored(first.recipe), source=folders[modality])
+    assert torch.equal(again.estimate(pictures()), first.estimate(pictures()))
+    assert stored(again.recipe) == stored(first.recipe)
+
+
+def test_other_weights_than_the_recipes_are_refused_by_name(folders, tmp_path):
+    recipe = load_estimator("depth", folders["depth"]).recipe
+    other = write_tiny_depth_estimator(tmp_path / "other")
+    trained_on = {name: w + 0.1 for name, w in load_file(other / "model.safetensors").items()}
+    save_file(trained_on, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"depth estimator at .*other.*fingerprint.*'depth'"):
+        restore_estimator("depth", recipe, source=str(other))
+
+
+def test_what_cannot_be_estimated_or_made_again_is_named(folders):
+    with pytest.raises(ValueError, match="'rgb' cannot be estimated.*depth, seg or thermal"):
+        load_estimator("rgb", folders["depth"])
+    recipe = load_estimator("thermal", folders["thermal"], size=32).recipe
+    old = replace(recipe, settings={**recipe.settings, "noise_mode": "episode"})
+    with pytest.raises(ValueError, match=r"\['noise_mode'\].*annotate the data set anew"):
+        restore_estimator("thermal", old, source=folders["thermal"])
+    with pytest.raises(ValueError, match="dtype 'float8'.*bfloat16"):
+        restore_estimator("depth", replace(recipe, dtype="float8"), source=folders["depth"])
 
 
 # -- files
@@ -142,8 +191,6 @@ def test_missing_files_name_repository_licence_and_folder(tmp_path):
 
 
 def test_damaged_and_foreign_weights_are_refused_with_the_first_bad_key(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = write_tiny_depth_estimator(tmp_path / "d")
     file = folder / "model.safetensors"
     whole = load_file(file)
@@ -161,18 +208,16 @@ def test_damaged_and_foreign_weights_are_refused_with_the_first_bad_key(tmp_path
 
 def test_tables_that_are_not_learned_may_be_in_the_file_and_other_surplus_may_not(tmp_path):
     """Published files were written by older versions of transformers, which stored what is computed."""
-    from safetensors.torch import load_file, save_file
-
     folder = write_tiny_segmenter(tmp_path / "s")
     file = folder / "model.safetensors"
     whole = load_file(file)
     layer = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0"
     tables = {f"{layer}.attn_mask": torch.zeros(4), f"{layer}.old.relative_position_index": torch.zeros(4)}
-    before = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures(), frames())
+    before = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures())
     loss = {k: v for k, v in whole.items() if not k.endswith("criterion.empty_weight")}
     for content in (whole | tables, loss, loss | {"criterion.empty_weight": torch.zeros(134)}):
         save_file(content, file, metadata={"format": "pt"})
-        after = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures(), frames())
+        after = SegmentationEstimator.from_pretrained(str(folder)).estimate(pictures())
         assert torch.equal(after, before)
     save_file(whole | {"model.head.weight": torch.zeros(4)}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"model\.head\.weight"):

@@ -1,0 +1,65 @@
+"""From a modality's name to its estimator, anew or by a stored recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from multismolvla.estimators.depth import DepthEstimator
+from multismolvla.estimators.interface import Estimator, EstimatorRecipe
+from multismolvla.estimators.segmentation import SegmentationEstimator
+from multismolvla.estimators.thermal import ThermalEstimator
+from multismolvla.modalities import Modality
+
+
+def load_estimator(
+    modality: str, source: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **settings: Any
+) -> Estimator:
+    """Load the estimator of a modality.
+
+    Args:
+        modality: depth, seg or thermal.
+        source: hub id or folder in the official layout.
+        device: where the network runs.
+        dtype: in which it computes; ``None`` = float32.
+        settings: what else decides its pictures, see the estimators' ``from_pretrained``.
+
+    Raises:
+        FileNotFoundError: the files are not there; the message says how to get them.
+        ValueError: a modality that cannot be estimated, or damaged files.
+    """
+    if modality == Modality.DEPTH:
+        return DepthEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+    if modality == Modality.SEG:
+        return SegmentationEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+    if modality == Modality.THERMAL:
+        return ThermalEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+    raise ValueError(f"Modality {modality!r} cannot be estimated from RGB; expected depth, seg or thermal.")
+
+
+def restore_estimator(
+    modality: str, recipe: EstimatorRecipe, *, source: str | None = None, device: str = "cpu"
+) -> Estimator:
+    """Load the estimator that a recipe describes.
+
+    Args:
+        modality: depth, seg or thermal.
+        recipe: as stored with a data set or policy.
+        source: where its files are on this machine; ``None`` = the hub's cache, by the recipe's name.
+        device: where the network runs.
+
+    Raises:
+        FileNotFoundError: the files are not there.
+        ValueError: they are others than the recipe's; the message names the difference.
+    """
+    narrow = None if recipe.torch_dtype == torch.float32 else recipe.torch_dtype
+    place = source or recipe.model
+    made = load_estimator(modality, place, device=device, dtype=narrow, **recipe.settings)
+    if made.recipe.fingerprint != recipe.fingerprint:
+        raise ValueError(
+            f"The {modality} estimator at {place!r} has the fingerprint {made.recipe.fingerprint[:12]}…, the "
+            f"recipe's, {recipe.model!r}, has {recipe.fingerprint[:12]}…. Give the original files: other "
+            "weights make other pictures."
+        )
+    return made

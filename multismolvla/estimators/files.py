@@ -1,0 +1,57 @@
+"""Reading a network of transformers from a hub id or folder, and saying which one it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multismolvla import weights
+from multismolvla.estimators.interface import EstimatorRecipe, Setting
+from multismolvla.tokenizers.recipe import file_fingerprint
+
+_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+#: Tables in published files that hold nothing learned: computed from the configuration, the last of a loss.
+_NOT_LEARNED = (
+    "relative_position_index", "position_ids", "attn_mask", "num_batches_tracked", "criterion.empty_weight",
+)  # fmt: skip
+
+
+def load_network(auto: Any, source: str, task: str, device: str) -> tuple[Any, Any, Path]:
+    """Network, image processor and file of weights; every learned weight must be in the file and be used."""
+    from safetensors import SafetensorError
+    from transformers import AutoImageProcessor
+    from transformers.utils import logging as transformers_logging
+
+    config, _, tensors = weights.locate(source, _FILES)
+    weights.stored_keys(tensors)  # names a truncated file before transformers stumbles over it
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = auto.from_pretrained(
+            config.parent, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source} cannot be read as a network for {task}: {first}") from error
+    # A surplus table is left out without harm; of missing ones, only the loss's is never read here.
+    tolerated = {"missing_keys": _NOT_LEARNED[-1:], "mismatched_keys": (), "unexpected_keys": _NOT_LEARNED}
+    for kind, harmless in tolerated.items():
+        keys = sorted(key for key in map(str, found[kind]) if not key.endswith(harmless))
+        if keys:
+            raise ValueError(
+                f"{tensors}: {len(keys)} {kind.replace('_', ' ')}, first {keys[0]}. Config and weights do "
+                f"not belong together, or it is no network for {task}."
+            )
+    processor = AutoImageProcessor.from_pretrained(config.parent, local_files_only=True)
+    return model.eval().requires_grad_(False).to(device), processor, tensors
+
+
+def recipe_of(source: str, tensors: Path, dtype: torch.dtype | None, **settings: Setting) -> EstimatorRecipe:
+    """The recipe of the network whose weights lie in ``tensors``; ``None`` = it computes in float32."""
+    parts = tensors.parts
+    revision = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    name = source if revision else Path(source).name  # a folder's place says nothing on another machine
+    number = str(dtype or torch.float32).removeprefix("torch.")
+    return EstimatorRecipe(name, revision, file_fingerprint(tensors), number, settings)

@@ -1,0 +1,66 @@
+"""What an estimator is, and the recipe by which its pictures can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Setting = str | int | float | None | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EstimatorRecipe:
+    """What decides an estimator's pictures: stored with a data set, and with a policy that learned from it.
+
+    Attributes:
+        model: hub id, or the name of the folder.
+        revision: commit on the hub; ``None`` for a folder.
+        fingerprint: of the weights.
+        dtype: in which the network computes, e.g. ``float32``.
+        settings: what else decides its pictures.
+    """
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    dtype: str
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as PyTorch's.
+
+        Raises:
+            ValueError: it is none of the two that estimators compute in.
+        """
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        if self.dtype not in known:
+            raise ValueError(
+                f"Estimator {self.model}: dtype {self.dtype!r}, expected one of {sorted(known)}."
+            )
+        return known[self.dtype]
+
+
+class Estimator(Protocol):
+    """Estimates one modality from RGB. A picture's result depends on that picture alone."""
+
+    recipe: EstimatorRecipe
+
+    def estimate(self, rgb: Tensor) -> Tensor:
+        """Estimate.
+
+        Args:
+            rgb: float32 (B, 3, H, W) in [0, 1], upright, on any device.
+
+        Returns:
+            Canonical picture (B, 1, H, W) on the network's device: depth float32 metres, segmentation int64,
+            thermal float32 in [0, 1].
+
+        Raises:
+            ValueError: the network gave NaN or infinity.
+        """
+        ...
