@@ -14,6 +14,7 @@ from typing import Any
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 
+from lerobot_policy_multismolvla.derived import adopt_recipes
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features, check_cameras, warn_of_undeclared_cameras
 from multismolvla.modalities import PADDING_MASK_SUFFIX, PICTURE_CHANNELS, TOKEN_PREFIX, Modality
@@ -144,6 +145,7 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
         self._cached_streams = frozenset(self.token_keys()[key] for key in cached)
         self._check_corruption_source(features)
         self.provenance = self.provenance_map.adopt(features).option()
+        self.estimators = adopt_recipes(self, features)
         if cached:
             logger.info(
                 "Training reads cached ids of %s; no tokenizer is loaded for them.", ", ".join(sorted(cached))

@@ -17,7 +17,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor, nn
 
-from lerobot_policy_multismolvla.adoption import AdoptedVLM
+from lerobot_policy_multismolvla.adoption import AdoptedVLM, Teacher
 from lerobot_policy_multismolvla.checkpoints import (
     check_same_views,
     is_frozen_key,
@@ -26,9 +26,9 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.derived import DerivedStreams
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
-from lerobot_policy_multismolvla.teacher import Teacher
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.training_data import check_cameras
@@ -70,6 +70,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.config: MultiSmolVLAConfig = config
         self.teacher: Teacher | None = None
         self._sensors = SensorWatch()
+        self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
         self._run_seed = torch.initial_seed() % 2**32  # LeRobot's trainer has set it to --seed
@@ -159,7 +160,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             return batch.visual
         if not self.config.uses_fourm:
             return rgb_pictures(self, batch)
-        return self.visual_tokens(batch, self.availability(batch))
+        there = self.availability(batch)
+        if not self.training:
+            batch, there = self._derived.complete(self.config, batch, there)
+        return self.visual_tokens(batch, there)
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
         """Which sensors each sample has, bool (B, V, M).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from lerobot.configs.types import NormalizationMode
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -32,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "square": SQUARE_MODES,
     "depth_unit": ("m", "mm"),
     "corruption_source": ("live", "ids"),
+    "missing_estimator": ("error", "absent"),
 }
 
 
@@ -66,6 +68,11 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # What becomes of pictures that are not fit to be used: act = absent, off = nothing, strict = an error.
     # None = strict in training, where they are faults of the dataset, and act everywhere else.
     health: str | None = None
+    # What makes the derived streams: modality -> recipe, adopted from the training data. A stream that no
+    # sensor delivers is computed by it wherever the policy plans.
+    estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimator_sources: dict[str, str] = field(default_factory=dict)  # modality -> folder with its files
+    missing_estimator: str = "error"  # when an estimator's files are not there: error, or absent
     square: str = "crop"  # how a non-square view becomes square, for all its streams alike
 
     # -- tower ----------------------------------------------------------------------------------------------
@@ -222,6 +229,9 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
         _check_choice("half_turns keys", view, tuple(cfg.views))
     for modality in cfg.domains:
         _check_choice("domains keys", modality, MODALITIES)
+    for option in ("estimators", "estimator_sources"):
+        for modality in getattr(cfg, option):
+            _check_choice(f"{option} keys", modality, MODALITIES[1:])
     streams = cfg.stream_keys()
     for stream in cfg.absent_streams:
         _check_choice("absent_streams", stream, (*(f"{v}.{m}" for v, m in streams.values()), *streams))

@@ -1,0 +1,256 @@
+"""Streams that training data had estimated from RGB are there when the policy acts, with the same ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from tiny_estimators import write_tiny_depth_estimator
+from tiny_policy import SIDE, rgb_features
+from tiny_thermalgen import write_tiny_thermalgen
+
+from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
+from multismolvla.fourm import MINI_DOMAINS
+from multismolvla.modalities import padding_mask_key, token_key
+from multismolvla_data.annotate.config import AnnotateConfig
+from multismolvla_data.annotate.job import annotate
+
+MODALITIES = ("depth", "thermal")
+VIEWS = {
+    view: {m: f"observation.images.{view}{'' if m == 'rgb' else '_' + m}" for m in ("rgb", *MODALITIES)}
+    for view in ("image", "image2")
+}
+DOMAINS = {m: MINI_DOMAINS[m] for m in ("rgb", *MODALITIES)}
+RGB = [streams["rgb"] for streams in VIEWS.values()]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("networks")
+    thermal = write_tiny_thermalgen(root / "thermal")
+    return {"depth": str(write_tiny_depth_estimator(root / "depth")), "thermal": str(thermal)}
+
+
+@pytest.fixture(scope="module")
+def annotated(hub, sources, tmp_path_factory) -> LeRobotDataset:
+    """Six frames of two RGB cameras, with ids of estimated depth and thermal in the place of pictures."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    features: dict[str, Any] = {
+        "observation.state": {"dtype": "float32", "shape": (8,), "names": None},
+        "action": {"dtype": "float32", "shape": (7,), "names": None},
+    }
+    picture = {"dtype": "image", "shape": (SIDE, SIDE, 3), "names": ["height", "width", "channels"]}
+    features |= dict.fromkeys(RGB, picture)
+    data = LeRobotDataset.create("tests/rgb", fps=10, features=features, root=root / "rgb", use_videos=False)
+    for _ in range(6):
+        frame = {key: _scene(rng) for key in RGB}
+        numbers = {"observation.state": rng.normal(size=8), "action": rng.normal(size=7)}
+        data.add_frame(frame | {k: v.astype(np.float32) for k, v in numbers.items()} | {"task": "push"})
+    data.save_episode()
+    data.finalize()
+    cfg = AnnotateConfig(
+        dataset=str(root / "rgb"),
+        output=root / "all",
+        modalities=list(MODALITIES),
+        tokenizers="patch",
+        domains={m: DOMAINS[m] for m in MODALITIES},
+        image_size=SIDE,
+        encoder=str(hub / "fourm"),
+        keep_pictures=False,
+        depth_model=sources["depth"],
+        thermal_model=sources["thermal"],
+        thermal_steps=1,
+        thermal_size=32,
+    )
+    return LeRobotDataset("tests/all", root=annotate(cfg), return_uint8=True)
+
+
+def _scene(rng: np.random.Generator) -> np.ndarray:
+    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(SIDE // 8, 0).repeat(SIDE // 8, 1)
+
+
+@pytest.fixture
+def policy_of(make_config, make_policy, annotated, sources):
+    """As training makes it of the annotated data."""
+
+    def make(**options: Any):
+        common = {"views": VIEWS, "domains": DOMAINS, "input_features": rgb_features()}
+        cfg = make_config(**common)
+        cfg.set_dataset_feature_metadata(annotated.meta.features)
+        own = {"estimators": cfg.estimators, "provenance": cfg.provenance, "estimator_sources": sources}
+        policy = make_policy(**(common | own | options))
+        pre, _ = make_multismolvla_pre_post_processors(policy.config, annotated.meta.stats)
+        return policy, pre
+
+    return make
+
+
+def raw(annotated, rows, **changed: torch.Tensor) -> dict[str, Any]:
+    """Frames as cameras deliver them: RGB alone."""
+    items = [annotated[row] for row in rows]
+    out = {key: torch.stack([item[key] for item in items]) for key in (*RGB, "observation.state")}
+    return out | changed | {"task": ["push"] * len(items)}
+
+
+def seen(policy, pre, observation) -> dict[str, torch.Tensor]:
+    """Domain -> what enters the encoder (B, V, N), -1 where it is absent."""
+    policy.reset()
+    policy.predict_action_chunk(pre(observation))
+    inputs = policy.last_look().inputs
+    shape = (len(observation["task"]), len(VIEWS), -1)
+    return {
+        m: torch.where(inputs.present[DOMAINS[m]], inputs.values[DOMAINS[m]], -1).reshape(shape)
+        for m in MODALITIES
+        if DOMAINS[m] in inputs.values
+    }
+
+
+def stored(annotated, rows, modality) -> torch.Tensor:
+    ids = [[annotated[row][token_key(view, modality)] for view in VIEWS] for row in rows]
+    return torch.stack([torch.stack(views) for views in ids]).long()
+
+
+def test_the_ids_at_the_encoder_are_those_of_training_in_any_company(policy_of, annotated):
+    policy, pre = policy_of()
+    for rows in ([0, 1, 2, 3, 4, 5], [4, 1], [3]):
+        found = seen(policy, pre, raw(annotated, rows))
+        assert set(found) == set(MODALITIES)
+        for modality, ids in found.items():
+            assert torch.equal(ids, stored(annotated, rows, modality))
+            assert ids.unique().numel() > 5  # a constant would agree, too
+
+
+def test_one_changed_patch_of_rgb_reaches_every_derived_stream_of_its_view(policy_of, annotated):
+    policy, pre = policy_of()
+    before = seen(policy, pre, raw(annotated, [0]))
+    changed = annotated[0][RGB[0]][None].clone()
+    changed[..., :16, :16] = 255 - changed[..., :16, :16]
+    after = seen(policy, pre, raw(annotated, [0], **{RGB[0]: changed}))
+    for modality in MODALITIES:
+        assert not torch.equal(after[modality][:, 0], before[modality][:, 0])
+        assert torch.equal(after[modality][:, 1], before[modality][:, 1])
+
+
+def test_absent_rgb_and_an_announced_loss_take_the_stream_away_row_by_row(policy_of, annotated):
+    policy, pre = policy_of()
+    full = seen(policy, pre, raw(annotated, [0, 1, 2]))
+    black = annotated[1][RGB[0]][None].repeat(3, 1, 1, 1)
+    black[1] = 0  # unannounced: health takes it for absent
+    lost = {padding_mask_key(VIEWS["image2"]["thermal"]): torch.tensor([True, True, False])}
+    other = raw(annotated, [0, 1, 2])[RGB[0]]
+    other[1] = black[1]
+    found = seen(policy, pre, raw(annotated, [0, 1, 2], **{RGB[0]: other}) | lost)
+    for modality in MODALITIES:
+        assert (found[modality][1, 0] == -1).all()
+        assert torch.equal(found[modality][[0, 2], 0], full[modality][[0, 2], 0])
+    assert (found["thermal"][2, 1] == -1).all()
+    assert torch.equal(found["thermal"][:2, 1], full["thermal"][:2, 1])
+    assert torch.equal(found["depth"][:, 1], full["depth"][:, 1])
+    without = raw(annotated, [0])
+    del without[RGB[1]]
+    assert (seen(policy, pre, without)["depth"][:, 1] == -1).all()
+
+
+def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated):
+    policy, pre = policy_of()
+    depth = torch.full((1, 1, SIDE, SIDE), 0.5)
+    keys = [VIEWS[view]["depth"] for view in VIEWS]
+    found = seen(policy, pre, raw(annotated, [0]) | dict.fromkeys(keys, depth))
+    assert found["depth"].unique().numel() == 1
+    assert set(policy._derived._loaded) == {"thermal"}
+
+
+def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
+    policy, pre = policy_of()
+    assert policy.config.n_action_steps >= 2
+    policy.reset()
+    policy.select_action(pre(raw(annotated, [0])))
+    looks = []
+    for estimator in policy._derived._loaded.values():
+        monkeypatch.setattr(estimator, "estimate", lambda rgb: looks.append(len(rgb)))
+    for _ in range(policy.config.n_action_steps - 1):
+        policy.select_action(pre(raw(annotated, [1])))
+    assert looks == []
+
+
+def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
+    policy_of, annotated, sources, tmp_path, caplog
+):
+    gone = sources | {"thermal": str(tmp_path / "nowhere")}
+    policy, pre = policy_of(estimator_sources=gone)
+    with pytest.raises(FileNotFoundError, match=r"thermal.*missing_estimator=absent"):
+        seen(policy, pre, raw(annotated, [0]))
+    policy, pre = policy_of(estimator_sources=gone, missing_estimator="absent")
+    with caplog.at_level(logging.WARNING):
+        found = seen(policy, pre, raw(annotated, [0]))
+        seen(policy, pre, raw(annotated, [1]))
+    assert "thermal" not in found
+    assert torch.equal(found["depth"], stored(annotated, [0], "depth"))
+    assert caplog.text.count("thermal is not estimated") == 1
+
+
+@pytest.mark.parametrize("broken", ["nan", "raises"])
+def test_an_estimator_that_fails_makes_its_stream_absent_and_the_run_goes_on(
+    broken, policy_of, annotated, caplog
+):
+    policy, pre = policy_of()
+    whole = seen(policy, pre, raw(annotated, [0]))
+    sound = policy._derived._loaded["depth"]
+
+    def estimate(rgb):
+        if broken == "raises":
+            raise RuntimeError("out of memory")
+        return torch.full((len(rgb), 1, SIDE, SIDE), torch.nan)
+
+    policy._derived._loaded["depth"] = SimpleNamespace(estimate=estimate, recipe=sound.recipe)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = seen(policy, pre, raw(annotated, [0]))
+    assert "depth" not in found
+    assert torch.equal(found["thermal"], whole["thermal"])
+    assert caplog.text.count("No depth can be estimated") == 1
+    policy._derived._loaded["depth"] = sound
+    assert torch.equal(seen(policy, pre, raw(annotated, [0]))["depth"], whole["depth"])
+
+
+def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refused(
+    policy_of, annotated, tmp_path
+):
+    policy, _ = policy_of()
+    recipe = policy.config.estimators["thermal"]
+    assert recipe["settings"]["size"] == 32
+    policy.save_pretrained(tmp_path)
+    again = PreTrainedConfig.from_pretrained(tmp_path)
+    assert again.estimators == policy.config.estimators
+    again.set_dataset_feature_metadata(annotated.meta.features)  # the same: fine
+    features = json.loads(json.dumps(annotated.meta.features))
+    features[token_key("image", "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
+    with pytest.raises(ValueError, match=r"image_thermal.*thermal was estimated with settings=.*'steps': 7"):
+        again.set_dataset_feature_metadata(features)
+
+
+def test_other_weights_than_in_training_are_refused(policy_of, annotated, sources, tmp_path):
+    folder = tmp_path / "depth"
+    shutil.copytree(sources["depth"], folder)
+    policy, pre = policy_of(estimator_sources=sources | {"depth": str(folder)})
+    recipe = dict(policy.config.estimators["depth"], fingerprint="0" * 64)
+    policy.config.estimators = policy.config.estimators | {"depth": recipe}
+    with pytest.raises(ValueError, match="depth estimator at .* has the fingerprint"):
+        seen(policy, pre, raw(annotated, [0]))
+
+
+def test_unknown_names_are_errors(make_config):
+    with pytest.raises(ValueError, match=r"estimators keys='rgb'"):
+        make_config(estimators={"rgb": {}})
+    with pytest.raises(ValueError, match=r"missing_estimator='maybe'"):
+        make_config(missing_estimator="maybe")
