@@ -108,6 +108,16 @@ def test_the_levels_of_the_protocol_are_there_as_files(name):
     assert yaml.safe_load(text)["output"] == f"outputs/eval/{name}"
 
 
+def test_libero_tiny_is_evaluated_as_it_was_recorded():
+    config = parse([f"--config_path={CONFIGS / 'libero_tiny.yaml'}"])
+    config.check()
+    recorded = yaml.safe_load((CONFIGS.parent / "libero_tiny.yaml").read_text())["make_dataset"][0]
+    options = config.env.options
+    assert f"--suite={config.env.task} " in recorded
+    assert f"--size={options['observation_height']} --render_quality={options['render_quality']}" in recorded
+    assert "--init_states=20-49" in recorded  # the evaluation's are 0 to 19
+
+
 def test_every_look_at_a_plan_is_fair_over_suites_seeds_and_policies():
     conditions = resolve(["C1:-rgb", "C2:rgb=zero"], ("image",))
     tasks = {"a": [0, 1], "b": [0]}
