@@ -17,13 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from multismolvla.estimators import Estimator
+from multismolvla.estimators.stored import as_stored
 from multismolvla.geometry import rotate_half_turns
 from multismolvla.modalities import Modality
 from multismolvla_data.annotate.plan import AnnotationPlan, Stream
 from multismolvla_data.annotate.tokenizing import IdMaker
-
-#: Largest depth that uint16 millimetres hold.
-_LARGEST_MM = 65_535
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +87,9 @@ class Annotator:
             )
         if stream.modality == Modality.DEPTH:
             return _millimetres(found)
-        level = found if stream.modality == Modality.SEG else (found * 255.0).round().clamp(0, 255)
-        first = level.to(torch.uint8).permute(0, 2, 3, 1)
+        if stream.modality == Modality.THERMAL:
+            found = (as_stored(stream.modality, found) * 255.0).round()
+        first = found.to(torch.uint8).permute(0, 2, 3, 1)
         if stream.modality == Modality.THERMAL:
             return first.expand(-1, -1, -1, 3).contiguous().numpy()
         return torch.nn.functional.pad(first, (0, 2)).numpy()
@@ -116,6 +115,5 @@ def encode(picture: np.ndarray) -> bytes:
 
 def _millimetres(metres: Tensor) -> np.ndarray:
     """Depth (B, 1, H, W) in metres as uint16 (B, H, W, 1) millimetres; 0 = not measured, or too far."""
-    rounded = (metres.double() * 1000.0).round()
-    kept = torch.where((rounded > 0) & (rounded <= _LARGEST_MM), rounded, 0.0)
-    return kept.permute(0, 2, 3, 1).numpy().astype("uint16")
+    rounded = (as_stored(Modality.DEPTH, metres).double() * 1000.0).round()
+    return rounded.permute(0, 2, 3, 1).numpy().astype("uint16")
