@@ -19,7 +19,7 @@ from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
 from multismolvla.estimators.stored import as_stored
-from multismolvla.modalities import MODALITIES, Modality, padding_mask_key, token_key, valid_key
+from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
 from multismolvla.sensors import SensorReader
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
             raise ValueError(
                 f"{key}: the dataset's {modality} was estimated with {name}={found.get(name)!r}, the "
                 f"policy's with {known.get(name)!r}. Annotate the dataset as the policy's was "
-                "(multismolvla-annotate), or start from a policy without --policy.estimators."
+                "(multismolvla-annotate), or let the policy learn the new pictures: --policy.estimators='{}'."
             )
     return recipes
 
@@ -72,9 +72,9 @@ class DerivedStreams:
 
         Args:
             cfg: of the policy.
-            batch: canonical; a stream whose picture or ids it has is taken from there.
-            there: bool (B, V, M), what may be looked at: a stream is derived where its view's RGB is, and
-                where the batch does not say that it is absent.
+            batch: canonical. A stream whose picture or ids it has is somebody's: taken from there, or absent,
+                as the batch says.
+            there: bool (B, V, M), what may be looked at; a stream is derived where its view's RGB is.
 
         Returns:
             The batch with the pictures that were made, and what is there now.
@@ -91,8 +91,7 @@ class DerivedStreams:
                 delivered = key in batch or token_key(view, modality) in batch
                 if rgb is None or delivered or not self._derives(cfg, view, modality):
                     continue
-                mask = batch.get(padding_mask_key(key))
-                rows = there[:, v, rgb_index] & (True if mask is None else mask.bool())
+                rows = there[:, v, rgb_index]
                 pictures = self._pictures(cfg, modality, key, rgb[rows]) if rows.any() else {}
                 for name, picture in pictures.items():
                     made[name] = picture.new_zeros(len(rows), *picture.shape[1:])
