@@ -167,6 +167,9 @@ def needed_by(policy: Mapping[str, Any]) -> dict[str, str]:
     if "fourm" not in policy.get("vision_tower", "fourm"):
         return found
     add(policy.get("encoder", TOWER), "vision tower")
+    places: Mapping[str, str] = policy.get("estimator_sources") or {}
+    for modality, recipe in (policy.get("estimators") or {}).items():
+        add(places.get(modality, recipe["model"]), f"{modality} from RGB")
     if policy.get("tokenizers") != "official":
         return found
     domains: Mapping[str, str] = policy.get("domains") or {}

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multismolvla.pretrained import SOURCES
-from multismolvla.system.command import entry_point, parse_options
+from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_by
+from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.system.versions import installed
 from multismolvla_run.fetch_assets import fetch_assets
@@ -64,6 +64,8 @@ class DoctorOptions:
     # where to; default: our cache folder, in which the environments find them by themselves
     assets: Path | None = None
     weights: bool = False  # list the published weights (cached, size, licence), and end
+    # folder of a policy (.../pretrained_model): list what it reads when it acts (here or not, size, licence)
+    policy: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,46 @@ def weights_table() -> str:
     return "\n".join(f"{there:<6}  {repo:<{width}}  {size:>18}  {terms}" for there, repo, size, terms in rows)
 
 
+def policy_table(folder: Path) -> tuple[str, bool]:
+    """The networks that a policy reads, and whether all of them are here.
+
+    Raises:
+        CommandError: the folder holds no policy.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CommandError(
+            f"--policy={folder} has no config.json. Name the folder of a policy (pretrained_model)."
+        )
+    needed = needed_by(
+        json.loads(config.read_text()) | {"base_checkpoint": None}
+    )  # read before training only
+    adapters = folder / "adapter_config.json"
+    if adapters.is_file():
+        base = json.loads(adapters.read_text()).get("base_model_name_or_path")
+        needed = {str(base): "the policy that the adapters belong to"} | needed
+    rows, total = [("here", "from", "size", "what for", "licence")], _size(folder)
+    missing: list[str] = []
+    for where, purpose in needed.items():
+        hub = is_hub_id(where)
+        here = is_cached(where) if hub else Path(where).exists()
+        known = SOURCES[where].size_bytes if where in SOURCES else _size(Path(where))
+        size = SOURCES[where].size if where in SOURCES else f"{known / 1e6:.1f} MB" if here else "unknown"
+        rows.append(("yes" if here else "no", where, size, purpose, licence_of(where)))
+        missing += [] if here else [where]
+        total += known
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join((*(t.ljust(w) for t, w in zip(row, widths, strict=False)), row[4])) for row in rows]
+    lines.append(f"Weights, with the policy's own: {total / 1e9:.2f} GB, as much memory at least.")
+    if missing:
+        lines.append(f"Not here: {', '.join(missing)}. Connect once, or copy them into the hub's cache.")
+    return "\n".join(lines), not missing
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def check_libero_assets() -> Check:
     """LIBERO's own meshes and scenes. The mini suite brings its own and needs none of them."""
     name = "LIBERO assets"
@@ -298,6 +340,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.weights:
         sys.stdout.write(weights_table() + "\n")
         return 0
+    if options.policy is not None:
+        text, complete = policy_table(options.policy)
+        sys.stdout.write(text + "\n")
+        return 0 if complete else 1
     if options.fetch_assets:
         sys.stdout.write("\n".join(fetch_assets(options.assets or own_folder())) + "\n")
         return 0

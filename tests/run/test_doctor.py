@@ -123,6 +123,40 @@ def test_offline_hub_is_a_note(monkeypatch, tmp_path):
     assert "1 repositories cached" in check.found
 
 
+def test_what_a_policy_reads_and_what_of_it_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(doctor, "is_cached", lambda repo: repo.startswith("HuggingFaceTB"))
+    folder, depth = tmp_path / "policy", tmp_path / "depth"
+    folder.mkdir()
+    depth.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(3_000_000))
+    (depth / "model.safetensors").write_bytes(bytes(2_000_000))
+    recipe = {"model": "xjh19972/ThermalGen-B-2", "fingerprint": "f", "dtype": "float32", "settings": {}}
+    options = {
+        "base_checkpoint": "lerobot/smolvla_base",
+        "estimators": {"thermal": recipe, "depth": recipe | {"model": "depth"}},
+        "estimator_sources": {"depth": str(depth)},
+    }
+    (folder / "config.json").write_text(json.dumps(options))
+    assert doctor.main([f"--policy={folder}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    here = {line.split()[1]: line.split()[0] for line in lines[1:5]}
+    assert here == {
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": "yes",
+        "EPFL-VILAB/4M-21_B": "no",
+        "xjh19972/ThermalGen-B-2": "no",
+        str(depth): "yes",
+    }
+    assert re.search(r"1\.39 GB +thermal from RGB", lines[3])
+    assert "2.0 MB" in lines[4]
+    assert "4.77 GB" in lines[5]  # 3.37 + 1.39 + 0.005, and the small ones
+    assert lines[6].startswith("Not here: EPFL-VILAB/4M-21_B, xjh19972/ThermalGen-B-2.")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gone/connector/x"}))
+    doctor.main([f"--policy={folder}"])
+    assert "no    gone/connector/x" in capsys.readouterr().out
+    assert doctor.main([f"--policy={depth}"]) == 1
+    assert "has no config.json" in capsys.readouterr().err
+
+
 def test_published_weights_with_cache_and_licence(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert doctor.check_weights().found.startswith("0 of ")
