@@ -8,78 +8,29 @@ import shutil
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
-from tiny_estimators import write_tiny_depth_estimator
+from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotated_dataset, write_networks
 from tiny_policy import SIDE, rgb_features
-from tiny_thermalgen import write_tiny_thermalgen
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
-from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import padding_mask_key, token_key
-from multismolvla_data.annotate.config import AnnotateConfig
-from multismolvla_data.annotate.job import annotate
-
-MODALITIES = ("depth", "thermal")
-VIEWS = {
-    view: {m: f"observation.images.{view}{'' if m == 'rgb' else '_' + m}" for m in ("rgb", *MODALITIES)}
-    for view in ("image", "image2")
-}
-DOMAINS = {m: MINI_DOMAINS[m] for m in ("rgb", *MODALITIES)}
-RGB = [streams["rgb"] for streams in VIEWS.values()]
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("networks")
-    thermal = write_tiny_thermalgen(root / "thermal")
-    return {"depth": str(write_tiny_depth_estimator(root / "depth")), "thermal": str(thermal)}
+    return write_networks(tmp_path_factory.mktemp("networks"))
 
 
 @pytest.fixture(scope="module")
 def annotated(hub, sources, tmp_path_factory) -> LeRobotDataset:
-    """Six frames of two RGB cameras, with ids of estimated depth and thermal in the place of pictures."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    features: dict[str, Any] = {
-        "observation.state": {"dtype": "float32", "shape": (8,), "names": None},
-        "action": {"dtype": "float32", "shape": (7,), "names": None},
-    }
-    picture = {"dtype": "image", "shape": (SIDE, SIDE, 3), "names": ["height", "width", "channels"]}
-    features |= dict.fromkeys(RGB, picture)
-    data = LeRobotDataset.create("tests/rgb", fps=10, features=features, root=root / "rgb", use_videos=False)
-    for _ in range(6):
-        frame = {key: _scene(rng) for key in RGB}
-        numbers = {"observation.state": rng.normal(size=8), "action": rng.normal(size=7)}
-        data.add_frame(frame | {k: v.astype(np.float32) for k, v in numbers.items()} | {"task": "push"})
-    data.save_episode()
-    data.finalize()
-    cfg = AnnotateConfig(
-        dataset=str(root / "rgb"),
-        output=root / "all",
-        modalities=list(MODALITIES),
-        tokenizers="patch",
-        domains={m: DOMAINS[m] for m in MODALITIES},
-        image_size=SIDE,
-        encoder=str(hub / "fourm"),
-        keep_pictures=False,
-        depth_model=sources["depth"],
-        thermal_model=sources["thermal"],
-        thermal_steps=1,
-        thermal_size=32,
-    )
-    return LeRobotDataset("tests/all", root=annotate(cfg), return_uint8=True)
-
-
-def _scene(rng: np.random.Generator) -> np.ndarray:
-    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return coarse.repeat(SIDE // 8, 0).repeat(SIDE // 8, 1)
+    root = annotated_dataset(tmp_path_factory.mktemp("data"), hub / "fourm", sources)
+    return LeRobotDataset("tests/all", root=root, return_uint8=True)
 
 
 @pytest.fixture
