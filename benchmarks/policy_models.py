@@ -72,7 +72,7 @@ def sizes(preset: str, stage: str) -> Sizes:
 def _mini(stage: str, smallest: bool) -> Sizes:
     import yaml
 
-    from lerobot_policy_multismolvla.mini.pretrain import IMAGE_SIZE, PATCH_SIZE, PretrainConfig
+    from lerobot_policy_multismolvla.mini.pretrain import GRID, PretrainConfig
     from multismolvla.fourm import MINI_DOMAINS, FourMConfig
 
     preset = yaml.safe_load((REPO / "configs" / "mini.yaml").read_text())
@@ -83,6 +83,7 @@ def _mini(stage: str, smallest: bool) -> Sizes:
         towers = replace(
             towers, dim=32, depth=1, heads=2, text_width=48, text_layers=2, vision_width=32, vision_layers=1
         )
+    side = towers.image_size
     read = {k.removeprefix("policy."): v for k, v in stages["connector"].items() if k.startswith("policy.")}
     policy = {k: read[k] for k in ("chunk_size", "n_action_steps")} | {"num_vlm_layers": towers.text_layers}
     policy["flow_samples"] = stages[stage].get("policy.flow_samples", 1)
@@ -92,15 +93,15 @@ def _mini(stage: str, smallest: bool) -> Sizes:
             "text_width": towers.text_width, "text_layers": towers.text_layers,
             "text_mlp": 8 * towers.text_width // 3,
             "vision_width": towers.vision_width, "vision_layers": towers.vision_layers,
-            "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE,
+            "image_size": side, "patch_size": side // GRID,
         },
         vocab=264,
         fourm=lambda: FourMConfig.mini(towers.dim, towers.depth, towers.heads),
         domains=dict(MINI_DOMAINS),
-        policy=policy | {"resize_imgs_with_padding": (IMAGE_SIZE,) * 2},
+        policy=policy | {"resize_imgs_with_padding": (side,) * 2},
         bridge={k: read[k] for k in ("image_size", "fusion_grid", "connector_grid", "connector_unshuffle",
             "connector_hidden")},
-        side=IMAGE_SIZE,
+        side=side,
         batch_size=2 if smallest else preset["train_args"]["batch_size"],
         language=28,  # the mini preset's tokenizer makes one token per byte of the instruction
     )  # fmt: skip
