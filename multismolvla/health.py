@@ -390,8 +390,9 @@ def fit_statistics(
 def fit_states(states: Tensor) -> Tensor:
     """Least and greatest state (2, D) of training states (N, D), with a tenth of the range beyond them.
 
-    That a moving robot changes its pictures was learned there, and is believed nowhere else.
+    That a moving robot changes its pictures was learned there, and is believed nowhere else. A number that
+    never changed has no limits: it says nothing of where the robot was.
     """
     low, high = states.amin(0), states.amax(0)
-    margin = (high - low) * 0.1
+    margin = torch.where(high > low, (high - low) * 0.1, torch.inf)
     return torch.stack([low - margin, high + margin])

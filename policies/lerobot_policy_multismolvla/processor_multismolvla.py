@@ -145,10 +145,16 @@ class HealthStep(ObservationProcessorStep):
                 f"The health statistics are of {unknown}, which the view map does not declare (it has "
                 f"{sorted(declared)}). Fit them for these views: multismolvla-health fit."
             )
+        states = state.get(OBS_STATE)
+        if states is not None and (states.ndim != 2 or len(states) != 2 or states.isnan().any()):
+            raise ValueError(
+                f"Health statistics: the states' range has shape {tuple(states.shape)} (NaN: "
+                f"{bool(states.isnan().any())}), expected (2, D). Fit them again: multismolvla-health fit."
+            )
         self.set_statistics(
             {name: StreamStatistics.from_tensor(row) for name, row in rows.items()},
             self.fitted,
-            state.get(OBS_STATE),
+            states,
         )
 
     def get_config(self) -> dict[str, Any]:

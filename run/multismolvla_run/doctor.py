@@ -255,9 +255,8 @@ def policy_table(folder: Path) -> tuple[str, bool]:
         raise CommandError(
             f"--policy={folder} has no config.json. Name the folder of a policy (pretrained_model)."
         )
-    needed = needed_by(
-        json.loads(config.read_text()) | {"base_checkpoint": None}
-    )  # read before training only
+    acting = json.loads(config.read_text()) | {"base_checkpoint": None}  # that is read before training only
+    needed = needed_by(acting)
     adapters = folder / "adapter_config.json"
     if adapters.is_file():
         base = json.loads(adapters.read_text()).get("base_model_name_or_path")

@@ -170,6 +170,8 @@ def test_a_picture_that_stays_while_the_robot_is_where_no_demonstration_was_is_n
     """An arm out of the picture's sight moves, and nothing in the picture does."""
     states = fit_states(torch.tensor([[0.0, -1.0], [10.0, 1.0]]))
     assert torch.allclose(states, torch.tensor([[-1.0, -1.2], [11.0, 1.2]]))
+    still = fit_states(torch.tensor([[0.0, 7.0], [10.0, 7.0]]))  # its second number never changes
+    assert still[:, 1].tolist() == [-torch.inf, torch.inf]
     seen, marker = inspect([Picture(scene(), "rgb")]), Marker(["rgb"], [statistics()], states)
 
     def causes_at(places):

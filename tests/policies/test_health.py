@@ -151,6 +151,9 @@ def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
     assert again(far)[health_key(RGB[0])][:, 2].tolist() == [0, 0, 0]
     assert next(s for s in again.steps if isinstance(s, HealthStep)).fitted == {"dataset": "demo"}
     file = next(tmp_path.glob("*multismolvla_health*.safetensors"))
+    save_file({"observation.state": torch.full((2, 8), torch.nan)}, file)
+    with pytest.raises(ValueError, match=r"states.*NaN: True.*multismolvla-health fit"):
+        type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
     save_file({"left.rgb": narrow.to_tensor()}, file)
     with pytest.raises(ValueError, match=r"'left.rgb'.*multismolvla-health fit"):
         type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
