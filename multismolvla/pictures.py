@@ -195,7 +195,10 @@ def _draw_row(row: SheetRow, side: int, label_width: int, font: Font, line: int)
     tiles = [tile and _draw_tile(tile, side, head, font) for tile in row.tiles]
     height = max((tile.height for tile in tiles if tile), default=0)
     above = line if row.label and not label_width else 0
-    strip = Image.new("RGB", (label_width + len(tiles) * (side + GAP), above + height + GAP), "white")
+    width = label_width + len(tiles) * (side + GAP)
+    if above:  # a row of few pictures is as wide as what stands above it
+        width = max(width, 2 * GAP + max(round(font.getlength(text)) for text in row.label.split("\n")))
+    strip = Image.new("RGB", (width, above + height + GAP), "white")
     ImageDraw.Draw(strip).multiline_text((GAP, 0 if above else head), row.label, "black", font)
     for column, tile in enumerate(tiles):
         if tile:

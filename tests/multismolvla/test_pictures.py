@@ -48,6 +48,14 @@ def test_no_class_looks_like_the_background():
     assert len(np.unique(colours[:8], axis=0)) == 8
 
 
+def test_a_label_above_a_single_picture_is_not_cut_off():
+    long = contact_sheet([SheetRow("put the cube in the basket: image3", [Tile(RED)])], side=16)
+    short = contact_sheet([SheetRow("put", [Tile(RED)])], side=16)
+    ink = np.flatnonzero((np.asarray(long)[:13] < 255).any((0, 2)))
+    assert long.width > short.width
+    assert ink.max() < long.width - GAP
+
+
 @pytest.mark.parametrize("label_width", [0, 50])
 def test_every_tile_stands_in_its_row_and_column(label_width):
     rows = [
