@@ -50,6 +50,17 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
                 f"policy's with {known.get(name)!r}. Annotate the dataset as the policy's was "
                 "(multismolvla-annotate), or let the policy learn the new pictures: --policy.estimators='{}'."
             )
+    orphans = [
+        f"{view}.{m}"
+        for key, (view, m) in cfg.stream_keys().items()
+        if cfg.is_derived(view, m) and m not in recipes and {key, token_key(view, m)} & set(features)
+    ]
+    if orphans:
+        logger.warning(
+            "The dataset does not say what estimated %s. Where no sensor delivers them the policy will act "
+            "without them; annotate the dataset anew to let it estimate them.",
+            ", ".join(orphans),
+        )
     return recipes
 
 

@@ -229,6 +229,17 @@ def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refus
         again.set_dataset_feature_metadata(features)
 
 
+def test_derived_streams_without_a_recipe_are_told(make_config, annotated, caplog):
+    features = json.loads(json.dumps(annotated.meta.features))
+    for feature in features.values():
+        (feature.get("info") or {}).pop("estimator", None)
+    cfg = make_config(views=VIEWS, domains=DOMAINS, input_features=rgb_features())
+    with caplog.at_level(logging.WARNING):
+        cfg.set_dataset_feature_metadata(features)
+    assert "what estimated image.depth, image.thermal, image2.depth, image2.thermal" in caplog.text
+    assert cfg.estimators == {}
+
+
 def test_other_weights_than_in_training_are_refused(policy_of, annotated, sources, tmp_path):
     folder = tmp_path / "depth"
     shutil.copytree(sources["depth"], folder)
