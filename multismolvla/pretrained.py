@@ -146,6 +146,11 @@ def licence_of(where: str) -> str:
     return "unknown to this package: that of whatever lies in this folder"
 
 
+def needed_to_act(policy: Mapping[str, Any]) -> dict[str, str]:
+    """As `needed_by`, of a finished policy: what the base checkpoint gave is in its own weights."""
+    return needed_by({**policy, "base_checkpoint": None})
+
+
 def needed_by(policy: Mapping[str, Any]) -> dict[str, str]:
     """Where a policy's networks come from, as its configuration says.
 

@@ -50,10 +50,11 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
                 f"policy's with {known.get(name)!r}. Annotate the dataset as the policy's was "
                 "(multismolvla-annotate), or let the policy learn the new pictures: --policy.estimators='{}'."
             )
+    provenance = cfg.provenance_map
     orphans = [
         f"{view}.{m}"
         for key, (view, m) in cfg.stream_keys().items()
-        if cfg.is_derived(view, m) and m not in recipes and {key, token_key(view, m)} & set(features)
+        if provenance.is_derived(view, m) and m not in recipes and {key, token_key(view, m)} & set(features)
     ]
     if orphans:
         logger.warning(
@@ -65,14 +66,10 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
 
 
 class DerivedStreams:
-    """The estimators of one policy, read at their first use.
-
-    Attributes:
-        failed: modality -> why nothing was estimated at the last look.
-    """
+    """The estimators of one policy, read at their first use."""
 
     def __init__(self) -> None:
-        self.failed: dict[str, str] = {}
+        self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
 
     @torch.no_grad()
@@ -94,26 +91,25 @@ class DerivedStreams:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
             ValueError: they are others than those of the training data.
         """
+        if not cfg.estimators:
+            return batch, there
         made, now = dict(batch), there.clone()
-        rgb_index = MODALITIES.index(Modality.RGB)
-        for v, (view, streams) in enumerate(cfg.views.items()):
-            rgb = batch.get(streams.get(Modality.RGB, ""))
-            for modality, key in streams.items():
-                delivered = key in batch or token_key(view, modality) in batch
-                if rgb is None or delivered or not self._derives(cfg, view, modality):
-                    continue
-                rows = there[:, v, rgb_index]
-                pictures = self._pictures(cfg, modality, key, rgb[rows]) if rows.any() else {}
-                for name, picture in pictures.items():
-                    made[name] = picture.new_zeros(len(rows), *picture.shape[1:])
-                    made[name][rows] = picture
-                if pictures:
-                    now[:, v, MODALITIES.index(modality)] = rows
+        views = list(cfg.views.items())
+        for v, m in cfg.provenance_map.derived():
+            (view, streams), modality = views[v], MODALITIES[m]
+            key, rgb = streams[modality], batch.get(streams.get(Modality.RGB, ""))
+            wanted = modality in cfg.estimators and modality in cfg.domains
+            delivered = key in batch or token_key(view, modality) in batch
+            if rgb is None or delivered or not wanted:
+                continue
+            rows = there[:, v, MODALITIES.index(Modality.RGB)]
+            pictures = self._pictures(cfg, modality, key, rgb[rows]) if rows.any() else {}
+            for name, picture in pictures.items():
+                made[name] = picture.new_zeros(len(rows), *picture.shape[1:])
+                made[name][rows] = picture
+            if pictures:
+                now[:, v, m] = rows
         return made, now
-
-    @staticmethod
-    def _derives(cfg: MultiSmolVLAOptions, view: str, modality: str) -> bool:
-        return modality in cfg.estimators and modality in cfg.domains and cfg.is_derived(view, modality)
 
     def _pictures(self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor) -> dict[str, Tensor]:
         """Canonical picture under ``key``, with its validity; empty when it cannot be made."""
@@ -125,11 +121,11 @@ class DerivedStreams:
             if not found.isfinite().all():
                 raise ValueError(f"{estimator.recipe.model} gave NaN or infinity.")
         except (ValueError, RuntimeError) as error:  # a robot goes on with what it has
-            if modality not in self.failed:
+            if modality not in self._failing:
                 logger.warning("No %s can be estimated: %s It counts as absent.", modality, error)
-            self.failed[modality] = str(error)
+            self._failing.add(modality)
             return {}
-        self.failed.pop(modality, None)
+        self._failing.discard(modality)
         reader = SensorReader({"": {modality: key}}, "m", cfg.depth_range_m, cfg.num_labels)
         canonical = reader.read({key: as_stored(modality, found)})
         return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}

@@ -32,7 +32,7 @@ from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.modalities import ViewMap
-from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_by
+from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_to_act
 from multismolvla.tokenizers.recipe import split_domains
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
         train = checkpoint / "train_config.json"
         training = json.loads(train.read_text()) if train.is_file() else None
         (folder / "README.md").write_text(policy_card(values, training, merged=_is_adapter(checkpoint)))
-    local = [where for where in needed_by(values | {"base_checkpoint": None}) if not is_hub_id(where)]
+    local = [where for where in needed_to_act(values) if not is_hub_id(where)]
     if local:
         logger.warning(
             "The policy reads networks from folders of this machine, which others do not have: %s. Name hub "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multismolvla.pretrained import licence_of, needed_by
+from multismolvla.pretrained import licence_of, needed_to_act
 from multismolvla.system.files import front_matter
 
 #: Settings of the training run that a reader of the card wants first.
@@ -49,7 +49,6 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "pipeline_tag": "robotics",
         "tags": ["lerobot", "robotics", "multismolvla", "multimodal"],
     }
-    running = {**policy, "base_checkpoint": None}  # its weights are in this checkpoint
     lines = [
         *front_matter(front),
         "# MultiSmolVLA policy",
@@ -72,7 +71,10 @@ def policy_card(policy: Mapping[str, Any], training: Mapping[str, Any] | None, *
         "",
         "| weights | used as | licence |",
         "|---|---|---|",
-        *(f"| {where} | {purpose} | {licence_of(where)} |" for where, purpose in needed_by(running).items()),
+        *(
+            f"| {where} | {purpose} | {licence_of(where)} |"
+            for where, purpose in needed_to_act(policy).items()
+        ),
         "",
     ]
     if policy.get("encoder"):

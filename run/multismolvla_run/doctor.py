@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_by
+from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_to_act
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.system.versions import installed
@@ -255,8 +255,7 @@ def policy_table(folder: Path) -> tuple[str, bool]:
         raise CommandError(
             f"--policy={folder} has no config.json. Name the folder of a policy (pretrained_model)."
         )
-    acting = json.loads(config.read_text()) | {"base_checkpoint": None}  # that is read before training only
-    needed = needed_by(acting)
+    needed = needed_to_act(json.loads(config.read_text()))
     adapters = folder / "adapter_config.json"
     if adapters.is_file():
         base = json.loads(adapters.read_text()).get("base_model_name_or_path")

@@ -88,11 +88,9 @@ class Annotator:
         if stream.modality == Modality.DEPTH:
             return _millimetres(found)
         if stream.modality == Modality.THERMAL:
-            found = (as_stored(stream.modality, found) * 255.0).round()
-        first = found.to(torch.uint8).permute(0, 2, 3, 1)
-        if stream.modality == Modality.THERMAL:
-            return first.expand(-1, -1, -1, 3).contiguous().numpy()
-        return torch.nn.functional.pad(first, (0, 2)).numpy()
+            grey = (as_stored(stream.modality, found) * 255.0).round().to(torch.uint8)
+            return grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+        return torch.nn.functional.pad(found.to(torch.uint8).permute(0, 2, 3, 1), (0, 2)).numpy()
 
 
 def as_read(stored: np.ndarray) -> Tensor:

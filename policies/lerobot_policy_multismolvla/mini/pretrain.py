@@ -228,7 +228,7 @@ class LanguageHalf:
         )
         self.task = torch.tensor([texts.index(t) for t in frames.task])
         self.tokens, self.mask = encoded["input_ids"], encoded["attention_mask"].bool()
-        seen = frames.seg.unique().tolist()
+        seen = torch.bincount(frames.seg.flatten()).nonzero().flatten().tolist()
         self.wanted = torch.tensor([named_labels(t, frames.labels, seen) for t in texts])
         std, mean = torch.std_mean(frames.state, dim=0)
         state = (frames.state - mean) / std.clamp_min(1e-6)
