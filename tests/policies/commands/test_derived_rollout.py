@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from processes import command, common, environment, finish, start
+from processes import as_options, common, finish, run, start
 from safetensors.torch import load_file, save_file
 from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotation, write_networks, write_rgb_dataset
 
@@ -17,20 +15,6 @@ from multismolvla.modalities import token_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 FRAMES = 50
-
-
-def run(name: str, *options: str) -> str:
-    done = subprocess.run(
-        [command(name), *options], env=environment(), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
-
-
-def as_options(values: dict[str, object]) -> list[str]:
-    texts = {k: json.dumps(v) if isinstance(v, dict | list) else str(v).lower() for k, v in values.items()}
-    texts |= {k: str(v) for k, v in values.items() if isinstance(v, str | Path)}
-    return [f"--{key}={text}" for key, text in texts.items()]
 
 
 def as_bytes(picture: torch.Tensor) -> torch.Tensor:

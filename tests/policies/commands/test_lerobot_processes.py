@@ -17,7 +17,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
-from processes import command, common, environment, finish, logged, start
+from processes import common, finish, logged, run, start
 from safetensors.torch import load_file
 from tiny_dataset import REPO_ID
 
@@ -181,14 +181,6 @@ def test_the_checkpoint_acts_through_lerobots_factories(stage, request, tiny_dat
     assert actions[0].shape == (1, 7)
     assert actions[0].isfinite().all()
     assert torch.equal(*actions)
-
-
-def run(name: str, *options: str) -> str:
-    done = subprocess.run(
-        [command(name), *options], env=environment(), capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
 
 
 def test_lerobot_eval_plays_an_episode_of_the_mini_suite(robust_run, tmp_path):

@@ -4,7 +4,6 @@ pictures.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
-from processes import common, finish, logged, start
+from processes import as_options, common, finish, logged, start
 from safetensors.torch import load_file
 from tiny_dataset import REPO_ID
 from tiny_official import official_options, write_official
@@ -26,10 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 VIEWS = {"image": default_view_map()["image"]}
 STEPS = 3
 SOFT = "encoder_embeddings.soft_thermal@224."
-
-
-def as_options(values: dict) -> list[str]:
-    return [f"--policy.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +64,7 @@ def runs(files, ids, hub, tiny_dataset, tmp_path_factory) -> dict[str, tuple[Pat
         route: start(
             one,
             *common(data[route], one, STEPS, STEPS),
-            *as_options(fixed | official_options(files, route)),
+            *as_options(fixed | official_options(files, route), "policy."),
         )
         for route, (one, _) in folders.items()
     }
@@ -82,7 +77,7 @@ def runs(files, ids, hub, tiny_dataset, tmp_path_factory) -> dict[str, tuple[Pat
                 "stage": "robust", "curriculum_steps": STEPS, "corruption_probability": 0.9,
                 "corruption_ramp": 0.5,
                 "corruption_source": "ids" if route == "vision" else "live",
-            }),
+            }, "policy."),
             "--peft.method_type=LORA", "--peft.r=2",
         )
         for route, (one, two) in folders.items()
