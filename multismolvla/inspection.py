@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ class LastLook:
             nothing was fused.
         health: what was judged of every stream, (B, V * M), M = all of `multismolvla.modalities.MODALITIES`;
             ``None`` where nothing was.
+        derived: what must be remembered of streams that are not estimated at every look: key -> (B, ...).
     """
 
     inputs: EncoderInputs
     modality_weights: dict[str, Tensor]
     health: Verdict | None = None
+    derived: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable

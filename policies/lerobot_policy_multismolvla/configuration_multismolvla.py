@@ -7,17 +7,22 @@ is named by repository (or folder), revision and hash.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
 
-from lerobot_policy_multismolvla.derived import adopt_recipes
+from lerobot_policy_multismolvla.derived import AGE_KEY, NEVER, adopt_recipes, derived_streams
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features, check_cameras, warn_of_undeclared_cameras
-from multismolvla.modalities import PADDING_MASK_SUFFIX, PICTURE_CHANNELS, TOKEN_PREFIX, Modality
+from multismolvla.health import MEMORY_KEY, memory_size
+from multismolvla.modalities import MODALITIES, PADDING_MASK_SUFFIX, PICTURE_CHANNELS, TOKEN_PREFIX, Modality
 from multismolvla.tokenizers.recipe import NETWORK, local_fingerprints, recipe_difference, token_recipe
 
 logger = logging.getLogger(__name__)
@@ -119,6 +124,20 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
                 shape = (PICTURE_CHANNELS[modality][0], self.image_size, self.image_size)
                 found[key] = PolicyFeature(FeatureType.VISUAL, shape)
         return found
+
+    # -- run time -------------------------------------------------------------------------------------------
+
+    def first_memory(self) -> dict[str, Tensor]:
+        """What a caller that remembers in the policy's stead gives it with an episode's first look.
+
+        Returns:
+            Key -> (1, ...); ``last_look()`` has what to give with the next.
+        """
+        state = math.prod((self.input_features or {})[OBS_STATE].shape)
+        memory = {MEMORY_KEY: torch.zeros(1, memory_size(len(self.views) * len(MODALITIES), state))}
+        if any(every > 1 for every in self.refresh.values()):
+            memory[AGE_KEY] = torch.full((1, len(derived_streams(self))), NEVER)
+        return memory
 
     # -- training data --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,59 @@ logger = logging.getLogger(__name__)
 
 #: As JSON has them: modality -> fields of an `EstimatorRecipe`.
 Recipes = dict[str, dict[str, Any]]
+#: Key of how many looks ago each derived stream was estimated, int64 (B, D) in the order of
+#: `derived_streams`; where a caller remembers that in the policy's stead.
+AGE_KEY = "observation.derived_age"
+NEVER = -1  # age of what was not estimated yet
+
+
+def last_key(key: str) -> str:
+    """Key of the last estimate of the picture ``key``, or of its validity, beside `AGE_KEY`."""
+    return f"{key}_last"
+
+
+class DerivedStream(NamedTuple):
+    """A stream that the policy computes of its view's RGB.
+
+    Attributes:
+        view: number of the view.
+        modality: number of the modality.
+        key: of its picture.
+        rgb: key of the picture it is computed from.
+        name: of the modality.
+    """
+
+    view: int
+    modality: int
+    key: str
+    rgb: str
+    name: str
+
+
+def derived_streams(cfg: MultiSmolVLAOptions) -> list[DerivedStream]:
+    """The streams that a recipe can make and the tower reads."""
+    found = []
+    views = list(cfg.views.values())
+    for v, m in cfg.provenance_map.derived():
+        name, streams = MODALITIES[m], views[v]
+        if name in cfg.estimators and name in cfg.domains and Modality.RGB in streams:
+            found.append(DerivedStream(v, m, streams[name], streams[Modality.RGB], name))
+    return found
+
+
+def check_refresh(cfg: MultiSmolVLAOptions) -> None:
+    """See that what is to be estimated less often is estimated.
+
+    Raises:
+        ValueError: it comes from a sensor.
+    """
+    derived = {MODALITIES[m] for _, m in cfg.provenance_map.derived()}
+    for modality in cfg.refresh:
+        if modality not in derived:
+            raise ValueError(
+                f"--policy.refresh={cfg.refresh}: {modality} is no derived modality of this policy "
+                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out."
+            )
 
 
 def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
@@ -66,11 +119,22 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
 
 
 class DerivedStreams:
-    """The estimators of one policy, read at their first use."""
+    """The estimators of one policy, read at their first use, and what they gave at the looks before.
+
+    Attributes:
+        memory: what a caller that serves several episodes gives back with an episode's next look; empty where
+            every stream is estimated at every look.
+    """
 
     def __init__(self) -> None:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
+        self._taken: set[str] = set()  # streams that were delivered though a recipe makes them
+        self.memory: dict[str, Tensor] = {}
+
+    def forget(self) -> None:
+        """A new episode begins."""
+        self.memory = {}
 
     @torch.no_grad()
     def complete(
@@ -91,25 +155,63 @@ class DerivedStreams:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
             ValueError: they are others than those of the training data.
         """
-        if not cfg.estimators:
+        streams = derived_streams(cfg)
+        if not streams:
             return batch, there
         made, now = dict(batch), there.clone()
-        views = list(cfg.views.items())
-        for v, m in cfg.provenance_map.derived():
-            (view, streams), modality = views[v], MODALITIES[m]
-            key, rgb = streams[modality], batch.get(streams.get(Modality.RGB, ""))
-            wanted = modality in cfg.estimators and modality in cfg.domains
-            delivered = key in batch or token_key(view, modality) in batch
-            if rgb is None or delivered or not wanted:
+        before = self._before(batch, there, len(streams))
+        age = torch.where(before[AGE_KEY] == NEVER, NEVER, before[AGE_KEY] + 1)
+        kept: dict[str, Tensor] = {}
+        for number, stream in enumerate(streams):
+            if stream.rgb not in batch or self._delivered(cfg, batch, stream):
                 continue
-            rows = there[:, v, MODALITIES.index(Modality.RGB)]
-            pictures = self._pictures(cfg, modality, key, rgb[rows]) if rows.any() else {}
-            for name, picture in pictures.items():
-                made[name] = picture.new_zeros(len(rows), *picture.shape[1:])
-                made[name][rows] = picture
-            if pictures:
-                now[:, v, m] = rows
+            rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
+            old = age[:, number]
+            due = rows & ((old == NEVER) | (old >= cfg.refresh.get(stream.name, 1)))
+            pictures = (
+                self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due]) if due.any() else {}
+            )
+            fresh = due if pictures else torch.zeros_like(due)
+            again = rows & ~due if cfg.refresh_between == "reuse" else torch.zeros_like(due)
+            for name in (stream.key, valid_key(stream.key)):
+                last = before.get(last_key(name))
+                if name in pictures:
+                    picture = pictures[name]
+                    whole = picture.new_zeros(len(rows), *picture.shape[1:]) if last is None else last.clone()
+                    whole[due] = picture
+                elif last is not None:
+                    whole = last
+                else:
+                    continue
+                made[name] = whole
+                if cfg.refresh_between == "reuse":
+                    kept[last_key(name)] = whole
+            age[fresh, number] = 0
+            now[:, stream.view, stream.modality] = fresh | again
+        self.memory = {AGE_KEY: age, **kept} if any(k > 1 for k in cfg.refresh.values()) else {}
         return made, now
+
+    def _before(self, batch: dict[str, Tensor], there: Tensor, streams: int) -> dict[str, Tensor]:
+        """What is known of the looks before: the caller's memory, or the policy's own."""
+        found = batch if AGE_KEY in batch else self.memory
+        shape = (len(there), streams)
+        if AGE_KEY in found and found[AGE_KEY].shape == shape:  # else other rows than at the last look
+            return found
+        return {AGE_KEY: torch.full(shape, NEVER, device=there.device)}
+
+    def _delivered(self, cfg: MultiSmolVLAOptions, batch: dict[str, Tensor], stream: DerivedStream) -> bool:
+        """Whether somebody else makes the stream; told once, as it may look otherwise than in training."""
+        view = list(cfg.views)[stream.view]
+        name = f"{view}.{stream.name}"
+        if stream.key not in batch and token_key(view, stream.name) not in batch:
+            return False
+        if name not in self._taken:
+            self._taken.add(name)
+            made_by = cfg.estimators[stream.name].get("model")
+            logger.warning(
+                "%s is delivered, so it is not estimated; the training data had it from %s.", name, made_by
+            )
+        return True
 
     def _pictures(self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor) -> dict[str, Tensor]:
         """Canonical picture under ``key``, with its validity; empty when it cannot be made."""

@@ -26,7 +26,7 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.derived import DerivedStreams
+from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
@@ -69,6 +69,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
         self.teacher: Teacher | None = None
+        check_refresh(config)
         self._sensors = SensorWatch()
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
@@ -184,13 +185,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().reset()
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
             self._sensors.forget()
+            self._derived.forget()
 
     def visual_tokens(
         self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None
     ) -> VisualPrefix:
         """Run tower and bridge for given presence (B, V, M) and faults; result as :meth:`prepare_images`."""
         visual, look = visual_tokens(self, batch, presence, faults)
-        self._last_look = replace(look, health=self._sensors.verdict)
+        self._last_look = replace(look, health=self._sensors.verdict, derived=self._derived.memory)
         return visual
 
     def last_look(self) -> LastLook | None:

@@ -34,6 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "depth_unit": ("m", "mm"),
     "corruption_source": ("live", "ids"),
     "missing_estimator": ("error", "absent"),
+    "refresh_between": ("absent", "reuse"),
 }
 
 
@@ -73,6 +74,10 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimator_sources: dict[str, str] = field(default_factory=dict)  # modality -> folder with its files
     missing_estimator: str = "error"  # when an estimator's files are not there: error, or absent
+    # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out = at every look.
+    refresh: dict[str, int] = field(default_factory=dict)
+    # What a derived stream is between: absent, which stage 2 trains, or the last estimate, which it does not.
+    refresh_between: str = "absent"
     square: str = "crop"  # how a non-square view becomes square, for all its streams alike
 
     # -- tower ----------------------------------------------------------------------------------------------
@@ -229,9 +234,14 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
         _check_choice("half_turns keys", view, tuple(cfg.views))
     for modality in cfg.domains:
         _check_choice("domains keys", modality, MODALITIES)
-    for option in ("estimators", "estimator_sources"):
+    for option in ("estimators", "estimator_sources", "refresh"):
         for modality in getattr(cfg, option):
             _check_choice(f"{option} keys", modality, MODALITIES[1:])
+    for modality, every in cfg.refresh.items():
+        if every < 1:
+            raise ValueError(
+                f"--policy.refresh={cfg.refresh}: {modality} every {every} looks; expected at least 1."
+            )
     streams = cfg.stream_keys()
     for stream in cfg.absent_streams:
         _check_choice("absent_streams", stream, (*(f"{v}.{m}" for v, m in streams.values()), *streams))

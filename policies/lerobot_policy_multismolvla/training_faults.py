@@ -36,10 +36,11 @@ def dropout_p(cfg: MultiSmolVLAConfig) -> float:
 
 
 def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
-    """Presence bool (B, V, M) after the dropout curriculum.
+    """Presence bool (B, V, M) after the dropout curriculum, which begins from what a look would show.
 
     The clean last share shows what the robot will have, where that is declared, and nothing else.
     """
+    available = between_looks(cfg, available, step_generator(seed, cfg.curriculum_step, rank, "refresh"))
     deployment = deployed_streams(cfg)
     if deployment is not None and in_clean_share(cfg):
         left = cfg.provenance_map.drop_with_rgb(available & deployment.to(available.device))
@@ -53,6 +54,22 @@ def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: in
         complete_share=cfg.dropout_complete,
         consequence=cfg.provenance_map.drop_with_rgb,
     )
+
+
+def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, generator: torch.Generator) -> Tensor:
+    """Without the streams that are estimated at every k-th look only, in all but a k-th of the samples.
+
+    With ``policy.refresh_between=reuse`` nothing changes: training has no older pictures.
+    """
+    if cfg.refresh_between == "reuse" or not cfg.refresh:
+        return available
+    left = available.clone()
+    for modality, every in sorted(cfg.refresh.items()):
+        looked = torch.randint(every, (len(left),), generator=generator).to(left.device) == 0
+        for v, m in cfg.provenance_map.derived():
+            if MODALITIES[m] == modality:
+                left[:, v, m] &= looked
+    return left
 
 
 def in_clean_share(cfg: MultiSmolVLAConfig) -> bool:

@@ -19,6 +19,9 @@ from tiny_policy import SIDE, rgb_features
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
+from lerobot_policy_multismolvla.training_faults import drop_sensors
+from multismolvla.health import MEMORY_KEY
+from multismolvla.modalities import MODALITIES as ALL_MODALITIES
 from multismolvla.modalities import padding_mask_key, token_key
 
 
@@ -124,13 +127,16 @@ def test_a_stream_that_somebody_delivers_is_theirs_even_when_they_announce_its_l
     assert torch.equal(left_out["thermal"], stored(annotated, [0], "thermal"))
 
 
-def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated):
+def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated, caplog):
     policy, pre = policy_of()
     depth = torch.full((1, 1, SIDE, SIDE), 0.5)
     keys = [VIEWS[view]["depth"] for view in VIEWS]
-    found = seen(policy, pre, raw(annotated, [0]) | dict.fromkeys(keys, depth))
+    with caplog.at_level(logging.WARNING):
+        found = seen(policy, pre, raw(annotated, [0]) | dict.fromkeys(keys, depth))
+        seen(policy, pre, raw(annotated, [0]) | dict.fromkeys(keys, depth))
     assert found["depth"].unique().numel() == 1
     assert set(policy._derived._loaded) == {"thermal"}
+    assert caplog.text.count("image.depth is delivered, so it is not estimated") == 1
 
 
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
@@ -144,6 +150,97 @@ def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
     for _ in range(policy.config.n_action_steps - 1):
         policy.select_action(pre(raw(annotated, [1])))
     assert looks == []
+
+
+def looks(policy, pre, annotated, frames, **changed) -> list[dict[str, torch.Tensor]]:
+    """What enters the encoder at looks of one episode; ``changed``: frame -> other observations."""
+    policy.reset()
+    reset, policy.reset = policy.reset, lambda: None  # `seen` begins an episode
+    try:
+        rows = [[f] if isinstance(f, int) else f for f in frames]
+        return [
+            seen(policy, pre, raw(annotated, r, **changed.get(f"look{n}", {}))) for n, r in enumerate(rows)
+        ]
+    finally:
+        policy.reset = reset
+
+
+@pytest.mark.parametrize("between", ["absent", "reuse"])
+def test_a_stream_is_estimated_at_every_kth_look_only(between, policy_of, annotated):
+    policy, pre = policy_of(refresh={"thermal": 3}, refresh_between=between)
+    frames = [0, 1, 2, 3, 4]
+    found = looks(policy, pre, annotated, frames)
+    for n, frame in enumerate(frames):
+        assert torch.equal(found[n]["depth"], stored(annotated, [frame], "depth"))
+        if n % 3 == 0:
+            assert torch.equal(found[n]["thermal"], stored(annotated, [frame], "thermal"))
+        elif between == "absent":
+            assert "thermal" not in found[n]
+        else:
+            assert torch.equal(found[n]["thermal"], stored(annotated, [n // 3 * 3], "thermal"))
+    again = looks(policy, pre, annotated, [1])  # another episode begins with a look of its own
+    assert torch.equal(again[0]["thermal"], stored(annotated, [1], "thermal"))
+
+
+def test_rows_are_remembered_apart(policy_of, annotated):
+    """Row 1 has no RGB at the first look, so its turn comes at the second."""
+    policy, pre = policy_of(refresh={"thermal": 2}, refresh_between="reuse")
+    black = raw(annotated, [0, 1])[RGB[0]].clone()
+    black[1] = 0
+    found = looks(policy, pre, annotated, [[0, 1], [2, 3], [4, 5]], look0={RGB[0]: black})
+    first = [look["thermal"][:, 0] for look in found]
+    wanted = [stored(annotated, rows, "thermal")[:, 0] for rows in ([0, 1], [2, 3], [4, 5])]
+    assert torch.equal(first[0][0], wanted[0][0])
+    assert (first[0][1] == -1).all()
+    assert torch.equal(first[1][0], wanted[0][0])
+    assert torch.equal(first[1][1], wanted[1][1])
+    assert torch.equal(first[2][0], wanted[2][0])
+    assert torch.equal(first[2][1], wanted[1][1])
+
+
+def test_a_caller_can_remember_in_the_policys_stead(policy_of, annotated):
+    """A server's policy sees looks of several episodes in turn."""
+    policy, pre = policy_of(refresh={"thermal": 2}, refresh_between="reuse")
+    alone = [looks(policy, pre, annotated, frames) for frames in ([0, 1, 2], [5, 4, 3])]
+    memory: list[dict[str, torch.Tensor]] = [policy.config.first_memory() for _ in range(2)]
+    policy.reset()
+    for n, frames in enumerate([(0, 5), (1, 4), (2, 3)]):
+        for episode, frame in enumerate(frames):
+            policy.predict_action_chunk(pre(raw(annotated, [frame])) | memory[episode])
+            look = policy.last_look()
+            memory[episode] |= {**look.derived, MEMORY_KEY: look.health.memory}
+            ids = look.inputs.values[DOMAINS["thermal"]].reshape(1, len(VIEWS), -1)
+            assert torch.equal(ids, alone[episode][n]["thermal"])
+
+
+def test_training_misses_a_stream_as_often_as_the_robot_will(policy_of):
+    policy, _ = policy_of(refresh={"thermal": 4}, dropout_mode="none")
+    everything = torch.ones(4000, len(VIEWS), len(ALL_MODALITIES), dtype=torch.bool)
+    left = drop_sensors(policy.config, everything, 0, 0)
+    thermal = left[..., ALL_MODALITIES.index("thermal")]
+    assert thermal.float().mean().item() == pytest.approx(1 / 4, abs=0.03)
+    assert (thermal[:, 0] == thermal[:, 1]).all()  # one look, all cameras
+    others = [m != "thermal" for m in ALL_MODALITIES]
+    assert left[..., others].all()
+    policy.config.refresh_between = "reuse"
+    assert drop_sensors(policy.config, everything, 0, 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refresh": {"thermal": 0}}, "thermal every 0 looks"),
+        ({"refresh": {"rgb": 2}}, "refresh keys='rgb' is unknown"),
+        (
+            {"refresh": {"thermal": 2}, "provenance": {}},
+            "thermal is no derived modality .* read at every look",
+        ),
+        ({"refresh_between": "hold"}, "refresh_between='hold' is unknown"),
+    ],
+)
+def test_a_refresh_that_cannot_be_is_refused(options, message, policy_of):
+    with pytest.raises(ValueError, match=message):
+        policy_of(**options)
 
 
 @pytest.mark.sim

@@ -39,14 +39,14 @@ class Look:
             look.
         modality_weight: how much each modality counted beside the others, 0 to 1; empty without such weights.
         health: what the policy thought of each stream (``view.modality``); empty if it does not judge them.
-        memory: what it wants to be given with the next look, (1, n); ``None`` = nothing.
+        memory: what it wants to be given with the next look, key -> (1, ...).
     """
 
     encoder_inputs: dict[str, str] | None = None
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     modality_weight: dict[str, float] = field(default_factory=dict)
     health: dict[str, StreamHealth] = field(default_factory=dict)
-    memory: np.ndarray | None = None
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Policy(Protocol):

@@ -13,10 +13,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from multismolvla.health import MEMORY_KEY, Cause, Verdict, memory_size
+from multismolvla.health import MEMORY_KEY, Cause, Verdict
 from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla.modalities import MODALITIES
 from multismolvla_eval.environments import Batch, EnvironmentSource
@@ -100,7 +99,7 @@ class LeRobotPolicy:
                 if isinstance(step, TokenizerProcessorStep):
                     step.padding = "max_length"
         self._first, self._look = True, Look()
-        self._memory = health_memory(config)
+        self._memory: dict[str, Tensor] = config.first_memory() if config.type == "multismolvla" else {}
 
     def facts(self) -> PolicyFacts:
         """See `Policy`; the device is the one that has the weights."""
@@ -155,9 +154,8 @@ class LeRobotPolicy:
         """
         if self._server is not None:
             # the server's policy serves many episodes, so each brings along what is to be remembered of it
-            remembered = self._memory if self._look.memory is None else torch.from_numpy(self._look.memory)
-            if remembered is not None:
-                batch = batch | {MEMORY_KEY: remembered}
+            remembered = {key: torch.from_numpy(array) for key, array in self._look.memory.items()}
+            batch = batch | self._memory | remembered
             reply = self._server.answer(as_request(self.path, batch, draw_noise(self.config), self._first))
             actions, self._look = torch.from_numpy(reply.actions), reply.look
         else:
@@ -201,7 +199,10 @@ class LeRobotPolicy:
         rows = slice(row * len(views), (row + 1) * len(views))
         means = {m: x[rows].nanmean().item() for m, x in seen.modality_weights.items()}
         weights = {m: mean for m, mean in means.items() if not math.isnan(mean)}
-        health, memory = self._health(seen.health, row)
+        health = self._health(seen.health, row)
+        memory = {key: x[row : row + 1].cpu().numpy() for key, x in seen.derived.items()}
+        if seen.health is not None:
+            memory[MEMORY_KEY] = seen.health.memory[row : row + 1].float().cpu().numpy()
         if not first:
             return Look(modality_weight=weights, health=health, memory=memory)
         present = {d: x[rows] for d, x in seen.inputs.present.items() if x[rows].any()}
@@ -221,25 +222,16 @@ class LeRobotPolicy:
         }
         return Look(joined, tokens, weights, health, memory)
 
-    def _health(self, verdict: Verdict | None, row: int) -> tuple[dict[str, StreamHealth], np.ndarray | None]:
+    def _health(self, verdict: Verdict | None, row: int) -> dict[str, StreamHealth]:
         if verdict is None:
-            return {}, None
+            return {}
         names = [f"{view}.{m}" for view in self.config.views for m in MODALITIES]
         causes, scores = verdict.cause[row].tolist(), verdict.score[row].tolist()
-        health = {
+        return {
             name: StreamHealth(Cause(cause).label if cause else None, score)
             for name, cause, score in zip(names, causes, scores, strict=True)
             if not math.isnan(score)
         }
-        return health, verdict.memory[row : row + 1].float().cpu().numpy()
-
-
-def health_memory(config: Any) -> Tensor | None:
-    """What a MultiSmolVLA policy remembers before its first look, zeros (1, n); ``None`` for others."""
-    if config.type != "multismolvla":
-        return None
-    state = math.prod(config.input_features[OBS_STATE].shape)
-    return torch.zeros(1, memory_size(len(config.views) * len(MODALITIES), state))
 
 
 def stored_config(path: str) -> Any:
