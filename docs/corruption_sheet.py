@@ -38,7 +38,7 @@ SHOWN = tuple(range(0, STEPS, 2))
 class SheetConfig:
     """Where the frame comes from and where the pictures go."""
 
-    # Folder for corruptions_rgb.png, _rgb_more, _depth, _seg, _thermal and _time.
+    # Folder for corruptions_rgb.png, _rgb_more, _depth, _seg, _thermal, _time and _camera.
     output: Path = Path("docs")
     # Suite of the frame.
     task: str = "multismolvla_mini"
@@ -89,6 +89,7 @@ def draw(config: SheetConfig) -> list[Path]:
     common = len(COMMON_TYPES)  # one picture of all RGB types would be too long, and too large for a README
     sheets["rgb"], sheets["rgb_more"] = sheets["rgb"][:common], sheets["rgb"][common:]
     sheets["time"] = time_rows([f["image", "rgb"] for f in frames])
+    sheets["camera"] = camera_rows(config, frames[STEP])
     paths = []
     for name, rows in sheets.items():
         side = config.thumbnail * 3 // 4 if name == "time" else config.thumbnail
@@ -105,7 +106,7 @@ def draw(config: SheetConfig) -> list[Path]:
 Frame = Mapping[tuple[str, str], "np.ndarray"]
 
 
-def _episode(config: SheetConfig) -> list[Frame]:
+def _episode(config: SheetConfig, steps: int = STEPS, condition: str | None = None) -> list[Frame]:
     """Frames of one episode as the policy sees them: (H, W, C) per (camera, modality), raw units."""
     import numpy as np
 
@@ -113,7 +114,11 @@ def _episode(config: SheetConfig) -> list[Frame]:
     from multismolvla.modalities import MODALITIES
 
     environment = MultiSmolVLALiberoConfig(
-        task=config.task, observation_height=config.size, observation_width=config.size
+        task=config.task,
+        observation_height=config.size,
+        observation_width=config.size,
+        condition=condition,
+        fault_seed=SEED,
     )
     env = environment.env_maker(config.task, config.task_id)()
     frames: list[Frame] = []
@@ -130,7 +135,7 @@ def _episode(config: SheetConfig) -> list[Frame]:
 
     try:
         keep(env.reset(seed=SEED)[0])
-        for _ in range(STEPS - 1):
+        for _ in range(steps - 1):
             keep(env.step(np.array([0.6, 0.4, -0.6, 0, 0, 0, -1], np.float32))[0])
     finally:
         env.close()
@@ -186,6 +191,8 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
     tiles = []
     for type_ in CROSS_MODAL_TYPES[modality]:
         for number in cross_modal.PARAMETERS.get(type_, (None,)):
+            if type_ in cross_modal.DISPLACED:
+                continue  # on a sheet of their own
             if type_ == "swapped":
                 other = _tensor(frame["image2", modality])
                 tiles.append(tile(type_, other, valid if valid is None else other > 0, None))
@@ -195,6 +202,29 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
             tiles.append(tile(type_ if number is None else f"{type_} {number:g}", *moved))
     for start in range(0, len(tiles), 5):
         rows.append(SheetRow("" if start else "cross-modal (C5)", [clean, *tiles[start : start + 5]]))
+    return rows
+
+
+def camera_rows(config: SheetConfig, clean: Frame) -> list[SheetRow]:
+    """The third-person camera displaced, in RGB and depth; ``clean`` is the same step from its own place."""
+    from multismolvla.corruption import cross_modal
+    from multismolvla.pictures import SheetRow, Tile, colourise, own_depth_span
+
+    depth = clean["image", "depth"][..., 0]
+    span = own_depth_span(depth, depth > 0)
+
+    def tile(frame: Frame, modality: str, word: str) -> Tile:
+        values = frame["image", modality].transpose(2, 0, 1)
+        seen = values > 0 if modality == "depth" else None
+        return Tile(colourise(modality, values, seen, span if modality == "depth" else None), word)
+
+    rows = []
+    for type_, unit in zip(cross_modal.DISPLACED, ("cm", "degrees"), strict=True):
+        numbers = cross_modal.PARAMETERS[type_]
+        found = [_episode(config, STEP + 1, f"C5:all.image={type_}@{n:g}")[STEP] for n in numbers]
+        for modality in ("rgb", "depth"):
+            broken = [tile(f, modality, f"{n:g} {unit}") for f, n in zip(found, numbers, strict=True)]
+            rows.append(SheetRow(f"{type_}, {modality}", [tile(clean, modality, "clean"), *broken]))
     return rows
 
 

@@ -21,6 +21,7 @@ from multismolvla.corruption import (
     frame_generator,
     shown_step,
 )
+from multismolvla.corruption.cross_modal import DISPLACED, Displacement, draw_displacement
 from multismolvla.corruption.hard import apply_hard
 from multismolvla.corruption.names import FREEZES
 from multismolvla.corruption.soft import apply_soft
@@ -82,10 +83,17 @@ class FaultWrapper(gym.Wrapper):
 
     def reset(self, **kwargs: Any) -> tuple[RobotObservation, dict[str, Any]]:
         """Start an episode; the initial state's number seeds the faults."""
-        observation, info = self.env.reset(**kwargs)
+        env: Any = self.env.unwrapped
+        options = kwargs.pop("options", None) or {}
         self._step_index = 0
         self._kept = {}
-        self._init_state = int(info.get("init_state_id", 0))
+        self._init_state = int(options.get("init_state_id", env.init_state_id))
+        displaced = {
+            (camera, fault.modality): self._displacement(fault, camera)
+            for fault, camera in product(self._faults, self._cameras)
+            if fault.type in DISPLACED and fault.hits(camera, fault.modality)
+        }
+        observation, info = self.env.reset(options={**options, "displaced": displaced}, **kwargs)
         return self._break(observation), {**info, "fault_active": self._active}
 
     def step(self, action: Any) -> tuple[RobotObservation, Any, bool, bool, dict[str, Any]]:
@@ -165,7 +173,7 @@ class FaultWrapper(gym.Wrapper):
             image, valid = apply_soft(
                 image, valid, fault.modality, type_, fault.severity, generator, labels, depth
             )
-        elif type_ != "swapped":
+        elif type_ not in ("swapped", *DISPLACED):
             generator = torch.Generator().manual_seed(self._seed(fault, camera))
             image, valid = apply_cross(image, valid, fault.modality, type_, fault.parameter, generator)
         if valid is not None:
@@ -186,22 +194,27 @@ class FaultWrapper(gym.Wrapper):
         self._active |= shown != step
         return kept[0]
 
+    def _displacement(self, fault: Fault, camera: str) -> Displacement:
+        generator = torch.Generator().manual_seed(self._seed(fault, camera))
+        return draw_displacement(fault.type, float(fault.parameter or 0.0), generator)
+
     def _seed(self, fault: Fault, camera: str) -> int:
         """The fault's seed in this episode.
 
         Windows in time are the episode's, not the stream's. What is computed from RGB misses the frames that
-        RGB misses.
+        RGB misses. A displaced camera goes the same way in all its modalities and by every distance.
         """
         env: Any = self.env.unwrapped
         window = fault.type in WINDOW_TYPES
         follows = fault.kind == "temporal" and fault.modality in self._derived
+        displaced = fault.type in DISPLACED
         return episode_seed(
             self.run_seed,
             env.suite,
             env.task_id,
             self._init_state,
             "" if window else camera,
-            "" if window else str(Modality.RGB) if follows else fault.modality,
+            "" if window or displaced else str(Modality.RGB) if follows else fault.modality,
             fault.type.removesuffix("_silent"),
-            fault.severity if fault.parameter is None else fault.parameter,
+            0 if displaced else fault.severity if fault.parameter is None else fault.parameter,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lerobot_env_multismolvla.libero.initial_states import (
     split_states,
 )
 from lerobot_env_multismolvla.libero.setup import asset_root, ensure_libero_config, require_libero_assets
+from multismolvla.corruption.cross_modal import Displacement
 from multismolvla.modalities import MODALITIES, Modality, Provenance, stream_name
 from multismolvla.system.libero_assets import AssetIdentity, find_libero_assets, identify
 
@@ -143,6 +144,8 @@ class MultiModalLiberoEnv(LiberoEnv):
         self._last_pictures: dict[str, np.ndarray] = {}
         self.render_observations = True
         self.render_seconds = 0.0
+        #: (camera as named in observations, modality) -> where that camera is, instead of at its place.
+        self._displaced: Mapping[tuple[str, str], Displacement] = {}
         #: Camera, as named in observations -> modalities that it renders.
         delivered = suite_views(self.suite)
         self._camera_streams = {c: tuple(m for m in self.streams if m in delivered[c]) for c in self.cameras}
@@ -213,6 +216,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         """Upstream's reset plus an episode seed for the thermal camera.
 
         With ``options={"init_state_id": i}`` the episode starts from state ``i`` instead of the next one.
+        With ``options={"displaced": {(camera, modality): Displacement}}`` it is seen from elsewhere.
 
         Returns:
             The observation, and ``info`` with the initial state used (``init_state_id``), its split
@@ -220,6 +224,7 @@ class MultiModalLiberoEnv(LiberoEnv):
             (``object_speed``).
         """
         options = kwargs.get("options") or {}
+        self._displaced = options.get("displaced", {})
         if "init_state_id" in options:
             self.init_state_id = int(options["init_state_id"])
         used = self.init_state_id
@@ -309,7 +314,11 @@ class MultiModalLiberoEnv(LiberoEnv):
 
     def clean_rgb(self) -> dict[str, np.ndarray]:
         """RGB of the last observation per camera, before any fault, upright; uint8 (H, W, 3)."""
-        return {c: upright(self._last_pictures[c]) for c in self.cameras if c in self._last_pictures}
+        pictures = {c: self._last_pictures[c] for c in self.cameras if c in self._last_pictures}
+        for name, camera in self.camera_name_mapping.items():
+            if camera in pictures and (camera, Modality.RGB) in self._displaced:
+                pictures[camera] = self._render_camera(name, ("rgb",), displaced={})["rgb"]
+        return {camera: upright(picture) for camera, picture in pictures.items()}
 
     def close(self) -> None:
         """Free renderer and simulator."""
@@ -357,9 +366,18 @@ class MultiModalLiberoEnv(LiberoEnv):
         self.render_seconds += time.perf_counter() - started
         return observation
 
-    def _render_camera(self, name: str, streams: Sequence[str], number: int = 0) -> dict[str, np.ndarray]:
-        """All ``streams`` of one camera from the current simulator state."""
-        return self._stream_cameras.render(self.simulation, name, streams, self._step_index, number)
+    def _render_camera(
+        self,
+        name: str,
+        streams: Sequence[str],
+        number: int = 0,
+        displaced: Mapping[tuple[str, str], Displacement] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """All ``streams`` of one camera now; ``displaced`` takes precedence over the episode's own."""
+        camera = self.camera_name_mapping[name]
+        places = self._displaced if displaced is None else displaced
+        own = {m: place for (where, m), place in places.items() if where == camera}
+        return self._stream_cameras.render(self.simulation, name, streams, self._step_index, number, own)
 
 
 def get_suite(name: str) -> Any:

@@ -11,10 +11,14 @@ import atexit
 import importlib
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mujoco
 import numpy as np
+
+from multismolvla.corruption.cross_modal import Displacement
 
 #: Farther than this a depth sensor sees nothing; also the end of LeRobot's depth video range.
 MAX_DEPTH_M = 10.0
@@ -95,7 +99,14 @@ class SceneRenderer:
         self._depth = np.empty((height, width), np.float32)
 
     def render(
-        self, data: Any, camera: str, *, color: bool = True, depth: bool = True, geoms: bool = True
+        self,
+        data: Any,
+        camera: str,
+        *,
+        color: bool = True,
+        depth: bool = True,
+        geoms: bool = True,
+        displaced: Displacement | None = None,
     ) -> dict[str, np.ndarray]:
         """Render one camera.
 
@@ -106,6 +117,7 @@ class SceneRenderer:
             depth: whether to return ``"depth"``: float32 (H, W, 1) metres along the optical axis, 0 = nothing
                 within 10 m.
             geoms: whether to return ``"geoms"`` (one more pass): int32 (H, W) geom ids, -1 = none.
+            displaced: where the camera is instead of at its place.
 
         Raises:
             ValueError: the model has no such camera.
@@ -114,6 +126,10 @@ class SceneRenderer:
         if self._camera.fixedcamid < 0:
             names = [self._model.camera(i).name for i in range(self._model.ncam)]
             raise ValueError(f"The scene has no camera {camera!r}; it has {names}.")
+        with _displaced(data, self._camera.fixedcamid, displaced):
+            return self._render(data, color, depth, geoms)
+
+    def _render(self, data: Any, color: bool, depth: bool, geoms: bool) -> dict[str, np.ndarray]:
         self._gl.make_current()
         pictures: dict[str, np.ndarray] = {}
         if color or depth:
@@ -170,3 +186,23 @@ class SceneRenderer:
         metres = (near * far / (near + buffer.astype(np.float64) * (far - near))).astype(np.float32)
         metres[(buffer <= 0.0) | (metres > MAX_DEPTH_M)] = 0.0
         return metres
+
+
+@contextmanager
+def _displaced(data: Any, camera: int, displaced: Displacement | None) -> Iterator[None]:
+    """Pictures of a camera that sits elsewhere; the dynamics read nothing of it."""
+    if displaced is None:
+        yield
+        return
+    place, axes = data.cam_xpos[camera].copy(), data.cam_xmat[camera].copy()
+    frame = axes.reshape(3, 3)
+    angle = float(np.linalg.norm(displaced.turn))
+    quaternion, turn = np.empty(4), np.empty(9)
+    mujoco.mju_axisAngle2Quat(quaternion, np.array(displaced.turn) / (angle or 1.0), angle)
+    mujoco.mju_quat2Mat(turn, quaternion)
+    data.cam_xpos[camera] = place + frame @ np.array(displaced.offset)
+    data.cam_xmat[camera] = (frame @ turn.reshape(3, 3)).ravel()
+    try:
+        yield
+    finally:
+        data.cam_xpos[camera], data.cam_xmat[camera] = place, axes

@@ -14,6 +14,7 @@ from gymnasium import Space, spaces
 from lerobot_env_multismolvla.labels import GeomTables, geom_tables
 from lerobot_env_multismolvla.rendering import SceneRenderer
 from lerobot_env_multismolvla.thermal import ThermalCamera
+from multismolvla.corruption.cross_modal import Displacement
 from multismolvla.modalities import MODALITIES, Modality, stream_name
 
 
@@ -65,7 +66,13 @@ class StreamCameras:
         self.thermal = ThermalCamera((0,))
 
     def render(
-        self, simulation: Any, camera: str, streams: Sequence[str], step: int, number: int
+        self,
+        simulation: Any,
+        camera: str,
+        streams: Sequence[str],
+        step: int,
+        number: int,
+        displaced: Mapping[str, Displacement],
     ) -> dict[str, np.ndarray]:
         """All ``streams`` of one camera from the current simulator state, as in the raw observation.
 
@@ -75,6 +82,7 @@ class StreamCameras:
             streams: modalities to render.
             step: control step in the episode, for the thermal camera's noise.
             number: number of the camera, for the same.
+            displaced: modality -> where the camera is for it, instead of at its place.
         """
         sim = simulation.sim
         if self._model is not sim.model._model:  # first frame, or a hard reset built a new model
@@ -84,20 +92,25 @@ class StreamCameras:
             self.tables = geom_tables(simulation, self._suite, self._seg_labels)
         assert self._renderer is not None
         assert self.tables is not None
-        pictures = self._renderer.render(
-            sim.data._data,
-            camera.removesuffix("_image"),
-            color="rgb" in streams,
-            depth="depth" in streams,
-            geoms="seg" in streams or "thermal" in streams,
-        )
-        geoms = pictures.pop("geoms", None)
-        if "seg" in streams:
-            classes, instances = self.tables.class_ids[geoms], self.tables.instance_ids[geoms]
-            pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
-        if "thermal" in streams:
-            pictures["thermal"] = self.thermal.picture(self.tables.temperatures[geoms], step, number)
-        return pictures
+        found: dict[str, np.ndarray] = {}
+        for place in dict.fromkeys(displaced.get(m) for m in streams):  # mostly one: None
+            here = [m for m in streams if displaced.get(m) == place]
+            pictures = self._renderer.render(
+                sim.data._data,
+                camera.removesuffix("_image"),
+                color="rgb" in here,
+                depth="depth" in here,
+                geoms="seg" in here or "thermal" in here,
+                displaced=place,
+            )
+            geoms = pictures.pop("geoms", None)
+            if "seg" in here:
+                classes, instances = self.tables.class_ids[geoms], self.tables.instance_ids[geoms]
+                pictures["seg"] = np.stack([classes, instances, np.zeros_like(classes)], axis=-1)
+            if "thermal" in here:
+                pictures["thermal"] = self.thermal.picture(self.tables.temperatures[geoms], step, number)
+            found |= pictures
+        return {m: found[m] for m in streams}
 
     def close(self) -> None:
         """Free the renderer; the next picture makes a new one."""

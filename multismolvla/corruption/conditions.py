@@ -14,6 +14,7 @@ Grammar (the text is the condition's identity in result files and in commands)::
     C4:all=burst                       nothing arrives from any sensor for a fifth of the episode, announced
     C5:depth=shift@8                   cross-modal: depth displaced by 8 of 224 pixels against rgb
     C5:all=swapped                     the cameras are exchanged
+    C5:all.image=moved@2               the camera image is 2 cm from where it was, for all its modalities
 
 ``all`` stands for every modality, in C2 to C5. What the types are and mean: :mod:`.hard`, :mod:`.soft`,
 :mod:`.temporal`, :mod:`.cross_modal`. Two things of the protocol are no conditions: adversarial perturbations
@@ -266,7 +267,7 @@ def parse_condition(text: str) -> Condition:
             f"Cannot read the condition {text!r}. Known: C0, C1:<kept modalities>, C1:-<lost>, "
             f"C1:camera=<lost>, C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, "
             f"C3:<modality>=<type>@<severity>, C4:<modality>=<{'|'.join(TEMPORAL_TYPES)}>, "
-            f"C5:<modality>=<shift|rotated|swapped|scale>; modalities: {[*MODALITIES, ALL]}."
+            f"C5:<modality>=<shift|rotated|swapped|scale|moved|turned>; modalities: {[*MODALITIES, ALL]}."
         )
     if group == "C1":
         if body.startswith("camera="):

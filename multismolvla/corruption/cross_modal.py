@@ -7,25 +7,38 @@
 ``swapped``    Each camera delivers the picture of the next one (with two: they change places). Needs both
                pictures, so the environment's fault wrapper does it.
 ``scale``      Depth is multiplied by a factor: a wrong unit or focal length.
+``moved``      The camera sits so many centimetres from where it was calibrated, in a direction drawn once per
+               episode and camera; all modalities of a camera that move together move the same way. The
+               environment renders from there.
+``turned``     The same, turned by so many degrees about an axis of any direction.
 =============  ==============================================================================================
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 TYPES: dict[str, tuple[str, ...]] = {
-    "rgb": ("rotated", "swapped"),
-    "depth": ("shift", "rotated", "swapped", "scale"),
-    "seg": ("shift", "rotated", "swapped"),
-    "thermal": ("shift", "rotated", "swapped"),
+    "rgb": ("rotated", "swapped", "moved", "turned"),
+    "depth": ("shift", "rotated", "swapped", "scale", "moved", "turned"),
+    "seg": ("shift", "rotated", "swapped", "moved", "turned"),
+    "thermal": ("shift", "rotated", "swapped", "moved", "turned"),
 }
-#: The protocol's values of the types that have a number: pixels at ``REFERENCE_WIDTH``, factor.
-PARAMETERS: dict[str, tuple[float, ...]] = {"shift": (2, 4, 8, 16), "scale": (0.8, 1.2)}
+#: Types of a camera that is not where it was calibrated.
+DISPLACED = ("moved", "turned")
+#: The protocol's values of the types that have a number: pixels at ``REFERENCE_WIDTH``, factor, centimetres,
+#: degrees.
+PARAMETERS: dict[str, tuple[float, ...]] = {
+    "shift": (2, 4, 8, 16),
+    "scale": (0.8, 1.2),
+    "moved": (1, 2, 5),
+    "turned": (2, 5, 10),
+}
 REFERENCE_WIDTH = 224
 
 
@@ -39,7 +52,39 @@ def check_parameter(type: str, parameter: float | None) -> str | None:
         if parameter is not None and parameter > 0 and parameter != 1 and math.isfinite(parameter):
             return None
         return "needs a positive factor other than 1, e.g. scale@0.8"
+    if type == "moved":
+        if parameter is not None and 0 < parameter <= 100:
+            return None
+        return "needs centimetres, more than 0 and at most 100, e.g. moved@2"
+    if type == "turned":
+        if parameter is not None and 0 < parameter <= 180:
+            return None
+        return "needs degrees, more than 0 and at most 180, e.g. turned@5"
     return None if parameter is None else f"has no number: write {type}"
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Where a camera is, in its own frame: x right, y up, z against the line of sight.
+
+    Attributes:
+        offset: in metres.
+        turn: axis times angle in radians.
+    """
+
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def draw_displacement(type: str, parameter: float, generator: Generator) -> Displacement:
+    """A displacement of ``moved`` or ``turned`` in a random direction."""
+    import torch
+
+    direction = torch.randn(3, generator=generator, dtype=torch.float64)
+    unit = direction / direction.norm()
+    size = parameter / 100 if type == "moved" else math.radians(parameter)
+    x, y, z = (unit * size).tolist()
+    return Displacement(offset=(x, y, z)) if type == "moved" else Displacement(turn=(x, y, z))
 
 
 def apply_cross(
@@ -65,9 +110,9 @@ def apply_cross(
         (background), and thermal repeats its border.
 
     Raises:
-        ValueError: the modality cannot have this fault, or ``swapped``, which needs two pictures.
+        ValueError: the modality cannot have this fault, or it needs more than its picture.
     """
-    if type not in TYPES[modality] or type == "swapped":
+    if type not in TYPES[modality] or type in ("swapped", *DISPLACED):
         raise ValueError(f"Cannot apply {type!r} to one {modality} picture. Known: {list(TYPES[modality])}.")
     if type == "rotated":
         return image.flip(-1, -2), None if valid is None else valid.flip(-1, -2)

@@ -65,7 +65,7 @@ def test_sheets_are_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(corruption_sheet, "_episode", lambda config: [frame(step) for step in range(STEPS)])
     paths = draw(SheetConfig(output=tmp_path / "docs", size=SIZE, thumbnail=THUMBNAIL))
     assert {p.name for p in paths} == {
-        f"corruptions_{n}.png" for n in ("rgb", "rgb_more", "depth", "seg", "thermal", "time")
+        f"corruptions_{n}.png" for n in ("rgb", "rgb_more", "depth", "seg", "thermal", "time", "camera")
     }
     assert sorted(p.name for p in (tmp_path / "docs").iterdir()) == sorted(p.name for p in paths)
     widths = {p.name: Image.open(p).size for p in paths}

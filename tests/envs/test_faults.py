@@ -44,6 +44,9 @@ def run(env, steps: int = 3):
         ("C5:thermal.image=rotated", {("thermal", "image")}, ALL),
         ("C5:depth=scale@0.8", {("depth", "image"), ("depth", "image2")}, ALL),
         ("C5:all=swapped", {(m, c) for m in STREAMS for c in ("image", "image2")}, ALL),
+        ("C5:all.image=moved@5", {(m, "image") for m in STREAMS}, ALL),
+        ("C5:depth.image=turned@5", {("depth", "image")}, ALL),
+        ("C5:seg.image2=moved@2", {("seg", "image2")}, ALL),
     ],
 )
 def test_fault_touches_its_streams_only(mini_env, condition, touched, presence):
@@ -98,6 +101,49 @@ def shown_frames(clean, frames, modality: str) -> list[list[int]]:
         ]
         for after in frames
     ]  # fmt: skip
+
+
+def test_a_knocked_camera_sees_the_scene_from_elsewhere(mini_env):
+    """All its modalities from the same place; the physics does not notice, and the next episode is whole."""
+    env = mini_env(0)
+    clean = run(env)
+
+    def broken(text: str) -> list:
+        found = run(FaultWrapper(env, parse_condition(text), run_seed=0))
+        for before, after in zip(clean, found, strict=True):
+            assert np.array_equal(
+                before["robot_state"]["joints"]["pos"], after["robot_state"]["joints"]["pos"]
+            )
+        return found
+
+    def differing(observations: list, modality: str) -> float:
+        pairs = zip(clean, observations, strict=True)
+        return float(
+            np.mean([STREAMS[modality](a, "image") != STREAMS[modality](b, "image") for a, b in pairs])
+        )
+
+    small, large = broken("C5:all.image=moved@1"), broken("C5:all.image=moved@5")
+    assert 0 < differing(small, "seg") < differing(large, "seg")
+    # depth and segmentation are still of one scene: where nothing is near, both say background
+    alone = broken("C5:depth.image=moved@5")
+    for together, one in zip(large, alone, strict=True):
+        assert np.array_equal(STREAMS["depth"](together, "image"), STREAMS["depth"](one, "image"))
+    distance = STREAMS["depth"](large[0], "image") - STREAMS["depth"](clean[0], "image")
+    assert 0.001 < np.median(np.abs(distance)) < 0.06  # of 5 cm in some direction
+    again = run(env)
+    assert all(
+        np.array_equal(STREAMS["rgb"](a, "image"), STREAMS["rgb"](b, "image"))
+        for a, b in zip(clean, again, strict=True)
+    )
+
+
+def test_people_see_what_a_knocked_camera_would_have_seen(mini_env):
+    env = mini_env(0)
+    run(env, 0)
+    clean = env.clean_rgb()
+    run(FaultWrapper(env, parse_condition("C5:all.image=turned@10"), run_seed=0), 0)
+    shown = env.clean_rgb()
+    assert all(np.array_equal(clean[camera], shown[camera]) for camera in clean)
 
 
 @pytest.mark.parametrize("modality", ["rgb", "depth"])

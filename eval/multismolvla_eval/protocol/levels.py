@@ -114,6 +114,13 @@ CROSS_MODAL: tuple[str, ...] = (
         f"C5:{m}={text}"
         for m in MODALITIES
         for t in CROSS_MODAL_TYPES[m]
+        if t not in cross_modal.DISPLACED
+        for text in _numbered(t, cross_modal.PARAMETERS)
+    ),
+    *(  # the third-person camera has been knocked, or its depth was calibrated wrongly
+        f"C5:{m}.{CAMERAS[0]}={text}"
+        for m in (ALL, "depth")
+        for t in cross_modal.DISPLACED
         for text in _numbered(t, cross_modal.PARAMETERS)
     ),
 )
@@ -251,6 +258,8 @@ _WORDS = {
     "rotated": "turned by 180 degrees, not announced",
     "swapped": "exchanged between the cameras, not announced",
     "scale": "multiplied by {n}, not announced",
+    "moved": "seen from {n} cm beside where the camera was, not announced",
+    "turned": "seen by a camera turned by {n} degrees, not announced",
     "zero": "black, not announced",
     "grey": "mid-grey, not announced",
     "freeze": "frozen, not announced",

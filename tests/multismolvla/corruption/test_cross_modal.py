@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from multismolvla.corruption import CROSS_MODAL_TYPES, apply_cross
-from multismolvla.corruption.cross_modal import PARAMETERS, check_parameter
+from multismolvla.corruption.cross_modal import PARAMETERS, check_parameter, draw_displacement
 
 HEIGHT, WIDTH = 40, 224
 
@@ -94,3 +96,23 @@ def test_what_cannot_be_is_refused():
     assert "pixels" in check_parameter("shift", 0.0)
     assert "no number" in check_parameter("rotated", 2)
     assert check_parameter("shift", 8) is None
+
+
+def test_a_displacement_has_its_length_and_any_direction():
+    moved = [draw_displacement("moved", 5, generator(seed)) for seed in range(64)]
+    offsets = torch.tensor([d.offset for d in moved])
+    assert torch.allclose(offsets.norm(dim=1), torch.full((64,), 0.05))
+    assert (offsets.mean(0).abs() < 0.02).all()
+    assert all(d.turn == (0, 0, 0) for d in moved)
+    turned = draw_displacement("turned", 10, generator(3))
+    assert math.isclose(math.dist(turned.turn, (0, 0, 0)), math.radians(10))
+    assert turned.offset == (0, 0, 0)
+    farther = draw_displacement("moved", 2, generator(0)).offset
+    assert torch.allclose(torch.tensor(farther) * 2.5, offsets[0])  # the same way, less far
+
+
+@pytest.mark.parametrize(
+    ("type_", "number"), [("moved", None), ("moved", 101), ("turned", 0), ("turned", 200)]
+)
+def test_a_displacement_without_a_sensible_size_is_refused(type_, number):
+    assert "needs" in check_parameter(type_, number)
