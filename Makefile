@@ -8,7 +8,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := multismolvla policies envs data eval run benchmarks scripts docs tests train.py
+SOURCES := multismolvla policies envs robots data eval run benchmarks scripts docs tests train.py
 OUTPUT ?= outputs
 
 # Everything runs offline and without a display. One rendering thread and passive waiting: on few cores spinning threads

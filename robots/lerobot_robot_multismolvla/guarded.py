@@ -1,0 +1,321 @@
+"""A camera around another camera that goes on when that one does not.
+
+LeRobot's cameras raise when their picture is too old, and robots let that through: the roll-out ends and the
+arm drops. This one gives an all-zero picture instead, which the policy's health step takes for absent, opens
+the camera again in the background, and shows it again once it is steady.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from enum import StrEnum
+from typing import Any
+
+import cv2
+import numpy as np
+from lerobot.cameras.camera import Camera
+from lerobot.cameras.utils import make_cameras_from_configs
+from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
+from numpy.typing import NDArray
+
+from lerobot_robot_multismolvla.config_guarded import GuardedCameraConfig
+
+logger = logging.getLogger(__name__)
+
+#: What cameras raise: their own time-outs, lost devices (all OSError), errors of their libraries, and what
+#: reading from half-closed ones gives. Anything else is a fault of the program.
+CAMERA_ERRORS = (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, cv2.error)
+FIRST_MS = 2000  # how long the first picture is waited for
+#: Seconds: a lost camera that was steady for so long is shown again, and for longer after each flap.
+STEADY_S, LONGEST_STEADY_S = 0.5, 8.0
+#: Seconds without a flap after which the patience is the first one again.
+FORGIVEN_S = 60.0
+#: Seconds after which a lost camera is opened again, doubled with each failure.
+REOPEN_S, LONGEST_REOPEN_S = 1.0, 16.0
+COLOUR, DEPTH = "rgb", "depth"
+
+
+class Loss(StrEnum):
+    """Why a picture is not shown."""
+
+    ABSENT = "absent"  # could not be opened at the start
+    OLD = "old"  # no new picture in time
+    ERROR = "error"  # the camera raised
+    SHAPE = "shape"  # of another size or type than agreed
+    NOT_FINITE = "not finite"
+    UNSTEADY = "unsteady"  # pictures come again, but have not done so for long enough
+
+
+class _Stream:
+    """Colour or depth of the guarded camera: what is known of it, and what is shown."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self.name, self.shape = name, shape
+        self.zeros: NDArray[Any] = np.zeros(shape, dtype)
+        self.loss: Loss | None = None
+        self.lost_since = 0.0
+        self._good_since: float | None = None
+        self._patience = STEADY_S
+
+    def see(self, found: NDArray[Any] | None, cause: Loss | None, now: float) -> tuple[NDArray[Any], bool]:
+        """The picture to show, and whether it has just been lost or come back."""
+        if found is not None:
+            cause = self._wrong(found)
+        if cause is not None or found is None:
+            lost = cause or Loss.ABSENT
+            changed = self.loss is None
+            if changed:
+                fine_for = math.inf if self._good_since is None else now - self._good_since
+                calm = fine_for > FORGIVEN_S
+                self._patience = STEADY_S if calm else min(2 * self._patience, LONGEST_STEADY_S)
+                self.lost_since = now
+            self._good_since = None
+            self.loss = lost
+            return self.zeros.copy(), changed
+        if self._good_since is None:
+            self._good_since = now
+        if self.loss is not None:
+            if now - self._good_since < self._patience:
+                self.loss = Loss.UNSTEADY
+                return self.zeros.copy(), False
+            self.loss = None
+            return found, True
+        if found.dtype != self.zeros.dtype:  # depth as floats
+            self.zeros = np.zeros(self.shape, found.dtype)
+        return found, False
+
+    def _wrong(self, found: NDArray[Any]) -> Loss | None:
+        if found.shape != self.shape or (self.name == COLOUR and found.dtype != self.zeros.dtype):
+            return Loss.SHAPE
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            return Loss.NOT_FINITE
+        return None
+
+
+class GuardedCamera(Camera):
+    """Never raises once it is connected; see :class:`GuardedCameraConfig`.
+
+    Colour and depth are lost and come back each by itself. A picture that comes back is shown once it has
+    been steady for half a second, for longer after each further loss within a minute.
+
+    Args:
+        config: what is guarded, and how.
+
+    Attributes:
+        use_rgb: whether the inner camera has a colour picture.
+        use_depth: whether it has a depth picture, uint16 (H, W, 1) in its own unit.
+        losses: stream -> why it is not shown now; ``None`` = it is.
+
+    Example:
+        >>> camera = GuardedCamera(GuardedCameraConfig(inner=OpenCVCameraConfig(0, 30, 640, 480)))
+    """
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, config: GuardedCameraConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self._inner: Camera | None = self._make()
+        self.use_rgb = bool(getattr(self._inner, "use_rgb", True))
+        self.use_depth = bool(getattr(self._inner, "use_depth", False))
+        shape = (config.height or 0, config.width or 0)  # both are known, see the configuration
+        kinds: dict[str, tuple[int, Any]] = {}
+        if self.use_rgb:
+            kinds[COLOUR] = (3, np.uint8)
+        if self.use_depth:
+            kinds[DEPTH] = (1, np.uint16)
+        self._streams = {
+            name: _Stream(name, (*shape, channels), dtype) for name, (channels, dtype) in kinds.items()
+        }
+        self._connected = False
+        self._lock = threading.Lock()  # of what is known of the streams
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __str__(self) -> str:
+        return f"GuardedCamera({self.config.inner.type})"
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it was connected and not disconnected since; a lost camera is still connected."""
+        return self._connected
+
+    @property
+    def losses(self) -> dict[str, Loss | None]:
+        """Stream -> why it is not shown."""
+        return {name: stream.loss for name, stream in self._streams.items()}
+
+    @staticmethod
+    def find_cameras() -> list[Any]:
+        """Nothing: guarded cameras are found by their inner types."""
+        return []
+
+    def connect(self, warmup: bool = True) -> None:
+        """Open the inner camera and watch it from then on.
+
+        Raises:
+            DeviceAlreadyConnectedError: it is connected.
+            ConnectionError: the inner camera cannot be opened, and it is ``required``.
+            ValueError: its pictures have another size than the configuration says.
+        """
+        if self._connected:
+            raise DeviceAlreadyConnectedError(f"{self} is already connected.")
+        inner = self._inner or self._make()
+        try:
+            inner.connect(warmup)
+            first = inner.async_read(FIRST_MS) if self.use_rgb else None
+        except CAMERA_ERRORS as error:
+            self._inner = inner
+            self._close()
+            if self.config.required:
+                raise ConnectionError(
+                    f"{self} cannot be opened: {error}. To start without it: required=false."
+                ) from error
+            logger.warning("%s cannot be opened and counts as absent: %s", self, error)
+            for name in self._streams:
+                self._take(name, None, Loss.ABSENT, str(error))
+        else:
+            self._inner = inner
+            if first is not None and first.shape != self._streams[COLOUR].shape:
+                self._close()
+                raise ValueError(
+                    f"{self} delivers pictures of {first.shape[1]}x{first.shape[0]}, expected "
+                    f"{self.config.width}x{self.config.height}. Set width and height to what it delivers."
+                )
+        self._connected = True
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name=f"{self} watch")
+        self._thread.start()
+
+    def disconnect(self) -> None:
+        """Close the inner camera.
+
+        Raises:
+            DeviceNotConnectedError: it is not connected.
+        """
+        if not self._connected:
+            raise DeviceNotConnectedError(f"{self} is not connected.")
+        self._connected = False
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)  # opening a camera cannot be interrupted
+        self._close()
+
+    def read_latest(self, max_age_ms: int = 0) -> NDArray[Any]:
+        """The colour picture now, uint8 (H, W, 3), or zeros; never waits.
+
+        Args:
+            max_age_ms: not used: the configuration's counts, because LeRobot's robots do not say theirs.
+        """
+        return self._read(COLOUR)
+
+    def read_latest_depth(self, max_age_ms: int = 0) -> NDArray[Any]:
+        """The depth picture now, uint16 (H, W, 1), or zeros; never waits."""
+        return self._read(DEPTH)
+
+    def async_read(self, timeout_ms: float = 200) -> NDArray[Any]:
+        """The next colour picture; while the camera is lost zeros, at once."""
+        inner, stream = self._inner, self._streams[COLOUR]
+        if inner is None or stream.loss is not None:
+            return self.read_latest()
+        try:
+            found, cause, why = inner.async_read(timeout_ms), None, ""
+        except CAMERA_ERRORS as error:
+            found, cause, why = None, _cause_of(error), str(error)
+        return self._take(COLOUR, found, cause, why)
+
+    def read(self) -> NDArray[Any]:
+        """As :meth:`async_read`."""
+        return self.async_read()
+
+    # -- what is shown --------------------------------------------------------------------------------------
+
+    def _read(self, name: str) -> NDArray[Any]:
+        inner = self._inner
+        if inner is None:
+            return self._take(name, None, Loss.ABSENT, "it is being opened")
+        age = self.config.max_age_ms
+        try:
+            look = getattr(inner, "read_latest" if name == COLOUR else "read_latest_depth")
+            found, cause, why = look(age), None, ""
+        except CAMERA_ERRORS as error:
+            found, cause, why = None, _cause_of(error), str(error)
+        return self._take(name, found, cause, why)
+
+    def _take(self, name: str, found: NDArray[Any] | None, cause: Loss | None, why: str) -> NDArray[Any]:
+        with self._lock:
+            stream = self._streams[name]
+            shown, changed = stream.see(found, cause, self.clock())
+            if changed:
+                self._report(stream, why or f"{None if found is None else (found.shape, found.dtype)}")
+        return shown
+
+    def _report(self, stream: _Stream, why: str) -> None:
+        if stream.loss is None:
+            logger.warning(
+                "%s: %s is back after %.1f s.", self, stream.name, self.clock() - stream.lost_since
+            )
+        else:
+            logger.warning("%s: %s is lost (%s: %s). The robot goes on.", self, stream.name, stream.loss, why)
+        if self.config.log is None:
+            return
+        line = {
+            "time": time.time(),
+            "camera": str(self),
+            "stream": stream.name,
+            "state": "back" if stream.loss is None else "lost",
+            "cause": stream.loss,
+            "why": why if stream.loss else None,
+            "captured": getattr(self._inner, "latest_timestamp", None),
+        }
+        try:
+            with self.config.log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk must not stop a robot
+            logger.warning("%s cannot write %s: %s", self, self.config.log, error)
+
+    # -- what happens in the background ---------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Open the camera again whenever it has been lost for a while."""
+        wait = REOPEN_S
+        while not self._stop.wait(wait):
+            for name in self._streams:  # somebody must look, also while the robot does not
+                self._read(name)
+            dead = all(s.loss not in (None, Loss.UNSTEADY) for s in self._streams.values())
+            # while one of its pictures is there, opening it again would lose that, too
+            if dead and self.clock() - max(s.lost_since for s in self._streams.values()) >= REOPEN_S:
+                wait = REOPEN_S if self._reopen() else min(2 * wait, LONGEST_REOPEN_S)
+            elif not dead:
+                wait = REOPEN_S
+
+    def _reopen(self) -> bool:
+        self._close()
+        fresh = self._make()
+        try:
+            fresh.connect(warmup=False)
+        except CAMERA_ERRORS as error:
+            logger.debug("%s cannot be opened again yet: %s", self, error)
+            return False
+        self._inner = fresh
+        return True
+
+    def _close(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is None:
+            return
+        try:
+            inner.disconnect()
+        except CAMERA_ERRORS as error:
+            logger.debug("%s did not close: %s", self, error)
+
+    def _make(self) -> Camera:
+        return make_cameras_from_configs({"inner": self.config.inner})["inner"]
+
+
+def _cause_of(error: BaseException) -> Loss:
+    return Loss.OLD if isinstance(error, TimeoutError) else Loss.ERROR
