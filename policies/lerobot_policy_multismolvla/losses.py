@@ -22,14 +22,23 @@ from multismolvla.objectives.alignment import alignment_loss, consistency_loss
 
 
 def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
-    """``flow_weight`` x flow matching through the frozen rest + ``align_weight`` x distillation."""
+    """``flow_weight`` x flow matching through the frozen rest + ``align_weight`` x distillation.
+
+    With ``connector_dropout`` both see what is left of the modalities; the teacher sees the whole pictures.
+    """
     cfg = policy.config
     loss = torch.zeros((), device=batch[OBS_STATE].device)
     logs: dict[str, float] = {}
     target = teacher_tokens(policy, batch) if policy.teacher is not None and rgb_views(cfg, batch) else None
     if policy.training and cfg.curriculum_step == 0:
         _match_norm(policy, batch, None if target is None else target[0])
-    visual = policy.prepare_images(batch)
+    if policy.training and cfg.connector_dropout > 0:
+        available = policy.availability(batch)
+        presence = training_faults.drop_for_connector(cfg, available, policy.curriculum_seed, rank())
+        visual = policy.visual_tokens(batch, presence)
+        logs["modalities_kept"] = _kept(presence, available)
+    else:
+        visual = policy.prepare_images(batch)
     if target is not None:
         align, align_logs = _alignment(rgb_views(cfg, batch), visual, *target)
         loss = loss + cfg.align_weight * align
@@ -93,11 +102,16 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
         loss, logs = _consistent_flow(policy, batch, visual, available, draw)
     if drops:
         logs["dropout_p"] = training_faults.dropout_p(cfg)
-        logs["modalities_kept"] = (presence.float().sum() / available.float().sum().clamp_min(1)).item()
+        logs["modalities_kept"] = _kept(presence, available)
     if corrupts:
         logs["corruption_p"] = training_faults.corruption_p(cfg)
         logs["pictures_disturbed"] = 0.0 if faults is None else (faults.severity > 0).float().mean().item()
     return loss, logs
+
+
+def _kept(presence: Tensor, available: Tensor) -> float:
+    """Share of the available streams that are left."""
+    return (presence.float().sum() / available.float().sum().clamp_min(1)).item()
 
 
 def _rgb_alone(available: Tensor) -> Tensor:

@@ -113,6 +113,9 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     base_checkpoint: str | None = None
     flow_weight: float = 1.0  # weight of the action loss in stage 1
     align_weight: float = 1.0  # weight of the distillation in stage 1
+    # Stage 1: probability of losing a modality. What is left is distilled to the tokens of the whole view, so
+    # that stage 2 need not learn from the action loss what depth alone shows.
+    connector_dropout: float = 0.0
     consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; a second forward
     flow_samples: int = 1  # draws of noise and time per observation; more than upstream's 1 cost the expert
     bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
@@ -282,6 +285,8 @@ def _check_combinations(cfg: MultiSmolVLAOptions) -> None:
 
 
 def _check_curricula(cfg: MultiSmolVLAOptions) -> None:
+    if not 0 <= cfg.connector_dropout < 1:
+        raise ValueError(f"--policy.connector_dropout={cfg.connector_dropout} must lie in [0, 1).")
     if not 0 <= cfg.corruption_probability <= 1:
         raise ValueError(f"--policy.corruption_probability={cfg.corruption_probability} must lie in [0, 1].")
     if cfg.corruption_max_severity not in SEVERITIES:

@@ -56,6 +56,22 @@ def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: in
     )
 
 
+def drop_for_connector(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
+    """Presence bool (B, V, M) in stage 1: modalities are lost, cameras are not.
+
+    Of a lost camera there is nothing to distil, and the frozen rest learns nothing of it. A quarter of the
+    samples stays complete.
+    """
+    return sample_presence(
+        available,
+        cfg.connector_dropout,
+        step_generator(seed, cfg.curriculum_step, rank, "connector-dropout"),
+        shares={"independent": 0.5, "modalities": 0.5},
+        complete_share=0.25,
+        consequence=cfg.provenance_map.drop_with_rgb,
+    )
+
+
 def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, generator: torch.Generator) -> Tensor:
     """Without the streams that are estimated at every k-th look only, in all but a k-th of the samples.
 

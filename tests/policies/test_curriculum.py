@@ -10,6 +10,7 @@ from tiny_policy import canonical_batch, chunk, flow_inputs
 from lerobot_policy_multismolvla import flow, losses
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla import dropout
+from multismolvla.objectives.alignment import alignment_loss
 
 
 def keep_of(policy, batch) -> tuple[torch.Tensor, dict]:
@@ -52,9 +53,45 @@ def test_training_drops_and_the_log_says_how_much(robust):
     assert len(set(kept)) > 3
 
 
-def test_stage_one_never_drops(make_policy, batch):
+def test_stage_one_never_drops_unless_it_is_asked_to(make_policy, batch):
     policy = make_policy(stage="connector", dropout_mode="fixed", dropout_p_max=0.9).train()
     assert keep_of(policy, batch)[0].all()
+
+
+def test_stage_one_distils_what_is_left_to_the_whole_pictures_tokens(make_policy, monkeypatch):
+    policy = make_policy(stage="connector", connector_dropout=0.5).train()
+    seen = []
+
+    def spy(student, teacher, mask):
+        seen.append((student.detach(), teacher, mask))
+        return alignment_loss(student, teacher, mask)
+
+    monkeypatch.setattr(losses, "alignment_loss", spy)
+    big = canonical_batch(size=64)
+    whole, _ = losses.teacher_tokens(policy, dict(big))
+    _, logs = keep_of(policy, big)
+    assert 0.5 < logs["modalities_kept"] < 0.75  # a quarter stays complete, the others keep half
+    _, teacher, mask = seen[0]
+    assert torch.equal(teacher, whole.flatten(0, 1))
+    rgb = policy.last_look().inputs.present[policy.config.domains["rgb"]].flatten(1).any(1)
+    assert (mask & ~rgb).sum() > 10  # views whose RGB is lost are distilled all the same
+    policy.eval()
+    assert keep_of(policy, big)[0].all()
+
+
+def test_what_stage_one_drops_depends_on_the_step(make_policy):
+    policy = make_policy(stage="connector", connector_dropout=0.5, curriculum_seed=3).train()
+    big = canonical_batch(size=16)
+    first, again = keep_of(policy, big)[0], keep_of(policy, big)[0]
+    assert torch.equal(first, again)
+    policy.update()
+    assert not torch.equal(keep_of(policy, big)[0], first)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0])
+def test_a_connector_dropout_that_leaves_nothing_is_refused(probability, make_config):
+    with pytest.raises(ValueError, match=r"connector_dropout=.* must lie in \[0, 1\)"):
+        make_config(connector_dropout=probability)
 
 
 def test_the_probability_follows_the_counter_that_update_advances(robust, batch):
