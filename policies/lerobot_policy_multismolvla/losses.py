@@ -85,7 +85,8 @@ def _match_norm(policy: SmolVLAPolicy, batch: dict[str, Tensor], teacher: Tensor
 def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
     """Flow matching under both curricula, optionally with consistency to the complete sample."""
     cfg = policy.config
-    drops, corrupts = policy.training and cfg.dropout_mode != "none", policy.training and cfg.corrupts
+    drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
+    corrupts = policy.training and cfg.corrupts
     available = policy.availability(batch)
     if not cfg.uses_fourm:
         available = _rgb_alone(available)

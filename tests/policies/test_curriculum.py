@@ -111,6 +111,16 @@ def test_mode_none_leaves_everything(robust, batch):
     assert "dropout_p" not in logs
 
 
+def test_what_is_estimated_seldom_is_missed_without_any_dropout(robust):
+    provenance = {"thermal": "derived"}
+    policy = robust(dropout_mode="none", provenance=provenance, refresh={"thermal": 4}).train()
+    _, logs = keep_of(policy, canonical_batch(size=64))
+    thermal = policy.last_look().inputs.present[policy.config.domains["thermal"]].flatten(1).any(1)
+    assert 0.1 < thermal.float().mean() < 0.4
+    assert 0.7 < logs["modalities_kept"] < 1
+    assert logs["dropout_p"] == 0
+
+
 def test_a_clean_batch_gives_the_loss_without_dropout(robust, batch):
     clean = robust(dropout_mode="none").train()
     done = robust(
