@@ -130,11 +130,36 @@ class DerivedStreams:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
         self._taken: set[str] = set()  # streams that were delivered though a recipe makes them
+        self._missing: set[str] = set()  # modalities whose estimator was looked for in vain
         self.memory: dict[str, Tensor] = {}
 
     def forget(self) -> None:
         """A new episode begins."""
         self.memory = {}
+
+    def warm(self, cfg: MultiSmolVLAOptions, device: torch.device) -> None:
+        """Read what will be needed before the robot moves, so that its first actions are not late.
+
+        What is missing is told now and an error at the first look, because only that shows what is delivered.
+
+        Raises:
+            ValueError: an estimator's files are others than those of the training data.
+        """
+        for modality in dict.fromkeys(stream.name for stream in derived_streams(cfg)):
+            if modality in self._missing or self._all_taken(cfg, modality):
+                continue
+            try:
+                self._estimator(cfg, modality, device)
+            except FileNotFoundError as error:
+                self._missing.add(modality)
+                logger.warning(
+                    "%s The policy stops at its first look, unless %s is delivered.", error, modality
+                )
+
+    def _all_taken(self, cfg: MultiSmolVLAOptions, modality: str) -> bool:
+        views = list(cfg.views)
+        streams = {f"{views[s.view]}.{s.name}" for s in derived_streams(cfg) if s.name == modality}
+        return streams <= self._taken
 
     @torch.no_grad()
     def complete(
@@ -211,6 +236,8 @@ class DerivedStreams:
             logger.warning(
                 "%s is delivered, so it is not estimated; the training data had it from %s.", name, made_by
             )
+            if self._all_taken(cfg, stream.name):
+                self._loaded.pop(stream.name, None)  # nobody needs the network
         return True
 
     def _pictures(self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor) -> dict[str, Tensor]:

@@ -186,6 +186,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
             self._sensors.forget()
             self._derived.forget()
+            if not self.training:
+                self._derived.warm(self.config, next(self.parameters()).device)
 
     def visual_tokens(
         self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None

@@ -139,6 +139,14 @@ def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated, caplog):
     assert caplog.text.count("image.depth is delivered, so it is not estimated") == 1
 
 
+def test_the_networks_are_read_when_an_episode_begins_and_not_in_training(policy_of):
+    policy, _ = policy_of()
+    policy.train().reset()
+    assert policy._derived._loaded == {}
+    policy.eval().reset()
+    assert set(policy._derived._loaded) == set(MODALITIES)
+
+
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
     policy, pre = policy_of()
     assert policy.config.n_action_steps >= 2
@@ -275,6 +283,10 @@ def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
 ):
     gone = sources | {"thermal": str(tmp_path / "nowhere")}
     policy, pre = policy_of(estimator_sources=gone)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            policy.eval().reset()
+    assert caplog.text.count("stops at its first look, unless thermal is delivered") == 1
     with pytest.raises(FileNotFoundError, match=r"thermal.*missing_estimator=absent"):
         seen(policy, pre, raw(annotated, [0]))
     policy, pre = policy_of(estimator_sources=gone, missing_estimator="absent")
