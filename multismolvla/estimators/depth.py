@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multismolvla.estimators.files import load_network, recipe_of
-from multismolvla.estimators.interface import EstimatorRecipe, Setting
+from multismolvla.estimators.interface import EstimatorRecipe, Setting, check_finite
 
 #: Nominal metres of the nearest and the farthest pixel of a relative estimate.
 RELATIVE_RANGE_M = (0.3, 3.0)
@@ -99,6 +99,5 @@ class DepthEstimator:
         raw = torch.nn.functional.interpolate(
             raw.float()[:, None], rgb.shape[-2:], mode="bilinear", align_corners=False
         )
-        if not bool(raw.isfinite().all()):
-            raise ValueError(f"{self.recipe.model} gave NaN or infinite depth. Let it compute in float32.")
+        check_finite(raw, self.recipe, "depth")
         return raw.clamp_min(0) if self.metric else depth_from_disparity(raw, self.range_m)

@@ -64,3 +64,14 @@ class Estimator(Protocol):
             ValueError: the network gave NaN or infinity.
         """
         ...
+
+
+def check_finite(estimate: Tensor, recipe: EstimatorRecipe, what: str) -> Tensor:
+    """The estimate itself.
+
+    Raises:
+        ValueError: it has NaN or infinity, which stored data would show as a picture like any other.
+    """
+    if not bool(estimate.isfinite().all()):
+        raise ValueError(f"{recipe.model} gave NaN or infinite {what}. Let it compute in float32.")
+    return estimate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multismolvla import weights
 from multismolvla.estimators.files import recipe_of
-from multismolvla.estimators.interface import EstimatorRecipe
+from multismolvla.estimators.interface import EstimatorRecipe, check_finite
 
 
 @dataclass(frozen=True)
@@ -71,4 +71,4 @@ class ThermalEstimator:
         """See `Estimator.estimate`."""
         same = [(0, 0)] * len(rgb)
         made: Tensor = self.model.generate(rgb, frames=same, noise_mode="fixed", **asdict(self.settings))
-        return made.float()
+        return check_finite(made.float(), self.recipe, "temperatures")

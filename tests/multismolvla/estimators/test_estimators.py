@@ -150,6 +150,16 @@ def stored(recipe: EstimatorRecipe) -> EstimatorRecipe:
     return msgspec.json.decode(msgspec.json.encode(recipe), type=EstimatorRecipe)
 
 
+@pytest.mark.parametrize("modality", ["depth", "thermal"])
+def test_pictures_of_a_network_that_fails_are_no_pictures(modality, folders):
+    """Rounded to what data sets store, NaN would be a black picture."""
+    estimator = load_estimator(modality, folders[modality], **OPTIONS[modality])
+    for parameter in estimator.model.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="gave NaN or infinite"):
+        estimator.estimate(pictures())
+
+
 @pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_stored_recipe_makes_the_same_pictures_again(modality, dtype, folders):
