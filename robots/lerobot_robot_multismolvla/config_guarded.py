@@ -9,6 +9,7 @@ from pathlib import Path
 from lerobot.cameras.configs import CameraConfig
 
 LEAST_AGE_MS = 100
+LONGEST_TIMEOUT_MS = 1000
 FRAMES = 3  # that may be missing before a picture is too old
 
 
@@ -34,6 +35,13 @@ class GuardedCameraConfig(CameraConfig):
         if isinstance(self.inner, GuardedCameraConfig):
             raise ValueError(
                 "multismolvla_guarded: inner is a multismolvla_guarded camera, too. Guard a camera once."
+            )
+        timeout_ms = getattr(self.inner, "timeout_ms", 0)
+        if timeout_ms > LONGEST_TIMEOUT_MS:
+            raise ValueError(
+                f"multismolvla_guarded: inner.timeout_ms={timeout_ms}; expected at most "
+                f"{LONGEST_TIMEOUT_MS}. LeRobot 0.6.1 closes a zmq camera under a thread that still waits "
+                "for a picture after 2 s, and that ends the whole process."
             )
         for name in ("width", "height", "fps"):
             own, inner = getattr(self, name), getattr(self.inner, name)

@@ -34,7 +34,7 @@ FIRST_MS = 2000  # how long the first picture is waited for
 STEADY_S, LONGEST_STEADY_S = 0.5, 8.0
 #: Seconds without a flap after which the patience is the first one again.
 FORGIVEN_S = 60.0
-#: Seconds after which a lost camera is opened again, doubled with each failure.
+#: Seconds after which a lost camera is opened again, doubled each time until a picture comes.
 REOPEN_S, LONGEST_REOPEN_S = 1.0, 16.0
 COLOUR, DEPTH = "rgb", "depth"
 
@@ -289,20 +289,20 @@ class GuardedCamera(Camera):
             dead = all(s.loss not in (None, Loss.UNSTEADY) for s in self._streams.values())
             # while one of its pictures is there, opening it again would lose that, too
             if dead and self.clock() - max(s.lost_since for s in self._streams.values()) >= REOPEN_S:
-                wait = REOPEN_S if self._reopen() else min(2 * wait, LONGEST_REOPEN_S)
+                self._reopen()
+                wait = min(2 * wait, LONGEST_REOPEN_S)  # opening may succeed though no picture comes
             elif not dead:
                 wait = REOPEN_S
 
-    def _reopen(self) -> bool:
+    def _reopen(self) -> None:
         self._close()
         fresh = self._make()
         try:
             fresh.connect(warmup=False)
         except CAMERA_ERRORS as error:
             logger.debug("%s cannot be opened again yet: %s", self, error)
-            return False
-        self._inner = fresh
-        return True
+        else:
+            self._inner = fresh
 
     def _close(self) -> None:
         inner, self._inner = self._inner, None

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -20,6 +17,7 @@ from lerobot.cameras.configs import CameraConfig
 from lerobot.cameras.opencv import OpenCVCameraConfig
 from lerobot.cameras.utils import make_cameras_from_configs
 from lerobot.cameras.zmq import ZMQCameraConfig
+from processes import free_port, publish_pictures
 from scripted_camera import HEIGHT, WIDTH, Scripted, ScriptedConfig, picture
 
 import lerobot_policy_multismolvla  # noqa: F401  as LeRobot's plugin discovery
@@ -241,6 +239,7 @@ def test_another_size_than_agreed_stops_the_robot_before_it_moves(world):
         ),
         ({"inner": ScriptedConfig(width=640)}, r"width=8, but inner.width=640"),
         ({"fps": None}, "fps is not given"),
+        ({"inner": ZMQCameraConfig(server_address="robot")}, "timeout_ms=5000; expected at most 1000"),
         ({"max_age_ms": 30}, "less than two pictures at 30 per second.*at least 67"),
     ],
 )
@@ -273,38 +272,18 @@ def test_it_is_said_in_a_line_of_options():
 
 # -- LeRobot's own camera, and a publisher that dies --------------------------------------------------------
 
-PUBLISHER = f"""
-import base64, json, sys, time
-import cv2, numpy as np, zmq
-socket = zmq.Context().socket(zmq.PUB)
-socket.bind("tcp://127.0.0.1:" + sys.argv[1])
-ok, data = cv2.imencode(".jpg", np.full(({HEIGHT}, {WIDTH}, 3), 200, np.uint8))
-message = json.dumps({{"images": {{"front": base64.b64encode(data.tobytes()).decode()}}}})
-while True:
-    socket.send_string(message)
-    time.sleep(1 / 30)
-"""
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.mark.slow
-def test_a_publisher_that_is_stopped_killed_and_started_again(port):
-    def publish() -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", PUBLISHER, str(port)])
+def test_a_publisher_that_is_stopped_killed_and_started_again():
+    port = free_port()
 
     inner = ZMQCameraConfig(
-        server_address="127.0.0.1", port=port, camera_name="front", warmup_s=3, timeout_ms=20000
+        server_address="127.0.0.1", port=port, camera_name="front", warmup_s=1, timeout_ms=500
     )
     camera = GuardedCamera(
         GuardedCameraConfig(inner=inner, width=WIDTH, height=HEIGHT, fps=30, max_age_ms=250)
     )
-    process = publish()
+    process = publish_pictures(port, WIDTH, HEIGHT)
     try:
         camera.connect()
         assert camera.read_latest().any()
@@ -318,7 +297,7 @@ def test_a_publisher_that_is_stopped_killed_and_started_again(port):
         assert until(lambda: not camera.read_latest().any(), 2)
         time.sleep(0.5)
         assert not camera.read_latest().any()
-        process = publish()
+        process = publish_pictures(port, WIDTH, HEIGHT)
         assert until(lambda: bool(camera.read_latest().any()), 60)
     finally:
         process.kill()
