@@ -83,17 +83,21 @@ class FaultWrapper(gym.Wrapper):
 
     def reset(self, **kwargs: Any) -> tuple[RobotObservation, dict[str, Any]]:
         """Start an episode; the initial state's number seeds the faults."""
-        env: Any = self.env.unwrapped
-        options = kwargs.pop("options", None) or {}
         self._step_index = 0
         self._kept = {}
-        self._init_state = int(options.get("init_state_id", env.init_state_id))
-        displaced = {
-            (camera, fault.modality): self._displacement(fault, camera)
-            for fault, camera in product(self._faults, self._cameras)
-            if fault.type in DISPLACED and fault.hits(camera, fault.modality)
-        }
-        observation, info = self.env.reset(options={**options, "displaced": displaced}, **kwargs)
+        displacing = [f for f in self._faults if f.type in DISPLACED]
+        if displacing:  # the first picture shows it already
+            env: Any = self.env.unwrapped
+            options = kwargs.get("options") or {}
+            self._init_state = int(options.get("init_state_id", env.init_state_id))
+            displaced = {
+                (camera, fault.modality): self._displacement(fault, camera)
+                for fault, camera in product(displacing, self._cameras)
+                if fault.hits(camera, fault.modality)
+            }
+            kwargs["options"] = {**options, "displaced": displaced}
+        observation, info = self.env.reset(**kwargs)
+        self._init_state = int(info.get("init_state_id", 0))
         return self._break(observation), {**info, "fault_active": self._active}
 
     def step(self, action: Any) -> tuple[RobotObservation, Any, bool, bool, dict[str, Any]]:
