@@ -18,6 +18,7 @@ from multismolvla.system.command import AGAIN, entry_point, parse_options, show_
 from multismolvla.system.files import whole_file
 
 if TYPE_CHECKING:
+    import gymnasium as gym
     import numpy as np
     from torch import Tensor
 
@@ -82,14 +83,19 @@ def draw(config: SheetConfig) -> list[Path]:
     from multismolvla.modalities import MODALITIES
     from multismolvla.pictures import contact_sheet
 
-    frames = _episode(config)
+    env = _environment(config)
+    try:
+        frames = _episode(env)
+        camera = camera_rows(env, frames[STEP])
+    finally:
+        env.close()
     config.output.mkdir(parents=True, exist_ok=True)
     labels = len(label_set(config.task))
     sheets = {m: modality_rows(frames[STEP], m, labels) for m in MODALITIES}
     common = len(COMMON_TYPES)  # one picture of all RGB types would be too long, and too large for a README
     sheets["rgb"], sheets["rgb_more"] = sheets["rgb"][:common], sheets["rgb"][common:]
     sheets["time"] = time_rows([f["image", "rgb"] for f in frames])
-    sheets["camera"] = camera_rows(config, frames[STEP])
+    sheets["camera"] = camera
     paths = []
     for name, rows in sheets.items():
         side = config.thumbnail * 3 // 4 if name == "time" else config.thumbnail
@@ -106,21 +112,21 @@ def draw(config: SheetConfig) -> list[Path]:
 Frame = Mapping[tuple[str, str], "np.ndarray"]
 
 
-def _episode(config: SheetConfig, steps: int = STEPS, condition: str | None = None) -> list[Frame]:
+def _environment(config: SheetConfig) -> gym.Env:
+    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
+
+    environment = MultiSmolVLALiberoConfig(
+        task=config.task, observation_height=config.size, observation_width=config.size
+    )
+    return environment.env_maker(config.task, config.task_id)()
+
+
+def _episode(env: gym.Env, steps: int = STEPS) -> list[Frame]:
     """Frames of one episode as the policy sees them: (H, W, C) per (camera, modality), raw units."""
     import numpy as np
 
-    from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
     from multismolvla.modalities import MODALITIES
 
-    environment = MultiSmolVLALiberoConfig(
-        task=config.task,
-        observation_height=config.size,
-        observation_width=config.size,
-        condition=condition,
-        fault_seed=SEED,
-    )
-    env = environment.env_maker(config.task, config.task_id)()
     frames: list[Frame] = []
 
     def keep(raw: Mapping[str, Any]) -> None:
@@ -133,12 +139,9 @@ def _episode(config: SheetConfig, steps: int = STEPS, condition: str | None = No
                 pictures[camera, m] = np.ascontiguousarray(picture[::-1, ::-1])
         frames.append(pictures)
 
-    try:
-        keep(env.reset(seed=SEED)[0])
-        for _ in range(steps - 1):
-            keep(env.step(np.array([0.6, 0.4, -0.6, 0, 0, 0, -1], np.float32))[0])
-    finally:
-        env.close()
+    keep(env.reset(seed=SEED, options={"init_state_id": 0})[0])
+    for _ in range(steps - 1):
+        keep(env.step(np.array([0.6, 0.4, -0.6, 0, 0, 0, -1], np.float32))[0])
     return frames
 
 
@@ -205,10 +208,14 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
     return rows
 
 
-def camera_rows(config: SheetConfig, clean: Frame) -> list[SheetRow]:
+def camera_rows(env: gym.Env, clean: Frame) -> list[SheetRow]:
     """The third-person camera displaced, in RGB and depth; ``clean`` is the same step from its own place."""
-    from multismolvla.corruption import cross_modal
+    from lerobot_env_multismolvla.faults import FaultWrapper
+    from multismolvla.corruption import cross_modal, parse_condition
     from multismolvla.pictures import SheetRow, Tile, colourise, own_depth_span
+
+    def displaced(condition: str) -> Frame:
+        return _episode(FaultWrapper(env, parse_condition(condition), SEED), STEP + 1)[STEP]
 
     depth = clean["image", "depth"][..., 0]
     span = own_depth_span(depth, depth > 0)
@@ -221,7 +228,7 @@ def camera_rows(config: SheetConfig, clean: Frame) -> list[SheetRow]:
     rows = []
     for type_, unit in zip(cross_modal.DISPLACED, ("cm", "degrees"), strict=True):
         numbers = cross_modal.PARAMETERS[type_]
-        found = [_episode(config, STEP + 1, f"C5:all.image={type_}@{n:g}")[STEP] for n in numbers]
+        found = [displaced(f"C5:all.image={type_}@{n:g}") for n in numbers]
         for modality in ("rgb", "depth"):
             broken = [tile(f, modality, f"{n:g} {unit}") for f, n in zip(found, numbers, strict=True)]
             rows.append(SheetRow(f"{type_}, {modality}", [tile(clean, modality, "clean"), *broken]))

@@ -21,7 +21,12 @@ from multismolvla.corruption import (
     frame_generator,
     shown_step,
 )
-from multismolvla.corruption.cross_modal import DISPLACED, Displacement, draw_displacement
+from multismolvla.corruption.cross_modal import (
+    BEYOND_ONE_PICTURE,
+    DISPLACED,
+    Displacement,
+    draw_displacement,
+)
 from multismolvla.corruption.hard import apply_hard
 from multismolvla.corruption.names import FREEZES
 from multismolvla.corruption.soft import apply_soft
@@ -177,7 +182,7 @@ class FaultWrapper(gym.Wrapper):
             image, valid = apply_soft(
                 image, valid, fault.modality, type_, fault.severity, generator, labels, depth
             )
-        elif type_ not in ("swapped", *DISPLACED):
+        elif type_ not in BEYOND_ONE_PICTURE:
             generator = torch.Generator().manual_seed(self._seed(fault, camera))
             image, valid = apply_cross(image, valid, fault.modality, type_, fault.parameter, generator)
         if valid is not None:

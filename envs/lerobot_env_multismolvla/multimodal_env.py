@@ -317,7 +317,7 @@ class MultiModalLiberoEnv(LiberoEnv):
         pictures = {c: self._last_pictures[c] for c in self.cameras if c in self._last_pictures}
         for name, camera in self.camera_name_mapping.items():
             if camera in pictures and (camera, Modality.RGB) in self._displaced:
-                pictures[camera] = self._render_camera(name, ("rgb",), displaced={})["rgb"]
+                pictures[camera] = self._render_camera(name, ("rgb",), in_place=True)["rgb"]
         return {camera: upright(picture) for camera, picture in pictures.items()}
 
     def close(self) -> None:
@@ -371,12 +371,11 @@ class MultiModalLiberoEnv(LiberoEnv):
         name: str,
         streams: Sequence[str],
         number: int = 0,
-        displaced: Mapping[tuple[str, str], Displacement] | None = None,
+        in_place: bool = False,
     ) -> dict[str, np.ndarray]:
-        """All ``streams`` of one camera now; ``displaced`` takes precedence over the episode's own."""
+        """All ``streams`` of one camera from the current simulator state; ``in_place``: not displaced."""
         camera = self.camera_name_mapping[name]
-        places = self._displaced if displaced is None else displaced
-        own = {m: place for (where, m), place in places.items() if where == camera}
+        own = {m: to for (where, m), to in self._displaced.items() if where == camera and not in_place}
         return self._stream_cameras.render(self.simulation, name, streams, self._step_index, number, own)
 
 

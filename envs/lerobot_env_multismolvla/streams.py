@@ -110,7 +110,7 @@ class StreamCameras:
             if "thermal" in here:
                 pictures["thermal"] = self.thermal.picture(self.tables.temperatures[geoms], step, number)
             found |= pictures
-        return {m: found[m] for m in streams}
+        return found
 
     def close(self) -> None:
         """Free the renderer; the next picture makes a new one."""

@@ -29,8 +29,10 @@ TYPES: dict[str, tuple[str, ...]] = {
     "seg": ("shift", "rotated", "swapped", "moved", "turned"),
     "thermal": ("shift", "rotated", "swapped", "moved", "turned"),
 }
-#: Types of a camera that is not where it was calibrated.
-DISPLACED = ("moved", "turned")
+#: Types of a camera that is not where it was calibrated -> unit of the number, and the largest.
+DISPLACED: dict[str, tuple[str, float]] = {"moved": ("centimetres", 100), "turned": ("degrees", 180)}
+#: Types that need more than the picture.
+BEYOND_ONE_PICTURE = ("swapped", *DISPLACED)
 #: The protocol's values of the types that have a number: pixels at ``REFERENCE_WIDTH``, factor, centimetres,
 #: degrees.
 PARAMETERS: dict[str, tuple[float, ...]] = {
@@ -52,14 +54,11 @@ def check_parameter(type: str, parameter: float | None) -> str | None:
         if parameter is not None and parameter > 0 and parameter != 1 and math.isfinite(parameter):
             return None
         return "needs a positive factor other than 1, e.g. scale@0.8"
-    if type == "moved":
-        if parameter is not None and 0 < parameter <= 100:
+    if type in DISPLACED:
+        unit, largest = DISPLACED[type]
+        if parameter is not None and 0 < parameter <= largest:
             return None
-        return "needs centimetres, more than 0 and at most 100, e.g. moved@2"
-    if type == "turned":
-        if parameter is not None and 0 < parameter <= 180:
-            return None
-        return "needs degrees, more than 0 and at most 180, e.g. turned@5"
+        return f"needs {unit}, more than 0 and at most {largest:g}, e.g. {type}@{PARAMETERS[type][1]:g}"
     return None if parameter is None else f"has no number: write {type}"
 
 
@@ -112,7 +111,7 @@ def apply_cross(
     Raises:
         ValueError: the modality cannot have this fault, or it needs more than its picture.
     """
-    if type not in TYPES[modality] or type in ("swapped", *DISPLACED):
+    if type not in TYPES[modality] or type in BEYOND_ONE_PICTURE:
         raise ValueError(f"Cannot apply {type!r} to one {modality} picture. Known: {list(TYPES[modality])}.")
     if type == "rotated":
         return image.flip(-1, -2), None if valid is None else valid.flip(-1, -2)

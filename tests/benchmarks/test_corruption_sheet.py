@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import corruption_sheet
 import numpy as np
 import pytest
 from corruption_sheet import SHOWN, STEPS, SheetConfig, draw, modality_rows, time_rows
 from PIL import Image
 
-from docs import corruption_sheet
 from multismolvla.corruption import IMAGENET_C_TYPES, SOFT_TYPES
 from multismolvla.modalities import MODALITIES
 
@@ -61,8 +61,8 @@ def test_faults_in_time_show_the_frames_that_they_name():
     assert len(rows[0].tiles) == len(SHOWN)
 
 
-def test_sheets_are_written_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(corruption_sheet, "_episode", lambda config: [frame(step) for step in range(STEPS)])
+@pytest.mark.sim
+def test_sheets_are_written_whole(tmp_path):
     paths = draw(SheetConfig(output=tmp_path / "docs", size=SIZE, thumbnail=THUMBNAIL))
     assert {p.name for p in paths} == {
         f"corruptions_{n}.png" for n in ("rgb", "rgb_more", "depth", "seg", "thermal", "time", "camera")
