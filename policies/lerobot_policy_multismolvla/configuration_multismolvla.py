@@ -18,7 +18,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_multismolvla.derived import AGE_KEY, NEVER, adopt_recipes, derived_streams
+from lerobot_policy_multismolvla.derived import adopt_recipes, derived_streams, first_ages, remembers
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features, check_cameras, warn_of_undeclared_cameras
 from multismolvla.health import MEMORY_KEY, memory_size
@@ -135,9 +135,7 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
         """
         state = math.prod((self.input_features or {})[OBS_STATE].shape)
         memory = {MEMORY_KEY: torch.zeros(1, memory_size(len(self.views) * len(MODALITIES), state))}
-        if any(every > 1 for every in self.refresh.values()):
-            memory[AGE_KEY] = torch.full((1, len(derived_streams(self))), NEVER)
-        return memory
+        return memory | (first_ages(1, len(derived_streams(self))) if remembers(self) else {})
 
     # -- training data --------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
+from multismolvla.estimators.interface import check_finite
 from multismolvla.estimators.stored import as_stored
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
 from multismolvla.sensors import SensorReader
@@ -43,27 +44,42 @@ class DerivedStream(NamedTuple):
     Attributes:
         view: number of the view.
         modality: number of the modality.
-        key: of its picture.
-        rgb: key of the picture it is computed from.
         name: of the modality.
+        place: ``view.modality``, for people.
+        key: of its picture.
+        ids: key of its cached ids.
+        rgb: key of the picture it is computed from.
     """
 
     view: int
     modality: int
-    key: str
-    rgb: str
     name: str
+    place: str
+    key: str
+    ids: str
+    rgb: str
 
 
 def derived_streams(cfg: MultiSmolVLAOptions) -> list[DerivedStream]:
     """The streams that a recipe can make and the tower reads."""
     found = []
-    views = list(cfg.views.values())
+    views = list(cfg.views.items())
     for v, m in cfg.provenance_map.derived():
-        name, streams = MODALITIES[m], views[v]
+        name, (view, streams) = MODALITIES[m], views[v]
         if name in cfg.estimators and name in cfg.domains and Modality.RGB in streams:
-            found.append(DerivedStream(v, m, streams[name], streams[Modality.RGB], name))
+            ids, rgb = token_key(view, name), streams[Modality.RGB]
+            found.append(DerivedStream(v, m, name, f"{view}.{name}", streams[name], ids, rgb))
     return found
+
+
+def remembers(cfg: MultiSmolVLAOptions) -> bool:
+    """Whether some stream is not estimated at every look."""
+    return any(every > 1 for every in cfg.refresh.values())
+
+
+def first_ages(rows: int, streams: int, device: torch.device | None = None) -> dict[str, Tensor]:
+    """What is remembered before the first look."""
+    return {AGE_KEY: torch.full((rows, streams), NEVER, device=device)}
 
 
 def check_refresh(cfg: MultiSmolVLAOptions) -> None:
@@ -129,7 +145,7 @@ class DerivedStreams:
     def __init__(self) -> None:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
-        self._taken: set[str] = set()  # streams that were delivered though a recipe makes them
+        self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
         self._missing: set[str] = set()  # modalities whose estimator was looked for in vain
         self.memory: dict[str, Tensor] = {}
 
@@ -145,8 +161,8 @@ class DerivedStreams:
         Raises:
             ValueError: an estimator's files are others than those of the training data.
         """
-        for modality in dict.fromkeys(stream.name for stream in derived_streams(cfg)):
-            if modality in self._missing or self._all_taken(cfg, modality):
+        for modality in dict.fromkeys(s.name for s in derived_streams(cfg) if s not in self._taken):
+            if modality in self._missing:
                 continue
             try:
                 self._estimator(cfg, modality, device)
@@ -155,11 +171,6 @@ class DerivedStreams:
                 logger.warning(
                     "%s The policy stops at its first look, unless %s is delivered.", error, modality
                 )
-
-    def _all_taken(self, cfg: MultiSmolVLAOptions, modality: str) -> bool:
-        views = list(cfg.views)
-        streams = {f"{views[s.view]}.{s.name}" for s in derived_streams(cfg) if s.name == modality}
-        return streams <= self._taken
 
     @torch.no_grad()
     def complete(
@@ -191,52 +202,43 @@ class DerivedStreams:
             if stream.rgb not in batch or self._delivered(cfg, batch, stream):
                 continue
             rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
-            old = age[:, number]
-            due = rows & ((old == NEVER) | (old >= cfg.refresh.get(stream.name, 1)))
-            pictures = (
-                self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due]) if due.any() else {}
-            )
-            fresh = due if pictures else torch.zeros_like(due)
-            again = rows & ~due if cfg.refresh_between == "reuse" else torch.zeros_like(due)
+            due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
+            pictures: dict[str, Tensor] = {}
+            if due.any():
+                pictures = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
+            fresh = due & bool(pictures)
+            again = rows & ~due & (cfg.refresh_between == "reuse")
             for name in (stream.key, valid_key(stream.key)):
-                last = before.get(last_key(name))
-                if name in pictures:
-                    picture = pictures[name]
-                    whole = picture.new_zeros(len(rows), *picture.shape[1:]) if last is None else last.clone()
-                    whole[due] = picture
-                elif last is not None:
-                    whole = last
-                else:
-                    continue
-                made[name] = whole
-                if cfg.refresh_between == "reuse":
-                    kept[last_key(name)] = whole
+                whole = _with_rows(before.get(last_key(name)), due, pictures.get(name))
+                if whole is not None:
+                    made[name] = whole
+                    if cfg.refresh_between == "reuse":
+                        kept[last_key(name)] = whole
             age[fresh, number] = 0
             now[:, stream.view, stream.modality] = fresh | again
-        self.memory = {AGE_KEY: age, **kept} if any(k > 1 for k in cfg.refresh.values()) else {}
+        self.memory = {AGE_KEY: age, **kept} if remembers(cfg) else {}
         return made, now
 
     def _before(self, batch: dict[str, Tensor], there: Tensor, streams: int) -> dict[str, Tensor]:
         """What is known of the looks before: the caller's memory, or the policy's own."""
         found = batch if AGE_KEY in batch else self.memory
-        shape = (len(there), streams)
-        if AGE_KEY in found and found[AGE_KEY].shape == shape:  # else other rows than at the last look
+        if AGE_KEY in found and found[AGE_KEY].shape == (len(there), streams):
             return found
-        return {AGE_KEY: torch.full(shape, NEVER, device=there.device)}
+        return first_ages(len(there), streams, there.device)  # also where the rows are others
 
     def _delivered(self, cfg: MultiSmolVLAOptions, batch: dict[str, Tensor], stream: DerivedStream) -> bool:
         """Whether somebody else makes the stream; told once, as it may look otherwise than in training."""
-        view = list(cfg.views)[stream.view]
-        name = f"{view}.{stream.name}"
-        if stream.key not in batch and token_key(view, stream.name) not in batch:
+        if stream.key not in batch and stream.ids not in batch:
             return False
-        if name not in self._taken:
-            self._taken.add(name)
+        if stream not in self._taken:
+            self._taken.add(stream)
             made_by = cfg.estimators[stream.name].get("model")
             logger.warning(
-                "%s is delivered, so it is not estimated; the training data had it from %s.", name, made_by
+                "%s is delivered, so it is not estimated; the training data had it from %s.",
+                stream.place,
+                made_by,
             )
-            if self._all_taken(cfg, stream.name):
+            if all(s in self._taken for s in derived_streams(cfg) if s.name == stream.name):
                 self._loaded.pop(stream.name, None)  # nobody needs the network
         return True
 
@@ -246,9 +248,7 @@ class DerivedStreams:
         if estimator is None:
             return {}
         try:
-            found = estimator.estimate(rgb.float())
-            if not found.isfinite().all():
-                raise ValueError(f"{estimator.recipe.model} gave NaN or infinity.")
+            found = check_finite(estimator.estimate(rgb.float()), estimator.recipe, modality)
         except (ValueError, RuntimeError) as error:  # a robot goes on with what it has
             if modality not in self._failing:
                 logger.warning("No %s can be estimated: %s It counts as absent.", modality, error)
@@ -278,6 +278,15 @@ class DerivedStreams:
                 return None
             self._loaded[modality] = made
         return self._loaded[modality]
+
+
+def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Tensor | None:
+    """The last pictures (B, ...) with new ones in some rows; zeros where there were none."""
+    if picture is None:
+        return last
+    whole = picture.new_zeros(len(rows), *picture.shape[1:]) if last is None else last.clone()
+    whole[rows] = picture
+    return whole
 
 
 def recipe_from(stored: Mapping[str, Any]) -> EstimatorRecipe:

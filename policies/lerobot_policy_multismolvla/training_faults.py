@@ -40,7 +40,7 @@ def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: in
 
     The clean last share shows what the robot will have, where that is declared, and nothing else.
     """
-    available = between_looks(cfg, available, step_generator(seed, cfg.curriculum_step, rank, "refresh"))
+    available = between_looks(cfg, available, seed, rank)
     deployment = deployed_streams(cfg)
     if deployment is not None and in_clean_share(cfg):
         left = cfg.provenance_map.drop_with_rgb(available & deployment.to(available.device))
@@ -72,13 +72,14 @@ def drop_for_connector(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, ra
     )
 
 
-def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, generator: torch.Generator) -> Tensor:
+def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
     """Without the streams that are estimated at every k-th look only, in all but a k-th of the samples.
 
     With ``policy.refresh_between=reuse`` nothing changes: training has no older pictures.
     """
     if cfg.refresh_between == "reuse" or not cfg.refresh:
         return available
+    generator = step_generator(seed, cfg.curriculum_step, rank, "refresh")
     left = available.clone()
     for modality, every in sorted(cfg.refresh.items()):
         looked = torch.randint(every, (len(left),), generator=generator).to(left.device) == 0
