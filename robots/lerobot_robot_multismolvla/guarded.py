@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
 from enum import StrEnum
@@ -61,32 +60,27 @@ class _Stream:
         self._good_since: float | None = None
         self._patience = STEADY_S
 
-    def see(self, found: NDArray[Any] | None, cause: Loss | None, now: float) -> tuple[NDArray[Any], bool]:
-        """The picture to show, and whether it has just been lost or come back."""
-        if found is not None:
-            cause = self._wrong(found)
-        if cause is not None or found is None:
-            lost = cause or Loss.ABSENT
+    def see(self, found: NDArray[Any] | Loss, now: float) -> tuple[NDArray[Any], bool]:
+        """The picture to show for one that was found, or is lost, and whether that has just changed."""
+        loss = found if isinstance(found, Loss) else self._wrong(found)
+        if loss is not None:
             changed = self.loss is None
             if changed:
-                fine_for = math.inf if self._good_since is None else now - self._good_since
-                calm = fine_for > FORGIVEN_S
+                calm = self._good_since is None or now - self._good_since > FORGIVEN_S
                 self._patience = STEADY_S if calm else min(2 * self._patience, LONGEST_STEADY_S)
                 self.lost_since = now
-            self._good_since = None
-            self.loss = lost
+            self._good_since, self.loss = None, loss
             return self.zeros.copy(), changed
+        assert not isinstance(found, Loss)
         if self._good_since is None:
             self._good_since = now
-        if self.loss is not None:
-            if now - self._good_since < self._patience:
-                self.loss = Loss.UNSTEADY
-                return self.zeros.copy(), False
-            self.loss = None
-            return found, True
+        if self.loss is not None and now - self._good_since < self._patience:
+            self.loss = Loss.UNSTEADY
+            return self.zeros.copy(), False
+        back, self.loss = self.loss is not None, None
         if found.dtype != self.zeros.dtype:  # depth as floats
             self.zeros = np.zeros(self.shape, found.dtype)
-        return found, False
+        return found, back
 
     def _wrong(self, found: NDArray[Any]) -> Loss | None:
         if found.shape != self.shape or (self.name == COLOUR and found.dtype != self.zeros.dtype):
@@ -164,12 +158,11 @@ class GuardedCamera(Camera):
         """
         if self._connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected.")
-        inner = self._inner or self._make()
+        inner = self._inner = self._inner or self._make()
         try:
             inner.connect(warmup)
             first = inner.async_read(FIRST_MS) if self.use_rgb else None
         except CAMERA_ERRORS as error:
-            self._inner = inner
             self._close()
             if self.config.required:
                 raise ConnectionError(
@@ -177,9 +170,8 @@ class GuardedCamera(Camera):
                 ) from error
             logger.warning("%s cannot be opened and counts as absent: %s", self, error)
             for name in self._streams:
-                self._take(name, None, Loss.ABSENT, str(error))
+                self._show(name, Loss.ABSENT, str(error))
         else:
-            self._inner = inner
             if first is not None and first.shape != self._streams[COLOUR].shape:
                 self._close()
                 raise ValueError(
@@ -219,14 +211,10 @@ class GuardedCamera(Camera):
 
     def async_read(self, timeout_ms: float = 200) -> NDArray[Any]:
         """The next colour picture; while the camera is lost zeros, at once."""
-        inner, stream = self._inner, self._streams[COLOUR]
-        if inner is None or stream.loss is not None:
+        inner = self._inner
+        if inner is None or self._streams[COLOUR].loss is not None:
             return self.read_latest()
-        try:
-            found, cause, why = inner.async_read(timeout_ms), None, ""
-        except CAMERA_ERRORS as error:
-            found, cause, why = None, _cause_of(error), str(error)
-        return self._take(COLOUR, found, cause, why)
+        return self._try(inner, COLOUR, "async_read", timeout_ms)
 
     def read(self) -> NDArray[Any]:
         """As :meth:`async_read`."""
@@ -237,21 +225,26 @@ class GuardedCamera(Camera):
     def _read(self, name: str) -> NDArray[Any]:
         inner = self._inner
         if inner is None:
-            return self._take(name, None, Loss.ABSENT, "it is being opened")
-        age = self.config.max_age_ms
-        try:
-            look = getattr(inner, "read_latest" if name == COLOUR else "read_latest_depth")
-            found, cause, why = look(age), None, ""
-        except CAMERA_ERRORS as error:
-            found, cause, why = None, _cause_of(error), str(error)
-        return self._take(name, found, cause, why)
+            return self._show(name, Loss.ABSENT, "it is being opened")
+        method = "read_latest" if name == COLOUR else "read_latest_depth"
+        return self._try(inner, name, method, self.config.max_age_ms)
 
-    def _take(self, name: str, found: NDArray[Any] | None, cause: Loss | None, why: str) -> NDArray[Any]:
+    def _try(self, inner: Camera, name: str, method: str, limit_ms: float | None) -> NDArray[Any]:
+        """What is shown of what the inner camera gives, or raises."""
+        try:
+            found = getattr(inner, method)(limit_ms)
+            what = f"{found.shape}, {found.dtype}"
+        except CAMERA_ERRORS as error:
+            loss = Loss.OLD if isinstance(error, TimeoutError) else Loss.ERROR
+            return self._show(name, loss, str(error))
+        return self._show(name, found, what)
+
+    def _show(self, name: str, found: NDArray[Any] | Loss, why: str) -> NDArray[Any]:
         with self._lock:
             stream = self._streams[name]
-            shown, changed = stream.see(found, cause, self.clock())
+            shown, changed = stream.see(found, self.clock())
             if changed:
-                self._report(stream, why or f"{None if found is None else (found.shape, found.dtype)}")
+                self._report(stream, why)
         return shown
 
     def _report(self, stream: _Stream, why: str) -> None:
@@ -315,7 +308,3 @@ class GuardedCamera(Camera):
 
     def _make(self) -> Camera:
         return make_cameras_from_configs({"inner": self.config.inner})["inner"]
-
-
-def _cause_of(error: BaseException) -> Loss:
-    return Loss.OLD if isinstance(error, TimeoutError) else Loss.ERROR
