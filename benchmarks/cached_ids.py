@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from network_files import SCALES, write_tokenizers
 from policy_models import Options, PolicyFactory, Sizes
 
 if TYPE_CHECKING:
@@ -42,23 +43,6 @@ class CachedIdsBenchmark:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"--preset={self.preset!r}: expected one of {list(PRESETS)}.")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Widths, depths and heads of the networks."""
-
-    encoder: tuple[int, int, int]
-    imagebind: tuple[int, int, int]
-    language: tuple[int, int, int, int]  # width, layers, heads, key-value heads
-
-
-# official: encoder and tokenizers 768 x 12 (12 heads), ImageBind's vision branch 1280 x 32 (16), language
-# model 960 x 16 (15)
-SCALES = {
-    "third": Scale((384, 4, 6), (640, 11, 8), (480, 5, 15, 5)),
-    "smallest": Scale((32, 1, 2), (40, 1, 4), (48, 2, 3, 1)),
-}
 
 
 def run(cfg: CachedIdsBenchmark) -> dict[str, Any]:
@@ -102,7 +86,7 @@ def run(cfg: CachedIdsBenchmark) -> dict[str, Any]:
 def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
     """A policy in stage ``robust`` whose tokenizers are on disk, and the factory that makes its batches."""
     scale = SCALES[cfg.preset]
-    sources = _write_tokenizers(folder / "tokenizers", scale)
+    sources = write_tokenizers(folder / "tokenizers", scale)
     dim, depth, heads = scale.encoder
     domains = {
         "rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224",
@@ -136,50 +120,6 @@ def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
     )  # fmt: skip
     factory = PolicyFactory(preset, Options(list(domains), "robust", "expert", cfg.device, cfg.seed), folder)
     return factory.build("fourm").train(), factory
-
-
-def _write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
-    """Random tokenizers and ImageBind in the official layout."""
-    import torch
-    from tiny_imagebind import write_tiny_imagebind
-
-    from multismolvla import weights
-    from multismolvla.tokenizers.official import VQTokenizer
-    from multismolvla.tokenizers.vq_config import VQConfig
-
-    dim, depth, heads = scale.encoder
-    features, blocks, feature_heads = scale.imagebind
-    write_tiny_imagebind(
-        folder / "network",
-        vision_width=features,
-        thermal_width=dim,
-        num_blocks=blocks,
-        num_heads=feature_heads,
-    )
-    vit = {
-        "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid",
-        "latent_dim": 32,
-        "encoder": {"dim": dim, "depth": depth, "num_heads": heads}, "post_mlp": True, "codebook_size": 8192,
-    }  # fmt: skip
-    configs: dict[str, dict[str, Any]] = {
-        "depth": vit | {"n_channels": 1},
-        "seg": vit | {"n_channels": 64, "n_labels": 134, "codebook_size": 4096},
-        "imagebind": vit | {"n_channels": features, "patch_proj": False},
-        "imagebind_global": {
-            "image_size": 224, "enc_type": f"BottleneckMLP/B_2-Wi_{dim}", "patch_size": 16,
-            "quant_type": "memcodes",
-            "latent_dim": 512, "num_codebooks": 16, "codebook_size": 8192, "n_channels": features,
-            "patch_proj": False,
-            "post_mlp": True,
-        },
-    }  # fmt: skip
-    for part, config in configs.items():
-        g = torch.Generator().manual_seed(0)
-        state = VQTokenizer(VQConfig.from_dict(config)).state_dict()
-        weights.write(
-            folder / part, config, {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in state.items()}
-        )
-    return {part: str(folder / part) for part in configs}
 
 
 def _ids(policy: Any, pictures: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, int]]:

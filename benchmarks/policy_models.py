@@ -170,8 +170,9 @@ class PolicyFactory:
         from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
         from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 
+        config = MultiSmolVLAConfig(**self._config(tower))  # may write weights, which draws numbers
         torch.manual_seed(self.options.seed)
-        policy = MultiSmolVLAPolicy(MultiSmolVLAConfig(**self._config(tower)))
+        policy = MultiSmolVLAPolicy(config)
         # Stage 1 knows no adapters, neither may the policy it is compared with have them: they slow down
         # acting, too.
         if self.options.trained == "lora" and self.options.stage == "robust":

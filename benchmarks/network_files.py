@@ -1,0 +1,157 @@
+"""Files with random networks in the official layouts, for benchmarks of what reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Width, depth and heads of the networks.
+
+    Attributes:
+        encoder: the 4M encoder, and the tokenizers.
+        imagebind: ImageBind's vision branch.
+        language: the language model, with its key-value heads.
+    """
+
+    encoder: tuple[int, int, int]
+    imagebind: tuple[int, int, int]
+    language: tuple[int, int, int, int]  # width, layers, heads, key-value heads
+
+
+SCALES = {
+    "official": Scale((768, 12, 12), (1280, 32, 16), (960, 16, 15, 5)),
+    "third": Scale((384, 4, 6), (640, 11, 8), (480, 5, 15, 5)),
+    "smallest": Scale((32, 1, 2), (40, 1, 4), (48, 2, 3, 1)),
+}
+
+
+def write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
+    """Random tokenizers and ImageBind in the official layout."""
+    import torch
+    from tiny_imagebind import write_tiny_imagebind
+
+    from multismolvla import weights
+    from multismolvla.tokenizers.official import VQTokenizer
+    from multismolvla.tokenizers.vq_config import VQConfig
+
+    dim, depth, heads = scale.encoder
+    features, blocks, feature_heads = scale.imagebind
+    write_tiny_imagebind(
+        folder / "network",
+        vision_width=features,
+        thermal_width=dim,
+        num_blocks=blocks,
+        num_heads=feature_heads,
+    )
+    vit = {
+        "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid",
+        "latent_dim": 32,
+        "encoder": {"dim": dim, "depth": depth, "num_heads": heads}, "post_mlp": True, "codebook_size": 8192,
+    }  # fmt: skip
+    configs: dict[str, dict[str, Any]] = {
+        "depth": vit | {"n_channels": 1},
+        "seg": vit | {"n_channels": 64, "n_labels": 134, "codebook_size": 4096},
+        "imagebind": vit | {"n_channels": features, "patch_proj": False},
+        "imagebind_global": {
+            "image_size": 224, "enc_type": f"BottleneckMLP/B_2-Wi_{dim}", "patch_size": 16,
+            "quant_type": "memcodes",
+            "latent_dim": 512, "num_codebooks": 16, "codebook_size": 8192, "n_channels": features,
+            "patch_proj": False,
+            "post_mlp": True,
+        },
+    }  # fmt: skip
+    for part, config in configs.items():
+        g = torch.Generator().manual_seed(0)
+        state = VQTokenizer(VQConfig.from_dict(config)).state_dict()
+        weights.write(
+            folder / part, config, {k: 0.05 * torch.randn(v.shape, generator=g) for k, v in state.items()}
+        )
+    return {part: str(folder / part) for part in configs}
+
+
+def write_estimators(folder: Path, *, tiny: bool = False) -> dict[str, str]:
+    """The estimators of depth, segmentation and thermal.
+
+    Args:
+        folder: where to.
+        tiny: the tests' networks instead of the sizes of Depth Anything V2 Small, Mask2Former Swin-B and
+            ThermalGen B/2 (2 GB).
+
+    Returns:
+        Modality -> folder.
+    """
+    import tiny_estimators as tiny_ones
+    from tiny_thermalgen import write_tiny_thermalgen
+
+    if tiny:
+        return {
+            "depth": str(tiny_ones.write_tiny_depth_estimator(folder / "depth")),
+            "seg": str(tiny_ones.write_tiny_segmenter(folder / "seg")),
+            "thermal": str(write_tiny_thermalgen(folder / "thermal")),
+        }
+    return {
+        "depth": _write_depth_anything(folder / "depth"),
+        "seg": _write_mask2former(folder / "seg"),
+        "thermal": str(write_tiny_thermalgen(folder / "thermal", arch="B", vae=None)),
+    }
+
+
+def _write_depth_anything(folder: Path) -> str:
+    from transformers import (
+        DepthAnythingConfig,
+        DepthAnythingForDepthEstimation,
+        Dinov2Config,
+        DPTImageProcessor,
+    )
+
+    backbone = Dinov2Config(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=518,
+        patch_size=14,
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+        out_indices=[3, 6, 9, 12],
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone, neck_hidden_sizes=[48, 96, 192, 384], fusion_hidden_size=64
+    )
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    size = {"height": 518, "width": 518}
+    DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True, resample=3).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+def _write_mask2former(folder: Path) -> str:
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
+
+    backbone = SwinConfig(
+        image_size=384,
+        embed_dim=128,
+        depths=[2, 2, 18, 2],
+        num_heads=[4, 8, 16, 32],
+        window_size=12,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    names = dict(enumerate(COCO_PANOPTIC))
+    config = Mask2FormerConfig(
+        backbone_config=backbone, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    size = {"height": 384, "width": 384}
+    Mask2FormerImageProcessor(size=size, num_labels=len(names), ignore_index=255).save_pretrained(folder)
+    return str(folder)
