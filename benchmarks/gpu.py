@@ -74,7 +74,7 @@ class Bridge(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         names = ("rgb", "depth", "seg", "thermal")
-        self.bridge = VisualBridge(GatedFusion(dim, names, 14), GridConnector(dim, 960, 16, 2, 2048), (), 960)
+        self.bridge = VisualBridge(GatedFusion(dim, names, 14), GridConnector(dim, 960, 16, 2, 2048))
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Visual tokens (R, N, 960)."""

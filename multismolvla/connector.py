@@ -96,19 +96,24 @@ class VisualTokens(NamedTuple):
 
     Attributes:
         tokens: (R, N, out_dim).
-        alive: bool (R,), whether a view has any grid token.
+        seen: bool (R,), whether a view has any grid token.
         global_tokens: per gridless domain (R, G, out_dim).
         modality_weights: per fused modality its `multismolvla.fusion.modality_weight`, (R,).
     """
 
     tokens: Tensor
-    alive: Tensor
+    seen: Tensor
     global_tokens: dict[str, Tensor]
     modality_weights: dict[str, Tensor]
 
 
 class VisualBridge(nn.Module):
     """Fusion and connector: everything trainable between the frozen tower and the language model.
+
+    A view of which nothing is seen still has its tokens: all of them are one learned vector, zero at first.
+    Were they masked instead, everything behind them would move up, for SmolVLA's positions count what is
+    there: the language model would meet an order of tokens that it hardly knows, and does: vanilla SmolVLA
+    that solves 18 of 21 starts with a black camera solves 2 with the same camera masked (docs/training.md).
 
     One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and
     forwards only ``forward``; nothing outside may call other methods during training.
@@ -117,9 +122,8 @@ class VisualBridge(nn.Module):
         fusion: of the modalities.
         connector: to the language model's width.
         views: names of the views. Each has a vector that is added to its tokens, zero at first and found by
-            its name: SmolVLA's positions count what is there, so that with one view left nothing else would
-            say which one it is. Empty = no such vectors.
-        out_dim: the language model's width.
+            its name. Empty = no such vectors.
+        gridless: domain -> G, its number of tokens.
     """
 
     def __init__(
@@ -127,37 +131,56 @@ class VisualBridge(nn.Module):
         fusion: GatedFusion,
         connector: GridConnector,
         views: Sequence[str] = (),
-        out_dim: int = 0,
+        gridless: Mapping[str, int] | None = None,
     ):
         super().__init__()
+        out_dim = len(connector.gain)
         self.fusion = fusion
         self.connector = connector
+        self._gridless = dict(gridless or {})
         # "." separates the names of modules
         self._views = tuple(view.replace(".", "_") for view in views)
         self.view_embedding = nn.ParameterDict({v: nn.Parameter(torch.zeros(out_dim)) for v in self._views})
+        self.absent = nn.Parameter(torch.zeros(out_dim))
 
     def forward(
         self,
         tokens: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
         globals_: Mapping[str, Tensor] | None = None,
+        globals_present: Mapping[str, Tensor] | None = None,
+        rows: int | None = None,
     ) -> VisualTokens:
         """Map what the tower gave for R = B * V views.
 
         Args:
-            tokens: per modality (R, h, w, D); empty where only global tokens are left.
+            tokens: per modality (R, h, w, D); a modality that no sample has may be left out.
             present: per modality bool (R, h, w).
-            globals_: per gridless domain (R, G, D).
+            globals_: per gridless domain (R, G, D); likewise.
+            globals_present: per gridless domain bool (R,).
+            rows: R; ``None`` = as ``tokens`` has them.
         """
-        extra = {d: self._mark_view(self.connector.project_globals(r)) for d, r in (globals_ or {}).items()}
-        if not tokens:  # no grid to fuse: the view's grid tokens are masked, its global ones are not
-            some = next(iter(extra.values()))
-            nothing = some.new_zeros(len(some), self.connector.num_tokens, some.shape[-1])
-            alive = torch.zeros(len(some), dtype=torch.bool, device=some.device)
-            return VisualTokens(nothing, alive, extra, {})
-        fused, mask, weights = self.fusion(tokens, present)
-        made = self._mark_view(self.connector(fused, mask))
-        return VisualTokens(made, mask.flatten(1).any(1), extra, weights)
+        rows = len(next(iter(tokens.values()))) if rows is None else rows
+        seen = torch.zeros(rows, dtype=torch.bool, device=self.absent.device)
+        weights: dict[str, Tensor] = {}
+        made: Tensor | None = None
+        if tokens:
+            fused, mask, weights = self.fusion(tokens, present)
+            made, seen = self.connector(fused, mask), mask.flatten(1).any(1)
+        extra: dict[str, Tensor] = {}
+        for domain, number in self._gridless.items():
+            if globals_ and globals_present and domain in globals_:
+                projected = self.connector.project_globals(globals_[domain])
+                extra[domain] = self._finish(projected, globals_present[domain], number)
+            else:
+                extra[domain] = self._finish(None, torch.zeros_like(seen), number)
+        return VisualTokens(self._finish(made, seen, self.connector.num_tokens), seen, extra, weights)
+
+    def _finish(self, made: Tensor | None, seen: Tensor, number: int) -> Tensor:
+        """Tokens (R, number, D): those made where something is seen, else what stands for nothing."""
+        nothing = self.absent.expand(len(seen), number, -1)
+        tokens = nothing if made is None else torch.where(seen[:, None, None], made, nothing.to(made.dtype))
+        return self._mark_view(tokens)
 
     def _mark_view(self, tokens: Tensor) -> Tensor:
         """Add the views' embeddings to (R, N, D), R = B * V with the views in order."""

@@ -18,6 +18,7 @@ class LastLook:
 
     Attributes:
         inputs: what entered the encoder.
+        seen: bool (B, V), the views of which anything was there.
         modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where
             nothing was fused.
         health: what was judged of every stream, (B, V * M), M = all of `multismolvla.modalities.MODALITIES`;
@@ -26,6 +27,7 @@ class LastLook:
     """
 
     inputs: EncoderInputs
+    seen: Tensor
     modality_weights: dict[str, Tensor]
     health: Verdict | None = None
     derived: Mapping[str, Tensor] = field(default_factory=dict)

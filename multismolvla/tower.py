@@ -280,10 +280,10 @@ class MultimodalTower(nn.Module):
         return {d: self.encoder.modality(d).vocab for names in self.domains.values() for d in names}
 
     @property
-    def num_globals(self) -> int:
-        """Global tokens per view."""
+    def gridless(self) -> dict[str, int]:
+        """Domain without a grid -> its number of tokens per view."""
         names = [d for several in self.domains.values() for d in several]
-        return sum(self._shape(d)[0] for d in names if self.is_global(d))
+        return {d: self._shape(d)[0] for d in names if self.is_global(d)}
 
 
 def tokens_of_view(

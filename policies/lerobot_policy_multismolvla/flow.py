@@ -84,7 +84,7 @@ def many_flows(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPr
     draws, model = policy.config.flow_samples, policy.model
     embs, pad, att = model.embed_prefix(
         visual.tokens,
-        visual.alive,
+        visual.attended,
         batch[OBS_LANGUAGE_TOKENS],
         batch[OBS_LANGUAGE_ATTENTION_MASK],
         state=policy.prepare_state(batch),

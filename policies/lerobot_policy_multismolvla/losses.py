@@ -40,7 +40,8 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
     else:
         visual = policy.prepare_images(batch)
     if target is not None:
-        align, align_logs = _alignment(rgb_views(cfg, batch), visual, *target)
+        views = rgb_views(cfg, batch)
+        align, align_logs = _alignment(views, visual, policy.last_look().seen[:, views], *target)
         loss = loss + cfg.align_weight * align
         logs |= align_logs
     if cfg.flow_weight > 0:
@@ -58,10 +59,10 @@ def teacher_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> tuple[Ten
     return policy.teacher.tokens(images), torch.stack(masks, 1)
 
 
-def _alignment(views: list[int], visual: VisualPrefix, teacher: Tensor, seen: Tensor) -> Loss:
+def _alignment(views: list[int], visual: VisualPrefix, seen: Tensor, teacher: Tensor, taught: Tensor) -> Loss:
+    """Distance of the views that both have seen."""
     student = torch.stack([visual.tokens[v] for v in views], 1)[:, :, : teacher.shape[2]]
-    mask = seen & torch.stack([visual.alive[v] for v in views], 1)
-    return alignment_loss(student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten())
+    return alignment_loss(student.flatten(0, 1), teacher.flatten(0, 1), (seen & taught).flatten())
 
 
 @torch.no_grad()

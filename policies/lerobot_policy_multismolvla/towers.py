@@ -101,6 +101,7 @@ def build_bridge(cfg: MultiSmolVLAConfig, tower: MultimodalTower, out_dim: int) 
     dim = tower.encoder.config.dim
     fusion = GatedFusion(dim, tower.fused_modalities, cfg.fusion_grid)
     connector = GridConnector(
-        dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden, tower.num_globals > 0
+        dim, out_dim, cfg.connector_grid, cfg.connector_unshuffle, cfg.connector_hidden, bool(tower.gridless)
     )
-    return VisualBridge(fusion, connector, tuple(cfg.views) if cfg.view_embedding else (), out_dim)
+    views = tuple(cfg.views) if cfg.view_embedding else ()
+    return VisualBridge(fusion, connector, views, tower.gridless)

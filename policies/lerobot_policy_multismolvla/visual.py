@@ -32,6 +32,7 @@ from multismolvla.modalities import (
     token_key,
     valid_key,
 )
+from multismolvla.tower import TowerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,12 @@ class VisualPrefix(NamedTuple):
 
     Attributes:
         tokens: float (B, N, D) each; upstream's own pictures (B, 3, H, W) with ``vision_tower=siglip``.
-        alive: bool (B,) each, whether any of it is there.
+        attended: bool (B,) each, whether the language model reads it. With a 4M tower always: tokens of what
+            is not there say so themselves, see `multismolvla.connector.VisualBridge`.
     """
 
     tokens: list[Tensor]
-    alive: list[Tensor]
+    attended: list[Tensor]
 
 
 class PreparedBatch(dict[str, Tensor]):
@@ -239,26 +241,23 @@ def visual_tokens(
     if faults is not None:
         inputs = corrupt_inputs(cfg, inputs, faults, tower.vocabularies)
     views = (len(presence), len(cfg.views))
-    weights: dict[str, Tensor] = {}
-    extra, extra_alive = [], []  # global tokens, masked apart from the grid tokens of their view
-    if not inputs.values:
-        shape = (*views, policy.model.bridge_tokens, policy.model.text_width)
-        tokens = torch.zeros(shape, device=presence.device)
-        alive = torch.zeros(views, dtype=torch.bool, device=presence.device)
-    else:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
-            encoded = tower.encode(inputs)
-        made = policy.model.bridge(encoded.tokens, encoded.present, encoded.globals)
-        weights = made.modality_weights
-        tokens = made.tokens.unflatten(0, views)  # (B, V, N, D)
-        alive = made.alive.unflatten(0, views)  # (B, V)
-        for domain, rows in made.global_tokens.items():
-            extra += rows.unflatten(0, views).unbind(1)
-            extra_alive += encoded.globals_present[domain].unflatten(0, views).unbind(1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
+        encoded = tower.encode(inputs) if inputs.values else TowerOutput({}, {})
+    made = policy.model.bridge(
+        encoded.tokens,
+        encoded.present,
+        encoded.globals,
+        encoded.globals_present,
+        len(presence) * len(cfg.views),
+    )
+    tokens, seen = made.tokens.unflatten(0, views), made.seen.unflatten(0, views)  # (B, V, N, D), (B, V)
     if cfg.vision_tower == "siglip+fourm":
-        tokens, alive = _beside_siglip(policy, batch, tokens, alive, presence)
-    visual = VisualPrefix([*tokens.unbind(1), *extra], [*alive.unbind(1), *extra_alive])
-    return visual, LastLook(inputs, weights)
+        tokens, seen = _beside_siglip(policy, batch, tokens, seen, presence)
+    entries = [*tokens.unbind(1)]
+    for rows in made.global_tokens.values():
+        entries += rows.unflatten(0, views).unbind(1)
+    attended = [torch.ones_like(seen[:, 0])] * len(entries)
+    return VisualPrefix(entries, attended), LastLook(inputs, seen, made.modality_weights)
 
 
 def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -272,16 +271,16 @@ def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, 
 
 
 def _beside_siglip(
-    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, alive: Tensor, presence: Tensor
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, seen: Tensor, presence: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone.
 
-    A view is there when either tower has seen something of it: 4M need not read RGB.
+    A view is seen when either tower has seen something of it: 4M need not read RGB.
     """
-    seen = presence[:, :, RGB]
-    out, there = tokens.clone(), alive.clone()
+    rgb = presence[:, :, RGB]
+    out, there = tokens.clone(), seen.clone()
     for v, siglip in siglip_tokens(policy, batch).items():
-        both = siglip + policy.model.fourm_gate(tokens[:, v] * alive[:, v, None, None])
-        out[:, v] = torch.where(seen[:, v, None, None], both, tokens[:, v])
-        there[:, v] |= seen[:, v]
+        both = siglip + policy.model.fourm_gate(tokens[:, v] * seen[:, v, None, None])
+        out[:, v] = torch.where(rgb[:, v, None, None], both, tokens[:, v])
+        there[:, v] |= rgb[:, v]
     return out, there

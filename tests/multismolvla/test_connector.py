@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from multismolvla.connector import GridConnector, VisualBridge
 from multismolvla.fusion import GatedFusion, resample_grid
@@ -211,30 +212,53 @@ def test_a_grid_that_cannot_be_folded_is_named():
         GridConnector(DIM, 12, 15, 2, 16)
 
 
-def test_the_bridge_says_which_views_have_anything_left():
+def a_bridge(**gridless: int) -> VisualBridge:
     torch.manual_seed(0)
-    bridge = VisualBridge(a_fusion(), GridConnector(DIM, 12, 4, 2, 16, with_globals=True))
+    bridge = VisualBridge(
+        a_fusion(), GridConnector(DIM, 12, 4, 2, 16, with_globals=bool(gridless)), gridless=gridless
+    )
+    nn.init.normal_(bridge.absent)
+    return bridge
+
+
+def test_a_view_of_which_nothing_is_left_keeps_its_place():
+    """Its tokens stand for nothing; masked tokens would move what follows, see VisualBridge."""
+    bridge = a_bridge(one=5, two=2)
     tokens = some_tokens(rows=3)
     present = everywhere(tokens)
     for mask in present.values():
         mask[1] = False
-    out, alive, extra, _ = bridge(
-        tokens, present, {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)}
-    )
-    assert out.shape == (3, 4, 12)
-    assert alive.tolist() == [True, False, True]
-    assert {d: rows.shape for d, rows in extra.items()} == {"one": (3, 5, 12), "two": (3, 2, 12)}
-    assert bridge(tokens, present)[2] == {}
+    rows = {"one": torch.randn(3, 5, DIM), "two": torch.randn(3, 2, DIM)}
+    there = {"one": torch.tensor([True, True, False]), "two": torch.ones(3, dtype=torch.bool)}
+    out, seen, extra, _ = bridge(tokens, present, rows, there)
+    assert seen.tolist() == [True, False, True]
+    assert torch.equal(out[1], bridge.absent.expand(4, 12))
+    assert not torch.isclose(out[0], bridge.absent).any()
+    assert torch.equal(extra["one"][2], bridge.absent.expand(5, 12))
+    assert {d: r.shape for d, r in extra.items()} == {"one": (3, 5, 12), "two": (3, 2, 12)}
+    assert bridge(tokens, present)[2].keys() == {"one", "two"}  # the same tokens, whatever was delivered
+    assert a_bridge()(tokens, present)[2] == {}
+
+
+def test_what_stands_for_nothing_learns_only_where_nothing_is():
+    bridge = a_bridge()
+    tokens = some_tokens(rows=3)
+    present = everywhere(tokens)
+    bridge(tokens, present).tokens.sum().backward()
+    assert not bridge.absent.grad.any()  # there, so that no process waits for it
+    for mask in present.values():
+        mask[1] = False
+    bridge(tokens, present).tokens.sum().backward()
+    assert torch.equal(bridge.absent.grad, torch.full((12,), 4.0))
 
 
 def test_global_tokens_go_on_where_no_grid_is_left():
-    torch.manual_seed(0)
-    bridge = VisualBridge(a_fusion(), GridConnector(DIM, 12, 4, 2, 16, with_globals=True))
-    rows = torch.randn(3, 5, DIM)
-    out, alive, extra, _ = bridge({}, {}, {"one": rows})
-    assert torch.equal(out, torch.zeros(3, 4, 12))
-    assert not alive.any()
-    beside = bridge(some_tokens(rows=3), everywhere(some_tokens(rows=3)), {"one": rows})[2]
+    bridge = a_bridge(one=5)
+    rows, there = {"one": torch.randn(3, 5, DIM)}, {"one": torch.ones(3, dtype=torch.bool)}
+    out, seen, extra, _ = bridge({}, {}, rows, there, rows=3)
+    assert torch.equal(out, bridge.absent.expand(3, 4, 12))
+    assert not seen.any()
+    beside = bridge(some_tokens(rows=3), everywhere(some_tokens(rows=3)), rows, there)[2]
     assert torch.equal(extra["one"], beside["one"])
     extra["one"].sum().backward()
     assert bridge.connector.global_proj.weight.grad is not None

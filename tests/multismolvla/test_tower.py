@@ -169,4 +169,4 @@ def test_a_modality_without_a_tokenizer_is_named(tower):
 def test_the_order_of_modalities_is_the_projects_whatever_the_options_say(tower):
     shuffled = MultimodalTower(tower.encoder, dict(reversed(DOMAINS.items())), tokenizers(), SIDE)
     assert tuple(shuffled.domains) == MODALITIES
-    assert shuffled.num_globals == 0
+    assert shuffled.gridless == {}

@@ -136,25 +136,26 @@ def test_global_tokens_are_there_as_a_whole_or_not_at_all() -> None:
 
 
 @torch.no_grad()
-def test_only_global_tokens_left_leave_a_masked_grid() -> None:
+def test_only_global_tokens_left_leave_an_empty_grid() -> None:
     made = tower("global")
     bridge = VisualBridge(
-        GatedFusion(DIM, made.fused_modalities, 4), GridConnector(DIM, 12, 4, 2, 16, with_globals=True)
+        GatedFusion(DIM, made.fused_modalities, 4),
+        GridConnector(DIM, 12, 4, 2, 16, with_globals=True),
+        gridless=made.gridless,
     )
     assert made.fused_modalities == ("rgb",)
-    assert made.num_globals == 3
-    blind = {"thermal": view()["thermal"]}
-    out = made([blind], there())
-    tokens, alive, extra, _ = bridge(out.tokens, out.present, out.globals)
-    assert not alive.any()
-    assert tokens.shape == (2, 4, 12)
+    assert made.gridless == {"global": 3}
+    out = made([{"thermal": view()["thermal"]}], there())
+    tokens, seen, extra, _ = bridge(out.tokens, out.present, out.globals, out.globals_present, rows=2)
+    assert not seen.any()
+    assert torch.equal(tokens, bridge.absent.expand(2, 4, 12))
     assert extra["global"].isfinite().all()
-    # one sample of the batch has pictures, the other has not: the masks differ, the global tokens do not
+    # one sample of the batch has pictures, the other has not: the grids differ, the global tokens do not
     presence = there()
     presence[1, 0, 0] = False
     mixed = made([view()], presence)
-    _, alive, beside, _ = bridge(mixed.tokens, mixed.present, mixed.globals)
-    assert alive.tolist() == [True, False]
+    _, seen, beside, _ = bridge(mixed.tokens, mixed.present, mixed.globals, mixed.globals_present)
+    assert seen.tolist() == [True, False]
     assert torch.allclose(beside["global"][1], extra["global"][1], atol=1e-6)
 
 
@@ -183,7 +184,7 @@ def test_several_gridless_domains_have_masks_of_their_own() -> None:
         "scene": [True, True],
         "global": [False, True],
     }
-    assert made.num_globals == 5
+    assert sum(made.gridless.values()) == 5
 
 
 # -- rows of numbers -----------------------------------------------------------------------------------------
