@@ -65,7 +65,9 @@ def test_a_robot_that_sees_only_global_tokens_acts_on_them(make, one_view):
     policy, key = make("bridge"), VIEWS["image"]["thermal"]
     blind = {k: v for k, v in one_view.items() if "images" not in k or k == key}
     images, masks = policy.prepare_images(dict(blind))
-    assert [m.any().item() for m in masks] == [False, False, True, False]  # grids of both views, then globals
+    assert all(m.all() for m in masks)
+    absent = policy.model.bridge.absent  # grids of both views, then global tokens
+    assert [torch.allclose(tokens, absent) for tokens in images] == [True, True, False, True]
     assert images[2].shape[1] == 16
     assert not torch.allclose(chunk(policy, blind), chunk(policy, blind | {key: 1 - blind[key]}), atol=1e-6)
     mixed = one_view | {
