@@ -54,6 +54,7 @@ class DepthEstimator:
         *,
         output: str = "auto",
         range_m: tuple[float, float] = RELATIVE_RANGE_M,
+        revision: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> DepthEstimator:
@@ -63,6 +64,7 @@ class DepthEstimator:
             source: any network of ``AutoModelForDepthEstimation``.
             output: ``relative``, ``metric``, or ``auto``: as its config declares.
             range_m: nominal metres of the nearest and farthest pixel of a relative estimate.
+            revision: commit, branch or tag on the hub; ``None`` = the newest.
             device: where it runs.
             dtype: of its matrix products; ``None`` = float32.
 
@@ -73,7 +75,7 @@ class DepthEstimator:
         from transformers import AutoModelForDepthEstimation
 
         model, processor, tensors = load_network(
-            AutoModelForDepthEstimation, source, "depth estimation", device
+            AutoModelForDepthEstimation, source, "depth estimation", device, revision
         )
         declared = getattr(model.config, "depth_estimation_type", None)
         if output == "auto" and declared not in ("relative", "metric"):

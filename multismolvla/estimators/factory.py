@@ -14,13 +14,20 @@ from multismolvla.modalities import Modality
 
 
 def load_estimator(
-    modality: str, source: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **settings: Any
+    modality: str,
+    source: str,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    **settings: Any,
 ) -> Estimator:
     """Load the estimator of a modality.
 
     Args:
         modality: depth, seg or thermal.
         source: hub id or folder in the official layout.
+        revision: commit, branch or tag on the hub; ``None`` = the newest. A folder has none.
         device: where the network runs.
         dtype: in which it computes; ``None`` = float32.
         settings: what else decides its pictures, see the estimators' ``from_pretrained``.
@@ -29,12 +36,13 @@ def load_estimator(
         FileNotFoundError: the files are not there; the message says how to get them.
         ValueError: a modality that cannot be estimated, or damaged files.
     """
+    settings |= {"revision": revision, "device": device, "dtype": dtype}
     if modality == Modality.DEPTH:
-        return DepthEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+        return DepthEstimator.from_pretrained(source, **settings)
     if modality == Modality.SEG:
-        return SegmentationEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+        return SegmentationEstimator.from_pretrained(source, **settings)
     if modality == Modality.THERMAL:
-        return ThermalEstimator.from_pretrained(source, device=device, dtype=dtype, **settings)
+        return ThermalEstimator.from_pretrained(source, **settings)
     raise ValueError(f"Modality {modality!r} cannot be estimated from RGB; expected depth, seg or thermal.")
 
 
@@ -46,7 +54,8 @@ def restore_estimator(
     Args:
         modality: depth, seg or thermal.
         recipe: as stored with a data set or policy.
-        source: where its files are on this machine; ``None`` = the hub's cache, by the recipe's name.
+        source: where its files are on this machine; ``None`` = on the hub, or in its cache, by the recipe's
+            name and revision.
         device: where the network runs.
 
     Raises:
@@ -55,7 +64,15 @@ def restore_estimator(
     """
     narrow = None if recipe.torch_dtype == torch.float32 else recipe.torch_dtype
     place = source or recipe.model
-    made = load_estimator(modality, place, device=device, dtype=narrow, **recipe.settings)
+    made = load_estimator(
+        modality, place, revision=recipe.revision, device=device, dtype=narrow, **recipe.settings
+    )
+    if made.recipe.revision and recipe.revision and made.recipe.revision != recipe.revision:
+        raise ValueError(
+            f"The {modality} estimator at {place!r} is revision {made.recipe.revision} of "
+            f"{made.recipe.model!r}, the recipe's is {recipe.revision} of {recipe.model!r}. Give that "
+            "revision's files: a network with other settings makes other pictures, too."
+        )
     if made.recipe.fingerprint != recipe.fingerprint:
         raise ValueError(
             f"The {modality} estimator at {place!r} has the fingerprint {made.recipe.fingerprint[:12]}…, the "

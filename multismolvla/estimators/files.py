@@ -19,13 +19,15 @@ _NOT_LEARNED = (
 )  # fmt: skip
 
 
-def load_network(auto: Any, source: str, task: str, device: str) -> tuple[Any, Any, Path]:
+def load_network(
+    auto: Any, source: str, task: str, device: str, revision: str | None = None
+) -> tuple[Any, Any, Path]:
     """Network, image processor and file of weights; every learned weight must be in the file and be used."""
     from safetensors import SafetensorError
     from transformers import AutoImageProcessor
     from transformers.utils import logging as transformers_logging
 
-    config, _, tensors = weights.locate(source, _FILES)
+    config, _, tensors = weights.locate(source, _FILES, revision=revision)
     weights.stored_keys(tensors)  # names a truncated file before transformers stumbles over it
     transformers_logging.disable_progress_bar()
     try:
@@ -50,8 +52,15 @@ def load_network(auto: Any, source: str, task: str, device: str) -> tuple[Any, A
 
 def recipe_of(source: str, tensors: Path, dtype: torch.dtype | None, **settings: Setting) -> EstimatorRecipe:
     """The recipe of the network whose weights lie in ``tensors``; ``None`` = it computes in float32."""
-    parts = tensors.parts
-    revision = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
-    name = source if revision else Path(source).name  # a folder's place says nothing on another machine
+    cached = _cached(tensors)
+    name, revision = cached or (Path(source).name, None)  # a folder's place says nothing on another machine
     number = str(dtype or torch.float32).removeprefix("torch.")
     return EstimatorRecipe(name, revision, file_fingerprint(tensors), number, settings)
+
+
+def _cached(file: Path) -> tuple[str, str] | None:
+    """Hub id and commit of a file in the hub's cache: …/models--owner--name/snapshots/<commit>/<file>."""
+    repo, snapshots, commit = (file.parts[-4:-1] + ("", "", ""))[:3]
+    if snapshots != "snapshots" or not repo.startswith("models--"):
+        return None
+    return repo.removeprefix("models--").replace("--", "/", 1), commit

@@ -30,13 +30,18 @@ class SegmentationEstimator:
 
     @classmethod
     def from_pretrained(
-        cls, source: str, *, device: str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> SegmentationEstimator:
         """Load a Mask2Former whose classes are COCO panoptic's; they are matched by name, not by position."""
         from transformers import Mask2FormerForUniversalSegmentation
 
         model, processor, tensors = load_network(
-            Mask2FormerForUniversalSegmentation, source, "segmentation", device
+            Mask2FormerForUniversalSegmentation, source, "segmentation", device, revision
         )
         names = [str(model.config.id2label[c]) for c in range(model.config.num_labels)]
         recipe = recipe_of(source, tensors, dtype)

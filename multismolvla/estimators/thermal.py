@@ -39,12 +39,19 @@ class ThermalEstimator:
 
     @classmethod
     def from_pretrained(
-        cls, source: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **settings: Any
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        **settings: Any,
     ) -> ThermalEstimator:
         """Load ThermalGen from a hub id or folder.
 
         Args:
             source: in the official layout.
+            revision: commit, branch or tag on the hub; ``None`` = the newest.
             device: where it runs.
             dtype: of its weights; ``None`` = float32.
             settings: of `ThermalSettings`.
@@ -63,8 +70,8 @@ class ThermalEstimator:
                 "frame cannot be made again where a policy acts: annotate the data set anew."
             )
         chosen = ThermalSettings(**settings)
-        tensors = weights.locate(source)[1]
-        model = ThermalGen.from_pretrained(source, dtype=dtype, device=device)
+        tensors = weights.locate(source, revision=revision)[1]
+        model = ThermalGen.from_pretrained(tensors.parent, dtype=dtype, device=device)
         return cls(model, chosen, recipe_of(source, tensors, dtype, **asdict(chosen)))
 
     def estimate(self, rgb: Tensor) -> Tensor:

@@ -255,7 +255,9 @@ def policy_table(folder: Path) -> tuple[str, bool]:
         raise CommandError(
             f"--policy={folder} has no config.json. Name the folder of a policy (pretrained_model)."
         )
-    needed = needed_to_act(json.loads(config.read_text()))
+    policy = json.loads(config.read_text())
+    needed = needed_to_act(policy)
+    revisions = {recipe["model"]: recipe["revision"] for recipe in policy.get("estimators", {}).values()}
     adapters = folder / "adapter_config.json"
     if adapters.is_file():
         base = json.loads(adapters.read_text()).get("base_model_name_or_path")
@@ -264,11 +266,12 @@ def policy_table(folder: Path) -> tuple[str, bool]:
     missing: list[str] = []
     for where, purpose in needed.items():
         hub = is_hub_id(where)
-        here = is_cached(where) if hub else Path(where).exists()
+        revision = revisions.get(where)
+        here = is_cached(where, revision) if hub else Path(where).exists()
         known = SOURCES[where].size_bytes if where in SOURCES else _size(Path(where))
         size = SOURCES[where].size if where in SOURCES else f"{known / 1e6:.1f} MB" if here else "unknown"
         rows.append(("yes" if here else "no", where, size, purpose, licence_of(where)))
-        missing += [] if here else [where]
+        missing += [] if here else [f"{where} at revision {revision}" if revision else where]
         total += known
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join((*(t.ljust(w) for t, w in zip(row, widths, strict=False)), row[4])) for row in rows]

@@ -15,8 +15,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub")).expanduser()
 
 
-def is_cached(repo: str) -> bool:
-    """Whether some revision of a repository is in the cache with all the files that we read of it."""
+def is_cached(repo: str, revision: str | None = None) -> bool:
+    """Whether a commit of a repository, or any, is in the cache with all the files that we read of it."""
     wanted = SOURCES[repo].files if repo in SOURCES else ("config.json",)
     snapshots = cache_folder() / f"models--{repo.replace('/', '--')}" / "snapshots"
-    return any(all((revision / name).is_file() for name in wanted) for revision in snapshots.glob("*"))
+    return any(
+        all((commit / name).is_file() for name in wanted) for commit in snapshots.glob(revision or "*")
+    )

@@ -124,16 +124,27 @@ def test_offline_hub_is_a_note(monkeypatch, tmp_path):
 
 
 def test_what_a_policy_reads_and_what_of_it_is_missing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(doctor, "is_cached", lambda repo: repo.startswith("HuggingFaceTB"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for repo, commit in (
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "01"),
+        ("xjh19972/ThermalGen-B-2", "02"),
+    ):
+        for name in SOURCES[repo].files:
+            file = tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / commit / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("x")
     folder, depth = tmp_path / "policy", tmp_path / "depth"
     folder.mkdir()
     depth.mkdir()
     (folder / "model.safetensors").write_bytes(bytes(3_000_000))
     (depth / "model.safetensors").write_bytes(bytes(2_000_000))
-    recipe = {"model": "xjh19972/ThermalGen-B-2", "fingerprint": "f", "dtype": "float32", "settings": {}}
+    recipe = {
+        "model": "xjh19972/ThermalGen-B-2", "revision": "03", "fingerprint": "f", "dtype": "float32",
+        "settings": {},
+    }  # fmt: skip
     options = {
         "base_checkpoint": "lerobot/smolvla_base",
-        "estimators": {"thermal": recipe, "depth": recipe | {"model": "depth"}},
+        "estimators": {"thermal": recipe, "depth": recipe | {"model": "depth", "revision": None}},
         "estimator_sources": {"depth": str(depth)},
     }
     (folder / "config.json").write_text(json.dumps(options))
@@ -149,7 +160,7 @@ def test_what_a_policy_reads_and_what_of_it_is_missing(monkeypatch, tmp_path, ca
     assert re.search(r"1\.39 GB +thermal from RGB", lines[3])
     assert "2.0 MB" in lines[4]
     assert "4.77 GB" in lines[5]  # 3.37 + 1.39 + 0.005, and the small ones
-    assert lines[6].startswith("Not here: EPFL-VILAB/4M-21_B, xjh19972/ThermalGen-B-2.")
+    assert lines[6].startswith("Not here: EPFL-VILAB/4M-21_B, xjh19972/ThermalGen-B-2 at revision 03.")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gone/connector/x"}))
     doctor.main([f"--policy={folder}"])
     assert "no    gone/connector/x" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +177,28 @@ def test_other_weights_than_the_recipes_are_refused_by_name(folders, tmp_path):
     save_file(trained_on, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"depth estimator at .*other.*fingerprint.*'depth'"):
         restore_estimator("depth", recipe, source=str(other))
+
+
+@pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
+def test_exactly_the_revision_of_the_recipe_is_restored(modality, folders, tmp_path, monkeypatch):
+    """The hub has moved on since: the same weights, and who knows what settings."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--lab--network"
+    then, now = "0123abcd" * 5, "4567cdef" * 5
+    for commit in (then, now):
+        shutil.copytree(folders[modality], cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(then)
+    recipe = load_estimator(modality, "lab/network", **OPTIONS[modality]).recipe
+    assert (recipe.model, recipe.revision) == ("lab/network", then)
+    (cache / "refs" / "main").write_text(now)
+    assert restore_estimator(modality, stored(recipe)).recipe == recipe
+    with pytest.raises(ValueError, match=rf"is revision {now} of 'lab/network', the recipe's is {then}"):
+        restore_estimator(modality, recipe, source=str(cache / "snapshots" / now))
+    restore_estimator(modality, recipe, source=folders[modality])  # no revision: its weights say enough
+    shutil.rmtree(cache / "snapshots" / then)
+    with pytest.raises(FileNotFoundError, match=f"of 'lab/network' at revision '{then}'"):
+        restore_estimator(modality, recipe)
 
 
 def test_what_cannot_be_estimated_or_made_again_is_named(folders):
