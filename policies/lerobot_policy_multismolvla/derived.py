@@ -97,6 +97,17 @@ def check_refresh(cfg: MultiSmolVLAOptions) -> None:
             )
 
 
+def warn_of_reuse(cfg: MultiSmolVLAOptions) -> None:
+    """Say when training begins that it does not show what the policy will act on between estimates."""
+    if remembers(cfg) and cfg.refresh_between == "reuse":
+        logger.warning(
+            "--policy.refresh_between=reuse: the policy acts on estimates of earlier pictures (refresh=%s). "
+            "Training cannot show it those: a sample holds one frame. What stage 2 does imitate is "
+            "--policy.refresh_between=absent.",
+            cfg.refresh,
+        )
+
+
 def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
     """The recipes of the derived streams: the policy's, completed by what the dataset says of its own.
 

@@ -26,7 +26,7 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh
+from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
@@ -220,6 +220,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             check_training_health(self.config, batch)
         if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
+            warn_of_reuse(self.config)
             self._restart_finished_curriculum()
             self._training_began = True
         draw = FlowDraw(noise, time, reduction)

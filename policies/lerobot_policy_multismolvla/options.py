@@ -76,7 +76,9 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     missing_estimator: str = "error"  # when an estimator's files are not there: error, or absent
     # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out = at every look.
     refresh: dict[str, int] = field(default_factory=dict)
-    # What a derived stream is between: absent, which stage 2 trains, or the last estimate, which it does not.
+    # What a derived stream is between: absent, which stage 2 trains, or the last estimate (reuse), which it
+    # cannot: that is of a frame n_action_steps or more earlier, and a training sample holds one. LeRobot
+    # 0.6.1 would load earlier frames of every observation key or of none, all pictures included.
     refresh_between: str = "absent"
     square: str = "crop"  # how a non-square view becomes square, for all its streams alike
 

@@ -75,7 +75,7 @@ def drop_for_connector(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, ra
 def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
     """Without the streams that are estimated at every k-th look only, in all but a k-th of the samples.
 
-    With ``policy.refresh_between=reuse`` nothing changes: training has no older pictures.
+    With ``policy.refresh_between=reuse`` nothing changes: a sample has no earlier frames to reuse.
     """
     if cfg.refresh_between == "reuse" or not cfg.refresh:
         return available

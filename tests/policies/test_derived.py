@@ -14,7 +14,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
 from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotated_dataset, write_networks
-from tiny_policy import SIDE, rgb_features
+from tiny_policy import SIDE, flow_inputs, rgb_features
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
@@ -232,6 +232,16 @@ def test_training_misses_a_stream_as_often_as_the_robot_will(policy_of):
     assert left[..., others].all()
     policy.config.refresh_between = "reuse"
     assert drop_sensors(policy.config, everything, 0, 0).all()
+
+
+def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, batch, caplog):
+    for between, said in (("reuse", 1), ("absent", 0)):
+        policy, _ = policy_of(refresh={"thermal": 4}, refresh_between=between)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                policy.train().forward(dict(batch), **flow_inputs())
+        assert caplog.text.count("estimates of earlier pictures (refresh={'thermal': 4})") == said
 
 
 @pytest.mark.parametrize(
