@@ -35,12 +35,13 @@ class Cause(IntEnum):
     FIT = 0
     UNUSUAL = 1  # unlike any picture of the training data
     FROZEN = 2  # the same content while the robot moves
-    DEPTH_SCALE = 3  # far nearer or farther than in the training data, or than a robot arm looks
-    NO_DEPTH = 4  # no valid pixel
-    CONSTANT = 5  # no structure at all
-    ZERO = 6  # every value is zero: what drivers deliver instead of nothing
-    OUT_OF_RANGE = 7
-    NOT_FINITE = 8
+    SKEW = 3  # taken at another moment than its view's RGB
+    DEPTH_SCALE = 4  # far nearer or farther than in the training data, or than a robot arm looks
+    NO_DEPTH = 5  # no valid pixel
+    CONSTANT = 6  # no structure at all
+    ZERO = 7  # every value is zero: what drivers deliver instead of nothing
+    OUT_OF_RANGE = 8
+    NOT_FINITE = 9
 
     @property
     def label(self) -> str:

@@ -61,9 +61,11 @@ PICTURE_CHANNELS: dict[str, tuple[int, ...]] = {
 #: 8.
 MINI_LABELS: tuple[str, ...] = ("background", "robot", "gripper", "cube", "can", "basket", "plate", "other")
 
-#: How the keys of cached ids begin, and how those of presence flags end (LeRobot's own convention).
+#: How the keys of cached ids begin, and how those of presence flags (LeRobot's own convention) and of capture
+#: times end.
 TOKEN_PREFIX = "observation.tokens."
 PADDING_MASK_SUFFIX = "_padding_mask"
+CAPTURED_SUFFIX = "_captured"
 #: Name of the validity mask among the pictures of one view, see `multismolvla.tower`.
 DEPTH_VALID = "depth_valid"
 
@@ -87,6 +89,14 @@ def modality_of_key(key: str) -> str:
 def padding_mask_key(key: str) -> str:
     """Key of the presence flag of picture ``key``: bool (B,), True = the sensor is there."""
     return f"{key}{PADDING_MASK_SUFFIX}"
+
+
+def captured_key(key: str) -> str:
+    """Key of when picture ``key`` was taken: float64 (B,), seconds of a clock that a view's streams share.
+
+    NaN = not known. Seconds since 1970 do not fit into float32, which would round them to 128 s.
+    """
+    return f"{key}{CAPTURED_SUFFIX}"
 
 
 def valid_key(key: str) -> str:

@@ -19,6 +19,7 @@ from multismolvla.modalities import (
     PICTURE_CHANNELS,
     Modality,
     ViewMap,
+    captured_key,
     padding_mask_key,
     valid_key,
     validate_view_map,
@@ -93,6 +94,9 @@ class SensorReader:
                 flag = out.get(padding_mask_key(key))
                 if flag is not None:  # also beside cached ids without a picture; datasets store it as (B, 1)
                     out[padding_mask_key(key)] = torch.as_tensor(flag).reshape(-1) > 0.5
+                taken = captured_key(key)
+                if taken in out:
+                    out[taken] = _seconds(taken, out[taken])
                 if key not in out:
                     continue
                 image = rotate_half_turns(_last_frame(key, out[key]), self.half_turns.get(view, 0))
@@ -239,6 +243,22 @@ def _last_frame(key: str, image: Any) -> Tensor:
         raise ValueError(f"{key} has shape {tuple(image.shape)}. Expected (B, C, H, W), channels first.")
     # a depth camera's uint16 has hardly any operators in torch, not even a flip
     return image.to(torch.int32) if image.dtype == torch.uint16 else image
+
+
+def _seconds(key: str, taken: Any) -> Tensor:
+    """Capture times (B,), in the number format in which they come; datasets store them as (B, 1)."""
+    times = torch.as_tensor(taken).reshape(-1)
+    if not times.is_floating_point():
+        raise ValueError(
+            f"{key} has dtype {times.dtype}. Expected seconds as float64, NaN where the time is not known."
+        )
+    step = torch.finfo(times.dtype).eps * times.abs().nan_to_num(0.0, 0.0).amax()
+    if step > 1:
+        raise ValueError(
+            f"{key} reaches {times.abs().max().item():.0f} s, where {times.dtype} has steps of "
+            f"{step.item():.0f} s. Deliver float64, or count from the start of the run."
+        )
+    return times
 
 
 def _unit_interval(key: str, image: Tensor) -> _Canonical:

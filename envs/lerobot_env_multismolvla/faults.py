@@ -47,6 +47,9 @@ class FaultWrapper(gym.Wrapper):
     pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share its
     faults, see :func:`multismolvla.provenance.with_derived`.
 
+    With a temporal fault the observation has ``captured``, float32 (views * modalities,): when the picture of
+    each stream was taken, in seconds of the episode, as cameras that stamp their pictures would tell it.
+
     ``info["fault_active"]`` says whether any stream is changed in this step: a temporal fault may begin later
     than the episode ends.
 
@@ -85,6 +88,13 @@ class FaultWrapper(gym.Wrapper):
         #: Per stream: the first picture (``freeze``), the last one shown, or the last k + 1 (``delay``).
         self._kept: dict[tuple[str, str], deque[Tensor]] = {}
         self._shown: np.ndarray | None = None
+        #: Step at which each stream's picture was taken, (V * M,); ``None`` without a fault in time.
+        self._taken: np.ndarray | None = None
+        if any(f.kind == "temporal" for f in self._faults):
+            self._taken = np.zeros(len(self._cameras) * len(MODALITIES), np.float32)
+            known: Any = env.observation_space
+            times = gym.spaces.Box(0.0, np.inf, self._taken.shape, np.float32)
+            self.observation_space = gym.spaces.Dict({**known.spaces, "captured": times})
 
     def reset(self, **kwargs: Any) -> tuple[RobotObservation, dict[str, Any]]:
         """Start an episode; the initial state's number seeds the faults."""
@@ -124,9 +134,14 @@ class FaultWrapper(gym.Wrapper):
         broken["pixels"] = dict(observation.get("pixels", {}))
         broken["presence"] = observation["presence"].copy()
         self._active = False
+        if self._taken is not None:
+            self._taken[:] = self._step_index
         for fault, camera in product(self._faults, self._cameras):
             if fault.hits(camera, fault.modality):
                 self._break_stream(observation, broken, fault, camera)
+        if self._taken is not None:
+            env: Any = self.env.unwrapped
+            broken["captured"] = self._taken / np.float32(env.control_freq)
         if not broken["pixels"]:
             broken.pop("pixels")
         self._shown = broken.get("pixels", {}).get(self._cameras[0])
@@ -151,8 +166,11 @@ class FaultWrapper(gym.Wrapper):
             place = broken if depth else broken["pixels"]
             place[stream_name(camera, fault.modality)] = result
         if gone and fault.announced:
-            view, modality = self._cameras.index(camera), MODALITIES.index(fault.modality)
-            broken["presence"][view * len(MODALITIES) + modality] = 0.0
+            broken["presence"][self._place(fault, camera)] = 0.0
+
+    def _place(self, fault: Fault, camera: str) -> int:
+        """Number of a stream where all streams are in one row."""
+        return self._cameras.index(camera) * len(MODALITIES) + MODALITIES.index(fault.modality)
 
     def _break_picture(
         self, picture: np.ndarray, fault: Fault, camera: str, distance: np.ndarray | None
@@ -201,6 +219,8 @@ class FaultWrapper(gym.Wrapper):
         if delay or shown == step:
             kept.append(image.clone())  # the environment may draw its next picture into the same memory
         self._active |= shown != step
+        if self._taken is not None:
+            self._taken[self._place(fault, camera)] = shown
         return kept[0]
 
     def _displacement(self, fault: Fault, camera: str) -> Displacement:

@@ -20,6 +20,7 @@ from torch import Tensor
 from multismolvla.modalities import (
     MODALITIES,
     Modality,
+    captured_key,
     default_view_map,
     padding_mask_key,
     picture_key,
@@ -74,12 +75,13 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
 
     Replaces lerobot 0.6.1's ``LiberoProcessorStep``, which turns only RGB and leaves the quaternion's sign to
     chance. Input, after LeRobot's ``preprocess_observation``: pictures float (B, 3, H, W) in [0, 1];
-    ``observation.<camera>_depth`` float (B, H, W, 1) metres; ``observation.presence`` float (B, V * M);
-    ``observation.robot_state`` nested.
+    ``observation.<camera>_depth`` float (B, H, W, 1) metres; ``observation.presence`` float (B, V * M), and
+    where a fault shows earlier pictures ``observation.captured``; ``observation.robot_state`` nested.
 
     Output: pictures turned; ``observation.images.<camera>_depth`` float32 (B, 1, H, W) metres, 0 = invalid;
-    ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``observation.state`` float32
-    (B, 8): position (3, metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
+    ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``<key>_captured`` float (B,)
+    seconds of the episode; ``observation.state`` float32 (B, 8): position (3, metres), axis-angle (3,
+    radians, canonical sign), finger positions (2, metres).
 
     Args:
         cameras: camera names in the order of the presence vector. A suite that has only the first of them
@@ -100,23 +102,29 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
                 processed[picture_key(camera, Modality.DEPTH)] = turned.contiguous()
         presence = processed.pop(f"{OBS_PREFIX}presence", None)
         if presence is not None:
-            processed.update(self._padding_masks(presence))
+            streams = self._by_stream("presence", presence, absent=0.0)
+            processed.update({padding_mask_key(key): there > 0.5 for key, there in streams.items()})
+        captured = processed.pop(f"{OBS_PREFIX}captured", None)
+        if captured is not None:
+            streams = self._by_stream("captured", captured, absent=torch.nan)
+            processed.update({captured_key(key): taken for key, taken in streams.items()})
         robot = processed.pop(f"{OBS_PREFIX}robot_state", None)
         if robot is not None:
             processed[OBS_STATE] = self._state(robot)
         return processed
 
-    def _padding_masks(self, presence: Tensor) -> dict[str, Tensor]:
+    def _by_stream(self, name: str, values: Tensor, absent: float) -> dict[str, Tensor]:
+        """Picture key -> (B,), its column of (B, V * M); ``absent`` for the cameras that a suite lacks."""
         expected = len(self.cameras) * len(MODALITIES)
-        if presence.ndim != 2 or presence.shape[1] > expected or presence.shape[1] % len(MODALITIES):
+        if values.ndim != 2 or values.shape[1] > expected or values.shape[1] % len(MODALITIES):
             raise ValueError(
-                f"observation.presence has shape {tuple(presence.shape)}; expected (batch, {expected}): "
+                f"observation.{name} has shape {tuple(values.shape)}; expected (batch, {expected}): "
                 f"{len(self.cameras)} cameras {self.cameras} times modalities {list(MODALITIES)}."
             )
-        present = torch.zeros(len(presence), expected, dtype=torch.bool, device=presence.device)
-        present[:, : presence.shape[1]] = presence > 0.5
+        whole = values.new_full((len(values), expected), absent)
+        whole[:, : values.shape[1]] = values
         keys = [key for view in default_view_map(tuple(self.cameras)).values() for key in view.values()]
-        return {padding_mask_key(key): present[:, place] for place, key in enumerate(keys)}
+        return {key: whole[:, place] for place, key in enumerate(keys)}
 
     @staticmethod
     def _state(robot: RobotObservation) -> Tensor:

@@ -22,7 +22,14 @@ from lerobot_policy_multismolvla.derived import adopt_recipes, derived_streams, 
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features, check_cameras, warn_of_undeclared_cameras
 from multismolvla.health import MEMORY_KEY, memory_size
-from multismolvla.modalities import MODALITIES, PADDING_MASK_SUFFIX, PICTURE_CHANNELS, TOKEN_PREFIX, Modality
+from multismolvla.modalities import (
+    CAPTURED_SUFFIX,
+    MODALITIES,
+    PADDING_MASK_SUFFIX,
+    PICTURE_CHANNELS,
+    TOKEN_PREFIX,
+    Modality,
+)
 from multismolvla.tokenizers.recipe import NETWORK, local_fingerprints, recipe_difference, token_recipe
 
 logger = logging.getLogger(__name__)
@@ -83,14 +90,14 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
                 )
         self._check_geometry(pictures)
         pictures |= self._pictures_known_by_their_tokens(features)
-        # LeRobot 0.6.1 types recorded presence flags and cached ids as STATE, also those of undeclared
-        # streams: they would be normalised into nonsense and be asked of a robot.
+        # LeRobot 0.6.1 types recorded presence flags, capture times and cached ids as STATE, also those of
+        # undeclared streams: they would be normalised into nonsense and be asked of a robot.
         others = {
             k: f
             for k, f in features.items()
             if f.type is not FeatureType.VISUAL
             and not k.startswith(TOKEN_PREFIX)
-            and not k.endswith(PADDING_MASK_SUFFIX)
+            and not k.endswith((PADDING_MASK_SUFFIX, CAPTURED_SUFFIX))
         }
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
 

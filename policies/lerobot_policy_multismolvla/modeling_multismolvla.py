@@ -42,6 +42,7 @@ from lerobot_policy_multismolvla.visual import (
     health_marks,
     rgb_pictures,
     visual_tokens,
+    with_skew,
 )
 from multismolvla.connector import ZeroGate
 from multismolvla.inspection import LastLook
@@ -178,7 +179,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         marks = health_marks(self.config, batch) if self.config.health == "act" else None
         if marks is None:
             return there
-        return self.config.provenance_map.drop_with_rgb(there & (marks[..., 0] <= 0))
+        cause = with_skew(self.config, batch, there, marks[..., 0])
+        return self.config.provenance_map.drop_with_rgb(there & (cause <= 0))
 
     def reset(self) -> None:
         """A new episode begins."""

@@ -69,6 +69,9 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # What becomes of pictures that are not fit to be used: act = absent, off = nothing, strict = an error.
     # None = strict in training, where they are faults of the dataset, and act everywhere else.
     health: str | None = None
+    # Depth, seg and thermal that were taken so many milliseconds before or after their view's RGB are not fit
+    # to be used, either. Needs capture times (<key>_captured); None = they are not looked at.
+    max_skew_ms: float | None = None
     # What makes the derived streams: modality -> recipe, adopted from the training data. A stream that no
     # sensor delivers is computed by it wherever the policy plans.
     estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -235,6 +238,11 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
         _check_choice(option, getattr(cfg, option), allowed)
     if cfg.health is not None:
         _check_choice("health", cfg.health, ("act", "off", "strict"))
+    if cfg.max_skew_ms is not None and not cfg.max_skew_ms > 0:
+        raise ValueError(
+            f"--policy.max_skew_ms={cfg.max_skew_ms}: expected milliseconds above 0. Leave it out, and no "
+            "capture time is looked at."
+        )
     for view in cfg.half_turns:
         _check_choice("half_turns keys", view, tuple(cfg.views))
     for modality in cfg.domains:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.training_faults import Corruption, corrupt_inputs, corrupt_pictures
 from multismolvla.health import (
+    CERTAIN,
     MARKS,
     MEMORY_KEY,
     Cause,
@@ -27,6 +29,7 @@ from multismolvla.modalities import (
     DEPTH_VALID,
     MODALITIES,
     Modality,
+    captured_key,
     ids_name,
     padding_mask_key,
     token_key,
@@ -121,6 +124,32 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
     return marks
 
 
+def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, cause: Tensor) -> Tensor:
+    """The causes of a look, and `Cause.SKEW` where a stream was taken at another moment than its view's RGB.
+
+    Streams without a time are not compared, and neither is anything with RGB that is not fit itself.
+
+    Args:
+        cfg: ``max_skew_ms`` is how far apart they may be.
+        batch: with the times, where the source has them.
+        there: bool (B, V, M), which streams are there.
+        cause: (B, V, M), what else is wrong with them.
+    """
+    if cfg.max_skew_ms is None:
+        return cause
+    found = cause.clone()
+    for v, streams in enumerate(cfg.views.values()):
+        times = {m: batch[captured_key(key)] for m, key in streams.items() if captured_key(key) in batch}
+        if Modality.RGB not in times:
+            continue
+        usable = there[:, v, RGB] & (cause[:, v, RGB] <= Cause.FIT)
+        for modality, taken in times.items():
+            apart = (taken - times[Modality.RGB]).abs() * 1000 > cfg.max_skew_ms
+            own = found[:, v, MODALITIES.index(modality)]
+            own.copy_(torch.where(usable & apart, own.clamp_min(int(Cause.SKEW)), own))
+    return found
+
+
 def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> None:
     """See that no picture of a training batch is marked.
 
@@ -128,9 +157,10 @@ def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> 
         ValueError: one is; the message names stream, cause, episode and time.
     """
     marks = health_marks(cfg, batch)
-    if marks is None or not (marks[..., 0] > 0).any():
+    if marks is None or (cfg.max_skew_ms is None and not (marks[..., 0] > 0).any()):
         return
-    cause = torch.where(available_sensors(cfg, batch), marks[..., 0], 0.0)
+    there = available_sensors(cfg, batch)
+    cause = torch.where(there, with_skew(cfg, batch, there, marks[..., 0]), 0.0)
     if (cause > 0).any():
         what, row = _first_unfit(cfg, cause)
         where = {k: batch[k][row].item() for k in ("episode_index", "timestamp") if k in batch}
@@ -181,8 +211,11 @@ class SensorWatch:
         shape = (len(state), memory_size(marks.shape[1] * marks.shape[2], state.shape[1]))
         if memory is not None and memory.shape != shape:  # other rows than at the last look
             memory = None
-        self.verdict = judge(marks.flatten(1, 2), state, memory)
-        cause = self.verdict.cause.unflatten(1, marks.shape[1:3])
+        verdict = judge(marks.flatten(1, 2), state, memory)
+        cause = with_skew(cfg, batch, there, verdict.cause.unflatten(1, marks.shape[1:3]))
+        now = cause.flatten(1)
+        score = torch.where(now > verdict.cause, CERTAIN, verdict.score)
+        self.verdict = replace(verdict, cause=now, score=score)
         fit = cfg.provenance_map.drop_with_rgb(there & (cause == Cause.FIT))
         if cfg.health == "strict" and (there & (cause != Cause.FIT)).any():
             what, _ = _first_unfit(cfg, torch.where(there, cause, 0))

@@ -17,6 +17,8 @@ class ToyEnv(gym.Env):
 
     suite, cameras, labels = "toy", ("image", "image2"), ()
     provenance = {"rgb": "sensor", "thermal": "derived"}  # noqa: RUF012
+    control_freq = 20
+    observation_space = gym.spaces.Dict({"presence": gym.spaces.Box(0, 1, (8,), np.float32)})
 
     def __init__(self, limit: int, task_id: int = 0) -> None:
         self._max_episode_steps, self.task_id, self.count = limit, task_id, 0

@@ -43,6 +43,28 @@ def test_a_delay_of_k_shows_the_picture_of_k_steps_earlier(toy_env, k, limit, ta
     assert active == [n > 0 for n in range(limit + 1)], "the first picture is on time"
 
 
+@pytest.mark.parametrize("text", ["delay@3", "frame_drop@0.5", "frozen"])
+def test_an_earlier_picture_comes_with_the_time_at_which_it_was_taken(toy_env, text):
+    env = FaultWrapper(toy_env(20), parse_condition(f"C4:rgb.image2={text}"), run_seed=1)
+    assert env.observation_space["captured"].shape == (8,)
+    observation, _ = env.reset()
+    late = 0
+    for number in range(20):
+        captured = observation["captured"].reshape(2, 4)  # rgb, depth, seg, thermal
+        (shown,) = (
+            n
+            for n in range(number + 1)
+            if np.array_equal(observation["pixels"]["image2"], toy_env.picture("image2", n))
+        )
+        expected = np.full((2, 4), number / 20, np.float32)
+        expected[1, [0, 3]] = shown / 20  # thermal is computed of it
+        np.testing.assert_allclose(captured, expected)
+        late += shown < number
+        observation, *_ = env.step(None)
+    assert late
+    assert "captured" not in FaultWrapper(toy_env(20), parse_condition("C1:-rgb"), 1).reset()[0]
+
+
 @quickly
 @given(p=st.sampled_from([0.1, 0.3, 0.5, 0.9]), **EPISODES)
 def test_a_lost_frame_leaves_the_last_one_that_arrived(toy_env, p, limit, task, run_seed):

@@ -16,7 +16,14 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors import SafetensorError, safe_open
 
-from multismolvla.modalities import MODALITIES, Modality, default_view_map, modality_of_key, padding_mask_key
+from multismolvla.modalities import (
+    MODALITIES,
+    Modality,
+    captured_key,
+    default_view_map,
+    modality_of_key,
+    padding_mask_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +181,11 @@ def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, 
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:
-    """The rename map with the pictures' padding masks: a loss must stay announced under another name."""
+    """The rename map with the pictures' padding masks, so that a loss stays announced, and capture times."""
     masks = {
-        padding_mask_key(old): padding_mask_key(new)
+        beside(old): beside(new)
         for old, new in rename_map.items()
+        for beside in (padding_mask_key, captured_key)
         if old.startswith(f"{OBS_IMAGES}.")
     }
     return {**masks, **rename_map}

@@ -178,3 +178,27 @@ def test_the_manifest_says_what_the_policy_reads_and_where_it_comes_from(checkpo
     assert facts.modalities == ["rgb"]
     assert facts.provenance == {"rgb": "sensor"}
     assert facts.keys == ["observation.images.image", "observation.images.image2", "observation.state"]
+
+
+def test_a_stream_that_is_late_is_absent_and_the_row_says_why(checkpoints, source):
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
+    from multismolvla_eval.rollout.episode import run_episode
+
+    policy = load_policy(str(checkpoints / "ours"), source)
+
+    def depth(condition):
+        row = run_episode(EpisodeSpec("ours", source.suite, 0, condition, 0), source, policy, 0)
+        return row.health["image.depth"], row.health["image.rgb"]
+
+    policy.config.max_skew_ms = 60.0  # at 20 pictures a second: more than one step
+    found, rgb = depth("C4:depth=delay@2")
+    assert (found.cause, found.first, found.absent) == (
+        "skew",
+        1,
+        found.looks - 1,
+    )  # the first one is on time
+    assert rgb.cause is None
+    assert depth("C4:depth=delay@1")[0].cause is None
+    policy.config.max_skew_ms = None
+    assert depth("C4:depth=delay@2")[0].cause != "skew"
