@@ -242,10 +242,12 @@ class MultimodalTower(nn.Module):
         return out
 
     def wants_gradient(self, inputs: EncoderInputs) -> bool:
-        """Whether something in the encoder learns from these inputs: then it keeps its activations.
+        """Whether a gradient goes through the encoder: then it keeps its activations.
 
-        That is a map of soft rows, or adapters that a user puts on the encoder.
+        To a map of soft rows, to adapters that a user puts on the encoder, or, of an attack, to the pictures.
         """
+        if any(values.requires_grad for values in inputs.values.values()):
+            return True
         maps = self.encoder.encoder_embeddings
         unused = {id(p) for d in maps if d not in inputs.values for p in maps[d].parameters()}
         return any(p.requires_grad and id(p) not in unused for p in self.encoder.parameters())

@@ -170,3 +170,16 @@ def test_the_order_of_modalities_is_the_projects_whatever_the_options_say(tower)
     shuffled = MultimodalTower(tower.encoder, dict(reversed(DOMAINS.items())), tokenizers(), SIDE)
     assert tuple(shuffled.domains) == MODALITIES
     assert shuffled.gridless == {}
+
+
+def test_a_gradient_reaches_the_pixels_through_the_frozen_tower(tower):
+    """Nothing in the tower learns, and still an attack must know where the pictures move its tokens."""
+    frozen = MultimodalTower(tower.encoder.requires_grad_(False), DOMAINS, tokenizers(), SIDE)
+    view = a_view(1)
+    assert not frozen.wants_gradient(frozen.encoder_inputs([view], all_there(views=1)))
+    pixels = view["rgb"].requires_grad_()
+    inputs = frozen.encoder_inputs([view], all_there(views=1))
+    assert frozen.wants_gradient(inputs)
+    (gradient,) = torch.autograd.grad(frozen.encode(inputs).tokens["depth"].pow(2).sum(), pixels)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all(), "through attention, as depth's own ids have none"
+    tower.encoder.requires_grad_(True)
