@@ -45,7 +45,8 @@ class FaultWrapper(gym.Wrapper):
     (the episode's first frame stays) and ``noisy_freeze`` (it stays under fresh noise) leave ``presence`` at
     1. Soft and cross-modal faults change the content, temporal ones show an earlier picture or none. Depth
     pixels that a fault makes invalid become 0. Modalities that the environment computes from RGB share its
-    faults, see :func:`multismolvla.provenance.with_derived`.
+    faults, see :func:`multismolvla.provenance.with_derived`. Attacks (C6) are no faults of a sensor, they
+    happen where the policy looks: here they only drop what is computed from their RGB.
 
     With a temporal fault the observation has ``captured``, float32 (views * modalities,): when the picture of
     each stream was taken, in seconds of the episode, as cameras that stamp their pictures would tell it.
@@ -81,7 +82,8 @@ class FaultWrapper(gym.Wrapper):
                     f"Condition {condition.id!r} {wish}; this environment has {list(self._cameras)}."
                 )
         self._derived = {m for m, kind in inner.provenance.items() if kind == Provenance.DERIVED}
-        self._faults = with_derived(condition.faults, self._derived, self._cameras)
+        reaching = with_derived(condition.faults, self._derived, self._cameras)
+        self._faults = tuple(f for f in reaching if f.kind != "adversarial")
         self._step_index = 0
         self._init_state = 0
         self._active = False

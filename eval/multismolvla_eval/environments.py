@@ -17,6 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from multismolvla.corruption import Condition
+from multismolvla.modalities import Provenance
+from multismolvla.provenance import with_derived
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.records.schema import SuiteFacts
 
@@ -103,8 +105,13 @@ class LeRobotSource:
         return self._envs[task_id]
 
     def with_faults(self, env: gym.Env, condition: Condition, run_seed: int) -> gym.Env:
-        """Wrap in the fault wrapper of our environment package; clean episodes run without it."""
-        if not condition.faults:
+        """Wrap in the fault wrapper of our environment package, unless no sensor has a fault.
+
+        None has in a clean episode, nor under an attack, which changes what the policy looks at: but then
+        what the environment computes from RGB would still show the clean one.
+        """
+        derived = {m for m, kind in self._facts.provenance.items() if kind == Provenance.DERIVED}
+        if all(f.kind == "adversarial" for f in with_derived(condition.faults, derived, self.cameras)):
             return env
         from lerobot_env_multismolvla.faults import FaultWrapper
 

@@ -15,21 +15,31 @@ Grammar (the text is the condition's identity in result files and in commands)::
     C5:depth=shift@8                   cross-modal: depth displaced by 8 of 224 pixels against rgb
     C5:all=swapped                     the cameras are exchanged
     C5:all.image=moved@2               the camera image is 2 cm from where it was, for all its modalities
+    C6:rgb=policy@4                    adversarial: RGB changed by up to 4/255 against the policy's actions
+    C6:rgb.image2=feature@2            one camera's alone, by up to 2/255 against the policy's visual tokens
+    C6:rgb=random_sign@4               the control: every value up or down by 4/255, at random
 
 ``all`` stands for every modality, in C2 to C5. What the types are and mean: :mod:`.hard`, :mod:`.soft`,
-:mod:`.temporal`, :mod:`.cross_modal`. Two things of the protocol are no conditions: adversarial perturbations
-(C6) are not built, and LIBERO-Plus (C7) is a set of tasks and therefore an environment.
+:mod:`.temporal`, :mod:`.cross_modal`, :mod:`.adversarial`. LIBERO-Plus (C7) is no condition: it is a set of
+tasks and therefore an environment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from multismolvla.corruption import cross_modal, temporal
-from multismolvla.corruption.names import FREEZES, NOT_FOR_IDS, SEVERITIES, SOFT_TYPES, seen_in_training
-from multismolvla.modalities import MODALITIES
+from multismolvla.corruption.names import (
+    ATTACK_TYPES,
+    FREEZES,
+    NOT_FOR_IDS,
+    SEVERITIES,
+    SOFT_TYPES,
+    seen_in_training,
+)
+from multismolvla.modalities import MODALITIES, Modality
 
 #: Hard faults that the policy is not told about.
 UNANNOUNCED_TYPES: tuple[str, ...] = ("zero", "grey", *FREEZES)
@@ -37,17 +47,13 @@ HARD_TYPES: tuple[str, ...] = ("drop", *UNANNOUNCED_TYPES)
 TEMPORAL_TYPES: tuple[str, ...] = temporal.TYPES
 #: In a condition's text: every modality.
 ALL = "all"
-_GROUPS = {"C2": "hard", "C3": "soft", "C4": "temporal", "C5": "cross"}
+_GROUPS = {"C2": "hard", "C3": "soft", "C4": "temporal", "C5": "cross", "C6": "adversarial"}
 _EXAMPLES = {
     "C2": "C2:rgb=zero",
     "C3": "C3:rgb=gaussian_noise@3",
     "C4": "C4:rgb=delay@5",
     "C5": "C5:depth=shift@8",
-}
-_NO_CONDITIONS = {
-    "C6": "Adversarial perturbations (C6) are not built.",
-    "C7": "LIBERO-Plus (C7) is a set of tasks, run as an environment: --env.type=libero_plus "
-    "--env.task=libero_spatial --conditions=[C0].",
+    "C6": "C6:rgb=policy@4",
 }
 
 
@@ -58,11 +64,12 @@ class Fault:
     Attributes:
         modality: one of ``MODALITIES``.
         type: a hard (``HARD_TYPES``), soft (``SOFT_TYPES[modality]``), temporal (``TEMPORAL_TYPES``) or
-            cross-modal type (``cross_modal.TYPES[modality]``).
+            cross-modal type (``cross_modal.TYPES[modality]``), or of RGB an attack (``ATTACK_TYPES``).
         severity: 1..5 for soft faults, 0 for the others.
         cameras: the cameras that suffer from it; ``None`` for all.
         announced: whether the presence flag tells the policy. Only ``drop`` and ``burst`` are announced.
-        parameter: number of a temporal or cross-modal fault that has one, else ``None``.
+        parameter: number of a temporal or cross-modal fault that has one, of an attack its radius in grey
+            levels of 255, else ``None``.
     """
 
     modality: str
@@ -87,6 +94,11 @@ class Fault:
             wrong = check(self.type, self.parameter)
             if wrong:
                 raise ValueError(f"The fault {self.type!r} (number: {self.parameter}) {wrong}.")
+        if self.kind == "adversarial" and not (self.parameter is not None and 0 < self.parameter <= 255):
+            raise ValueError(
+                f"The attack {self.type!r} (number: {self.parameter}) needs a radius in grey levels of 255, "
+                f"more than 0 and at most 255, e.g. C6:rgb={self.type}@4."
+            )
         if self.type == "swapped" and self.cameras is not None:
             raise ValueError(
                 f"{self.modality}.{self.cameras[0]}=swapped names one camera, but all cameras change places. "
@@ -95,7 +107,7 @@ class Fault:
 
     @property
     def kind(self) -> str:
-        """``hard``, ``soft``, ``temporal`` or ``cross``.
+        """``hard``, ``soft``, ``temporal``, ``cross`` or ``adversarial``.
 
         Raises:
             ValueError: unknown type, or one that this modality cannot have.
@@ -134,10 +146,17 @@ def _kind(modality: str, type_: str) -> str:
         return "temporal"
     if type_ in cross_modal.TYPES[modality]:
         return "cross"
+    if type_ in ATTACK_TYPES:
+        if modality != Modality.RGB:
+            raise ValueError(
+                f"{modality}={type_} means nothing: {modality} becomes discrete tokens, through which no "
+                f"gradient goes. Attacks change RGB alone: C6:rgb={type_}@4."
+            )
+        return "adversarial"
     raise ValueError(
         f"Unknown fault type {type_!r} for {modality}. Known hard types: {list(HARD_TYPES)}; "
         f"known soft types for {modality}: {list(SOFT_TYPES[modality])}; temporal: {list(TEMPORAL_TYPES)}; "
-        f"cross-modal: {list(cross_modal.TYPES[modality])}."
+        f"cross-modal: {list(cross_modal.TYPES[modality])}; attacks on rgb: {list(ATTACK_TYPES)}."
     )
 
 
@@ -147,7 +166,7 @@ class Condition:
 
     Attributes:
         id: canonical text; :func:`parse_condition` of it gives an equal condition.
-        group: protocol group, "C0" to "C5".
+        group: protocol group, "C0" to "C6".
         faults: applied together. Two faults never concern the same stream.
     """
 
@@ -159,6 +178,14 @@ class Condition:
     def lost_modalities(self) -> tuple[str, ...]:
         """Modalities removed and announced in all cameras."""
         return tuple(f.modality for f in self.faults if f.type == "drop" and f.cameras is None)
+
+    @property
+    def attack(self) -> Fault | None:
+        """What is done to the policy's RGB rather than to a sensor, with all cameras that it concerns."""
+        if self.group != "C6":
+            return None
+        cameras = [f.cameras[0] for f in self.faults if f.cameras]
+        return replace(self.faults[0], cameras=tuple(cameras) or None)
 
     @property
     def seen_in_training(self) -> bool | None:
@@ -209,9 +236,10 @@ def _parse_faults(text: str, group: str, whole: str) -> list[Fault]:
     kind = _kind(modalities[0], type_)
     if kind != _GROUPS[group] or type_ == "drop":
         right = next(g for g, known in _GROUPS.items() if known == kind)
+        article = "an" if kind == "adversarial" else "a"
         raise ValueError(
-            f"{type_!r} in condition {whole!r} is a {kind} fault and does not belong to {group}. Announced "
-            f"losses are written as C1, others of this kind as {right}, e.g. {_EXAMPLES[right]}."
+            f"{type_!r} in condition {whole!r} is {article} {kind} fault and does not belong to {group}. "
+            f"Announced losses are written as C1, others of this kind as {right}, e.g. {_EXAMPLES[right]}."
         )
     if at and group == "C2":
         raise ValueError(f"The fault {fault!r} in condition {whole!r} takes no number: write {type_}.")
@@ -260,14 +288,18 @@ def parse_condition(text: str) -> Condition:
     group, colon, body = text.partition(":")
     if text == "C0":
         return CLEAN
-    if group in _NO_CONDITIONS:
-        raise ValueError(f"{text!r} is no condition. {_NO_CONDITIONS[group]}")
+    if group == "C7":
+        raise ValueError(
+            f"{text!r} is no condition. LIBERO-Plus (C7) is a set of tasks, run as an environment: "
+            "--env.type=libero_plus --env.task=libero_spatial --conditions=[C0]."
+        )
     if group not in ("C1", *_GROUPS) or not colon or not body:
         raise ValueError(
             f"Cannot read the condition {text!r}. Known: C0, C1:<kept modalities>, C1:-<lost>, "
             f"C1:camera=<lost>, C2:<modality>=<{'|'.join(UNANNOUNCED_TYPES)}>, "
             f"C3:<modality>=<type>@<severity>, C4:<modality>=<{'|'.join(TEMPORAL_TYPES)}>, "
-            f"C5:<modality>=<shift|rotated|swapped|scale|moved|turned>; modalities: {[*MODALITIES, ALL]}."
+            f"C5:<modality>=<shift|rotated|swapped|scale|moved|turned>, "
+            f"C6:rgb=<{'|'.join(ATTACK_TYPES)}>@<grey levels>; modalities: {[*MODALITIES, ALL]}."
         )
     if group == "C1":
         if body.startswith("camera="):
@@ -290,4 +322,9 @@ def parse_condition(text: str) -> Condition:
             first.cameras is None or second.cameras is None or set(first.cameras) & set(second.cameras)
         ):
             raise ValueError(f"Condition {text!r} has two faults for the same stream ({first.modality}).")
+        if group == "C6" and (first.type, first.parameter) != (second.type, second.parameter):
+            raise ValueError(
+                f"Condition {text!r} names two attacks. One search moves all its cameras together; give each "
+                "attack a condition of its own."
+            )
     return Condition(f"{group}:{_body(faults)}", group, tuple(faults))

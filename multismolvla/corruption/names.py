@@ -1,4 +1,4 @@
-"""Names of the soft faults, and what training may meet of them.
+"""Names of soft faults and of attacks, and what training may meet of them.
 
 Apart from the functions, so that a report can read conditions without importing torch.
 """
@@ -15,6 +15,13 @@ NOT_FOR_IDS = {
     "grey": "Class ids have no mid-grey.",
     "noisy_freeze": "Class ids have no sensor noise.",
 }
+
+#: Attacks on a policy through its RGB (:mod:`multismolvla.corruption.adversarial`): against its actions,
+#: against its visual tokens, and the control, which has no gradient.
+GRADIENT_ATTACKS: tuple[str, ...] = ("policy", "feature")
+ATTACK_TYPES: tuple[str, ...] = (*GRADIENT_ATTACKS, "random_sign")
+#: The protocol's radii, in grey levels of 255.
+ATTACK_RADII: tuple[int, ...] = (1, 2, 4, 8)
 
 #: ImageNet-C's fifteen.
 COMMON_TYPES: tuple[str, ...] = (

@@ -36,6 +36,17 @@ def faults_of(modality: str) -> list[Fault]:
     return whole + single
 
 
+def test_an_attack_leaves_the_sensors_alone_and_drops_what_they_compute_of_its_rgb(toy_env):
+    """The picture is changed where the policy looks: here only the clean one could leak."""
+    clean = toy_env(STEPS).reset()[0]
+    env = FaultWrapper(toy_env(STEPS), parse_condition("C6:rgb.image=policy@4"), run_seed=1)
+    seen = env.reset()[0]
+    assert (seen["pixels"]["image"] == clean["pixels"]["image"]).all()
+    assert (seen["pixels"]["image_thermal"] == 0).all()
+    assert (seen["pixels"]["image2_thermal"] == clean["pixels"]["image2_thermal"]).all()
+    assert seen["presence"].tolist() == [1, 0, 0, 0, 1, 0, 0, 1]
+
+
 def source_of(camera: str, own: Fault | None) -> str:
     """Camera whose thermal picture a stream shows."""
     swapped = own is not None and own.type == "swapped"

@@ -21,6 +21,7 @@ GROUPS: dict[str, str] = {
     "C3": "Soft corruption",
     "C4": "Faults in time",
     "C5": "Disagreement between sensors",
+    "C6": "Adversarial pictures",
 }
 
 

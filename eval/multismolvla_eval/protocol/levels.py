@@ -215,6 +215,8 @@ def resolve(texts: Sequence[str], cameras: Sequence[str]) -> tuple[Condition, ..
 def refuse_unfaultable(conditions: Sequence[Condition], suites: Sequence[str]) -> None:
     """Check that nobody asks for faults where none can be put on the sensors: every such episode would crash.
 
+    Attacks happen at the policy and need no such environment.
+
     Args:
         conditions: of the run.
         suites: those whose environments the fault wrapper cannot work on.
@@ -222,7 +224,7 @@ def refuse_unfaultable(conditions: Sequence[Condition], suites: Sequence[str]) -
     Raises:
         ValueError: there are such suites, and a condition with a fault.
     """
-    faulted = next((c for c in conditions if c.faults), None)
+    faulted = next((c for c in conditions if c.faults and not c.attack), None)
     if faulted is not None and suites:
         raise ValueError(
             f"Condition {faulted.id!r} cannot be applied to the suite {suites[0]!r}: its environment has no "
@@ -242,6 +244,8 @@ def describe(condition: Condition) -> str:
             return "announced loss of the " + " and ".join(CAMERA_NAMES.get(c, f"camera {c}") for c in names)
         kept = [m for m in MODALITIES if m not in condition.lost_modalities]
         return f"only {' + '.join(kept)} left, announced" if condition.faults else "all modalities, masks on"
+    if condition.attack:
+        return _describe_fault(condition.attack, "rgb")
     if condition.id.partition(":")[2].startswith(ALL):
         return _describe_fault(condition.faults[0], "every modality")
     return "; ".join(_describe_fault(f, f.modality) for f in condition.faults)
@@ -264,11 +268,15 @@ _WORDS = {
     "grey": "mid-grey, not announced",
     "freeze": "frozen, not announced",
     "noisy_freeze": "frozen under fresh sensor noise, not announced",
+    "policy": "changed by up to {n}/255 so that the actions go wrong most (PGD), not announced",
+    "feature": "changed by up to {n}/255 so that the visual tokens move most (PGD), not announced",
+    "random_sign": "changed by {n}/255 up or down at random, the control of attacks, not announced",
 }
 
 
 def _describe_fault(fault: Fault, what: str) -> str:
-    where = f" of the {CAMERA_NAMES.get(fault.cameras[0], fault.cameras[0])}" if fault.cameras else ""
+    named = [CAMERA_NAMES.get(c, c) for c in fault.cameras or ()]
+    where = f" of the {' and the '.join(named)}" if named else ""
     if fault.kind == "soft":
         return f"{what}{where}: {fault.type.replace('_', ' ')}, severity {fault.severity}"
     number = "" if fault.parameter is None else f"{fault.parameter:g}"

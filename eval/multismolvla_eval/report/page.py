@@ -180,7 +180,7 @@ def _figures(summary: Summary) -> dict[str, list[PagePicture]]:
         caption = "One panel per type; bands are 95 % Wilson intervals. Severity 0 is clean."
         name, kind = f"Success over severity: {modality}", "Curves of success over severity"
         add(plots.severity_curves(summary, modality), conditions, kind, name, caption)
-    for group in ("C1", "C2", "C3", "C4", "C5"):
+    for group in ("C1", "C2", "C3", "C4", "C5", "C6"):
         if group not in found:  # the curves of C3
             conditions = [c for c in summary.conditions if c.group == group]
             caption = (

@@ -109,6 +109,8 @@ def test_resolve():
         ),
         ("C5:depth=shift@8", "depth shifted sideways by 8 px"),
         ("C2:all.image=freeze", "every modality of the third-person camera frozen, not announced"),
+        ("C6:rgb=policy@4", "rgb changed by up to 4/255 so that the actions go wrong most .*not announced"),
+        ("C6:rgb.image=feature@2+rgb.image2=feature@2", "rgb of the third-person camera and the"),
     ],
 )
 def test_descriptions_say_what_happens_and_whether_the_policy_is_told(text, words):
@@ -120,4 +122,5 @@ def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them():
     with pytest.raises(ValueError, match=r"'C2:rgb=zero'.*'b'.*conditions='\[C0\]'"):
         refuse_unfaultable(conditions, ["b"])
     refuse_unfaultable(conditions[:1], ["b"])
+    refuse_unfaultable(resolve(["C6:rgb=policy@4"], ("image",)), ["b"])
     refuse_unfaultable(conditions, [])

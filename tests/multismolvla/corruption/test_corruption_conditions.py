@@ -32,6 +32,10 @@ from multismolvla.corruption import CLEAN, Fault, camera_loss, parse_condition, 
         ("C5:all=swapped", "C5:all=swapped"),
         ("C5:seg=rotated", "C5:seg=rotated"),
         ("C5:depth=scale@1.20", "C5:depth=scale@1.2"),
+        ("C6:rgb=policy@4", "C6:rgb=policy@4"),
+        ("C6:rgb.image2=feature@08", "C6:rgb.image2=feature@8"),
+        ("C6:rgb=random_sign@0.50", "C6:rgb=random_sign@0.5"),
+        ("C6:rgb.image2=policy@2+rgb.image=policy@2", "C6:rgb.image=policy@2+rgb.image2=policy@2"),
     ],
 )
 def test_text_round_trip(text, canonical):
@@ -56,6 +60,17 @@ def test_meaning():
     assert not any(f.announced for f in silent)
     assert parse_condition("C4:rgb=delay@5").faults == (Fault("rgb", "delay", 0, None, False, 5.0),)
     assert parse_condition("C2:rgb=grey").faults == (Fault("rgb", "grey", 0, None, announced=False),)
+
+
+def test_an_attack_is_one_for_all_its_cameras():
+    attack = parse_condition("C6:rgb.image=policy@2+rgb.image2=policy@2").attack
+    assert attack == Fault("rgb", "policy", 0, ("image", "image2"), announced=False, parameter=2.0)
+    assert attack.kind == "adversarial"
+    assert attack.changes_first_frame
+    assert not attack.seen_in_training
+    assert not attack.hard
+    assert parse_condition("C6:rgb=feature@8").attack.cameras is None
+    assert parse_condition("C3:rgb=fog@3").attack is None
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,20 @@ def test_meaning():
         ("C5:rgb=scale@0.8", "cross-modal: .*rotated"),
         ("C5:depth=shift@0", "pixels at a width of 224"),
         ("C5:rgb.image=swapped", "all cameras change places"),
-        ("C6:rgb=patch", "not built"),
+        ("C6:rgb=patch", "attacks on rgb: .'policy', 'feature', 'random_sign'"),
+        ("C6:rgb=patch@4", "Unknown fault type 'patch'"),
+        ("C6:rgb=policy", "more than 0 and at most 255, e.g. C6:rgb=policy@4"),
+        ("C6:rgb=policy@0", "more than 0 and at most 255"),
+        ("C6:rgb=policy@256", "more than 0 and at most 255"),
+        ("C6:rgb=policy@nan", "more than 0 and at most 255"),
+        ("C6:rgb=feature@x", "not a number"),
+        ("C6:depth=policy@4", "depth becomes discrete tokens.*C6:rgb=policy@4"),
+        ("C6:all=policy@4", "becomes discrete tokens"),
+        ("C6:rgb=gaussian_noise@3", "is a soft fault"),
+        ("C3:rgb=policy@4", "is an adversarial fault"),
+        ("C6:rgb.image=policy@2+rgb.image2=feature@2", "two attacks"),
+        ("C6:rgb.image=policy@2+rgb.image2=policy@4", "two attacks"),
+        ("C6", "C6:rgb=<policy.feature.random_sign>@<grey levels>"),
         ("C7", "--env.type=libero_plus"),
     ],
 )
