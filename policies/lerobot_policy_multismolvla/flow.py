@@ -77,11 +77,40 @@ def flow_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPre
 def many_flows(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, draw: FlowDraw) -> Loss:
     """Flow-matching loss with several draws of noise and time per observation.
 
-    The prefix does not see the action tokens, so it is computed once and its cache shared by all draws: the
-    gradient is that of upstream's loss with less variance, at little more than the expert's share of the
+    The gradient is that of upstream's loss with less variance, at little more than the expert's share of the
     price.
     """
-    draws, model = policy.config.flow_samples, policy.model
+    actions = policy.prepare_action(batch).repeat_interleave(policy.config.flow_samples, 0)
+    velocity, target = velocities(policy, batch, visual, *draw_noise_and_time(policy, actions))
+    losses = (target - velocity).pow(2).mean(1)  # (B, T, A)
+    real = batch.get("action_is_pad")
+    real = torch.ones_like(losses[..., 0], dtype=torch.bool) if real is None else ~real
+    losses = losses * real[..., None]
+    count = real.sum(1) * losses.shape[-1]
+    logs = {"losses_after_forward": losses.mean().item()}
+    if draw.reduction == "none":
+        return losses.sum((1, 2)) / count.clamp_min(1), logs
+    return losses.sum() / count.sum().clamp_min(1), logs
+
+
+def velocities(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, noise: Tensor, time: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Velocities at K draws of noise and time per observation, and what flow matching wants them to be.
+
+    The prefix does not see the action tokens, so it is computed once and its cache shared by all draws.
+
+    Args:
+        policy: vanilla SmolVLA, or ours.
+        batch: prepared, with B actions.
+        visual: of its pictures.
+        noise: float (B * K, T, max_action_dim), the draws of an observation side by side.
+        time: float (B * K,).
+
+    Returns:
+        Two float (B, K, T, A), of the A numbers that actions have.
+    """
+    model, draws = policy.model, len(noise) // len(batch[OBS_LANGUAGE_TOKENS])
     embs, pad, att = model.embed_prefix(
         visual.tokens,
         visual.attended,
@@ -98,16 +127,10 @@ def many_flows(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPr
     )
     cache.batch_repeat_interleave(draws)
     actions = policy.prepare_action(batch).repeat_interleave(draws, 0)
-    noise, time = draw_noise_and_time(policy, actions)
     x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     velocity = model.denoise_step(pad.repeat_interleave(draws, 0), cache, x_t, time)
     width = policy.config.action_feature.shape[0]
-    losses = (noise - actions - velocity).pow(2)[..., :width].unflatten(0, (-1, draws)).mean(1)  # (B, T, A)
-    real = batch.get("action_is_pad")
-    real = torch.ones_like(losses[..., 0], dtype=torch.bool) if real is None else ~real
-    losses = losses * real[..., None]
-    count = real.sum(1) * width
-    logs = {"losses_after_forward": losses.mean().item()}
-    if draw.reduction == "none":
-        return losses.sum((1, 2)) / count.clamp_min(1), logs
-    return losses.sum() / count.sum().clamp_min(1), logs
+    return (
+        velocity[..., :width].unflatten(0, (-1, draws)),
+        (noise - actions)[..., :width].unflatten(0, (-1, draws)),
+    )

@@ -8,6 +8,9 @@ SmolVLA weights load and ``vision_tower=siglip`` is vanilla SmolVLA bit for bit.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +193,16 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._derived.forget()
             if not self.training:
                 self._derived.warm(self.config, next(self.parameters()).device)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """What the policy sees inside it forgets: an attack looks many times before the look that counts."""
+        sensors, derived, look = self._sensors, self._derived, self._last_look
+        self._sensors, self._derived = sensors.silent_copy(), copy(derived)
+        try:
+            yield
+        finally:
+            self._sensors, self._derived, self._last_look = sensors, derived, look
 
     def visual_tokens(
         self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None

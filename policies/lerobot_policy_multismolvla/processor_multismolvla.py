@@ -92,6 +92,7 @@ class HealthStep(ObservationProcessorStep):
             if key in observation
         }
 
+    @torch.no_grad()  # an attack differentiates what goes on to the policy, and marks are none of it
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Add the marks, under `multismolvla.health.health_key`."""
         there = self.pictures(observation)

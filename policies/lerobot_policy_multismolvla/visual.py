@@ -195,6 +195,12 @@ class SensorWatch:
         """A new episode begins."""
         self.verdict = None
 
+    def silent_copy(self) -> SensorWatch:
+        """One that remembers the same and logs nothing at its first look."""
+        other = SensorWatch()
+        other.verdict = self.verdict
+        return other
+
     def look(self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor) -> Tensor:
         """Presence (B, V, M) without the streams that are not fit; ``there`` as the batch says it.
 
