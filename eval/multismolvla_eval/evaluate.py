@@ -39,7 +39,8 @@ from multismolvla_eval.records.manifest import (
     earlier_manifest,
     refuse_another_run,
 )
-from multismolvla_eval.records.schema import EpisodeRow, RunManifest, SuiteFacts
+from multismolvla_eval.records.reach import can_meet
+from multismolvla_eval.records.schema import EpisodeRow, PolicyFacts, RunManifest, SuiteFacts
 from multismolvla_eval.records.shards import (
     locate_shard,
     refuse_other_divisions,
@@ -133,8 +134,12 @@ def _settle(config: EvalConfig) -> Level:
     """The level with the options that override it; checks what can be known before anything is loaded."""
     level = level_conditions(config.level)
     conditions = level.conditions if config.conditions is None else tuple(config.conditions)
-    for text in conditions:
-        parse_condition(text)
+    attacks = [text for text in conditions if parse_condition(text).attack]
+    if attacks and config.batch_size > 1:
+        raise ValueError(
+            f"{attacks[0]} needs gradients, and with --batch_size={config.batch_size} the simulators have no "
+            "weights. Run attacks (C6) with --batch_size=1, the other conditions in a run of their own."
+        )
     for checkpoint in dict.fromkeys(checkpoint_path(path) for path in config.policy_paths().values()):
         try:
             found = None if checkpoint is None else resolve_checkpoint(checkpoint)
@@ -159,7 +164,7 @@ def _evaluate(
 ) -> None:
     facts = pool.load()
     facts.suites = _first_tasks(facts.suites, level.tasks)
-    conditions, plan = _plan(config, level, facts.suites, facts.cameras)
+    conditions, plan = _plan(config, level, facts.suites, facts.cameras, facts.policies)
     with FileLock(config.output / "run.lock"):  # shards that start together must not lose each other's part
         manifest = build_manifest(config, facts, conditions, level.counts, command)
         rows = list(iterate_rows(config.output, manifest))
@@ -225,9 +230,13 @@ def _first_tasks(suites: Mapping[str, SuiteFacts], number: int | None) -> dict[s
 
 
 def _plan(
-    config: EvalConfig, level: Level, suites: Mapping[str, SuiteFacts], cameras: Sequence[str]
+    config: EvalConfig,
+    level: Level,
+    suites: Mapping[str, SuiteFacts],
+    cameras: Sequence[str],
+    loaded: Mapping[str, PolicyFacts] | None = None,
 ) -> tuple[Sequence[Condition], list[EpisodeSpec]]:
-    """Conditions and all episodes.
+    """Conditions and all episodes; once the policies are ``loaded``, without those that they cannot meet.
 
     Raises:
         ValueError: a condition does not fit the cameras, or a suite cannot be seen through its faults.
@@ -236,7 +245,14 @@ def _plan(
     refuse_unfaultable(conditions, [name for name, suite in suites.items() if not suite.faultable])
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
     policies = list(config.policy_paths())
-    return conditions, episodes(policies, tasks, conditions, level.counts, config.clips, config.clean_only)
+    plan = episodes(policies, tasks, conditions, level.counts, config.clips, config.clean_only)
+    known = (loaded or {}).items()
+    left_out = {(name, c.id) for name, facts in known for c in conditions if not can_meet(facts, c.id)}
+    for name in [name for name in policies if name not in config.clean_only]:
+        texts = ", ".join(c.id for c in conditions if (name, c.id) in left_out)
+        if texts:
+            _say(f"{name} is left out of {texts}: no such attack on it is possible.")
+    return conditions, [e for e in plan if (e.policy, e.condition) not in left_out]
 
 
 def _run(

@@ -196,6 +196,15 @@ def test_a_broken_setup_records_nothing(make_config):
     assert not list(config.output.glob("episodes-*.jsonl"))
 
 
+def test_a_policy_that_no_attack_can_reach_is_named_and_left_out(make_config, capsys):
+    config = make_config(conditions=["C2:rgb=zero", "C6:rgb=policy@4"])
+    evaluate(config)
+    assert "ours is left out of C6:rgb=policy@4" in capsys.readouterr().out
+    assert {r.condition for r in rows_of(config.output)} == {"C0", "C2:rgb=zero"}
+    with pytest.raises(ValueError, match=r"C6:rgb=policy@4 needs gradients.*--batch_size=1"):
+        evaluate(make_config(conditions=["C6:rgb=policy@4"], batch_size=2))
+
+
 def test_dry_run_writes_no_results(make_config, capsys):
     config = make_config(dry_run=True)
     evaluate(config)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import pandas as pd
+
 from multismolvla.corruption import parse_condition
 from multismolvla_eval.analysis.cells import Cells
 from multismolvla_eval.analysis.fairness import Checks
 from multismolvla_eval.analysis.provenance import provenance_notes
 from multismolvla_eval.analysis.statistics import detectable_difference, detectable_unpaired
 from multismolvla_eval.analysis.summary import PolicySummary
+from multismolvla_eval.analysis.table import ATTACK
 from multismolvla_eval.protocol.levels import LEVELS
-from multismolvla_eval.records.reach import mask_reaches_policy
-from multismolvla_eval.records.schema import RunManifest, SuiteRecord
+from multismolvla_eval.records.reach import can_meet, mask_reaches_policy
+from multismolvla_eval.records.schema import AttackRecord, RunManifest, SuiteRecord
 from multismolvla_eval.records.system_info import distinct_calls
 
 #: Switches of the gripper command per episode below which it counts as frozen.
@@ -36,6 +39,7 @@ def reader_notes(
     )
     for policy in policies:
         notes += _policy_notes(policy, cells, manifest)
+    notes += _attack_notes([p.name for p in policies], cells, manifest)
     notes += _budget_notes(policies)
     crashes = int(cells.table["cause"].str.startswith("crash", na=False).sum())
     if crashes:
@@ -153,6 +157,36 @@ def _policy_notes(policy: PolicySummary, cells: Cells, manifest: RunManifest) ->
             f"{name} hardly ever moves its gripper ({switches} switches per episode): look for a frozen "
             "gripper before you read anything into its success rates."
         )
+
+
+def _attack_notes(names: Sequence[str], cells: Cells, manifest: RunManifest) -> Iterator[str]:
+    """What each attack (C6) did to its objective beside random signs, and who was left out."""
+    attacks = [c for c in manifest.conditions if parse_condition(c).attack]
+    for name in names:
+        out = [c for c in attacks if not can_meet(manifest.policies[name], c)]
+        if out and name not in manifest.clean_only:
+            listed = ", ".join(out)
+            yield f"{name} is left out of {listed}: no such attack is possible. That is no robustness."
+        for condition in attacks:
+            found = _mean_attack(cells.of(name, condition))
+            if found is None:
+                continue
+            doubt = f" At {found.weaker} looks it did no more than they: the search fails there."
+            yield (
+                f"{name}, {condition}: at {found.looks} looks the attack raised its objective from "
+                f"{found.clean:.3g} to {found.reached:.3g}, random signs of the same size to "
+                f"{found.control:.3g}; smallest gradient {found.gradient:.2g}.{doubt if found.weaker else ''}"
+            )
+
+
+def _mean_attack(cell: pd.DataFrame) -> AttackRecord | None:
+    """Over the episodes of a cell; ``None`` if nothing was searched in them."""
+    if ATTACK + "looks" not in cell or not (looks := cell[ATTACK + "looks"].fillna(0)).any():
+        return None
+    values = [cell[ATTACK + k].fillna(0) for k in ("clean", "control", "reached")]
+    clean, control, reached = (float((v * looks).sum() / looks.sum()) for v in values)
+    weaker, gradient = cell[ATTACK + "weaker"].sum(), cell[ATTACK + "gradient"].min()
+    return AttackRecord(int(looks.sum()), clean, control, reached, int(weaker), float(gradient))
 
 
 def _budget_notes(policies: Sequence[PolicySummary]) -> Iterator[str]:

@@ -37,7 +37,7 @@ from multismolvla_eval.analysis.summary import (
     TaskSummary,
 )
 from multismolvla_eval.protocol.levels import describe
-from multismolvla_eval.records.reach import mask_reaches_policy
+from multismolvla_eval.records.reach import can_meet, mask_reaches_policy
 from multismolvla_eval.records.schema import RunManifest
 from multismolvla_eval.records.system_info import distinct_calls
 
@@ -272,9 +272,13 @@ def _clips(table: pd.DataFrame) -> list[Clip]:
 
 def _run_figures(table: pd.DataFrame, manifest: RunManifest) -> RunFigures:
     clean = manifest.clean_episodes * manifest.clean_repeats
-    faulted = manifest.episodes * sum(c != "C0" for c in manifest.conditions)
     tasks = sum(len(suite.tasks) for suite in manifest.suites.values())
-    planned = tasks * sum(clean + faulted * (n not in manifest.clean_only) for n in manifest.policies)
+    faulted = {
+        name: manifest.episodes * sum(c != "C0" and can_meet(facts, c) for c in manifest.conditions)
+        for name, facts in manifest.policies.items()
+        if name not in manifest.clean_only
+    }
+    planned = tasks * (clean * len(manifest.policies) + sum(faulted.values()))
     return RunFigures(
         tasks=tasks,
         finished=len(table),

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 import numpy as np
 import pandas as pd
+from msgspec.structs import asdict
 
 from multismolvla_eval.records.schema import EpisodeRow, RunManifest
 from multismolvla_eval.records.store import ResultsError
@@ -20,6 +21,8 @@ _FIELDS = (
     "steps_to_success", "fault_steps", "fault_looks", "peak_memory_mb", "clip", "time",
 )  # fmt: skip
 _OPTIONAL = ("steps_to_success", "fault_steps", "fault_looks", "peak_memory_mb")
+#: Column of a field of a row's `AttackRecord`, followed by its name.
+ATTACK = "attack "
 #: Columns of what not every episode has, followed by an observation key or a modality.
 POLICY_INPUT, ENCODER_INPUT, WEIGHT = "policy_input ", "encoder_input ", "modality_weight "
 _PAIR = ["suite", "task_id", "repeat", "episode"]
@@ -38,6 +41,7 @@ def episode_table(rows: Iterable[EpisodeRow], manifest: RunManifest) -> pd.DataF
     - ``policy_input KEY``, ``encoder_input MODALITY``: hashes at the first look, comparable within this
       process only; 0 = no such tensor. ``encoder_shown``: whether the policy shows what enters its encoder.
     - ``state``: hash of the simulator's state after the reset; 0 = unknown.
+    - ``attack FIELD``: of a row's `AttackRecord`; no such columns where nothing was attacked.
 
     Args:
         rows: of the run, read once and not kept.
@@ -76,6 +80,9 @@ def _frame(rows: Sequence[EpisodeRow]) -> pd.DataFrame:
     frame["policy_seconds"] = [row.seconds.policy if row.seconds else None for row in rows]
     frame["gripper_closed"] = [row.gripper.closed if row.gripper else None for row in rows]
     frame["gripper_switches"] = [row.gripper.switches if row.gripper else None for row in rows]
+    attacks = pd.DataFrame(
+        [asdict(row.attack) if row.attack else {} for row in rows], frame.index, dtype=float
+    )
     optional = [*_OPTIONAL, "seconds", "policy_seconds", "gripper_closed", "gripper_switches"]
     frame[optional] = frame[optional].astype(float)
     frame["state"] = [hash(row.start or "") for row in rows]
@@ -83,7 +90,7 @@ def _frame(rows: Sequence[EpisodeRow]) -> pd.DataFrame:
     weights = pd.DataFrame([row.modality_weight or {} for row in rows], frame.index).add_prefix(WEIGHT)
     inputs = _hashes([row.policy_inputs or {} for row in rows]).add_prefix(POLICY_INPUT)
     encoder = _hashes([row.encoder_inputs or {} for row in rows]).add_prefix(ENCODER_INPUT)
-    return frame.join([weights, inputs, encoder])
+    return frame.join([weights, attacks.add_prefix(ATTACK), inputs, encoder])
 
 
 def _hashes(episodes: Sequence[Mapping[str, str]]) -> pd.DataFrame:

@@ -75,6 +75,7 @@ class NoVisionPolicy:
             modalities=[],
             views=[],
             mask_reaches_policy=False,
+            attacks=[],
             no_vision="pictures announced as absent" if masked else "pictures replaced by mid-grey ones",
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multismolvla.health import MEMORY_KEY, Cause, Verdict
 from multismolvla.inspection import ShowsLastLook, find_last_look
-from multismolvla.modalities import MODALITIES
+from multismolvla.modalities import MODALITIES, Modality
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
 from multismolvla_eval.policies.checkpoints import (
@@ -44,6 +44,11 @@ class LeRobotPolicy:
         rename_map: as LeRobot's option.
         server: has the weights of policies that plan ahead; without it all weights are loaded here.
 
+    Attributes:
+        policy: LeRobot's policy; ``None`` where a server has it.
+        cameras: of the environment.
+        rename_map: environment's key -> policy's.
+
     Raises:
         FileNotFoundError: the path is a folder without a policy, or without its weights.
         ValueError: the policy's pictures, state or actions are not those of the environment.
@@ -68,7 +73,7 @@ class LeRobotPolicy:
             with_masks,
         )
 
-        self.path, self._rename_map, self._cameras = path, dict(rename_map or {}), source.cameras
+        self.path, self.rename_map, self.cameras = path, dict(rename_map or {}), source.cameras
         config = stored_config(path)
         self._folder = str(config.pretrained_path)
         self._server = server if plans_ahead(config) else None
@@ -76,13 +81,13 @@ class LeRobotPolicy:
             config.device = "cpu"
         elif device is not None:
             config.device = device
-        check_features(path, config, env_to_policy_features(source.config), self._rename_map)
+        check_features(path, config, env_to_policy_features(source.config), self.rename_map)
         check_labels(path, config, source.facts().labels)
         self.config: Any = config
         self.policy: Any = None
         if self._server is None:
             refuse_missing_weights(path, self._folder)
-            self.policy = make_policy(cfg=config, env_cfg=source.config, rename_map=self._rename_map)
+            self.policy = make_policy(cfg=config, env_cfg=source.config, rename_map=self.rename_map)
             self.policy.eval()
         self._shows: ShowsLastLook | None = None if self.policy is None else find_last_look(self.policy)
         self.preprocessor, self.postprocessor = make_pre_post_processors(
@@ -90,7 +95,7 @@ class LeRobotPolicy:
             pretrained_path=self._folder,
             preprocessor_overrides={
                 "device_processor": {"device": str(config.device)},
-                "rename_observations_processor": {"rename_map": with_masks(self._rename_map)},
+                "rename_observations_processor": {"rename_map": with_masks(self.rename_map)},
             },
         )
         if self._server is not None:
@@ -112,7 +117,7 @@ class LeRobotPolicy:
         if self._server is not None:
             return self._server.facts(self.path)
         config = self.config
-        reads = what_it_reads(config, self._cameras, self._rename_map)
+        reads = what_it_reads(config, self.cameras, self.rename_map)
         return PolicyFacts(
             path=self.path,
             type=config.type,
@@ -130,6 +135,7 @@ class LeRobotPolicy:
             n_action_steps=getattr(config, "n_action_steps", None),
             chunk_size=getattr(config, "chunk_size", None),
             vision_tower=getattr(config, "vision_tower", None),
+            attacks=possible_attacks(config),
         )
 
     def reset(self) -> None:
@@ -258,9 +264,16 @@ def stored_config(path: str) -> Any:
 @contextmanager
 def inference_modes(config: Any) -> Iterator[None]:
     """The modes in which ``lerobot-eval`` calls a policy."""
+    with torch.inference_mode(), mixed_precision(config):
+        yield
+
+
+@contextmanager
+def mixed_precision(config: Any) -> Iterator[None]:
+    """Autocast, if the policy asks for it."""
     amp = bool(getattr(config, "use_amp", False))
     autocast: Any = torch.autocast(torch.device(config.device).type) if amp else nullcontext()
-    with torch.inference_mode(), autocast:
+    with autocast:
         yield
 
 
@@ -285,11 +298,34 @@ def plans_ahead(config: Any) -> bool:
     )
 
 
+#: Policies whose visual tokens and velocities are known here.
+FLOW_TYPES = ("smolvla", "multismolvla")
+
+
+def possible_attacks(config: Any) -> list[str]:
+    """The types of attack (C6) that a policy can be put under; none if it reads no RGB.
+
+    Args:
+        config: LeRobot's configuration of it.
+    """
+    from multismolvla_eval.policies.features import streams_by_modality
+
+    if Modality.RGB not in streams_by_modality(config):
+        return []
+    against_actions = ["policy"] if plans_ahead(config) else []
+    return [*against_actions, *(["feature"] if config.type in FLOW_TYPES else []), "random_sign"]
+
+
+def takes_noise(config: Any) -> bool:
+    """Whether the chunks of a policy that plans ahead follow from noise, too."""
+    return _CHUNKED[config.type]
+
+
 def draw_noise(config: Any) -> dict[str, Tensor]:
     """The ``noise`` argument of one chunk (1, chunk, width), from torch's global generator, if it takes one.
 
     On a CPU these are the very numbers that the policy would draw for itself.
     """
-    if not _CHUNKED[config.type]:
+    if not takes_noise(config):
         return {}
     return {"noise": torch.normal(0.0, 1.0, (1, config.chunk_size, config.max_action_dim))}

@@ -30,6 +30,12 @@ def faulted_keys(condition_id: str, manifest: RunManifest) -> set[str]:
     return set().union(*faulted_streams(condition_id, manifest).values())
 
 
+def can_meet(policy: PolicyFacts, condition_id: str) -> bool:
+    """Whether a policy can be put under a condition: no attack reaches one without gradients or pictures."""
+    attack = parse_condition(condition_id).attack
+    return attack is None or attack.type in policy.attacks
+
+
 def mask_reaches_policy(policy: PolicyFacts, condition_id: str, manifest: RunManifest) -> bool | None:
     """Whether an announced loss reaches a policy as one; if not, the condition shows it black pictures.
 

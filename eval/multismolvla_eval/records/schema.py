@@ -50,6 +50,17 @@ class HealthRecord(Struct, forbid_unknown_fields=True, omit_defaults=True):
     score: float = 0.0  # greatest: how unlike a usable stream
 
 
+class AttackRecord(Struct, forbid_unknown_fields=True):
+    """What the attacks on a policy found during an episode; values of the attack's objective."""
+
+    looks: Count  # that were attacked
+    clean: float  # of the clean pictures, mean over these looks
+    control: float  # of pictures changed by random signs of the same radius, likewise
+    reached: float  # of the attacked pictures, likewise
+    weaker: Count  # looks at which the attack did no more than the random signs
+    gradient: float  # smallest L2 norm of a gradient: 0 says that nothing was searched
+
+
 class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     """One finished episode: one line of a result file.
 
@@ -90,6 +101,7 @@ class EpisodeRow(Struct, forbid_unknown_fields=True, kw_only=True):
     # How much each modality counted beside the others in the fusion, mean over all looks.
     modality_weight: dict[str, Share] | None = None
     health: dict[str, HealthRecord] | None = None  # by view.modality
+    attack: AttackRecord | None = None  # under an attack that searches
     seconds: Durations | None = None
     worker: Count | None = None  # number of the process
     peak_memory_mb: Count | None = None  # of that process until then
@@ -162,6 +174,7 @@ class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     n_action_steps: int | None = None  # executed per look
     chunk_size: int | None = None  # planned per look
     vision_tower: str | None = None  # of a MultiSmolVLA policy
+    attacks: list[str] = field(default_factory=list)  # types of attack (C6) that it can be put under
     description: str | None = None  # for readers
 
 

@@ -85,6 +85,8 @@ def run_episode(
         recorders: are shown the episode.
         picture: draw the first frame, as it enters the policy, into this PNG.
 
+    Under an attack (C6) the sensors are sound, and the pictures change where the policy looks.
+
     Returns:
         The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN action
         ends the episode as a failure with its cause.
@@ -95,6 +97,11 @@ def run_episode(
     clock = _Clock()
     raw_env = source.make(episode.task_id)
     env = source.with_faults(raw_env, condition, run_seed)
+    attacked = None
+    if condition.attack:
+        from multismolvla_eval.policies.attacked import AttackedPolicy
+
+        policy = attacked = AttackedPolicy(policy, condition.attack, run_seed, episode)
     seeds = {purpose: derived_seed(purpose, run_seed, episode) for purpose in ("env", "policy")}
     options = {"init_state_id": episode.episode, "lerobot_new_rollout": True}
     choose_start(raw_env, episode.episode)
@@ -163,6 +170,7 @@ def run_episode(
         encoder_inputs=loop.encoder_inputs,
         modality_weight=loop.modality_weight,
         health=loop.health or None,
+        attack=attacked.record() if attacked else None,
         seconds=Durations(**{part: round(value, 3) for part, value in seconds.items()}),
     )
 
@@ -200,7 +208,7 @@ class _Met:
 
     Only observations on which an action was still to follow count: the last one of an episode, after success
     or the step limit, moved nobody. A frozen picture counts from the first frame on, which is the one that
-    stays.
+    stays. An attack is on the policy's looks, and on nothing between them.
 
     Attributes:
         steps: steps whose observation was changed, 0 without a fault; ``None`` if the environment does not
@@ -212,6 +220,7 @@ class _Met:
 
     def __init__(self, condition: Condition, looked_at: bool) -> None:
         self._faulted = bool(condition.faults)
+        self._at_looks = condition.attack is not None
         # All other faults last; the environment does not tell so where nothing is rendered.
         self._in_time = any(f.kind == "temporal" for f in condition.faults)
         self._unknown = self._in_time and not looked_at
@@ -223,7 +232,10 @@ class _Met:
         """Count the observation before this step."""
         if not self._faulted or self.steps is None or self.looks is None:
             return
-        if self._unknown or "fault_active" not in info:
+        if self._at_looks:
+            self.steps = self.looks = self.looks + looked_at
+            self.first = step if self.first is None and looked_at else self.first
+        elif self._unknown or "fault_active" not in info:
             self.steps = self.looks = self.first = None
         elif info["fault_active"] or (self.first is not None and not self._in_time):
             self.steps += 1

@@ -17,7 +17,7 @@ from multismolvla_eval.config import EnvironmentArguments, EvalConfig
 from multismolvla_eval.protocol.levels import LEVELS
 from multismolvla_eval.protocol.schedule import Counts
 from multismolvla_eval.records.manifest import build_manifest
-from multismolvla_eval.records.schema import RunFacts, SuiteFacts
+from multismolvla_eval.records.schema import AttackRecord, RunFacts, SuiteFacts
 from multismolvla_eval.records.store import read_manifest, read_run, write_manifest
 from multismolvla_eval.report.command import main
 
@@ -54,6 +54,35 @@ def test_training_of_unequal_length_is_told(tmp_path, ours, vanilla, said):
     notes = [n for n in summary_of(tmp_path / "run", policies=policies).notes if "seen in training" in n]
     assert len(notes) == bool(said)
     assert said in "".join(notes)
+
+
+def test_an_attack_stands_beside_random_signs_and_who_cannot_be_attacked_is_named(tmp_path):
+    policies = {"ours": facts("ours", attacks=["policy", "random_sign"]), "vanilla": facts("vanilla")}
+    texts = ["C6:rgb=policy@4", "C6:rgb=random_sign@4"]
+    folder = synthetic_run(tmp_path / "run", texts=texts, policies=policies)
+    manifest, rows = read_run(folder)
+    kept = [r for r in rows if r.policy == "ours" or r.condition == "C0"]
+
+    def notes():
+        return summarise(episode_table(kept, manifest), manifest).notes
+
+    assert not [n for n in notes() if "raised its objective" in n]
+    attacked = [r for r in kept if r.condition == texts[0]]
+    for row in attacked:
+        row.attack = AttackRecord(2, 0.5, 0.6, 2.0, 0, 0.125)
+    attacked[0].attack = AttackRecord(0, 0.0, 0.0, 0.0, 0, 0.5)
+    (told,) = [n for n in notes() if "raised its objective" in n]
+    looks = 2 * (len(attacked) - 1)
+    assert told.startswith(
+        f"ours, {texts[0]}: at {looks} looks the attack raised its objective from 0.5 to 2"
+    )
+    assert told.endswith("to 0.6; smallest gradient 0.12.")
+    attacked[1].attack = AttackRecord(2, 0.5, 0.6, 2.0, 1, 0.0)
+    assert [n for n in notes() if "smallest gradient 0. At 1 looks it did no more than they" in n]
+    (left_out,) = [n for n in notes() if "left out" in n]
+    assert left_out.startswith(f"vanilla is left out of {texts[0]}, {texts[1]}: no such attack is possible")
+    figures = summarise(episode_table(kept, manifest), manifest).run
+    assert figures.planned == figures.finished == len(kept)
 
 
 @pytest.mark.parametrize(("states", "warned"), [(None, False), (10, False), (5, True)])
