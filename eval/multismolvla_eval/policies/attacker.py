@@ -161,14 +161,19 @@ class Attacker:
         self, prepared: Observation, generator: Generator, noise: Mapping[str, Tensor]
     ) -> Callable[[Observation], Tensor]:
         with torch.no_grad():
-            clean, alive = self.tokens(prepared)
-        return lambda batch: token_shift(self.tokens(batch)[0], clean, alive)
+            clean, there = self.tokens(prepared)
+        return lambda batch: token_shift(self.tokens(batch)[0], clean, there)
 
     def tokens(self, prepared: Observation) -> tuple[list[Tensor], list[Tensor]]:
-        """What the language model reads of the pictures (B, N, D), and whether it is there (B,)."""
-        visual = self._visual(prepared)
+        """What the language model reads of the pictures (B, N, D), and whether anything was seen there (B,)."""
+        with self._trial():
+            visual = VisualPrefix(*self.inner.prepare_images(prepared))
+            look = self.inner.last_look() if isinstance(self.inner, MultiSmolVLAPolicy) else None
+        there = list(visual.attended)
+        if look is not None:  # the tokens of a view of which nothing is seen are read, and say so
+            there[: look.seen.shape[1]] = look.seen.unbind(1)
         embed = self.inner.model.vlm_with_expert.embed_image
-        return [embed(tokens) for tokens in visual.tokens], list(visual.alive)
+        return [embed(tokens) for tokens in visual.tokens], there
 
     def _visual(self, prepared: Observation) -> VisualPrefix:
         with self._trial():
