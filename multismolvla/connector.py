@@ -112,8 +112,8 @@ class VisualBridge(nn.Module):
 
     A view of which nothing is seen still has its tokens: all of them are one learned vector, zero at first.
     Were they masked instead, everything behind them would move up, for SmolVLA's positions count what is
-    there: the language model would meet an order of tokens that it hardly knows, and does: vanilla SmolVLA
-    that solves 18 of 21 starts with a black camera solves 2 with the same camera masked (docs/training.md).
+    there, and the language model would meet an order of tokens that it hardly knows. docs/training.md has
+    what that costs.
 
     One module, so that stage 2 can name it once in PEFT's ``modules_to_save``. PEFT wraps such modules and
     forwards only ``forward``; nothing outside may call other methods during training.
