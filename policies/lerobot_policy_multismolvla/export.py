@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.processor import DeviceProcessorStep
 from lerobot.utils.constants import ACTION, OBS_STATE
 from peft import PeftConfig, PeftModel
 
@@ -27,7 +29,12 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.model_card import SlimEncoder, encoder_card, policy_card
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.options import check_options
-from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
+from lerobot_policy_multismolvla.processor_multismolvla import (
+    complete_processors,
+    make_multismolvla_pre_post_processors,
+)
+from lerobot_policy_multismolvla.safety.guard import guard_of, put_guard, statistics_of
+from lerobot_policy_multismolvla.safety.holding import standstill
 from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
@@ -98,32 +105,39 @@ def slim_encoder(
     return made
 
 
-def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -> Path:
+def export_policy(
+    checkpoint: Path, output: Path, *, base: Path | None = None, action_kind: str | None = None
+) -> list[str]:
     """Write a checkpoint that stands alone: adapters merged, processors and model card beside it.
 
     Args:
         checkpoint: folder of a policy (``…/pretrained_model``), with adapters or without.
         output: new folder.
         base: the checkpoint that the adapters were trained on, if it is no longer where they say.
+        action_kind: of a checkpoint from before this was declared; ``None`` = as it says, else absolute.
 
     Returns:
-        ``output``.
+        What the checkpoint lacked and the export has: ``health``, ``guard``.
 
     Raises:
         FileNotFoundError: no policy there, or the adapters' base is gone.
         FileExistsError: ``output`` exists.
         ValueError: another policy type, or weights that do not fit.
     """
-    values = _read_config(checkpoint)
+    values, config = _read_config(checkpoint), read_policy_config(checkpoint)
+    config.action_kind = action_kind or config.action_kind
+    check_options(config)
     with new_folder(output) as folder:
         policy = _load(checkpoint, base)
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
-        (folder / "config.json").write_text(json.dumps(values, indent=4) + "\n")
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, folder / path.name)
+        added = _complete(folder, config, values["device"], anew=action_kind is not None)
+        values |= {"action_kind": config.action_kind, "standstill": config.standstill}
+        (folder / "config.json").write_text(json.dumps(values, indent=4) + "\n")
         train = checkpoint / "train_config.json"
         training = json.loads(train.read_text()) if train.is_file() else None
         (folder / "README.md").write_text(policy_card(values, training, merged=_is_adapter(checkpoint)))
@@ -134,7 +148,42 @@ def export_policy(checkpoint: Path, output: Path, *, base: Path | None = None) -
             "repositories in config.json before you give it away.",
             ", ".join(local),
         )
-    return output
+    return added
+
+
+def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bool) -> list[str]:
+    """Give the processors in a folder what they lack, and the configuration what stands still.
+
+    Args:
+        folder: of the export.
+        config: the policy's.
+        device: that it was saved for, which need not be here.
+        anew: whether actions are of another kind than the checkpoint says.
+
+    Returns:
+        Names of what the processors lacked.
+    """
+    pairs = (("policy_preprocessor", 0), ("policy_postprocessor", 1))
+    if not all((folder / f"{name}.json").is_file() for name, _ in pairs):
+        return []
+    pipelines = make_pre_post_processors(
+        config, pretrained_path=str(folder), preprocessor_overrides={"device_processor": {"device": "cpu"}}
+    )
+    pre, post = pipelines
+    if anew or not config.standstill:
+        config.standstill = standstill(config, statistics_of(post))
+    guard = guard_of(post)
+    if guard is not None:
+        put_guard(post, config.stopped, guard.step)
+    added = complete_processors(config, pre, post)
+    for step in pre.steps:
+        if isinstance(step, DeviceProcessorStep):
+            step.device = device
+    for name, number in pairs:
+        for path in folder.glob(f"{name}*"):
+            path.unlink()  # the files' names hold the numbers of the steps
+        pipelines[number].save_pretrained(folder, config_filename=f"{name}.json")
+    return added
 
 
 class Transfer(NamedTuple):
@@ -180,7 +229,7 @@ def export_for_finetuning(
     config.validate_features()
     with new_folder(output) as folder:
         state = _load(checkpoint, base).state_dict()
-        policy = MultiSmolVLAPolicy(config, restoring=True)
+        policy = MultiSmolVLAPolicy(config, restoring=True, dataset_stats=meta.stats, dataset_meta=meta)
         gone = set(old.tower_modalities) - set(config.tower_modalities)
         kept = {k: v for k, v in state.items() if not is_frozen_key(k) and not gone & set(k.split("."))}
         load_weights(policy, kept, str(checkpoint))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.adoption import AdoptedVLM, Teacher
@@ -32,6 +33,7 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
+from lerobot_policy_multismolvla.safety.holding import Statistics, standstill
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.training_data import check_cameras
@@ -60,7 +62,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         config: the configuration.
         restoring: weights will be loaded right after construction, so ``base_checkpoint`` need not be read
             (stage 1 reads the teacher from it, but only once it is trained further).
-        kwargs: ``dataset_stats`` and ``dataset_meta``, passed by LeRobot's factory and not needed.
+        dataset_stats: of the training data, passed by LeRobot's factory: they say what standing still is.
+        dataset_meta: of the training data, passed by it, too.
+        kwargs: passed on to nobody.
 
     Attributes:
         teacher: of stage 1; ``None`` in stage 2, with SigLIP, and without distillation.
@@ -69,9 +73,20 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     config_class = MultiSmolVLAConfig
     name = "multismolvla"
 
-    def __init__(self, config: MultiSmolVLAConfig, *, restoring: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        config: MultiSmolVLAConfig,
+        *,
+        restoring: bool = False,
+        dataset_stats: Statistics | None = None,
+        dataset_meta: Any = None,
+        **kwargs: Any,
+    ):
         super().__init__(config)
         self.config: MultiSmolVLAConfig = config
+        if dataset_stats:
+            action = None if dataset_meta is None else dataset_meta.features.get(ACTION)
+            config.standstill = standstill(config, dataset_stats, action)
         self.teacher: Teacher | None = None
         check_refresh(config)
         self._sensors = SensorWatch()

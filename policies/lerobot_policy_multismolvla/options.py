@@ -35,6 +35,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "corruption_source": ("live", "ids"),
     "missing_estimator": ("error", "absent"),
     "refresh_between": ("absent", "reuse"),
+    "action_kind": ("absolute", "delta"),
 }
 
 
@@ -152,6 +153,13 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # Of depth, seg and thermal, "live" disturbs pictures and tokenizes them anew; "ids" disturbs the ids.
     corruption_source: str = "live"
 
+    # -- acting ---------------------------------------------------------------------------------------------
+    # What an action says: absolute = where to be (LeRobot's robots), delta = how to move (LIBERO).
+    action_kind: str = "absolute"
+    # Of each number of an action the normalised value that stands still, None = the last one again; filled
+    # from the training data, empty = none was seen.
+    standstill: list[float | None] = field(default_factory=list)
+
     # -- defaults that differ from SmolVLA's ----------------------------------------------------------------
     n_action_steps: int = 10  # far better than 50 on LIBERO (lerobot issue 4614)
     push_to_hub: bool = False  # LeRobot's default would demand a repo_id for every local run
@@ -189,6 +197,11 @@ class MultiSmolVLAOptions(SmolVLAConfig):
             "modalities": self.dropout_modalities,
             "deployment": self.dropout_deployment,
         }
+
+    @property
+    def stopped(self) -> list[int]:
+        """Numbers of an action that are 0 where the robot stands still."""
+        return [n for n, value in enumerate(self.standstill) if value is not None]
 
     @property
     def rgb_keys(self) -> list[str]:

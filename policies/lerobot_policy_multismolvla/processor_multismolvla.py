@@ -1,9 +1,9 @@
-"""Pre- and post-processing of MultiSmolVLA: SmolVLA's pipeline plus two steps.
+"""Pre- and post-processing of MultiSmolVLA: SmolVLA's pipeline plus three steps.
 
-``SensorStep`` makes sensors canonical, ``HealthStep`` marks pictures that are not fit to be used. Both are
-saved with the checkpoint, so training, ``lerobot-eval`` and ``lerobot-rollout`` run the
-same code on units, validity and orientation. The four standard steps keep LeRobot's names and order; its
-scripts override them by name.
+``SensorStep`` makes sensors canonical, ``HealthStep`` marks pictures that are not fit to be used, and
+`safety.guard.GuardStep` lets no unsafe action out. They are saved with the checkpoint, so training,
+``lerobot-eval`` and ``lerobot-rollout`` run the same code on units, validity and orientation. The four
+standard steps keep LeRobot's names and order; its scripts override them by name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.safety.guard import guard_of, put_guard
 from multismolvla.health import Marker, Picture, StreamStatistics, health_key, inspect
 from multismolvla.modalities import ViewMap, valid_key
 from multismolvla.sensors import SensorReader
@@ -175,11 +176,13 @@ def make_multismolvla_pre_post_processors(
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
-    """SmolVLA's pipelines with the two steps after the device step (found by LeRobot through this name).
+    """SmolVLA's pipelines with our steps (found by LeRobot through this name).
+
+    Two stand after the device step, the guard at the very end.
 
     Args:
         config: the policy's configuration.
-        dataset_stats: statistics of state and action for normalisation.
+        dataset_stats: statistics of state and action for normalisation and guard.
 
     Returns:
         (pre-processor, post-processor).
@@ -193,6 +196,25 @@ def make_multismolvla_pre_post_processors(
         num_labels=config.num_labels,
         half_turns=config.half_turns,
     )
-    health = HealthStep(views=config.views)
-    pre.steps = [*pre.steps[: device + 1], sensors, health, *pre.steps[device + 1 :]]
+    pre.steps = [*pre.steps[: device + 1], sensors, *pre.steps[device + 1 :]]
+    complete_processors(config, pre, post)
     return pre, post
+
+
+def complete_processors(
+    config: MultiSmolVLAConfig, pre: PolicyProcessorPipeline, post: PolicyProcessorPipeline
+) -> list[str]:
+    """Give the pipelines the steps for health and guard where they lack them, as older checkpoints do.
+
+    Returns:
+        Names of what was added.
+    """
+    added = []
+    if not any(isinstance(step, HealthStep) for step in pre.steps):
+        sensors = next(i for i, step in enumerate(pre.steps) if isinstance(step, SensorStep))
+        pre.steps = [*pre.steps[: sensors + 1], HealthStep(views=config.views), *pre.steps[sensors + 1 :]]
+        added.append("health")
+    if guard_of(post) is None:
+        put_guard(post, config.stopped)
+        added.append("guard")
+    return added

@@ -37,6 +37,8 @@ class ExportConfig:
     revision: str | None = None  # commit, branch or tag of --encoder on the hub
     # encoder domains to keep, e.g. [rgb@224, tok_depth@224]; default: those of --checkpoint
     modalities: list[str] = field(default_factory=list)
+    # absolute or delta, of a policy's checkpoint from before `policy.action_kind` was; default: as it says
+    action_kind: str | None = None
     push: str | None = None  # upload the export to this hub repository, owner/name
     private: bool = True  # visibility of a repository that is made by --push
 
@@ -64,6 +66,8 @@ class ExportConfig:
                 raise ValueError(
                     "A start for fine-tuning (--views) is no slim encoder, and not to be pushed."
                 )
+        if self.action_kind is not None and (self.slim_encoder or self.views is not None):
+            raise ValueError("--action_kind belongs to the export of a policy.")
         if self.push is not None and self.push.count("/") != 1:
             raise ValueError(f"--push={self.push}: expected owner/name.")
 
@@ -98,8 +102,13 @@ def export(cfg: ExportConfig) -> str:
         said = "\n".join([*table, f"Start: lerobot-train --policy.path={cfg.output} ..."])
     else:
         assert cfg.checkpoint is not None
-        work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base)
+        added = work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base, action_kind=cfg.action_kind)
         said = f"Policy in {cfg.output}."
+        if added:
+            said += (
+                f" Added: {', '.join(added)}. What healthy pictures and steps look like comes from the data: "
+                f"multismolvla-health fit --policy {cfg.output} --dataset ..."
+            )
     if cfg.push:
         said += f" Pushed to {work.push(cfg.output, cfg.push, private=cfg.private)}."
     return said

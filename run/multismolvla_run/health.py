@@ -1,4 +1,4 @@
-r"""``multismolvla-health``: teach a policy what healthy pictures look like, and see what it made of faults.
+r"""``multismolvla-health``: teach a policy what is healthy and safe, and see what it made of faults.
 
 Example:
     $ multismolvla-health fit --policy outputs/demo/train/robust/checkpoints/last/pretrained_model \
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
     from multismolvla.health import Inspection, StreamStatistics
 
-_PRE = "policy_preprocessor.json"
+_PRE, _POST = "policy_preprocessor.json", "policy_postprocessor.json"
 
 
 @dataclass
@@ -69,7 +69,9 @@ class _Episode:
 
 
 def fit(options: HealthOptions) -> str:
-    """Fit the statistics and write them into the policy's pre-processor; returns what to tell the user.
+    """Fit the statistics and write them into the policy's processors; returns what to tell the user.
+
+    The guard gets the range by which the policy unnormalises, and the farthest step between two frames.
 
     Raises:
         CommandError: the folder holds no MultiSmolVLA policy with a 4M tower, or too few episodes.
@@ -80,6 +82,7 @@ def fit(options: HealthOptions) -> str:
     from tqdm import trange
 
     from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
+    from lerobot_policy_multismolvla.safety.guard import put_guard
     from multismolvla.health import fit_states
     from multismolvla_eval.offline.sensor_use import SensorUseOptions, open_dataset
     from multismolvla_eval.policies.lerobot import stored_config
@@ -97,7 +100,7 @@ def fit(options: HealthOptions) -> str:
     held_out = max(1, round(options.held_out * number))
     if number - 2 * held_out < 1:
         raise CommandError(f"{options.dataset} has {number} episodes; at least 3 are needed.")
-    pre, _ = make_pre_post_processors(
+    pre, post = make_pre_post_processors(
         config,
         pretrained_path=str(folder),
         preprocessor_overrides={"device_processor": {"device": "cpu"}},
@@ -125,7 +128,9 @@ def fit(options: HealthOptions) -> str:
     # computed on the CPU, whatever device the policy is for
     moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
     moves.device = json.loads((folder / "config.json").read_text())["device"]
+    put_guard(post, config.stopped, _greatest_step(data))
     pre.save_pretrained(folder, config_filename=_PRE)
+    post.save_pretrained(folder, config_filename=_POST)
     output = options.output or folder
     summary = {
         "fitted": step.fitted,
@@ -162,6 +167,15 @@ def _read(config: Any, data: LeRobotDataset, pre: Any, step: HealthStep, episode
     streams = {name: picture.modality for name, picture in there.items()}
     state, raw = (source["observation.state"].flatten(1) for source in (ready, batch))
     return _Episode(streams, inspect(list(there.values())), state, raw)
+
+
+def _greatest_step(data: LeRobotDataset) -> torch.Tensor:
+    """How far each number of the action moves between two frames of an episode, at most: (A,)."""
+    import torch
+
+    rows = data.hf_dataset.with_format("torch").select_columns(["action", "episode_index"])[:]
+    actions, episode = torch.as_tensor(rows["action"]), torch.as_tensor(rows["episode_index"])
+    return actions.diff(dim=0)[episode.diff() == 0].abs().amax(0)
 
 
 def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:

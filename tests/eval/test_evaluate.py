@@ -16,6 +16,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 from multismolvla.corruption import CLEAN
 from multismolvla_eval.environments import load_sources
 from multismolvla_eval.evaluate import evaluate, main
@@ -262,6 +263,15 @@ def test_nan_action_is_that_episodes_failure():
 
     row = run_episode(EpisodeSpec("p", "toy", 0, "C0", 0), toy_source(), Broken("zero", 7), 0)
     assert (row.success, row.cause, row.steps) == (False, "nan_action", 0)
+
+
+def test_a_policy_that_refuses_to_act_on_fails_that_episode():
+    class Refusing(BuiltinPolicy):
+        def act(self, batch):
+            raise PolicyStopError("11 unsafe actions in a row")
+
+    row = run_episode(EpisodeSpec("p", "toy", 0, "C0", 0), toy_source(), Refusing("zero", 7), 0)
+    assert (row.success, row.cause, row.steps) == (False, "policy_stop", 0)
 
 
 class Late(gym.Wrapper):

@@ -321,7 +321,8 @@ def test_the_standard_steps_keep_their_names_and_order(config):
         "multismolvla_health",
         "normalizer_processor",
     ]
-    assert [type(s)._registry_name for s in post.steps] == ["unnormalizer_processor", "device_processor"]
+    names = [type(s)._registry_name for s in post.steps]
+    assert names == ["unnormalizer_processor", "device_processor", "multismolvla_guard"]
 
 
 def test_a_frame_comes_out_canonical_batched_and_normalised(config):

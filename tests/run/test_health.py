@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.policies.factory import make_pre_post_processors
 from policy_fixtures import hub, make_config, make_policy, tiny_dataset  # noqa: F401
 from tiny_dataset import REPO_ID, write_dataset
@@ -15,6 +16,7 @@ from lerobot_policy_multismolvla.processor_multismolvla import (
     HealthStep,
     make_multismolvla_pre_post_processors,
 )
+from lerobot_policy_multismolvla.safety.guard import guard_of
 from multismolvla.system.command import CommandError
 from multismolvla_run.health import HealthOptions, fit
 
@@ -33,7 +35,7 @@ def checkpoint(make_policy, dataset, tmp_path) -> Path:  # noqa: F811
     pre, post = make_multismolvla_pre_post_processors(policy.config, stats)
     pre.save_pretrained(folder, config_filename="policy_preprocessor.json")
     post.save_pretrained(folder, config_filename="policy_postprocessor.json")
-    for name in ("config.json", "policy_preprocessor.json"):
+    for name in ("config.json", "policy_preprocessor.json"):  # a post-processor ends on the CPU
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace('"device": "cpu"', '"device": "cuda"'))
     return folder
@@ -62,6 +64,23 @@ def test_the_statistics_are_read_again_and_the_rest_of_the_policy_stays(checkpoi
     summary = json.loads((checkpoint / "health.json").read_text())
     assert summary["fitted"] == fitted
     assert set(summary["streams"]) == set(step.statistics)
+
+
+def test_the_guard_learns_range_and_steps_of_the_data(checkpoint, dataset):
+    fit(HealthOptions(policy=checkpoint, dataset=dataset))
+    _, post = make_pre_post_processors(
+        make_config_of(checkpoint),
+        pretrained_path=str(checkpoint),
+        preprocessor_overrides={"device_processor": {"device": "cpu"}},
+    )
+    data = LeRobotDataset(REPO_ID, root=dataset)
+    actions = torch.stack([data[i]["action"] for i in range(len(data))])
+    episodes = torch.tensor([int(data[i]["episode_index"]) for i in range(len(data))])
+    guard = guard_of(post)
+    assert torch.allclose(guard.range, torch.stack([actions.amin(0), actions.amax(0)]))
+    moves = [actions[episodes == e].diff(dim=0).abs().amax(0) for e in range(5)]
+    assert torch.allclose(guard.step, torch.stack(moves).amax(0))
+    assert not torch.allclose(guard.step, actions.diff(dim=0).abs().amax(0))  # from one episode to the next
 
 
 def make_config_of(folder: Path):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
+from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 from multismolvla.corruption import Condition, parse_condition
 from multismolvla.modalities import PADDING_MASK_SUFFIX
 from multismolvla.pictures import draw_encoder_inputs
@@ -88,8 +89,8 @@ def run_episode(
     Under an attack (C6) the sensors are sound, and the pictures change where the policy looks.
 
     Returns:
-        The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN action
-        ends the episode as a failure with its cause.
+        The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN
+        action, or a policy that refuses to act on, ends the episode as a failure with its cause.
     """
     started = time.perf_counter()
     condition = parse_condition(episode.condition)
@@ -126,7 +127,11 @@ def run_episode(
     met = _Met(condition, looked_at)
     while loop.steps < facts.max_steps:
         met.note(info, loop.steps, loop.policy_looks())
-        action = loop.decide(observation)
+        try:
+            action = loop.decide(observation)
+        except PolicyStopError:
+            cause = "policy_stop"
+            break
         if not np.isfinite(action).all():
             cause = "nan_action"
             break

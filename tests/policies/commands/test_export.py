@@ -15,6 +15,7 @@ import lora
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 from tiny_policy import chunk
 
@@ -23,9 +24,16 @@ from lerobot_policy_multismolvla.checkpoints import tensors_hash
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.model_card import SlimEncoder
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from multismolvla.fourm import MINI_DOMAINS, FourMConfig, FourMEncoder
 from multismolvla_run.export import main
 
+PROCESSORS = ("policy_preprocessor", "policy_postprocessor")
+STATS = {
+    "action": {"mean": torch.full((7,), 0.5), "std": torch.full((7,), 2.0), "min": torch.full((7,), -1.0),
+               "max": torch.full((7,), 1.0)},
+    "observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)},
+}  # fmt: skip
 NAMES = ["rgb@224", "tok_depth@224"]
 
 
@@ -180,6 +188,43 @@ def test_a_plain_checkpoint_is_exported_as_it_is(stage_one, tmp_path) -> None:
     assert "Adapters of stage 2" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_an_older_checkpoint_gets_health_and_guard_and_acts_as_before(make_policy, batch, tmp_path) -> None:
+    """As a GPU machine wrote it before there was either."""
+    policy, old, new = make_policy(), tmp_path / "old", tmp_path / "new"
+    policy.save_pretrained(old)
+    for pipeline, name in zip(
+        make_multismolvla_pre_post_processors(policy.config, STATS), PROCESSORS, strict=True
+    ):
+        ours = ("multismolvla_health", "multismolvla_guard")
+        pipeline.steps = [s for s in pipeline.steps if getattr(s, "_registry_name", None) not in ours]
+        pipeline.save_pretrained(old, config_filename=f"{name}.json")
+    file = old / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    values = json.loads((old / "config.json").read_text())
+    del values["action_kind"], values["standstill"]
+    (old / "config.json").write_text(json.dumps(values | {"device": "cuda"}))
+    before = [path.name for path in old.iterdir()]
+
+    assert main([f"--checkpoint={old}", f"--output={new}", "--action_kind=delta"]) == 0
+    assert sorted(path.name for path in old.iterdir()) == sorted(before)
+    again = PreTrainedConfig.from_pretrained(new)
+    assert again.stopped == [0, 1, 2, 3, 4, 5]
+    stored = [json.loads((new / f"{name}.json").read_text())["steps"] for name in PROCESSORS]
+    assert "cuda" in str(stored[0])
+    assert [step["registry_name"] for step in stored[0]].count("multismolvla_health") == 1
+    assert stored[1][-1]["registry_name"] == "multismolvla_guard"
+    named = {step["state_file"] for steps in stored for step in steps if "state_file" in step}
+    assert named == {path.name for path in new.glob("policy_*.safetensors")}
+    cpu = {"device_processor": {"device": "cpu"}}
+    pre, post = make_pre_post_processors(again, pretrained_path=str(new), preprocessor_overrides=cpu)
+    told = torch.full((1, 7), 0.1)
+    assert torch.equal(post(told), told * 2 + 0.5)
+    assert post(torch.full((1, 7), 5.0))[0].tolist() == pytest.approx([0.0] * 6 + [0.7])
+    # a second time nothing is lacking, and the kind is that of the checkpoint
+    assert work.export_policy(new, tmp_path / "newer") == []
+    assert PreTrainedConfig.from_pretrained(tmp_path / "newer").standstill == again.standstill
+
+
 def test_folders_of_this_machine_are_told(stage_one, hub, tmp_path, caplog) -> None:
     work.export_policy(stage_one, tmp_path / "out")
     assert f"{hub / 'vlm'}, {hub / 'fourm'}" in caplog.text
@@ -239,6 +284,7 @@ def test_pushing_without_a_hub_to_reach_is_told(tmp_path, monkeypatch) -> None:
         (["--slim-encoder", "--encoder=x"], "needs --encoder .* and --modalities"),
         (["--checkpoint=x", "--encoder=y"], "belong to --slim-encoder"),
         (["--slim-encoder", "--checkpoint=x", "--base=y"], "--base belongs"),
+        (["--slim-encoder", "--checkpoint=x", "--action_kind=delta"], "--action_kind belongs"),
         (["--checkpoint=x", "--push=nobody"], "expected owner/name"),
         (["--checkpoint=x"], "x has no config.json"),
         (["--slim-encoder", "--encoder=x", "--modalities=[rgb@224]"], "'x' is neither a folder nor a hub id"),
