@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, w
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.safety.holding import Statistics, standstill
+from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.training_data import check_cameras
@@ -90,6 +92,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self.teacher: Teacher | None = None
         check_refresh(config)
         self._sensors = SensorWatch()
+        self._planning_time = PlanningTime()
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
@@ -230,6 +233,28 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def last_look(self) -> LastLook | None:
         """What the last forward pass saw; ``None`` before the first one, and with ``vision_tower=siglip``."""
         return self._last_look
+
+    # -- acting ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """A plan (B, chunk_size, A), normalised; arguments as upstream's.
+
+        Raises:
+            PolicyStopError: no plan is ready in time under RTC.
+        """
+        if not (self.config.uses_fourm and self._rtc_enabled()):
+            return super().predict_action_chunk(batch, noise, **kwargs)
+        slowest = kwargs.get("inference_delay")
+        kwargs["inference_delay"] = self._planning_time.periods(slowest, self.config.chunk_size)
+        kwargs["prev_chunk_left_over"] = without_padding(kwargs.get("prev_chunk_left_over"))
+        began = perf_counter()
+        chunk = super().predict_action_chunk(batch, noise, **kwargs)
+        chunk.flatten()[0].item()  # waits for the device
+        self._planning_time.took(perf_counter() - began)
+        return chunk
 
     # -- training -------------------------------------------------------------------------------------------
 

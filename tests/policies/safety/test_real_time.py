@@ -1,0 +1,93 @@
+"""What LeRobot's real-time chunking hands over, put right: its own queue and tracker, without its thread."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lerobot.policies.rtc import ActionQueue, LatencyTracker
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.rollout.inference.rtc import _normalize_prev_actions_length
+from tiny_policy import canonical_batch, flow_inputs
+
+from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
+from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
+
+RTC = RTCConfig(enabled=True, execution_horizon=4)
+
+
+def plan(policy, left, delay=0):
+    batch = {k: v[:1] for k, v in canonical_batch().items() if k != "action"}
+    return policy.predict_action_chunk(
+        batch, noise=flow_inputs(1)["noise"], inference_delay=delay, prev_chunk_left_over=left
+    )
+
+
+def left_of(chunk, taken):
+    """What LeRobot's queue and engine make of a plan of which some rows were executed."""
+    queue = ActionQueue(RTC)
+    queue.merge(chunk[0], chunk[0], 0, 0)
+    for _ in range(taken):
+        queue.get()
+    return _normalize_prev_actions_length(queue.get_left_over(), RTC.execution_horizon)
+
+
+def test_a_plan_is_guided_by_the_rows_that_are_left_and_not_by_their_filling(make_policy):
+    policy = make_policy(rtc_config=RTC)
+    first = plan(policy, None)
+    for taken in (1, 3):
+        filled = left_of(first, taken)
+        assert filled.shape == (4, 7)
+        assert torch.equal(plan(policy, filled), plan(policy, first[0, taken:]))
+        assert not torch.equal(plan(policy, filled), first)
+    drained = left_of(first, 4)
+    assert not drained.any()
+    assert torch.equal(plan(policy, drained), first)  # else it would be pulled to the mean action
+
+
+def test_only_zeros_at_the_end_are_filling():
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    assert torch.equal(without_padding(rows), rows[:2])
+    assert torch.equal(without_padding(rows[None]), rows[None, :2])
+    assert without_padding(None) is None
+    assert without_padding(rows[:1]) is None
+
+
+def periods(time: PlanningTime, tracker: LatencyTracker, seconds: float, fps: float = 10, chunk=50):
+    """One round of LeRobot's engine, whose pre-processing takes as long as it may."""
+    slowest = tracker.max()
+    found = time.periods(int(-(-slowest * fps // 1)) if slowest else 0, chunk)
+    time.took(seconds)
+    tracker.add(seconds + 0.01)
+    return found
+
+
+def test_one_slow_plan_is_forgotten_after_ten():
+    time, tracker = PlanningTime(), LatencyTracker()
+    found = [periods(time, tracker, seconds) for seconds in [0.19, 0.19, 1.99, *[0.19] * 12]]
+    assert found[:3] == [0, 2, 2]
+    assert found[3:13] == [20] * 10
+    assert found[13:] == [2, 2]
+    assert tracker.max() == 2.0  # LeRobot's figure stays
+
+
+def test_a_warm_up_that_lerobot_forgets_is_forgotten_here():
+    time, tracker = PlanningTime(), LatencyTracker()
+    for _ in range(2):
+        periods(time, tracker, 60.0)
+        tracker.reset()
+    found = [periods(time, tracker, 0.49) for _ in range(3)]
+    assert found == [0, 5, 5]
+
+
+def test_plans_that_are_over_when_they_are_ready_are_refused_with_figures():
+    time, tracker = PlanningTime(), LatencyTracker()
+    for _ in range(3):
+        periods(time, tracker, 5.99)
+    with pytest.raises(PolicyStopError, match=r"takes 60 periods.*5\.99 s.*50 periods long.*--fps"):
+        periods(time, tracker, 5.99)
+
+
+def test_a_single_plan_that_takes_too_long_is_borne():
+    time, tracker = PlanningTime(), LatencyTracker()
+    for seconds in (0.2, 9.0, 0.2, 0.2, 9.0, 9.0, 0.2):
+        periods(time, tracker, seconds)
