@@ -34,15 +34,15 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
-from lerobot_policy_multismolvla.safety.holding import Statistics, standstill
-from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
+from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
+from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
+from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.training_data import check_cameras
 from lerobot_policy_multismolvla.training_faults import Corruption
 from lerobot_policy_multismolvla.visual import (
     PreparedBatch,
-    SensorWatch,
     VisualPrefix,
     available_sensors,
     check_training_health,
@@ -91,8 +91,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             config.standstill = standstill(config, dataset_stats, action)
         self.teacher: Teacher | None = None
         check_refresh(config)
-        self._sensors = SensorWatch()
-        self._planning_time = PlanningTime()
+        self._diary = HealthLog()
+        self._sensors, self._looks_early = SensorWatch(self._diary), False
+        self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
@@ -196,7 +197,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         there = available_sensors(self.config, batch)
         if not self.training:
-            return self._sensors.look(self.config, batch, there)
+            return self._sensors.look(self.config, batch, there, early=self._looks_early)
         marks = health_marks(self.config, batch) if self.config.health == "act" else None
         if marks is None:
             return there
@@ -208,6 +209,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         super().reset()
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
             self._sensors.forget()
+            self._hold.forget()
             self._derived.forget()
             if not self.training:
                 self._derived.warm(self.config, next(self.parameters()).device)
@@ -215,12 +217,16 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     @contextmanager
     def trial(self) -> Iterator[None]:
         """What the policy sees inside it forgets: an attack looks many times before the look that counts."""
-        sensors, derived, look = self._sensors, self._derived, self._last_look
-        self._sensors, self._derived = sensors.silent_copy(), copy(derived)
+        kept = {
+            name: getattr(self, name) for name in ("_sensors", "_derived", "_hold", "_blind", "_last_look")
+        }
+        self._sensors, self._derived = self._sensors.silent_copy(), copy(self._derived)
+        self._hold = copy(self._hold)
         try:
             yield
         finally:
-            self._sensors, self._derived, self._last_look = sensors, derived, look
+            for name, value in kept.items():
+                setattr(self, name, value)
 
     def visual_tokens(
         self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None
@@ -237,24 +243,79 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     # -- acting ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """The next normalised action (B, A); arguments as upstream's.
+
+        A plan is dropped when a sensor is lost or back meanwhile, unless ``policy.finish_chunk`` is set.
+
+        Raises:
+            PolicyStopError: nothing is left to see, and ``policy.on_blind=stop``, or no command was given.
+        """
+        plan = self._queues[ACTION]
+        if self.config.uses_fourm and plan and not self.config.finish_chunk:
+            there = available_sensors(self.config, batch)
+            if self._sensors.changed(self.config, batch, there):
+                plan.clear()
+                self._looks_early = True
+        try:
+            action = super().select_action(batch, noise, **kwargs)
+        finally:
+            self._looks_early = False
+        self._hold.remember(action)
+        return action
+
+    @torch.no_grad()
     def predict_action_chunk(
         self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """A plan (B, chunk_size, A), normalised; arguments as upstream's.
 
         Raises:
-            PolicyStopError: no plan is ready in time under RTC.
+            PolicyStopError: as `select_action`, or no plan is ready in time under RTC.
         """
         if not (self.config.uses_fourm and self._rtc_enabled()):
-            return super().predict_action_chunk(batch, noise, **kwargs)
+            chunk = super().predict_action_chunk(batch, noise, **kwargs)
+            self._hold.remember(chunk[:, self.config.n_action_steps - 1])
+            return chunk
         slowest = kwargs.get("inference_delay")
         kwargs["inference_delay"] = self._planning_time.periods(slowest, self.config.chunk_size)
         kwargs["prev_chunk_left_over"] = without_padding(kwargs.get("prev_chunk_left_over"))
         began = perf_counter()
         chunk = super().predict_action_chunk(batch, noise, **kwargs)
         chunk.flatten()[0].item()  # waits for the device
-        self._planning_time.took(perf_counter() - began)
+        if not self._blind:  # to hold takes no time
+            self._planning_time.took(perf_counter() - began)
+        self._hold.remember(chunk[:, -1])
         return chunk
+
+    def _get_action_chunk(
+        self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Upstream's plan; where nothing is left to see, what ``policy.on_blind`` says."""
+        if not self.config.uses_fourm:
+            return super()._get_action_chunk(batch, noise, **kwargs)
+        seen = PreparedBatch(batch, self.prepare_images(batch))
+        if self.config.on_blind == "act":
+            return super()._get_action_chunk(seen, noise, **kwargs)
+        blind = self._sees_nothing()
+        if bool(blind.any()) != self._blind:
+            self._blind = not self._blind
+            self._diary.blind(self.config.health_log, self.config.on_blind if self._blind else None)
+        if not self._blind:
+            return super()._get_action_chunk(seen, noise, **kwargs)
+        held = self._hold.chunk(self.config, len(blind), row_that_is_due(kwargs.get("prev_chunk_left_over")))
+        if blind.all():
+            return held
+        return torch.where(blind[:, None, None], held, super()._get_action_chunk(seen, noise, **kwargs))
+
+    def _sees_nothing(self) -> Tensor:
+        """Of which samples (B,) the last look had nothing at all."""
+        look = self._last_look
+        assert look is not None
+        seen = look.seen
+        for there in look.inputs.present.values():
+            seen = seen | there.flatten(1).any(1).view_as(seen)
+        return ~seen.any(1)
 
     # -- training -------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "missing_estimator": ("error", "absent"),
     "refresh_between": ("absent", "reuse"),
     "action_kind": ("absolute", "delta"),
+    "on_blind": ("hold", "stop", "act"),
 }
 
 
@@ -159,6 +160,13 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # Of each number of an action the normalised value that stands still, None = the last one again; filled
     # from the training data, empty = none was seen.
     standstill: list[float | None] = field(default_factory=list)
+    # When nothing is left to see: hold = stay where the last command leads, and keep the grip; stop = end the
+    # roll-out; act = as if nothing had happened. For 4M towers.
+    on_blind: str = "hold"
+    # Whether a plan is carried out to its end when a sensor is lost or back meanwhile; else it is dropped and
+    # made anew. Under RTC the engine has the plan: the next one sees it.
+    finish_chunk: bool = False
+    health_log: str | None = None  # file to which a line of JSON is added when a sensor is lost or back
 
     # -- defaults that differ from SmolVLA's ----------------------------------------------------------------
     n_action_steps: int = 10  # far better than 50 on LIBERO (lerobot issue 4614)

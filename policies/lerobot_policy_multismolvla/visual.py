@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,16 +12,7 @@ from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.training_faults import Corruption, corrupt_inputs, corrupt_pictures
-from multismolvla.health import (
-    CERTAIN,
-    MARKS,
-    MEMORY_KEY,
-    Cause,
-    Verdict,
-    health_key,
-    judge,
-    memory_size,
-)
+from multismolvla.health import MARKS, Cause, health_key
 from multismolvla.inspection import LastLook
 from multismolvla.modalities import (
     DEPTH_VALID,
@@ -36,8 +25,6 @@ from multismolvla.modalities import (
     valid_key,
 )
 from multismolvla.tower import TowerOutput
-
-logger = logging.getLogger(__name__)
 
 RGB = MODALITIES.index(Modality.RGB)
 
@@ -162,7 +149,7 @@ def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> 
     there = available_sensors(cfg, batch)
     cause = torch.where(there, with_skew(cfg, batch, there, marks[..., 0]), 0.0)
     if (cause > 0).any():
-        what, row = _first_unfit(cfg, cause)
+        what, row = first_unfit(cfg, cause)
         where = {k: batch[k][row].item() for k in ("episode_index", "timestamp") if k in batch}
         place = f"episode {where.get('episode_index', '?')}, {where.get('timestamp', float('nan')):.2f} s"
         raise ValueError(
@@ -171,80 +158,11 @@ def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> 
         )
 
 
-def _first_unfit(cfg: MultiSmolVLAConfig, cause: Tensor) -> tuple[str, int]:
+def first_unfit(cfg: MultiSmolVLAConfig, cause: Tensor) -> tuple[str, int]:
     """What is wrong with the first stream that has a cause (B, V, M), in words, and its row."""
     b, v, m = (cause > 0).nonzero()[0].tolist()
     key = list(cfg.views.values())[v][MODALITIES[m]]
     return f"{key} is {Cause(int(cause[b, v, m])).label}", b
-
-
-class SensorWatch:
-    """Says which streams are fit to be used, and logs a warning when one is lost or back.
-
-    What it remembers of an episode is dropped by :meth:`forget`.
-
-    Attributes:
-        verdict: of the last look; ``None`` while nothing is judged.
-    """
-
-    def __init__(self) -> None:
-        self._seen: set[str] | None = None  # what the last observation had
-        self.verdict: Verdict | None = None
-
-    def forget(self) -> None:
-        """A new episode begins."""
-        self.verdict = None
-
-    def silent_copy(self) -> SensorWatch:
-        """One that remembers the same and logs nothing at its first look."""
-        other = SensorWatch()
-        other.verdict = self.verdict
-        return other
-
-    def look(self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor) -> Tensor:
-        """Presence (B, V, M) without the streams that are not fit; ``there`` as the batch says it.
-
-        Raises:
-            ValueError: a stream is not fit, and ``policy.health`` is ``strict``.
-        """
-        marks = None if cfg.health == "off" else health_marks(cfg, batch)
-        if marks is None:
-            self.verdict = None
-            self._log(cfg, there)
-            return there
-        state = batch[OBS_STATE].flatten(1)
-        memory = batch.get(MEMORY_KEY, None if self.verdict is None else self.verdict.memory)
-        shape = (len(state), memory_size(marks.shape[1] * marks.shape[2], state.shape[1]))
-        if memory is not None and memory.shape != shape:  # other rows than at the last look
-            memory = None
-        verdict = judge(marks.flatten(1, 2), state, memory)
-        cause = with_skew(cfg, batch, there, verdict.cause.unflatten(1, marks.shape[1:3]))
-        now = cause.flatten(1)
-        score = torch.where(now > verdict.cause, CERTAIN, verdict.score)
-        self.verdict = replace(verdict, cause=now, score=score)
-        fit = cfg.provenance_map.drop_with_rgb(there & (cause == Cause.FIT))
-        if cfg.health == "strict" and (there & (cause != Cause.FIT)).any():
-            what, _ = _first_unfit(cfg, torch.where(there, cause, 0))
-            raise ValueError(f"{what}, an error with --policy.health=strict.")
-        self._log(cfg, fit, cause)
-        return fit
-
-    def _log(self, cfg: MultiSmolVLAConfig, there: Tensor, cause: Tensor | None = None) -> None:
-        """Compare presence (B, V, M) with that of the last observation."""
-        now = there.any(0).tolist()
-        why = [[0] * len(MODALITIES)] * len(cfg.views) if cause is None else cause.amax(0).tolist()
-        streams = {
-            f"{view}.{m}": (v, i) for v, view in enumerate(cfg.views) for i, m in enumerate(MODALITIES)
-        }
-        names = {name for name, (v, i) in streams.items() if now[v][i]}
-        if self._seen is not None and names != self._seen:
-            for lost in sorted(self._seen - names):
-                v, i = streams[lost]
-                reason = f" ({Cause(why[v][i]).label})" if why[v][i] else ""
-                logger.warning("Sensor lost: %s%s. The policy goes on without it.", lost, reason)
-            for back in sorted(names - self._seen):
-                logger.warning("Sensor back: %s.", back)
-        self._seen = names
 
 
 # -- the tokens ---------------------------------------------------------------------------------------------

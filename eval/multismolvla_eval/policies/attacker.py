@@ -165,7 +165,7 @@ class Attacker:
         return lambda batch: token_shift(self.tokens(batch)[0], clean, there)
 
     def tokens(self, prepared: Observation) -> tuple[list[Tensor], list[Tensor]]:
-        """What the language model reads of the pictures (B, N, D), and whether anything was seen there (B,)."""
+        """What the language model reads of the pictures (B, N, D), and whether anything was there (B,)."""
         with self._trial():
             visual = VisualPrefix(*self.inner.prepare_images(prepared))
             look = self.inner.last_look() if isinstance(self.inner, MultiSmolVLAPolicy) else None

@@ -243,6 +243,9 @@ class LeRobotPolicy:
 def stored_config(path: str) -> Any:
     """LeRobot's configuration of a checkpoint; after ``no_health:`` with ``health`` switched off.
 
+    What a policy makes of a world without pictures is a question of the protocol (``C2:all=zero`` is what a
+    policy without vision sees), so ours acts there, though a robot would hold.
+
     Raises:
         FileNotFoundError: the path is a folder without a policy.
         ValueError: the policy has no health that could be switched off.
@@ -254,6 +257,8 @@ def stored_config(path: str) -> Any:
     folder = resolve_checkpoint(path.removeprefix(NO_HEALTH))
     config: Any = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = Path(folder)
+    if hasattr(config, "on_blind"):
+        config.on_blind = "act"
     if path.startswith(NO_HEALTH):
         if not hasattr(config, "health"):
             raise ValueError(f"{path!r}: a policy of type {config.type} does not judge its pictures.")

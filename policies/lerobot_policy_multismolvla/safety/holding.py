@@ -1,4 +1,4 @@
-"""Which action moves nothing."""
+"""Which action moves nothing, and a policy that commands it while it sees nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lerobot.processor import NormalizerProcessorStep, TransitionKey, create_tra
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 from multismolvla.modalities import Feature
 
 if TYPE_CHECKING:
@@ -52,3 +53,49 @@ def standstill(
     normalize = NormalizerProcessorStep(config.output_features, config.normalization_mapping, stats)
     still = normalize(create_transition(action=torch.zeros(1, number)))[TransitionKey.ACTION][0].tolist()
     return [value if n in stopped else None for n, value in enumerate(still)]
+
+
+class Hold:
+    """What a policy commands while nothing is left for it to see (``policy.on_blind``)."""
+
+    def __init__(self) -> None:
+        self._goal: Tensor | None = None  # (B, A): where the last commands lead
+
+    def forget(self) -> None:
+        """A new episode begins."""
+        self._goal = None
+
+    def remember(self, goal: Tensor) -> None:
+        """A normalised action (B, A) was commanded, or is the last of a plan that was."""
+        self._goal = goal
+
+    def chunk(self, config: MultiSmolVLAConfig, rows: int, due: Tensor | None = None) -> Tensor:
+        """A plan (B, chunk_size, A) that stays where the arm is going, and keeps its grip.
+
+        Args:
+            config: the policy's.
+            rows: B.
+            due: (B or 1, A), under RTC: what of the plan before is due when this one begins.
+
+        Raises:
+            PolicyStopError: ``policy.on_blind=stop``, nothing was commanded yet, or nobody knows what stands
+                still.
+        """
+        goal = self._goal if due is None else due.expand(rows, -1)
+        if goal is None or len(goal) != rows:
+            raise PolicyStopError(
+                "The policy sees nothing, and has commanded nothing yet: no declared stream is there and fit "
+                f"to be used. Expected at least one of {sorted(config.stream_keys())}; compare the robot's "
+                "cameras with --policy.views. To act without any picture: --policy.on_blind=act."
+            )
+        if config.on_blind == "stop":
+            raise PolicyStopError("No sensor is left, and --policy.on_blind=stop.")
+        if config.action_kind == "delta" and not config.stopped:
+            raise PolicyStopError(
+                "No sensor is left, and the checkpoint does not say which delta action stands still. Add it "
+                "with multismolvla-export --action_kind=delta, or choose --policy.on_blind=stop or act."
+            )
+        held = goal.clone()
+        for number in config.stopped:
+            held[:, number] = float(config.standstill[number] or 0.0)
+        return held[:, None].repeat(1, config.chunk_size, 1)

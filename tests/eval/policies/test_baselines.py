@@ -191,6 +191,7 @@ def test_health_can_be_switched_off(checkpoints, source):
     believed = episode_of(source, trusting, "C2:rgb=zero")
     assert black.actions == lost.actions != believed.actions
     assert believed.checkpoint == f"no_health:{black.checkpoint}"
+    assert careful.config.on_blind == "act"  # a robot would hold
     with pytest.raises(ValueError, match="no_health:.*smolvla"):
         load_policy("no_health:" + checkpoints["smolvla"], source)
 
