@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SensorUseOptions:
-    """How much does each policy use each of its sensors?"""
+class FrameOptions:
+    """Which policies are shown which recorded frames."""
 
     # As for multismolvla-eval: `name=checkpoint`. Those that look at no picture (builtin:, no_vision:) are
     # left out.
@@ -42,12 +42,10 @@ class SensorUseOptions:
     dataset: Path = Path("outputs/mini/dataset")
     # Only these episodes of it; all when left out, which may be training frames.
     episodes: list[int] | None = None
-    # Folder for sensor_use.json.
+    # Folder for what is found.
     output: Path = Path("outputs/eval")
-    # Frames for all sensors together.
+    # Frames, spread over the episodes.
     frames: int = 128
-    # Of these, for each modality alone; rounded up to whole batches.
-    modality_frames: int = 64
     batch_size: int = 32
     # Which frames, which pairs of frames, which sampling noise.
     seed: int = 0
@@ -56,15 +54,28 @@ class SensorUseOptions:
     # As for multismolvla-eval: modules that register policy types, and the policies' names of the pictures.
     plugins: list[str] = field(default_factory=list)
     rename_map: dict[str, Any] = field(default_factory=dict)
-    # Exit code 1 when a policy hardly uses its pictures; false only warns.
+    # Exit code 1 when a check fails; false only warns.
     strict: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 2), ("modality_frames", 1), ("batch_size", 1)):  # 2: to swap pictures
+        for name, least in (("frames", 2), ("batch_size", 1)):  # 2: to swap pictures
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}.")
         if self.episodes is not None and not self.episodes:
             raise ValueError("--episodes=[] selects nothing. Name episodes, or leave the option out for all.")
+
+
+@dataclass
+class SensorUseOptions(FrameOptions):
+    """How much does each policy use each of its sensors? Fails where one hardly uses its pictures."""
+
+    # Of the frames, for each modality alone; rounded up to whole batches.
+    modality_frames: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modality_frames < 1:
+            raise ValueError(f"--modality_frames={self.modality_frames} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ def load_as_trained(config: Any, meta: Any, rename_map: Mapping[str, str]) -> tu
     return policy, preprocess
 
 
-def open_dataset(options: SensorUseOptions, depth_unit: str) -> Any:
+def open_dataset(options: FrameOptions, depth_unit: str) -> Any:
     """The dataset, restricted to ``--episodes``; depth in the unit that the policy was trained with.
 
     Raises:
@@ -170,7 +181,7 @@ def open_dataset(options: SensorUseOptions, depth_unit: str) -> Any:
     return LeRobotDataset(name, folder, episodes, return_uint8=True, depth_output_unit=depth_unit)
 
 
-def load_frames(options: SensorUseOptions, data: Any, config: Any, rename_map: Mapping[str, str]) -> Frames:
+def load_frames(options: FrameOptions, data: Any, config: Any, rename_map: Mapping[str, str]) -> Frames:
     """Read the frames; the pictures of each are decoded once.
 
     LeRobot 0.6.1 decodes every picture of every row that ``delta_timestamps`` touches, hence the actions are
