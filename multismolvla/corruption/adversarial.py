@@ -110,13 +110,15 @@ def attack(
 
     Raises:
         ValueError: pictures of another form, or an objective that is not one number per sample.
-        NoGradientError: the objective does not depend on an available picture.
+        NoGradientError: of the clean pictures there is one that is available and that the objective does not
+            depend on.
         FloatingPointError: objective or gradient are NaN or infinite.
     """
     with torch.inference_mode(False), torch.enable_grad(), preserved_random_state():
         ball = _Ball(pictures, how.radius, available)
         search = _Search(ball, objective)
         if how.radius > 0 and any(bool(rows.any()) for rows in ball.rows.values()):
+            search.check()
             (_pgd if how.method == "pgd" else _apgd)(search, how, generator)
         return search.found()
 
@@ -247,33 +249,44 @@ class _Search:
         gradient = torch.stack(self._norms) if self._norms else none
         return Attacked(self.pictures, self.clean, self.best, gradient)
 
-    def look(self, pictures: Pictures) -> dict[str, Tensor]:
-        """The gradient there, zero where a picture is not available."""
-        leaves = {k: x.detach().requires_grad_() for k, x in pictures.items()}
-        value = self._value(leaves)
-        if not value.requires_grad:
-            raise NoGradientError(
-                f"The objective has no gradient towards {sorted(leaves)}: it was computed without one, or "
-                "from discrete tokens alone. That is no robustness."
-            )
-        found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
-        gradient: dict[str, Tensor] = {}
-        for (name, leaf), slope in zip(leaves.items(), found, strict=True):
-            rows = self.ball.rows[name]
-            if slope is None and bool(rows.any()):
+    def check(self) -> None:
+        """See that the objective depends on what is attacked, where the search begins.
+
+        Raises:
+            NoGradientError: it does not.
+        """
+        _, slopes = self._slopes(self.ball.clean)
+        for name, slope in slopes.items():
+            if slope is None and bool(self.ball.rows[name].any()):
                 raise NoGradientError(
-                    f"The objective does not depend on {name}, which is available. Leave it out of what is "
-                    "attacked."
+                    f"The objective has no gradient towards {name}, which is available: it was computed "
+                    "without one, or from discrete tokens alone. That is no robustness."
                 )
-            slope = torch.zeros_like(leaf) if slope is None else slope.detach()
-            gradient[name] = torch.where(rows[:, None, None, None], slope, torch.zeros_like(slope))
+
+    def look(self, pictures: Pictures) -> dict[str, Tensor]:
+        """The gradient there, zero where a picture is not available, or where the policy takes it for bad."""
+        value, slopes = self._slopes(pictures)
+        gradient: dict[str, Tensor] = {}
+        for name, x in pictures.items():
+            none = torch.zeros_like(x)
+            slope = slopes[name]
+            rows = self.ball.rows[name][:, None, None, None]
+            gradient[name] = none if slope is None else torch.where(rows, slope, none)
         squares = [g.flatten(1).double().pow(2).sum(1).to(self.clean.device) for g in gradient.values()]
         norm = torch.stack(squares).sum(0).sqrt()
         if not bool(norm.isfinite().all()):
             raise FloatingPointError("The gradient of an attack's objective is NaN or infinite.")
         self._norms.append(norm.float())
-        self._keep(leaves, value.detach())
+        self._keep(pictures, value)
         return gradient
+
+    def _slopes(self, pictures: Pictures) -> tuple[Tensor, dict[str, Tensor | None]]:
+        leaves = {k: x.detach().requires_grad_() for k, x in pictures.items()}
+        value = self._value(leaves)
+        if not value.requires_grad:
+            return value, dict.fromkeys(leaves)
+        found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        return value.detach(), dict(zip(leaves, found, strict=True))
 
     def finish(self, pictures: Pictures) -> None:
         """Look at the last pictures, of which no gradient is wanted."""

@@ -36,8 +36,8 @@ from multismolvla.corruption.adversarial import (
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.policies.lerobot import FLOW_TYPES, mixed_precision, takes_noise
 
-#: A batch of observations before or after the pre-processor: tensors, and instructions.
-Observation = dict[str, Tensor | list[str]]
+#: A batch before or after the pre-processor, typed as LeRobot types it; instructions are in it, too.
+Observation = dict[str, Tensor]
 #: Draws of noise and time over which the objective ``policy`` is a mean.
 DRAWS = 8
 
