@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from policy_models import Options, PolicyFactory, sizes
+from support.policy_models import Options, PolicyFactory, sizes
 
 #: Kind of training in the estimates -> (tower, stage, what is trained).
 KINDS = {
@@ -64,7 +64,7 @@ def per_sample(kind: str, preset: str = "real") -> float:
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description="Bytes kept for the backward pass, per sample.")
-    parser.add_argument("--preset", default="real", help="sizes of benchmarks/policy_models.py")
+    parser.add_argument("--preset", default="real", help="sizes of benchmarks/support/policy_models.py")
     options = parser.parse_args()
     for kind in KINDS:
         print(f"{kind}: {per_sample(kind, options.preset) / 1e6:.1f} MB per sample")

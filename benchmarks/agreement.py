@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import Machine, machine_line, write_json
+from support.measuring import Machine, machine_line, write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring import Machine, machine_line, write_json
+from support.measuring import Machine, machine_line, write_json
 
 #: Name of a case -> options of the annotation.
 CASES: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring import Machine, machine_line, spread, write_json
+from support.measuring import Machine, machine_line, spread, write_json
 
 MINI = "multismolvla_mini"
 LEROBOT = "lerobot-eval, rgb"
@@ -122,7 +122,7 @@ def _make_policy(folder: Path, cfg: EvaluationBenchmark) -> Path:
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-    from policy_models import Options, PolicyFactory, sizes
+    from support.policy_models import Options, PolicyFactory, sizes
 
     preset = sizes("tiny", "robust")
     folder.mkdir(parents=True)

@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tests" / "fixtures")]
 
 import torch  # noqa: E402
-from network_files import write_estimators  # noqa: E402
+from support.network_files import write_estimators  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from multismolvla.connector import GridConnector, VisualBridge  # noqa: E402

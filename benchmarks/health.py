@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from support.measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
 
 from multismolvla.system.command import entry_point, parse_options
 

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import Case, Machine, Series, interleave, machine_line, ratios, table, write_json
-from network_files import SCALES, write_estimators, write_tokenizers
-from policy_models import Options, PolicyFactory, Sizes
+from support.measuring import Case, Machine, Series, interleave, machine_line, ratios, table, write_json
+from support.network_files import SCALES, write_estimators, write_tokenizers
+from support.policy_models import Options, PolicyFactory, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
-from policy_models import PRESETS, TOWERS, TRAINED, Options, PolicyFactory, sizes
+from support.measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from support.policy_models import PRESETS, TOWERS, TRAINED, Options, PolicyFactory, sizes
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring import Machine, machine_line, spread, write_json
+from support.measuring import Machine, machine_line, spread, write_json
 
 from multismolvla.modalities import MODALITIES, Provenance
 from multismolvla_eval.records.reach import faulted_streams

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from support.measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
 
 from multismolvla.modalities import MODALITIES, Modality, ViewMap, default_view_map, token_key
 from multismolvla.system.command import entry_point, parse_options

@@ -13,7 +13,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import Case, Machine, Series, interleave, machine_line, ratios, spread, table, write_json
+from support.measuring import (
+    Case,
+    Machine,
+    Series,
+    interleave,
+    machine_line,
+    ratios,
+    spread,
+    table,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import numpy as np

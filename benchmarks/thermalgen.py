@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from measuring import Machine, machine_line, spread, write_json
+from support.measuring import Machine, machine_line, spread, write_json
 
 if TYPE_CHECKING:
     import numpy as np

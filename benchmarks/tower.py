@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loading import measure_loading, write_official
-from measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
+from support.loading import measure_loading, write_official
+from support.measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ def test_help_names_the_options_without_heavy_imports(script: str, option: str):
 
 
 def test_ratios_are_taken_within_rounds_and_the_order_alternates():
-    from measuring import Case, Series, interleave, ratios, spread
+    from support.measuring import Case, Series, interleave, ratios, spread
 
     order: list[str] = []
     cases = {name: Case(lambda name=name: order.append(name), units=2) for name in ("a", "b")}

@@ -76,7 +76,7 @@ def test_an_unknown_size_names_itself():
 
 
 def test_benchmarks_find_the_random_networks_when_they_are_run_by_path():
-    command = [sys.executable, "-c", "import measuring, tiny_imagebind, tiny_estimators"]
+    command = [sys.executable, "-c", "import support.measuring, tiny_imagebind, tiny_estimators"]
     assert subprocess.run(command, cwd=FOLDER, check=False).returncode == 0
 
 

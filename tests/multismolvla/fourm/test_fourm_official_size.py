@@ -20,7 +20,7 @@ BOUND = 1.3  # peak while loading, relative to the tensors that are kept
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_synthetic_files_hold_what_the_official_ones_hold(golden, size) -> None:
-    from loading import inventory
+    from support.loading import inventory
 
     recorded = json.loads((golden / "official_keys" / f"fourm21_{size}.json").read_text())
     built = inventory(FourMConfig.official(size))
@@ -38,7 +38,7 @@ def test_the_synthetic_files_hold_what_the_official_ones_hold(golden, size) -> N
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_b_takes_hardly_more_than_what_is_kept(tmp_path, dtype) -> None:
     """3.4 GB of file, 0.43 GB (0.22 GB in bfloat16) kept; mapped pages count."""
-    from loading import measure_loading, write_official
+    from support.loading import measure_loading, write_official
 
     length = write_official(tmp_path, "B")
     assert abs(length - SOURCES["EPFL-VILAB/4M-21_B"].size_bytes) < 100_000  # the header

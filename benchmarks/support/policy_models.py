@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 PRESETS = ("tiny", "real", "smallest")
 TRAINED = ("lora", "expert", "full")
 #: The 4M tower whose pictures are corrupted in training, as the presets have it.

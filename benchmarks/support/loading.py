@@ -1,6 +1,6 @@
 """How much memory loading an encoder takes at its peak, beyond what was there before.
 
-    python benchmarks/loading.py FOLDER --dtype=bfloat16     # prints one line of JSON
+    python benchmarks/support/loading.py FOLDER --dtype=bfloat16     # prints one line of JSON
 
 Linux only: the peak is the kernel's VmHWM, which counts mapped pages of the file as well. `write_official`
 makes checkpoints to measure with: every tensor of the official file, all zero. They are sparse, so they have
