@@ -20,6 +20,7 @@ PACKAGES = (
     "multismolvla",
     "lerobot_policy_multismolvla",
     "lerobot_env_multismolvla",
+    "lerobot_robot_multismolvla",
     "multismolvla_data",
     "multismolvla_eval",
     "multismolvla_run",
@@ -32,6 +33,7 @@ COMMANDS = (
     "multismolvla-replay",
     "multismolvla-export",
     "multismolvla-health",
+    "multismolvla-emulate",
     "multismolvla-eval",
     "multismolvla-report",
 )
