@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from enum import StrEnum
@@ -21,7 +22,8 @@ from lerobot.cameras.utils import make_cameras_from_configs
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 from numpy.typing import NDArray
 
-from lerobot_robot_multismolvla.config_guarded import GuardedCameraConfig
+from lerobot_robot_multismolvla.config_guarded import AUTO, GuardedCameraConfig
+from lerobot_robot_multismolvla.depth import MILLIMETRE, Aligner, DepthConverter, calibration_of, scale_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class _Stream:
     def __init__(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         self.name, self.shape = name, shape
         self.zeros: NDArray[Any] = np.zeros(shape, dtype)
+        self.convert: DepthConverter | None = None  # what is shown of a good picture, if not that itself
         self.loss: Loss | None = None
         self.lost_since = 0.0
         self._good_since: float | None = None
@@ -80,10 +83,11 @@ class _Stream:
         back, self.loss = self.loss is not None, None
         if found.dtype != self.zeros.dtype:  # depth as floats
             self.zeros = np.zeros(self.shape, found.dtype)
-        return found, back
+        return found if self.convert is None else self.convert(found), back
 
     def _wrong(self, found: NDArray[Any]) -> Loss | None:
-        if found.shape != self.shape or (self.name == COLOUR and found.dtype != self.zeros.dtype):
+        typed = self.name == COLOUR or self.convert is not None
+        if found.shape != self.shape or (typed and found.dtype != self.zeros.dtype):
             return Loss.SHAPE
         if found.dtype.kind == "f" and not np.isfinite(found).all():
             return Loss.NOT_FINITE
@@ -101,7 +105,7 @@ class GuardedCamera(Camera):
 
     Attributes:
         use_rgb: whether the inner camera has a colour picture.
-        use_depth: whether it has a depth picture, uint16 (H, W, 1) in its own unit.
+        use_depth: whether it has a depth picture, uint16 (H, W, 1) in millimetres.
         losses: stream -> why it is not shown now; ``None`` = it is.
 
     Example:
@@ -154,7 +158,8 @@ class GuardedCamera(Camera):
         Raises:
             DeviceAlreadyConnectedError: it is connected.
             ConnectionError: the inner camera cannot be opened, and it is ``required``.
-            ValueError: its pictures have another size than the configuration says.
+            ValueError: its pictures have another size than the configuration says, or its depth another unit,
+                or it has none to convert, or no calibration is known.
         """
         if self._connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected.")
@@ -178,6 +183,11 @@ class GuardedCamera(Camera):
                     f"{self} delivers pictures of {first.shape[1]}x{first.shape[0]}, expected "
                     f"{self.config.width}x{self.config.height}. Set width and height to what it delivers."
                 )
+            try:
+                self._convert_depth(inner)
+            except ValueError:
+                self._close()
+                raise
         self._connected = True
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, daemon=True, name=f"{self} watch")
@@ -292,10 +302,60 @@ class GuardedCamera(Camera):
         fresh = self._make()
         try:
             fresh.connect(warmup=False)
+            self._convert_depth(fresh)
         except CAMERA_ERRORS as error:
-            logger.debug("%s cannot be opened again yet: %s", self, error)
+            level = logging.WARNING if isinstance(error, ValueError) else logging.DEBUG  # a wrong option
+            logger.log(level, "%s cannot be opened again yet: %s", self, error)
         else:
             self._inner = fresh
+
+    def _convert_depth(self, inner: Camera) -> None:
+        """Find out how this camera's depth becomes millimetres, seen from the colour camera.
+
+        Raises:
+            ValueError: that cannot be known, or is not as configured.
+        """
+        config = self.config
+        if not self.use_depth:
+            if config.depth_scale is not None:
+                raise ValueError(
+                    f"{self}: depth_scale is given, but it has no depth. Set inner.use_depth=true."
+                )
+            return
+        told, given = scale_of(inner), config.depth_scale
+        wanted = given if isinstance(given, float) else told if given == AUTO else MILLIMETRE
+        if wanted is None:
+            raise ValueError(f"{self} does not say its depth scale. Set depth_scale to metres per unit.")
+        if told is not None and not math.isclose(told, wanted, rel_tol=0.01):
+            set_to = "is not given, which means 0.001" if given is None else f"is {given}"
+            raise ValueError(
+                f"{self} says that a unit of depth is {told:g} m, but depth_scale {set_to}. Policies and "
+                "data sets hold millimetres; set depth_scale: auto to have them."
+            )
+        align = self._aligner(inner) if config.align else None
+        if given is not None:
+            self._streams[DEPTH].convert = DepthConverter(wanted / MILLIMETRE, align)
+
+    def _aligner(self, inner: Camera) -> Aligner:
+        found = self.config.calibration or calibration_of(inner)
+        if found is None:
+            raise ValueError(
+                f"{self}: align=true, but the camera does not say where depth and colour are measured. Give "
+                "calibration: {depth: {...}, colour: {...}, rotation: [...], translation: [...]}."
+            )
+        size = (self.config.width, self.config.height)
+        for name, lens in (("depth", found.depth), ("colour", found.colour)):
+            if (lens.width, lens.height) != size:
+                raise ValueError(
+                    f"{self}: the calibration of {name} is for {lens.width}x{lens.height}, the pictures are "
+                    f"{size[0]}x{size[1]}. Calibrate at this size (and without inner.rotation)."
+                )
+        if getattr(inner, "rotation", None) is not None:
+            raise ValueError(
+                f"{self}: align=true, but inner.rotation turns the pictures, and the calibration is for "
+                "those before. Take inner.rotation out; the policy's half_turns turns all of a view alike."
+            )
+        return Aligner(found)
 
     def _close(self) -> None:
         inner, self._inner = self._inner, None
