@@ -53,6 +53,8 @@ from lerobot_policy_multismolvla.visual import (
 )
 from multismolvla.connector import ZeroGate
 from multismolvla.inspection import LastLook
+from multismolvla.modalities import Modality
+from multismolvla.thermal.ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -205,13 +207,19 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self.config.provenance_map.drop_with_rgb(there & (cause <= 0))
 
     def reset(self) -> None:
-        """A new episode begins."""
+        """A new episode begins.
+
+        Raises:
+            ValueError: an open thermal camera of this process shows other temperatures than the policy knows.
+        """
         super().reset()
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
             self._sensors.forget()
             self._hold.forget()
             self._derived.forget()
             if not self.training:
+                if self.config.measures(Modality.THERMAL):
+                    check_ranges(self.config.thermal_range_c)
                 self._derived.warm(self.config, next(self.parameters()).device)
 
     @contextmanager

@@ -65,6 +65,8 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # default, simulators give metres: train with --dataset.depth_output_unit=m.
     depth_unit: str = "m"
     depth_range_m: tuple[float, float] = (0.011, 10.0)  # else invalid; LeRobot's invalid pixels are 10 mm
+    # Degrees Celsius that a thermal sensor's pictures show black and white; compared with the robot's camera.
+    thermal_range_c: list[float] | None = None
     num_labels: int = 8  # size of the segmentation pictures' label set, id 0 = background (official: 134)
     # View -> 180-degree turns of a camera mounted upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
@@ -231,6 +233,13 @@ class MultiSmolVLAOptions(SmolVLAConfig):
         """Whether a stream is computed from its view's RGB."""
         return self.provenance_map.is_derived(view, modality)
 
+    def measures(self, modality: str) -> bool:
+        """Whether a sensor delivers a modality in some view."""
+        return any(
+            modality in streams and not self.is_derived(view, modality)
+            for view, streams in self.views.items()
+        )
+
     def is_soft(self, modality: str) -> bool:
         """Whether rows of numbers stand for a modality, so that there are no ids of it."""
         return any(d.startswith(SOFT_PREFIX) for d in self.domains.get(modality, "").split("+"))
@@ -310,6 +319,9 @@ def _check_combinations(cfg: MultiSmolVLAOptions) -> None:
             "exclude each other: consistency compares two velocities at one draw of noise and time. Set one "
             "of them to its default."
         )
+    degrees = cfg.thermal_range_c
+    if degrees is not None and (len(degrees) != 2 or not degrees[0] < degrees[1]):
+        raise ValueError(f"--policy.thermal_range_c={degrees} must be [lowest, highest], in degrees Celsius.")
     low, high = cfg.depth_range_m
     if not 0 <= low < high:
         raise ValueError(f"--policy.depth_range_m={cfg.depth_range_m} must be 0 <= near < far, in metres.")
