@@ -334,19 +334,20 @@ def cell_text(cell: pd.DataFrame) -> str:
 def interval(by_seed: list[np.ndarray]) -> tuple[float, float]:
     """95 % interval of a share of successes.
 
-    With one training seed Wilson's interval of the starts. With more, the bootstrap of the reports, of seeds
-    and then of each seed's starts, so that what differs from training to training is in it.
+    With one training seed Wilson's interval of the starts. With more, also the bootstrap of the reports, of
+    seeds and then of each seed's starts, so that what differs from training to training is in it; the wider
+    bound of both, because the bootstrap of nothing but failures has no width.
     """
-    if len(by_seed) == 1:
-        from multismolvla_eval.analysis.statistics import wilson
+    from multismolvla_eval.analysis.statistics import wilson
 
-        rate = wilson(int(by_seed[0].sum()), len(by_seed[0]))
+    outcomes = np.concatenate(by_seed)
+    rate = wilson(int(outcomes.sum()), len(outcomes))
+    if len(by_seed) == 1:
         return rate.low, rate.high
     from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
 
-    means = resampled_means(np.concatenate(by_seed)[None], tuple(map(len, by_seed)))
-    low, high = percentile_interval(means)[0]
-    return float(low), float(high)
+    low, high = percentile_interval(resampled_means(outcomes[None], tuple(map(len, by_seed))))[0]
+    return min(float(low), rate.low), max(float(high), rate.high)
 
 
 def page(rows: pd.DataFrame) -> str:
@@ -360,7 +361,8 @@ def page(rows: pd.DataFrame) -> str:
         "",
         "Made by `python benchmarks/ablation.py --table` from [rows](ablation/rows.csv.gz). Mini suite, "
         f"commit {', '.join(sorted(rows.commit.unique()))}, the same starts for every arm. 95 % intervals: "
-        "Wilson's for one training seed, else of a bootstrap that draws seeds, then starts.",
+        "Wilson's; with several training seeds the wider one of that and of a bootstrap that draws seeds, "
+        "then starts.",
         "",
     ]
     present = [arm for arm in ARMS if arm.name in set(rows.arm)]

@@ -53,6 +53,12 @@ def test_the_page_counts_each_cell():
     assert "rgb_only" not in text
 
 
+def test_nothing_but_failures_is_not_certainty():
+    low, high = ablation.interval([np.zeros(21), np.zeros(21)])
+    assert low == 0
+    assert 0.05 < high < 0.15
+
+
 def test_seeds_that_differ_widen_the_interval():
     alike = ablation.interval([np.array([1, 0] * 10)] * 3)
     apart = ablation.interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)])
