@@ -173,9 +173,9 @@ def _check_options(cfg: AnnotateConfig, views: ViewMap, streams: Sequence[Stream
             f"would be estimated, in {OFFICIAL_LABELS}. A data set has one label set: leave segmentation out "
             "of that view in --views."
         )
-    if estimated and cfg.tokenizers == "patch" and cfg.tokens:
+    if estimated and cfg.tokens and cfg.label_count < NUM_OFFICIAL_LABELS:
         raise ValueError(
             f"{estimated[0]} would be estimated in the {NUM_OFFICIAL_LABELS} classes of {OFFICIAL_LABELS}; "
-            "the weight-free tokenizers code at most 8. Use --tokenizers=official, or leave seg out of "
-            "--modalities."
+            f"the {cfg.tokenizers} tokenizers would code {cfg.label_count} (weight-free ones by default 8). "
+            f"Set --num_labels={NUM_OFFICIAL_LABELS}, or leave seg out of --modalities."
         )
