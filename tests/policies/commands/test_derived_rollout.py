@@ -9,28 +9,48 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from processes import as_options, common, finish, run, start
 from safetensors.torch import load_file, save_file
-from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotation, write_networks, write_rgb_dataset
+from tiny_annotated import DOMAINS, MODALITIES, VIEWS, annotation, write_networks, write_rgb_dataset
 
 from multismolvla.modalities import token_key
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 FRAMES = 50
+#: Frame of which one patch is changed; shown long before, because a picture that stays counts as frozen.
+CHANGED = 25
 
 
 def as_bytes(picture: torch.Tensor) -> torch.Tensor:
-    return (picture * 255).round().to(torch.uint8)
+    return picture if picture.dtype == torch.uint8 else (picture * 255).round().to(torch.uint8)
 
 
 def test_a_robot_with_two_rgb_cameras_acts_on_the_ids_that_training_saw(hub, tmp_path):
     networks = write_networks(tmp_path / "networks")
-    source = write_rgb_dataset(tmp_path / "rgb", FRAMES)
-    run("multismolvla-annotate", *as_options(annotation(source, tmp_path / "all", hub / "fourm", networks)))
+    shown = {view: [] for view in VIEWS}  # uint8 (3, H, W) each
+    ids = {modality: [] for modality in MODALITIES}  # of the same frames, (V, N) each
+    for kind in ("raw", "video"):
+        source = write_rgb_dataset(tmp_path / f"{kind}_rgb", FRAMES, video=kind == "video")
+        options = annotation(source, tmp_path / kind, hub / "fourm", networks)
+        options |= {"batch_size": 16} if kind == "video" else {}
+        run("multismolvla-annotate", *as_options(options))
+        data = LeRobotDataset("tests/all", root=tmp_path / kind, return_uint8=True)
+        for item in (data[row] for row in reversed(range(FRAMES))):  # not as annotate met them
+            for view, streams in VIEWS.items():
+                shown[view].append(as_bytes(item[streams["rgb"]]))
+            for modality, found in ids.items():
+                found.append(torch.stack([item[token_key(view, modality)] for view in VIEWS]).long())
+    changed = shown["image"][CHANGED].clone()
+    changed[:, :16, :16] = 255 - changed[:, :16, :16]
+    shown["image"].append(changed)
+    shown["image2"].append(shown["image2"][CHANGED])
+
     trained = tmp_path / "trained"
     options = [
-        *common(tmp_path / "all", trained, 2, 2), "--policy.type=multismolvla", "--policy.stage=connector",
+        *common(tmp_path / "raw", trained, 2, 2), "--policy.type=multismolvla", "--policy.stage=connector",
         f"--policy.base_checkpoint={hub / 'base'}", f"--policy.vlm_model_name={hub / 'vlm'}",
         f"--policy.encoder={hub / 'fourm'}", f"--policy.domains={json.dumps(DOMAINS)}",
-        f"--policy.views={json.dumps(VIEWS)}", "--policy.image_size=64", "--policy.load_vlm_weights=false",
+        f"--policy.views={json.dumps(VIEWS)}", f"--policy.num_labels={NUM_OFFICIAL_LABELS}",
+        "--policy.image_size=64", "--policy.load_vlm_weights=false",
         "--policy.fusion_grid=8", "--policy.connector_grid=8", "--policy.connector_hidden=64",
         "--policy.chunk_size=4", "--policy.n_action_steps=1", "--policy.num_vlm_layers=2",
         "--policy.resize_imgs_with_padding=[64,64]", "--policy.dtype=float32", "--policy.device=cpu",
@@ -38,14 +58,9 @@ def test_a_robot_with_two_rgb_cameras_acts_on_the_ids_that_training_saw(hub, tmp
     ]  # fmt: skip
     finish(start(trained, *options), trained)
 
-    data = LeRobotDataset("tests/all", root=tmp_path / "all", return_uint8=True)
-    items = [data[row] for row in range(FRAMES)]
-    order = list(reversed(range(FRAMES)))  # not as annotate met them, and one at a time
-    shown = {
-        view: torch.stack([as_bytes(items[row][streams["rgb"]]).permute(1, 2, 0) for row in order])
-        for view, streams in VIEWS.items()
-    }
-    save_file({view: frames.contiguous() for view, frames in shown.items()}, tmp_path / "frames.safetensors")
+    pictures = {view: torch.stack(frames) for view, frames in shown.items()}
+    frames = {view: stack.permute(0, 2, 3, 1).contiguous() for view, stack in pictures.items()}
+    save_file(frames, tmp_path / "frames.safetensors")
     run(
         "lerobot-rollout",
         f"--policy.path={trained / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
@@ -53,16 +68,23 @@ def test_a_robot_with_two_rgb_cameras_acts_on_the_ids_that_training_saw(hub, tmp
         "--robot.discover_packages_path=replay_arm", "--robot.type=replay_arm", "--robot.id=test",
         f"--robot.frames={tmp_path / 'frames.safetensors'}",
         f"--robot.report={tmp_path / 'looks.safetensors'}",
-        "--task=push", "--fps=30", "--duration=15", "--play_sounds=false",
+        "--task=push", "--fps=30", "--duration=600", "--play_sounds=false",
         "--return_to_initial_position=false",
     )  # fmt: skip
-    looks = load_file(tmp_path / "looks.safetensors")
-    pictures = torch.stack([as_bytes(item[RGB[0]]) for item in items])
-    met = set()
+    looks = load_file(tmp_path / "looks.safetensors")  # one frame at a time
+    met, same = set(), {modality: [] for modality in MODALITIES}
     for number, rgb in enumerate(as_bytes(looks["rgb.image"])):
-        (row,) = (pictures == rgb).flatten(1).all(1).nonzero().flatten().tolist()
+        (row,) = (pictures["image"] == rgb).flatten(1).all(1).nonzero().flatten().tolist()
         met.add(row)
-        for modality in MODALITIES:
-            wanted = torch.stack([items[row][token_key(view, modality)] for view in VIEWS]).long()
-            assert torch.equal(looks[DOMAINS[modality]][number], wanted), (row, modality)
-    assert len(met) == FRAMES
+        for modality, wanted in ids.items():
+            found = looks[DOMAINS[modality]][number]
+            if row < FRAMES:
+                assert torch.equal(found, wanted[row]), (row, modality)
+            elif row < 2 * FRAMES:  # annotated in batches
+                same[modality].append(found == wanted[row])
+            else:  # one patch of one camera was changed
+                assert not torch.equal(found[0], wanted[CHANGED][0]), modality
+                assert torch.equal(found[1], wanted[CHANGED][1]), modality
+    assert met == set(range(2 * FRAMES + 1))
+    for modality, equal in same.items():
+        assert torch.stack(equal).float().mean() > 0.99, modality
