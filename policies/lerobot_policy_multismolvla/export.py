@@ -128,7 +128,7 @@ def export_policy(
     config.action_kind = action_kind or config.action_kind
     check_options(config)
     with new_folder(output) as folder:
-        policy = _load(checkpoint, base)
+        policy = load_policy(checkpoint, base)
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
@@ -228,7 +228,7 @@ def export_for_finetuning(
     config.set_dataset_feature_metadata(meta.features)
     config.validate_features()
     with new_folder(output) as folder:
-        state = _load(checkpoint, base).state_dict()
+        state = load_policy(checkpoint, base).state_dict()
         policy = MultiSmolVLAPolicy(config, restoring=True, dataset_stats=meta.stats, dataset_meta=meta)
         gone = set(old.tower_modalities) - set(config.tower_modalities)
         kept = {k: v for k, v in state.items() if not is_frozen_key(k) and not gone & set(k.split("."))}
@@ -355,8 +355,21 @@ def new_folder(output: Path) -> Iterator[Path]:
         folder.replace(output)
 
 
-def _load(checkpoint: Path, base: Path | None) -> MultiSmolVLAPolicy:
-    config = read_policy_config(checkpoint)
+def load_policy(
+    checkpoint: Path, base: Path | None = None, config: MultiSmolVLAConfig | None = None
+) -> MultiSmolVLAPolicy:
+    """A policy with its adapters merged.
+
+    Args:
+        checkpoint: folder of the policy.
+        base: as for `export_policy`.
+        config: instead of the stored one.
+
+    Raises:
+        FileNotFoundError: no policy there, or the adapters' base is gone.
+        ValueError: another policy type, or weights that do not fit.
+    """
+    config = config or read_policy_config(checkpoint)
     if not _is_adapter(checkpoint):
         return MultiSmolVLAPolicy.from_pretrained(checkpoint, config=config)
     adapter = PeftConfig.from_pretrained(str(checkpoint))
@@ -372,15 +385,15 @@ def _load(checkpoint: Path, base: Path | None) -> MultiSmolVLAPolicy:
     return merged
 
 
-def read_policy_config(checkpoint: Path) -> MultiSmolVLAConfig:
-    """Configuration of the policy in a folder.
+def read_policy_config(checkpoint: Path, overrides: Sequence[str] = ()) -> MultiSmolVLAConfig:
+    """Configuration of the policy in a folder; ``overrides`` such as ``--device=cpu`` change it.
 
     Raises:
         FileNotFoundError: no policy there.
         ValueError: a policy of another type.
     """
     _read_config(checkpoint)
-    config = PreTrainedConfig.from_pretrained(checkpoint)
+    config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=list(overrides))
     if not isinstance(config, MultiSmolVLAConfig):
         raise ValueError(f"{checkpoint} holds a policy of type {config.type!r}; expected 'multismolvla'.")
     return config
