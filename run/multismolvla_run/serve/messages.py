@@ -1,0 +1,190 @@
+"""What LeRobot's robot client sends, read as data.
+
+lerobot 0.6.1 sends pickles. A pickle names the functions that put its content together, so ``pickle.loads``
+of a stranger's bytes runs the stranger's code. Here every name but those that a robot's observation needs is
+refused before it is called, and the message itself becomes a record whose fields are checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from lerobot.async_inference import helpers
+from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
+from lerobot.transport import services_pb2
+from numpy.typing import NDArray
+
+from multismolvla.modalities import Feature
+
+#: Bytes of an observation: forty cameras of 1920 x 1080 pixels.
+LARGEST = 256 * 2**20
+#: NumPy's codes of what pictures and joints are made of.
+_NUMBERS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+_ORDERS = ("<", ">", "=", "|")
+#: What reading bytes that are no pickle, or the pickle of something else, ends with.
+_UNREADABLE = (
+    pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError, ImportError,
+    OverflowError, MemoryError,
+)  # fmt: skip
+
+
+class MessageError(ValueError):
+    """Bytes that are no message of LeRobot's robot client."""
+
+
+class Instructions(msgspec.Struct, frozen=True):
+    """What a client asks for: the fields of LeRobot's ``RemotePolicyConfig``, which annotates them otherwise.
+
+    Attributes:
+        policy_type: of the policy.
+        pretrained_name_or_path: its checkpoint.
+        lerobot_features: what the robot observes, by LeRobot's keys.
+        actions_per_chunk: how many actions of a chunk are sent back.
+        device: on which the policy is to run.
+        rename_map: key of the robot -> key of the policy; LeRobot's own client sends none.
+    """
+
+    policy_type: str
+    pretrained_name_or_path: str
+    lerobot_features: dict[str, Feature]
+    actions_per_chunk: int
+    device: str = "cpu"
+    rename_map: dict[str, str] = {}
+
+
+def read_instructions(data: bytes) -> Instructions:
+    """Read the first message of a client.
+
+    Raises:
+        MessageError: it is none.
+    """
+    return _read(data, RemotePolicyConfig.__name__, Instructions)
+
+
+def read_observation(data: bytes) -> TimedObservation:
+    """Read what a robot observed; its values are numbers, texts and arrays.
+
+    Raises:
+        MessageError: the bytes are no observation.
+    """
+    read = _read(data, TimedObservation.__name__, TimedObservation)
+    read.observation = {
+        name: value.values if isinstance(value, _Array) else value for name, value in read.observation.items()
+    }
+    return read
+
+
+def joined(parts: Iterable[services_pb2.Observation]) -> bytes:
+    """The message that a client has sent in parts.
+
+    Raises:
+        MessageError: they end too early, or exceed `LARGEST`.
+    """
+    data = bytearray()
+    for part in parts:
+        data += part.data
+        if len(data) > LARGEST:
+            raise MessageError(f"A message of more than {LARGEST} bytes; an observation has fewer.")
+        if part.transfer_state == services_pb2.TRANSFER_END:
+            return bytes(data)
+    raise MessageError(f"A message ended after {len(data)} bytes, before it was complete.")
+
+
+def _read[T](data: bytes, name: str, message: type[T]) -> T:
+    unpickler = _Unpickler(data, name)
+    try:
+        found = unpickler.load()
+    except MessageError:
+        raise
+    except _UNREADABLE as error:
+        raise MessageError(
+            f"{len(data)} bytes cannot be read as {name} ({type(error).__name__}: {_short(str(error))}). "
+            "Expected a message of LeRobot 0.6.1's robot client."
+        ) from error
+    if not isinstance(found, unpickler.record):
+        raise MessageError(f"A {type(found).__name__} was sent, expected {name} of LeRobot's robot client.")
+    try:
+        return msgspec.convert(vars(found), message)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"{name}: {error}. Is the client that of LeRobot 0.6.1?") from error
+
+
+class _DType:
+    """Stands for ``numpy.dtype``: one of plain numbers."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in _NUMBERS:
+            raise MessageError(f"An array of dtype {_short(str(code))}. Expected one of {sorted(_NUMBERS)}.")
+        self.code = self.text = code
+
+    def __setstate__(self, state: tuple[int, str, *tuple[object, ...]]) -> None:
+        order = state[1]
+        if order not in _ORDERS:
+            raise MessageError(f"An array of byte order {_short(str(order))}. Expected one of {_ORDERS}.")
+        self.text = order + self.code
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``, until it is known that everything fits."""
+
+    def __init__(self, *_: object) -> None:
+        self.values: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.values = _made(data, dtype, shape, "F" if fortran else "C").values
+
+
+def _made(data: bytes, dtype: _DType, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
+    array = _Array()
+    array.values = np.frombuffer(data, dtype.text).reshape(shape, order=order).copy()
+    return array
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    return np.frombuffer(data, dtype.text)[0]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes one kind of record, and arrays of plain numbers.
+
+    A pickle also fills what it has made, and NumPy's own classes trust it: a dtype of numbers may be told
+    that it holds objects. So there are stand-ins for them, which check; and nothing is handed out that
+    outlives the message, because a pickle may set attributes.
+
+    Attributes:
+        record: stands for the message's class.
+    """
+
+    def __init__(self, data: bytes, message: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self.record: type[object] = type(message, (), {})
+        self._known: dict[tuple[str, str], object] = {
+            (helpers.__name__, message): self.record,
+            ("numpy", "ndarray"): "ndarray",  # says to the next one what to make
+            ("numpy._core.multiarray", "_reconstruct"): functools.partial(_Array),
+            ("numpy", "dtype"): functools.partial(_DType),
+            ("numpy._core.multiarray", "scalar"): functools.partial(_scalar),
+            ("numpy._core.numeric", "_frombuffer"): functools.partial(_made),  # protocol 5
+        }
+
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        """What a name in the pickle stands for."""
+        found = self._known.get((module_name, global_name))
+        if found is None:
+            raise MessageError(
+                f"The message names {_short(f'{module_name}.{global_name}')}, which no observation needs: "
+                "refused, and nothing of it was executed. Expected numbers, texts and NumPy arrays."
+            )
+        return found
+
+
+def _short(text: str) -> str:
+    """A stranger's text for the log: on one line, and not the whole of it."""
+    return repr(text if len(text) <= 80 else text[:80] + "...")
