@@ -34,6 +34,7 @@ COMMANDS = (
     "multismolvla-export",
     "multismolvla-health",
     "multismolvla-emulate",
+    "multismolvla-serve",
     "multismolvla-eval",
     "multismolvla-report",
 )
