@@ -13,6 +13,7 @@ import yaml
 from msgspec.structs import replace
 
 from multismolvla.corruption import CLEAN
+from multismolvla.corruption.names import ATTACK_RADII
 from multismolvla_eval.config import EnvironmentArguments
 from multismolvla_eval.environments import load_sources
 from multismolvla_eval.evaluate import evaluate, main, parse
@@ -106,6 +107,15 @@ def test_the_levels_of_the_protocol_are_there_as_files(name):
     expected = f"# {sum(numbers.values()):,} episodes, about {told} h of simulation"
     assert expected in text, f"the header must say {expected!r}"
     assert yaml.safe_load(text)["output"] == f"outputs/eval/{name}"
+
+
+def test_the_adversarial_matrix_has_a_control_for_each_radius_and_one_that_must_break_everything():
+    config = parse([f"--config_path={CONFIGS / 'adversarial.yaml'}"])
+    config.check()
+    attacks = {c.id for c in resolve(config.conditions, ("image", "image2")) if c.attack}
+    assert {f"C6:rgb={t}@{r}" for t in ("policy", "random_sign") for r in ATTACK_RADII} <= attacks
+    assert "C6:rgb=policy@64" in attacks
+    assert config.batch_size == 1
 
 
 def test_libero_tiny_is_evaluated_as_it_was_recorded():
