@@ -4,6 +4,7 @@ Faults come in four kinds. *Hard* faults take a sensor away (`.hard`): announced
 policy knows, or unannounced, so that it does not. *Soft* faults degrade it (`.soft`) with a type
 and a severity from 1 to 5. *Temporal* faults show the picture of another step (:func:`shown_step`).
 *Cross-modal* faults leave pictures intact that no longer agree with one another (:func:`apply_cross`).
+Attacks (`.adversarial`) are no faults of a sensor: they change RGB against a policy, with its own gradients.
 :class:`Condition` bundles faults; :func:`parse_condition` reads its text form.
 
 Nothing in here keeps state or touches a global generator. The evaluation's environment wrapper is a thin
@@ -11,7 +12,7 @@ adapter around these functions; training (policies, ``training_faults``) calls t
 (`TRAINING_TYPES`).
 
 Conditions and names need no torch, and importing torch takes as long as a small report; the functions that do
-need it are therefore imported from their modules: `.hard`, `.soft`, `.tokens`.
+need it are therefore imported from their modules: `.adversarial`, `.hard`, `.soft`, `.tokens`.
 """
 
 from multismolvla.corruption.conditions import (

@@ -162,6 +162,12 @@ def _policy_notes(policy: PolicySummary, cells: Cells, manifest: RunManifest) ->
 def _attack_notes(names: Sequence[str], cells: Cells, manifest: RunManifest) -> Iterator[str]:
     """What each attack (C6) did to its objective beside random signs, and who was left out."""
     attacks = [c for c in manifest.conditions if parse_condition(c).attack]
+    if attacks:
+        yield (
+            "Attacks (C6) change RGB alone. Depth, segmentation and temperature become discrete tokens, "
+            "through which no gradient goes, and are not attacked: surviving by them is not shown to be "
+            "robustness. What a policy computes of RGB is computed from the attacked picture."
+        )
     for name in names:
         out = [c for c in attacks if not can_meet(manifest.policies[name], c)]
         if out and name not in manifest.clean_only:

@@ -188,20 +188,18 @@ def checks(
     by_steps = [f.reached for f in (*shorter, figures[-1])]
     by_radius = [f.reached for f in (*figures, *([broken] if broken.radius > figures[-1].radius else []))]
     gains = [f.reached - f.control for f in figures]
-    return [
-        row(
-            "radius 0 moves nothing", nothing.moved == 0 and nothing.reached == nothing.clean, [nothing.moved]
-        ),
+    still = nothing.moved == 0 and nothing.reached == nothing.clean
+    found = [
+        row("radius 0 moves nothing", still, [nothing.moved]),
         row("gradients are not zero", all(f.gradient > 0 for f in figures), [f.gradient for f in figures]),
         row("more steps are not weaker", rises(by_steps), by_steps),
         row("a larger radius is not weaker", rises(by_radius), by_radius),
         row("stronger than random signs", min(gains) > 0, gains),
-        row(
-            f"{BREAKS:g}/255 moves the actions as far as other frames' pictures do",
-            broken.moved >= moved_by_others,
-            [broken.moved, moved_by_others],
-        ),
     ]
+    if against == "policy":  # tokens may go astray in a way that matters little to the actions
+        name = f"{BREAKS:g}/255 moves the actions as far as other frames' pictures do"
+        found.append(row(name, broken.moved >= moved_by_others, [broken.moved, moved_by_others]))
+    return found
 
 
 class _Bench:

@@ -341,14 +341,14 @@ def draw(found: FeatureShifts, path: Path) -> None:
     """Displacement of RGB's tokens by layer, at one radius, and of the last layer by radius."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     by_layer, by_radius = figure.subplots(1, 2)
     rgb = [r for r in found.rows if r.tokens == "rgb"]
     radii = sorted({r.radius for r in rgb if r.radius})
     drawn = DRAWN if DRAWN in radii else radii[0]
     for n, (policy, kept) in enumerate(dict.fromkeys((r.policy, r.modalities) for r in rgb)):
         own = [r for r in rgb if (r.policy, r.modalities) == (policy, kept)]
-        label, colour = f"{own[0].tower} ({policy}), {kept}", f"C{n}"
+        colour, label = f"C{n}", f"{policy} ({own[0].tower}): {kept}"
         for change, style in ((ATTACKED, "-o"), (SIGNS, ":"), (OTHERS, "--")):
             layers = [r for r in own if r.change == change and r.radius in (drawn, 0.0)]
             depth = [i / max(1, len(layers) - 1) for i in range(len(layers))]
@@ -359,21 +359,22 @@ def draw(found: FeatureShifts, path: Path) -> None:
                 by_radius.axhline(last[0].median, ls="--", color=colour)
             else:
                 by_radius.plot([r.radius for r in last], [r.median for r in last], style, color=colour, ms=3)
-            if change == ATTACKED and all(r.left is not None for r in last):
-                by_radius.plot([r.radius for r in last], [r.left for r in last], "-.", color=colour)
+            left = [r.left for r in last if r.left is not None]
+            if change == ATTACKED and len(left) == len(last):
+                by_radius.plot([r.radius for r in last], left, "-.", color=colour)
     by_layer.set(
         title=f"by layer, radius {drawn:g}/255", xlabel="first block … last norm, connector",
         ylabel="median |f(x') - f(x)| / |f(x)| of RGB's tokens", yscale="log",
     )  # fmt: skip
     by_layer.set_xticks([])
     by_radius.set(title="last layer, by radius", xlabel="radius in 1/255", yscale="log")
-    by_layer.legend(fontsize=7)
-    by_radius.plot([], [], "k-o", ms=3, label="attack")
-    by_radius.plot([], [], "k:", label="random signs")
-    by_radius.plot([], [], "k--", label="RGB of another frame")
-    by_radius.plot([], [], "k-.", label="attack, after the best affine map per token")
-    by_radius.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    for style, text in (
+        ("k-o", "attack"), ("k:", "random signs"), ("k--", "RGB of another frame"),
+        ("k-.", "attack, after the best affine map per token"),
+    ):  # fmt: skip
+        by_radius.plot([], [], style, ms=3, label=text)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def render(found: FeatureShifts) -> str:

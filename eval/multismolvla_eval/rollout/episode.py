@@ -78,6 +78,8 @@ def run_episode(
 ) -> EpisodeRow:
     """Run one episode to success, time-out or failure.
 
+    Under an attack (C6) the sensors are sound, and the pictures change where the policy looks.
+
     Args:
         episode: what to run.
         source: environment.
@@ -85,8 +87,6 @@ def run_episode(
         run_seed: seed of the whole evaluation.
         recorders: are shown the episode.
         picture: draw the first frame, as it enters the policy, into this PNG.
-
-    Under an attack (C6) the sensors are sound, and the pictures change where the policy looks.
 
     Returns:
         The episode's row without what the run adds: its fingerprint, the suite's hash, the time. A NaN

@@ -79,6 +79,7 @@ def test_an_attack_stands_beside_random_signs_and_who_cannot_be_attacked_is_name
     assert told.endswith("to 0.6; smallest gradient 0.12.")
     attacked[1].attack = AttackRecord(2, 0.5, 0.6, 2.0, 1, 0.0)
     assert [n for n in notes() if "smallest gradient 0. At 1 looks it did no more than they" in n]
+    assert [n for n in notes() if n.startswith("Attacks (C6) change RGB alone. Depth, segmentation")]
     (left_out,) = [n for n in notes() if "left out" in n]
     assert left_out.startswith(f"vanilla is left out of {texts[0]}, {texts[1]}: no such attack is possible")
     figures = summarise(episode_table(kept, manifest), manifest).run

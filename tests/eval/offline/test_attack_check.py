@@ -86,6 +86,8 @@ def test_an_attack_that_is_no_good_is_found_out(changed, failed):
         "figures": [figures(4, 20, 2.0), figures(8, 20, 4.0)],
         "broken": figures(64, 20, 9.0, moved=0.9),
     }
+    weak = {"broken": figures(64, 20, 9.0, moved=0.2)}
+    assert all(c.passed for c in checks("feature", **(usual | weak), moved_by_others=0.8)), "it has no task"
     found = checks("policy", **(usual | changed), moved_by_others=0.8)
     names = [c.name.removeprefix("policy: ") for c in found if not c.passed]
     assert len(names) == len(failed)

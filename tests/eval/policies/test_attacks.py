@@ -12,7 +12,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tiny_annotated import DOMAINS, RGB, VIEWS, annotated_dataset, write_networks
-from tiny_policies import save_act
+from tiny_policies import save_act, save_pi
 from tiny_policy import SIDE, TINY, rgb_features
 
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
@@ -153,6 +153,19 @@ def test_a_picture_that_health_takes_for_absent_is_not_attacked_and_nothing_is_l
     assert result.available[RGB[1]].tolist() == [True, False]
     assert torch.equal(result.found.pictures[RGB[1]][1], black[RGB[1]][1])
     assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_a_policy_of_another_kind_is_attacked_through_its_own_training_loss(kind, checkpoints, monkeypatch):
+    folder = save_pi(kind, checkpoints / kind, checkpoints / "vlm", monkeypatch)
+    config = PreTrainedConfig.from_pretrained(folder)
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+    attacker = Attacker(policy, make_pre_post_processors(policy_cfg=config, pretrained_path=folder)[0])
+    assert possible_attacks(config) == ["policy", "random_sign"]
+    result = attacker.attack(raw(1), KEYS, "policy", HOW, generator())
+    assert (result.found.reached > result.control).all()
+    assert (result.found.gradient > 0).all()
 
 
 def test_one_camera_alone(load):
