@@ -18,6 +18,7 @@ from tiny_policy import SIDE, TINY, rgb_features
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from multismolvla.corruption.adversarial import Attack
 from multismolvla.modalities import default_view_map, padding_mask_key
+from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
 from multismolvla_eval.policies.attacker import Attacker
 from multismolvla_eval.policies.lerobot import possible_attacks
 
@@ -208,7 +209,7 @@ def derived(tmp_path_factory):
     config = MultiSmolVLAConfig(
         **options, encoder=str(root / "fourm"), domains=DOMAINS, views=VIEWS, image_size=SIDE, fusion_grid=8,
         connector_grid=8, connector_hidden=64, dtype="float32", base_checkpoint=base,
-        estimator_sources=sources, refresh={"depth": 3},
+        estimator_sources=sources, refresh={"depth": 3}, num_labels=NUM_OFFICIAL_LABELS,
     )  # fmt: skip
     config.set_dataset_feature_metadata(data.meta.features)
     policy = MultiSmolVLAPolicy(config).eval()

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from lerobot_robot_multismolvla.emulated.arm import JOINTS, MIDDLE, MODEL, REST, SPEED, Arm
+from lerobot_robot_multismolvla.emulated.arm import JOINTS, MIDDLE, MODEL, REST, Arm
 from lerobot_robot_multismolvla.emulated.motors import TICKS
 
 ON, OFF = np.ones(6, bool), np.zeros(6, bool)
@@ -36,12 +36,11 @@ def test_the_hand_is_where_the_published_model_has_it(angles, place):
 
 
 def test_it_moves_to_its_goals_not_faster_than_its_motors():
-    arm = Arm()
-    start = arm.joints.copy()
-    arm.advance(0.1, MIDDLES, ON)
-    moved = np.abs(arm.joints - start)
-    assert 0.1 < moved.max() < SPEED * 0.1
-    wait(arm, 2.0)
+    arm, fastest = Arm(), 0
+    for _ in range(100):
+        wait(arm, 0.02)
+        fastest = max(fastest, np.abs(arm.velocities).max())
+    assert fastest * 2 * np.pi / TICKS == pytest.approx(4.7, rel=0.1), "an STS3215's speed"
     assert np.abs(arm.positions - MIDDLE).max() < TICKS / 360  # it sags by less than a degree
     wait(arm, 2.0, np.full(6, 9999))
     upper = np.array([high for _, high in arm.ranges])

@@ -64,6 +64,7 @@ def test_sync_write_is_not_answered_and_sync_read_by_each(bus):
 def test_packets_come_in_pieces_with_noise_and_damage(bus):
     ping = packet(2, Instruction.PING)
     damaged = ping[:-1] + bytes([ping[-1] ^ 1])
+    assert bus.answer(damaged) == b""
     assert bus.answer(b"\x00\xff" + damaged + ping[:3]) == b""
     assert bus.answer(ping[3:] + ping) == 2 * bytes.fromhex("ffff020200fb")
 
