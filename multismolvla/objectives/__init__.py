@@ -1,1 +1,4 @@
-"""Training objectives as pure functions of tensors."""
+"""Training objectives: losses as pure functions of tensors, and the modules that hold what they train.
+
+`multismolvla.objectives.registry` declares each objective once.
+"""

@@ -12,6 +12,8 @@ import math
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from multismolvla.objectives.interface import ObjectiveModule, Step, Term
+
 _LOGS = (
     "align_cosine",
     "align_plain_cosine",
@@ -76,3 +78,11 @@ def consistency_loss(dropped: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
     """
     error = (dropped - clean.detach()).pow(2) * weight
     return error.sum() / (weight.sum() * error.shape[-1]).clamp_min(1)
+
+
+class Consistency(ObjectiveModule):
+    """`consistency_loss` as an objective; it trains nothing of its own."""
+
+    def forward(self, step: Step) -> Term:
+        """Distance of the answer with the dropped sensors from that with the complete ones."""
+        return Term(consistency_loss(*step.velocities()), {})

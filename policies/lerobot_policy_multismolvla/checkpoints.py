@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from multismolvla import weights
 from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.modalities import ViewMap
+from multismolvla.objectives.registry import objective_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +71,31 @@ def check_same_views(source: str, stored: ViewMap, wanted: ViewMap) -> None:
         )
 
 
-def load_weights(policy: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(policy: nn.Module, state: dict[str, torch.Tensor], source: str) -> list[str]:
     """Load a policy's weights into one of the same sizes; views of other names start with no embedding.
+
+    Objectives join and leave as a whole: those that only the weights have are left out.
+
+    Returns:
+        The objectives that only the policy has.
 
     Raises:
         ValueError: anything else is missing or unexpected.
     """
+    own, stored = (_objectives(keys) for keys in (policy.state_dict(), state))
+    state = {key: value for key, value in state.items() if objective_of(key) not in stored - own}
     missing, unexpected = policy.load_state_dict(state, strict=False)
+    missing = [key for key in missing if objective_of(key) not in own - stored]
     new = [key.rpartition(".")[2] for key in missing if ".view_embedding." in key]
     if new:
         logger.warning("%s knows no view %s; its embedding starts at zero.", source, ", ".join(new))
     ours = [[k for k in keys if ".view_embedding." not in k] for keys in (missing, unexpected)]
     check_restored_keys(source, *ours)
+    return sorted(own - stored)
+
+
+def _objectives(keys: Iterable[str]) -> set[str]:
+    return {name for key in keys if (name := objective_of(key)) is not None}
 
 
 def load_base_checkpoint(model: nn.Module, source: str) -> None:

@@ -28,6 +28,7 @@ from lerobot_policy_multismolvla.checkpoints import is_frozen_key, load_weights,
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.model_card import SlimEncoder, encoder_card, policy_card
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.objectives.modules import give_up_objectives
 from lerobot_policy_multismolvla.options import check_options
 from lerobot_policy_multismolvla.processor_multismolvla import (
     complete_processors,
@@ -39,6 +40,8 @@ from multismolvla import weights
 from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.modalities import ViewMap
+from multismolvla.objectives.options import ObjectivesOptions
+from multismolvla.objectives.registry import objective_of
 from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_to_act
 from multismolvla.tokenizers.recipe import split_domains
 
@@ -110,6 +113,8 @@ def export_policy(
 ) -> list[str]:
     """Write a checkpoint that stands alone: adapters merged, processors and model card beside it.
 
+    What the objectives trained for themselves is left out, and they are off.
+
     Args:
         checkpoint: folder of a policy (``…/pretrained_model``), with adapters or without.
         output: new folder.
@@ -129,9 +134,12 @@ def export_policy(
     check_options(config)
     with new_folder(output) as folder:
         policy = load_policy(checkpoint, base)
+        give_up_objectives(policy)
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
+        values.pop("objectives", None)  # all are off by default
+        values.pop("objectives", None)  # all are off by default
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, folder / path.name)
@@ -231,7 +239,11 @@ def export_for_finetuning(
         state = load_policy(checkpoint, base).state_dict()
         policy = MultiSmolVLAPolicy(config, restoring=True, dataset_stats=meta.stats, dataset_meta=meta)
         gone = set(old.tower_modalities) - set(config.tower_modalities)
-        kept = {k: v for k, v in state.items() if not is_frozen_key(k) and not gone & set(k.split("."))}
+        kept = {
+            k: v
+            for k, v in state.items()
+            if not is_frozen_key(k) and objective_of(k) is None and not gone & set(k.split("."))
+        }
         load_weights(policy, kept, str(checkpoint))
         policy.save_pretrained(folder)
         for steps in make_multismolvla_pre_post_processors(config, meta.stats):
@@ -262,6 +274,7 @@ def _config_for(
     config.half_turns = {view: turns for view, turns in old.half_turns.items() if view in views}
     config.absent_streams, config.deployment, config.dropout_deployment = [], [], 0.0
     config.provenance = {}  # the data set says it
+    config.objectives = ObjectivesOptions()
     config.curriculum_step, config.use_peft, config.pretrained_path = 0, False, None
     check_options(config)
     if config.tower_modalities != old.tower_modalities:

@@ -74,6 +74,22 @@ def flow_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPre
     return SmolVLAPolicy.forward(policy, PreparedBatch(batch, visual), draw.noise, draw.time, draw.reduction)
 
 
+def flow_velocity(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, draw: FlowDraw
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Velocity field (B, T, A), loss and logs of `flow_loss`.
+
+    The velocity is taken from upstream's last layer; upstream returns none.
+    """
+    seen: list[Tensor] = []
+    handle = policy.model.action_out_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    try:
+        loss, logs = flow_loss(policy, batch, visual, draw)
+    finally:
+        handle.remove()
+    return seen[-1], loss, logs
+
+
 def many_flows(policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, draw: FlowDraw) -> Loss:
     """Flow-matching loss with several draws of noise and time per observation.
 

@@ -10,7 +10,15 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_multismolvla import training_faults
-from lerobot_policy_multismolvla.flow import FlowDraw, Loss, draw_noise_and_time, flow_loss, rank
+from lerobot_policy_multismolvla.flow import (
+    FlowDraw,
+    Loss,
+    draw_noise_and_time,
+    flow_loss,
+    flow_velocity,
+    rank,
+)
+from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep, add_objectives
 from lerobot_policy_multismolvla.visual import (
     RGB,
     VisualPrefix,
@@ -18,7 +26,7 @@ from lerobot_policy_multismolvla.visual import (
     rgb_views,
     siglip_tokens,
 )
-from multismolvla.objectives.alignment import alignment_loss, consistency_loss
+from multismolvla.objectives.alignment import alignment_loss
 
 
 def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
@@ -32,11 +40,12 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
     target = teacher_tokens(policy, batch) if policy.teacher is not None and rgb_views(cfg, batch) else None
     if policy.training and cfg.curriculum_step == 0:
         _match_norm(policy, batch, None if target is None else target[0])
-    if policy.training and cfg.connector_dropout > 0:
-        available = policy.availability(batch)
-        presence = training_faults.drop_for_connector(cfg, available, policy.curriculum_seed, rank())
+    if policy.training:
+        available = presence = policy.availability(batch)
+        if cfg.connector_dropout > 0:
+            presence = training_faults.drop_for_connector(cfg, available, policy.curriculum_seed, rank())
+            logs["modalities_kept"] = _kept(presence, available)
         visual = policy.visual_tokens(batch, presence)
-        logs["modalities_kept"] = _kept(presence, available)
     else:
         visual = policy.prepare_images(batch)
     if target is not None:
@@ -48,6 +57,9 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
         flow, flow_logs = flow_loss(policy, batch, visual, draw)
         loss = loss + cfg.flow_weight * flow
         logs |= flow_logs
+    if policy.training and cfg.active_objectives:
+        step = TrainingStep(policy, batch, Sensors(available, presence), visual, draw)
+        loss, logs = add_objectives(step, policy, loss, logs)
     return loss, logs
 
 
@@ -84,7 +96,7 @@ def _match_norm(policy: SmolVLAPolicy, batch: dict[str, Tensor], teacher: Tensor
 
 
 def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
-    """Flow matching under both curricula, optionally with consistency to the complete sample."""
+    """Flow matching under both curricula, and the objectives that are on."""
     cfg = policy.config
     drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
     corrupts = policy.training and cfg.corrupts
@@ -98,16 +110,26 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
         visual = policy.visual_tokens(batch, presence, faults)
     else:
         visual = _masked_cameras(policy, batch, presence)
-    if cfg.consistency_weight == 0:
-        loss, logs = flow_loss(policy, batch, visual, draw)
+    velocity = None
+    if policy.training and "consistency" in cfg.active_objectives:
+        if draw.noise is None or draw.time is None:
+            noise, time = draw_noise_and_time(policy, policy.prepare_action(batch))
+            draw = replace(draw, noise=noise, time=time)
+        velocity, loss, logs = flow_velocity(policy, batch, visual, draw)
     else:
-        loss, logs = _consistent_flow(policy, batch, visual, available, draw)
+        loss, logs = flow_loss(policy, batch, visual, draw)
     if drops:
         logs["dropout_p"] = training_faults.dropout_p(cfg)
         logs["modalities_kept"] = _kept(presence, available)
     if corrupts:
         logs["corruption_p"] = training_faults.corruption_p(cfg)
         logs["pictures_disturbed"] = 0.0 if faults is None else (faults.severity > 0).float().mean().item()
+    if policy.training and cfg.active_objectives:
+        # After the pass with gradients: autocast keeps the weights' casts, and casts made without gradients
+        # would carry none into the next pass (pytorch issue 112583).
+        sensors = Sensors(available, presence, faults)
+        step = TrainingStep(policy, batch, sensors, visual, draw, velocity)
+        loss, logs = add_objectives(step, policy, loss, logs)
     return loss, logs
 
 
@@ -127,36 +149,3 @@ def _masked_cameras(policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: T
     images, masks = rgb_pictures(policy, batch)
     views = rgb_views(policy.config, batch)
     return VisualPrefix(images, [m & presence[:, v, RGB] for v, m in zip(views, masks, strict=True)])
-
-
-def _consistent_flow(
-    policy: SmolVLAPolicy, batch: dict[str, Tensor], dropped: VisualPrefix, available: Tensor, draw: FlowDraw
-) -> Loss:
-    """Flow matching with the dropped sensors, plus the distance to the complete sample's velocity."""
-    if draw.noise is None or draw.time is None:
-        noise, time = draw_noise_and_time(policy, policy.prepare_action(batch))
-        draw = replace(draw, noise=noise, time=time)
-    # The pass with gradients first: autocast keeps the weights' casts, and casts made without gradients would
-    # carry none into the next pass (pytorch issue 112583).
-    velocity, loss, logs = _velocity(policy, batch, dropped, draw)
-    with torch.no_grad():
-        clean, _, _ = _velocity(policy, batch, policy.visual_tokens(batch, available), draw)
-    real = batch.get("action_is_pad")
-    weight = torch.ones_like(velocity[..., :1]) if real is None else (~real)[..., None].to(velocity.dtype)
-    width = policy.config.action_feature.shape[0]
-    distance = consistency_loss(velocity[..., :width], clean[..., :width], weight)
-    logs["consistency"] = distance.item()
-    return loss + policy.config.consistency_weight * distance, logs
-
-
-def _velocity(
-    policy: SmolVLAPolicy, batch: dict[str, Tensor], visual: VisualPrefix, draw: FlowDraw
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Velocity, loss and logs; the velocity is taken from upstream's last layer, which returns none."""
-    seen: list[Tensor] = []
-    handle = policy.model.action_out_proj.register_forward_hook(lambda _m, _i, out: seen.append(out))
-    try:
-        loss, logs = flow_loss(policy, batch, visual, draw)
-    finally:
-        handle.remove()
-    return seen[-1], loss, logs

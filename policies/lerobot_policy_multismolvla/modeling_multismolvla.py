@@ -34,6 +34,15 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
+from lerobot_policy_multismolvla.objectives.modules import (
+    adopt_labels,
+    adopt_tasks,
+    begin_objectives,
+    build_objectives,
+    check_length,
+    check_start,
+)
+from lerobot_policy_multismolvla.objectives.step import hide_labels
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
@@ -67,7 +76,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         restoring: weights will be loaded right after construction, so ``base_checkpoint`` need not be read
             (stage 1 reads the teacher from it, but only once it is trained further).
         dataset_stats: of the training data, passed by LeRobot's factory: they say what standing still is.
-        dataset_meta: of the training data, passed by it, too.
+        dataset_meta: of the training data, passed by it, too: tasks and episodes are read, where an objective
+            asks for them.
         kwargs: passed on to nobody.
 
     Attributes:
@@ -112,8 +122,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                 "--policy.base_checkpoint is not set. Name a SmolVLA checkpoint (folder or hub id), or set "
                 "--policy.align_weight=0."
             )
+        check_start(config, restoring=restoring)
+        adopt_tasks(config, getattr(dataset_meta, "tasks", None))
+        adopt_labels(config, getattr(dataset_meta, "episodes", None))
         if config.uses_fourm:
             self._adopt(needs_teacher, loaded=not restoring)
+        self.model.objectives = build_objectives(self)
+        if not restoring:
+            begin_objectives(self, config.active_objectives)
         self._reset_curriculum_on_new_stage()
 
     # -- construction ---------------------------------------------------------------------------------------
@@ -346,7 +362,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             check_cameras(self.config.views, self.config.absent_streams, batch)
             warn_of_reuse(self.config)
             self._restart_finished_curriculum()
+            check_length(self.config)
             self._training_began = True
+        if self.training:
+            batch = hide_labels(self.config, batch)
         draw = FlowDraw(noise, time, reduction)
         if self.config.stage == "robust" and (self.config.uses_fourm or self.training):
             return robust_loss(self, batch, draw)
@@ -396,5 +415,5 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
-        load_weights(model, read_weights(model_file), model_file)
+        begin_objectives(model, load_weights(model, read_weights(model_file), model_file))
         return model

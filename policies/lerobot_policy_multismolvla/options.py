@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from lerobot.configs.types import NormalizationMode
@@ -20,6 +22,8 @@ from multismolvla.modalities import (
     token_key,
     validate_view_map,
 )
+from multismolvla.objectives.options import ObjectivesOptions, check_objectives
+from multismolvla.objectives.registry import OBJECTIVES
 from multismolvla.pretrained import IMAGEBIND
 from multismolvla.provenance import ProvenanceMap, ProvenanceOption
 from multismolvla.tokenizers import TOKENIZER_FAMILIES, OfficialOptions
@@ -128,6 +132,8 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     consistency_weight: float = 0.0  # stage 2: distance to the complete sample's velocity; a second forward
     flow_samples: int = 1  # draws of noise and time per observation; more than upstream's 1 cost the expert
     bridge_lr_scale: float = 1.0  # learning rate of the connector relative to the rest
+    # What else is added to a stage's loss, and which episodes count as labelled.
+    objectives: ObjectivesOptions = field(default_factory=ObjectivesOptions)
 
     # -- dropout curriculum (stage 2) -----------------------------------------------------------------------
     dropout_mode: str = "linear"
@@ -197,6 +203,16 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     def corrupts(self) -> bool:
         """Whether training disturbs pictures."""
         return self.uses_fourm and self.stage == "robust" and self.corruption_probability > 0
+
+    @property
+    def objective_weights(self) -> dict[str, float]:
+        """Objective -> its weight, 0 = off."""
+        return {name: attrgetter(entry.option)(self) for name, entry in OBJECTIVES.items()}
+
+    @property
+    def active_objectives(self) -> dict[str, float]:
+        """The objectives that are on -> their weight."""
+        return {name: weight for name, weight in self.objective_weights.items() if weight > 0}
 
     @property
     def dropout_shares(self) -> dict[str, float]:
@@ -294,6 +310,7 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
     _ = cfg.provenance_map  # its own checks
     _check_combinations(cfg)
     _check_curricula(cfg)
+    _check_objectives(cfg)
 
 
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -348,3 +365,25 @@ def _check_curricula(cfg: MultiSmolVLAOptions) -> None:
     dropout.dropout_probability(
         0, 1, mode=cfg.dropout_mode, p_max=cfg.dropout_p_max, ramp=cfg.dropout_ramp, clean=cfg.dropout_clean
     )
+
+
+def _check_objectives(cfg: MultiSmolVLAOptions) -> None:
+    check_objectives(cfg.objectives)
+    for name, weight in cfg.objective_weights.items():
+        entry = OBJECTIVES[name]
+        said = f"--policy.{entry.option}={weight}"
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"{said} must be a number of at least 0.")
+        if weight == 0:
+            continue
+        for option, value, allowed in (
+            ("stage", cfg.stage, entry.stages),
+            ("vision_tower", cfg.vision_tower, entry.towers),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{said} is not supported with --policy.{option}={value}: {list(allowed)}.")
+    if cfg.objectives.rlbind.weight > 0 and Modality.RGB not in cfg.tower_modalities:
+        raise ValueError(
+            f"--policy.objectives.rlbind.weight={cfg.objectives.rlbind.weight} attacks RGB, which the tower "
+            f"does not read (only {list(cfg.tower_modalities)}). Declare rgb in --policy.views and domains."
+        )

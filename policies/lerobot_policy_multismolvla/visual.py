@@ -24,7 +24,7 @@ from multismolvla.modalities import (
     token_key,
     valid_key,
 )
-from multismolvla.tower import TowerOutput
+from multismolvla.tower import EncoderInputs, TowerOutput
 
 RGB = MODALITIES.index(Modality.RGB)
 
@@ -180,10 +180,38 @@ def rgb_views(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> list[int]:
     return [v for v, streams in enumerate(cfg.views.values()) if streams.get("rgb") in batch]
 
 
+class Pass(NamedTuple):
+    """What tower and bridge make of encoder inputs.
+
+    Attributes:
+        prefix: grid tokens of the views, then global ones.
+        seen: bool (B, V), the views of which any grid token is there.
+        encoded: tokens of the encoder; empty if nothing was there in the whole batch.
+        weights: see `multismolvla.connector.VisualTokens.modality_weights`.
+    """
+
+    prefix: VisualPrefix
+    seen: Tensor
+    encoded: TowerOutput
+    weights: dict[str, Tensor]
+
+
 def visual_tokens(
     policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None
 ) -> tuple[VisualPrefix, LastLook]:
-    """Run tower and bridge.
+    """What the language model reads; arguments as :func:`encoder_inputs`."""
+    inputs = encoder_inputs(policy, batch, presence, faults)
+    made = run_tower(policy, inputs, presence)
+    visual, seen = made.prefix, made.seen
+    if policy.config.vision_tower == "siglip+fourm":
+        visual, seen = _beside_siglip(policy, batch, visual, seen, presence)
+    return visual, LastLook(inputs, seen, made.weights)
+
+
+def encoder_inputs(
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None
+) -> EncoderInputs:
+    """What enters the encoder.
 
     Args:
         policy: with a 4M tower.
@@ -194,27 +222,40 @@ def visual_tokens(
     cfg, tower = policy.config, policy.model.tower
     if faults is not None:
         batch = corrupt_pictures(cfg, batch, faults, tower)
-    inputs = tower.encoder_inputs([streams_of(cfg, batch, view) for view in cfg.views], presence)
-    if faults is not None:
-        inputs = corrupt_inputs(cfg, inputs, faults, tower.vocabularies)
-    views = (len(presence), len(cfg.views))
-    with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
+    inputs: EncoderInputs = tower.encoder_inputs(
+        [streams_of(cfg, batch, view) for view in cfg.views], presence
+    )
+    return inputs if faults is None else corrupt_inputs(cfg, inputs, faults, tower.vocabularies)
+
+
+def run_tower(
+    policy: SmolVLAPolicy, inputs: EncoderInputs, presence: Tensor, *, to_pixels: bool = False
+) -> Pass:
+    """Run tower and bridge.
+
+    Args:
+        policy: with a 4M tower.
+        inputs: of the encoder.
+        presence: bool (B, V, M), of which only the shape is read.
+        to_pixels: whether gradients shall flow through the frozen tower to the pictures.
+    """
+    tower, views = policy.model.tower, presence.shape[:2]
+    wanted = to_pixels or tower.wants_gradient(inputs)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
         encoded = tower.encode(inputs) if inputs.values else TowerOutput({}, {})
     made = policy.model.bridge(
         encoded.tokens,
         encoded.present,
         encoded.globals,
         encoded.globals_present,
-        len(presence) * len(cfg.views),
+        views[0] * views[1],
     )
-    tokens, seen = made.tokens.unflatten(0, views), made.seen.unflatten(0, views)  # (B, V, N, D), (B, V)
-    if cfg.vision_tower == "siglip+fourm":
-        tokens, seen = _beside_siglip(policy, batch, tokens, seen, presence)
-    entries = [*tokens.unbind(1)]
+    entries = list(made.tokens.unflatten(0, views).unbind(1))  # (B, N, D) each
     for rows in made.global_tokens.values():
         entries += rows.unflatten(0, views).unbind(1)
-    attended = [torch.ones_like(seen[:, 0])] * len(entries)
-    return VisualPrefix(entries, attended), LastLook(inputs, seen, made.modality_weights)
+    seen = made.seen.unflatten(0, views)
+    prefix = VisualPrefix(entries, [torch.ones_like(seen[:, 0])] * len(entries))
+    return Pass(prefix, seen, encoded, made.modality_weights)
 
 
 def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -228,16 +269,16 @@ def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, 
 
 
 def _beside_siglip(
-    policy: SmolVLAPolicy, batch: dict[str, Tensor], tokens: Tensor, seen: Tensor, presence: Tensor
-) -> tuple[Tensor, Tensor]:
+    policy: SmolVLAPolicy, batch: dict[str, Tensor], fourm: VisualPrefix, seen: Tensor, presence: Tensor
+) -> tuple[VisualPrefix, Tensor]:
     """``siglip+fourm``: SigLIP's tokens plus gated 4M tokens; 4M alone where RGB is gone.
 
     A view is seen when either tower has seen something of it: 4M need not read RGB.
     """
-    rgb = presence[:, :, RGB]
-    out, there = tokens.clone(), seen.clone()
+    tokens, there = list(fourm.tokens), seen.clone()
     for v, siglip in siglip_tokens(policy, batch).items():
-        both = siglip + policy.model.fourm_gate(tokens[:, v] * seen[:, v, None, None])
-        out[:, v] = torch.where(rgb[:, v, None, None], both, tokens[:, v])
-        there[:, v] |= rgb[:, v]
-    return out, there
+        rgb = presence[:, v, RGB]
+        both = siglip + policy.model.fourm_gate(tokens[v] * seen[:, v, None, None])
+        tokens[v] = torch.where(rgb[:, None, None], both, tokens[v])
+        there[:, v] |= rgb
+    return VisualPrefix(tokens, fourm.attended), there

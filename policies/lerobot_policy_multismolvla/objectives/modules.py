@@ -1,0 +1,179 @@
+"""The objectives' modules in a policy: which are active, built, begun, and given up for an export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import Tensor, nn
+
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from multismolvla.objectives.classes import cosines, instruction_anchors, labelled_episodes
+from multismolvla.objectives.interface import ObjectiveModule, Start
+from multismolvla.objectives.registry import OBJECTIVES, Parts
+
+logger = logging.getLogger(__name__)
+
+
+class TaskTable(Protocol):
+    """LeRobot's table of a data set's tasks: a frame with the instructions as its index."""
+
+    task_index: Collection[int]
+    index: Collection[str]
+
+
+class EpisodeTable(Protocol):
+    """LeRobot's table of a data set's episodes, by column."""
+
+    def __getitem__(self, column: str) -> Collection[Any]:
+        """``episode_index`` and ``tasks``, a list of instructions each."""
+
+
+def adopt_labels(cfg: MultiSmolVLAConfig, episodes: EpisodeTable | None) -> None:
+    """Draw the episodes that count as labelled, where not all do.
+
+    Args:
+        cfg: written to.
+        episodes: of the data's metadata; ``None`` outside of training.
+    """
+    options = cfg.objectives
+    if options.label_fraction == 1:
+        options.label_episodes = []
+    elif episodes is not None:
+        pairs = zip(episodes["episode_index"], episodes["tasks"], strict=True)
+        tasks = {int(number): " / ".join(said) for number, said in pairs}
+        options.label_episodes = labelled_episodes(tasks, options.label_fraction, options.label_seed)
+        logger.info(
+            "%d of %d episodes count as labelled (label_seed=%d); the others teach no actions and no task.",
+            len(options.label_episodes),
+            len(tasks),
+            options.label_seed,
+        )
+
+
+def adopt_tasks(cfg: MultiSmolVLAConfig, tasks: TaskTable | None) -> None:
+    """Take over the instructions of the training data, where an active objective asks for them.
+
+    Args:
+        cfg: written to.
+        tasks: of the data's metadata; ``None`` outside of training.
+
+    Raises:
+        ValueError: there are none, or others than the checkpoint was trained with.
+    """
+    asking = [name for name in cfg.active_objectives if OBJECTIVES[name].trains]
+    if not asking:
+        cfg.objectives.tasks = []
+        return
+    known = cfg.objectives.tasks
+    if tasks is not None:
+        pairs = sorted(zip(tasks.task_index, tasks.index, strict=True))
+        found = [str(instruction) for _, instruction in pairs]
+        if [int(number) for number, _ in pairs] != list(range(len(pairs))):
+            raise ValueError(
+                f"The data's tasks are numbered {[int(n) for n, _ in pairs]}, expected 0, 1, 2, ... Repair "
+                "meta/tasks.parquet."
+            )
+        if known and known != found:
+            raise ValueError(
+                f"The checkpoint's objectives ({', '.join(asking)}) know the tasks {known}, the data have "
+                f"{found}. Begin them anew: export the checkpoint first (multismolvla-export leaves them "
+                "out), then switch them on."
+            )
+        cfg.objectives.tasks = known = found
+    if not known:
+        raise ValueError(
+            f"--policy.{OBJECTIVES[asking[0]].option} needs the instructions of the training data, and there "
+            "are none. Train on a data set with tasks, or name them in the order of their task_index: "
+            "--policy.objectives.tasks='[\"put the cube in the basket\"]'."
+        )
+
+
+def check_start(cfg: MultiSmolVLAConfig, *, restoring: bool) -> None:
+    """See that the active objectives can start from what there is.
+
+    Raises:
+        ValueError: one builds on a trained connector, and the connector is new.
+    """
+    for name in cfg.active_objectives:
+        if OBJECTIVES[name].needs_trained_connector and not restoring:
+            raise ValueError(
+                f"--policy.{OBJECTIVES[name].option}={cfg.objective_weights[name]} holds the connector to "
+                "what it was before, and this one is new. Start from a trained checkpoint: --policy.path=..."
+            )
+
+
+def check_length(cfg: MultiSmolVLAConfig) -> None:
+    """See that the stage's length is known, which the objectives' ramps are shares of.
+
+    Raises:
+        ValueError: it is not.
+    """
+    ramped = [name for name in cfg.active_objectives if OBJECTIVES[name].trains]
+    if ramped and cfg.curriculum_steps <= 0:
+        raise ValueError(
+            f"--policy.curriculum_steps={cfg.curriculum_steps}: {', '.join(ramped)} needs the length of the "
+            "stage. Set it to the value of --steps."
+        )
+
+
+def build_objectives(policy: SmolVLAPolicy) -> nn.ModuleDict:
+    """The active objectives' modules, not begun yet.
+
+    Their weights are drawn apart, so that whatever is drawn after them (adapters) is as it is without them.
+    """
+    cfg, model = policy.config, policy.model
+    built: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(policy.curriculum_seed)
+        for name in cfg.active_objectives:
+            sizes = (model.text_width, model.tower.encoder.config.dim)
+            parts = Parts(model.bridge, *sizes, alone_modalities(cfg), len(cfg.objectives.tasks))
+            built[name] = OBJECTIVES[name].build(cfg.objectives, parts)
+    return nn.ModuleDict(built)
+
+
+def alone_modalities(cfg: MultiSmolVLAConfig) -> tuple[str, ...]:
+    """Modalities of the tower that a sensor delivers: what is computed from RGB is never there alone."""
+    measured = {m for view, streams in cfg.views.items() for m in streams if not cfg.is_derived(view, m)}
+    return tuple(m for m in cfg.tower_modalities if m in measured)
+
+
+@torch.no_grad()
+def begin_objectives(policy: SmolVLAPolicy, names: Collection[str]) -> None:
+    """Let objectives that no checkpoint brings take over what they start from."""
+    trained = [name for name in names if OBJECTIVES[name].trains]
+    if not trained:
+        return
+    start = Start(_instruction_embeddings(policy), policy.model.bridge)
+    for name in trained:
+        module = policy.model.objectives[name]
+        assert isinstance(module, ObjectiveModule)
+        module.begin(start)
+    anchors = instruction_anchors(start.instructions, start.instructions.shape[1])
+    alike = cosines(anchors, anchors).fill_diagonal_(-1).max().item()
+    logger.info(
+        "%s begin with %d tasks; the cosine between two of their anchors is at most %.2f.",
+        ", ".join(trained),
+        len(anchors),
+        alike,
+    )
+
+
+def _instruction_embeddings(policy: SmolVLAPolicy) -> Tensor:
+    """Mean language embedding of each task's instruction, float (C, D)."""
+    vlm = policy.model.vlm_with_expert
+    device = next(vlm.parameters()).device
+    rows = []
+    for instruction in policy.config.objectives.tasks:
+        ids = torch.tensor([vlm.processor.tokenizer(instruction)["input_ids"]], device=device)
+        rows.append(vlm.embed_language_tokens(ids)[0].float().mean(0).cpu())
+    return torch.stack(rows)
+
+
+def give_up_objectives(policy: SmolVLAPolicy) -> None:
+    """Leave out what only training needs."""
+    policy.model.objectives = nn.ModuleDict()

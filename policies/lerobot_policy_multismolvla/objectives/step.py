@@ -1,0 +1,306 @@
+"""One training step as the objectives see it, and how their terms join the stage's loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.flow import FlowDraw, Loss, flow_velocity, rank
+from lerobot_policy_multismolvla.objectives.modules import alone_modalities
+from lerobot_policy_multismolvla.training_faults import Corruption
+from lerobot_policy_multismolvla.visual import (
+    RGB,
+    Pass,
+    VisualPrefix,
+    encoder_inputs,
+    run_tower,
+    visual_tokens,
+)
+from multismolvla.dropout import step_generator
+from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.objectives.attack import pgd
+from multismolvla.objectives.interface import (
+    AttackedLook,
+    BridgeInputs,
+    CompleteLook,
+    Look,
+    UnimodalLook,
+    Velocities,
+)
+from multismolvla.tower import EncoderInputs, TowerOutput
+
+
+def hide_labels(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch without the actions of episodes that do not count as labelled: they are padding.
+
+    Raises:
+        ValueError: as :func:`labelled`.
+    """
+    if cfg.objectives.label_fraction == 1:
+        return batch
+    hidden = ~labelled(cfg, batch)[:, None]
+    padding = batch.get("action_is_pad")
+    if padding is None:
+        padding = torch.zeros(batch["action"].shape[:2], dtype=torch.bool, device=hidden.device)
+    return batch | {"action_is_pad": padding | hidden}
+
+
+def labelled(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor:
+    """Which samples are of episodes that count as labelled, bool (B,).
+
+    Raises:
+        ValueError: these episodes are not known, or the batch does not say from which it is.
+    """
+    episode, options = _column(batch, "episode_index"), cfg.objectives
+    if options.label_fraction == 1:
+        return torch.ones_like(episode, dtype=torch.bool)
+    if not options.label_episodes:
+        raise ValueError(
+            f"--policy.objectives.label_fraction={options.label_fraction}, but which episodes count as "
+            "labelled is not known: they are drawn from the training data's table of episodes. Build the "
+            "policy with LeRobot's make_policy(ds_meta=...), or set --policy.objectives.label_episodes."
+        )
+    return torch.isin(episode, torch.tensor(options.label_episodes, device=episode.device))
+
+
+def _column(batch: dict[str, Tensor], key: str) -> Tensor:
+    """A number per sample, int64 (B,)."""
+    if key not in batch:
+        raise ValueError(
+            f"The training batch has no {key!r}, which the objectives need. LeRobot's data sets have it: "
+            "pass batches on as its data loader and pre-processor make them."
+        )
+    return batch[key].reshape(len(batch[OBS_STATE]))
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """What of the sensors a step uses.
+
+    Attributes:
+        available: what each sample has, bool (B, V, M).
+        presence: what dropout left of it.
+        faults: what is disturbed besides.
+    """
+
+    available: Tensor
+    presence: Tensor
+    faults: Corruption | None = None
+
+
+class TrainingStep:
+    """A `multismolvla.objectives.interface.Step` of a policy.
+
+    Args:
+        policy: in training.
+        batch: canonical.
+        sensors: of this step.
+        visual: what the stage's loss saw of them.
+        draw: noise and time of that loss.
+        velocity: its velocity field (B, T, A), where an objective asks for it.
+    """
+
+    def __init__(
+        self,
+        policy: SmolVLAPolicy,
+        batch: dict[str, Tensor],
+        sensors: Sensors,
+        visual: VisualPrefix,
+        draw: FlowDraw,
+        velocity: Tensor | None = None,
+    ):
+        self._policy, self._batch, self._sensors = policy, batch, sensors
+        self._visual, self._draw, self._velocity = visual, draw, velocity
+        self._cfg: MultiSmolVLAConfig = policy.config
+
+    # -- about the samples ----------------------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """Steps done so far in this stage."""
+        return self._cfg.curriculum_step
+
+    @property
+    def total(self) -> int:
+        """Length of the stage in steps."""
+        return self._cfg.curriculum_steps
+
+    @property
+    def chunk(self) -> int:
+        """Frames that an action chunk spans."""
+        return int(self._cfg.chunk_size)
+
+    @cached_property
+    def task(self) -> Tensor:
+        """Task of each sample, int64 (B,); -1 = unlabelled.
+
+        Raises:
+            ValueError: the batch does not say it, or names a task that the policy does not know.
+        """
+        task, known = _column(self._batch, "task_index"), len(self._cfg.objectives.tasks)
+        if task.numel() and int(task.max()) >= known:
+            raise ValueError(
+                f"The training batch has task_index={int(task.max())}, but --policy.objectives.tasks names "
+                f"{known} tasks. They are adopted from the training data; leave the option out."
+            )
+        return torch.where(labelled(self._cfg, self._batch), task, -1)
+
+    @property
+    def episode(self) -> Tensor:
+        """Episode of each sample, int64 (B,)."""
+        return _column(self._batch, "episode_index")
+
+    @property
+    def index(self) -> Tensor:
+        """Number of each sample's frame in the data set, int64 (B,)."""
+        return _column(self._batch, "index")
+
+    # -- looks ----------------------------------------------------------------------------------------------
+
+    def seen(self) -> Look:
+        """What the stage's own loss has seen."""
+        look = self._policy.last_look()
+        return _pooled(self._visual, look.seen)
+
+    def unimodal(self) -> UnimodalLook:
+        """One modality of that alone; drawn evenly, the same on all ranks."""
+        return self._unimodal
+
+    @cached_property
+    def _unimodal(self) -> UnimodalLook:
+        cfg, tower = self._cfg, self._policy.model.tower
+        shown = alone_modalities(cfg)
+        generator = step_generator(self._policy.curriculum_seed, self.number, purpose="unimodal")
+        modality = shown[int(torch.randint(len(shown), (), generator=generator))]
+        only = torch.tensor([m == modality for m in MODALITIES], device=self._sensors.presence.device)
+        presence = cfg.provenance_map.drop_with_rgb(self._sensors.presence & only)
+        made = self._look(self._batch, presence, self._sensors.faults)
+        width = tower.encoder.config.dim
+        encoded = torch.zeros(len(presence), width, device=presence.device)
+        if made.encoded.tokens or made.encoded.globals:
+            encoded = _pooled_encoded(made.encoded, len(presence), width)
+        return UnimodalLook(modality, _pooled(made.prefix, made.seen), encoded)
+
+    def complete(self) -> CompleteLook:
+        """Everything, undisturbed."""
+        return self._complete
+
+    @cached_property
+    def _complete(self) -> CompleteLook:
+        made = self._look(self._batch, self._sensors.available)
+        inputs = None
+        if made.encoded.tokens or made.encoded.globals:
+            inputs = BridgeInputs(
+                made.encoded.tokens,
+                made.encoded.present,
+                made.encoded.globals,
+                made.encoded.globals_present,
+                made.seen.numel(),
+            )
+        return CompleteLook(
+            _pooled(made.prefix, made.seen),
+            self._grid_tokens(made.prefix),
+            self._sensors.available[:, :, RGB],
+            inputs,
+        )
+
+    def attacked(
+        self, distance: Callable[[Tensor], Tensor], radius: float, step: float, steps: int
+    ) -> AttackedLook:
+        """RGB attacked so that ``distance`` of the connector's tokens (B, V, N, D) grows; in pixel units."""
+        presence = self._sensors.available.clone()
+        for v, m in self._cfg.provenance_map.derived():
+            presence[:, v, m] = False  # it would still show the clean picture
+        keys = {
+            v: key
+            for v, streams in enumerate(self._cfg.views.values())
+            if (key := streams.get(Modality.RGB)) in self._batch
+        }
+        if not presence[:, :, RGB].any():
+            whole = self.complete()
+            return AttackedLook(whole.look, whole.tokens)
+        pictures = [self._batch[key] for key in keys.values()]
+        seed = step_generator(self._policy.curriculum_seed, self.number, rank(), "attack").initial_seed()
+        generator = torch.Generator(pictures[0].device).manual_seed(seed)
+        inputs = encoder_inputs(self._policy, self._batch, presence, None)
+
+        def moved(varied: list[Tensor]) -> Tensor:
+            shown = self._with_rgb(inputs, dict(zip(keys, varied, strict=True)), presence)
+            prefix = run_tower(self._policy, shown, presence, to_pixels=True).prefix
+            return distance(self._grid_tokens(prefix))
+
+        where = [presence[:, v, RGB] for v in keys]
+        found = pgd(moved, pictures, radius, step, steps, generator, where)
+        shown = self._with_rgb(inputs, dict(zip(keys, found, strict=True)), presence)
+        made = run_tower(self._policy, shown, presence)
+        return AttackedLook(_pooled(made.prefix, made.seen), self._grid_tokens(made.prefix))
+
+    def _with_rgb(
+        self, inputs: EncoderInputs, pictures: dict[int, Tensor], presence: Tensor
+    ) -> EncoderInputs:
+        """Encoder inputs with other pictures of some views; nothing else is made anew."""
+        views = [
+            {Modality.RGB.value: pictures[v]} if v in pictures else {} for v in range(len(self._cfg.views))
+        ]
+        rgb = self._policy.model.tower.encoder_inputs(views, presence)
+        return EncoderInputs(inputs.values | rgb.values, inputs.present, inputs.domains)
+
+    def velocities(self) -> Velocities:
+        """What the action expert answers with the dropped and with the complete sensors."""
+        assert self._velocity is not None
+        policy, batch = self._policy, self._batch
+        with torch.no_grad():
+            visual, _ = visual_tokens(policy, batch, self._sensors.available, None)
+            complete, _, _ = flow_velocity(policy, batch, visual, self._draw)
+        padded = batch.get("action_is_pad")
+        real = torch.ones_like(complete[..., :1]) if padded is None else (~padded)[..., None].to(complete)
+        width = self._cfg.action_feature.shape[0]
+        return Velocities(self._velocity[..., :width], complete[..., :width], real)
+
+    def _look(self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None) -> Pass:
+        return run_tower(self._policy, encoder_inputs(self._policy, batch, presence, faults), presence)
+
+    def _grid_tokens(self, prefix: VisualPrefix) -> Tensor:
+        """Tokens of the views (B, V, N, D), without global ones."""
+        return torch.stack(prefix.tokens[: len(self._cfg.views)], 1)
+
+
+def _pooled(visual: VisualPrefix, seen: Tensor) -> Look:
+    """Mean over the tokens of the views (B, V) of which anything was seen, and over global tokens."""
+    views = [*seen.unbind(1), *visual.attended[seen.shape[1] :]]
+    total = sum(t.sum(1) * a[:, None] for t, a in zip(visual.tokens, views, strict=True))
+    count = sum(a * t.shape[1] for t, a in zip(visual.tokens, views, strict=True))
+    assert isinstance(total, Tensor)
+    assert isinstance(count, Tensor)
+    return Look(total / count.clamp_min(1)[:, None], count > 0)
+
+
+def _pooled_encoded(encoded: TowerOutput, size: int, width: int) -> Tensor:
+    """Mean over the encoder's tokens that are there, (B, E); 0 for a sample without any."""
+    rows = [(t.flatten(1, 2), encoded.present[m].flatten(1)) for m, t in encoded.tokens.items()]
+    rows += [(t, encoded.globals_present[d][:, None].expand(t.shape[:2])) for d, t in encoded.globals.items()]
+    tokens = torch.cat([t for t, _ in rows], 1).reshape(size, -1, width)  # (B, V * N, E)
+    there = torch.cat([p for _, p in rows], 1).reshape(size, -1, 1)
+    return (tokens * there).sum(1) / there.sum(1).clamp_min(1)
+
+
+def add_objectives(step: TrainingStep, policy: SmolVLAPolicy, loss: Tensor, logs: dict[str, float]) -> Loss:
+    """The stage's loss and the active objectives' terms.
+
+    Of each objective the log has its term, the weight of it, and the seconds of its forward pass.
+    """
+    for name, weight in policy.config.active_objectives.items():
+        began = time.perf_counter()
+        term, numbers = policy.model.objectives[name](step)
+        loss = loss + weight * term
+        logs |= numbers | {name: term.item(), f"{name}_scale": weight}
+        logs[f"{name}_s"] = time.perf_counter() - began
+    return loss, logs
