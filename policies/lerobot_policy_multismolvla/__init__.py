@@ -5,7 +5,7 @@ neither the simulator nor any weights.
 """
 
 import lerobot_env_multismolvla  # noqa: F401  registers --env.type=multismolvla_libero
-import lerobot_robot_multismolvla  # noqa: F401  registers cameras: {type: multismolvla_guarded}
+import lerobot_robot_multismolvla  # noqa: F401  registers cameras: multismolvla_guarded, multismolvla_thermal
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.processor_multismolvla import (
     SensorStep,

@@ -171,13 +171,12 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
     Returns:
         Names of what the processors lacked.
     """
-    pairs = (("policy_preprocessor", 0), ("policy_postprocessor", 1))
-    if not all((folder / f"{name}.json").is_file() for name, _ in pairs):
+    names = ("policy_preprocessor", "policy_postprocessor")
+    if not all((folder / f"{name}.json").is_file() for name in names):
         return []
-    pipelines = make_pre_post_processors(
+    pre, post = make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides={"device_processor": {"device": "cpu"}}
     )
-    pre, post = pipelines
     if anew or not config.standstill:
         config.standstill = standstill(config, statistics_of(post))
     guard = guard_of(post)
@@ -187,10 +186,10 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
     for step in pre.steps:
         if isinstance(step, DeviceProcessorStep):
             step.device = device
-    for name, number in pairs:
+    for name, pipeline in zip(names, (pre, post), strict=True):
         for path in folder.glob(f"{name}*"):
             path.unlink()  # the files' names hold the numbers of the steps
-        pipelines[number].save_pretrained(folder, config_filename=f"{name}.json")
+        pipeline.save_pretrained(folder, config_filename=f"{name}.json")
     return added
 
 

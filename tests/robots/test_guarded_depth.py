@@ -148,6 +148,15 @@ def test_near_things_move_and_cover_far_ones(opened, world):
         assert not shown[5].any()
 
 
+def test_the_nearer_surface_stays_from_either_side():
+    depth = np.full((HEIGHT, WIDTH, 1), 60000, np.uint16)
+    depth[:, 4] = 1000
+    for side, place in ((-0.1, 3), (0.1, 5)):
+        shown = Aligner(Calibration(LENS, LENS, translation=[side, 0.0, 0.0]))(depth)
+        assert (shown[:, place] == 1000).all()
+        assert not shown[:, 4].any()
+
+
 def test_a_finer_colour_picture_has_no_gaps():
     fine = Pinhole(4 * WIDTH, 4 * HEIGHT, 40.0, 40.0, (4 * WIDTH - 1) / 2, (4 * HEIGHT - 1) / 2)
     depth = np.full((HEIGHT, WIDTH, 1), 1000, np.uint16)

@@ -209,6 +209,14 @@ def test_lerobot_eval_plays_an_episode_of_the_mini_suite(robust_run, tmp_path):
     assert "multismolvla_mini" in result["per_group"]
 
 
+def test_what_was_trained_has_a_guard_and_knows_what_stands_still(robust_run):
+    folder = robust_run["torn"] / "checkpoints/last/pretrained_model"
+    assert json.loads((folder / "config.json").read_text())["standstill"] == [None] * 7  # goals
+    last = json.loads((folder / "policy_postprocessor.json").read_text())["steps"][-1]
+    assert last["registry_name"] == "multismolvla_guard"
+    assert load_file(folder / last["state_file"])["range"].shape == (2, 7)
+
+
 def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(robust_run, tmp_path):
     report = tmp_path / "report.json"
     run(
