@@ -53,7 +53,12 @@ def emulate(options: EmulateOptions) -> None:
         OSError: a camera's port is taken, or the arm it looks at does not run.
     """
     from lerobot_robot_multismolvla.emulated.camera import CameraSettings, publish
-    from lerobot_robot_multismolvla.emulated.so101 import joints_file, lerobot_command, run
+    from lerobot_robot_multismolvla.emulated.so101 import (
+        joints_file,
+        lerobot_command,
+        run,
+        scripted_operator,
+    )
 
     size = (options.width, options.height, options.fps)
     joints = joints_file(options.folder)
@@ -69,6 +74,8 @@ def emulate(options: EmulateOptions) -> None:
             *(f"  {c.name}: process {processes[c.name]}, port {c.port}" for c in cameras),
             "Unplug a camera: kill -9 its process; freeze it: kill -STOP. Motors without power: kill -STOP "
             f"{own}.",
+            "",
+            lerobot_command(options.folder, cameras, "lerobot-teleoperate", *scripted_operator()),
             "",
             lerobot_command(
                 options.folder, cameras, "lerobot-rollout", "--policy.path=POLICY", "--task=TASK"

@@ -159,3 +159,15 @@ def lerobot_command(folder: Path, cameras: Sequence[CameraSettings], name: str, 
         f"--robot.cameras={json.dumps(guarded)}",
     ]
     return shlex.join([name, *robot, *words])
+
+
+def scripted_operator() -> list[str]:
+    """Options of an operator who shows what the arm can do: up, to the block, and back, a while each."""
+    names = [f"{joint}.pos" for joint in JOINTS]
+    poses = ((0, 0, 0, 0, 0, 20), (15, 20, 10, 60, 0, 80), (0, -100, 90, 60, 0, 5))
+    actions = [dict(zip(names, map(float, pose), strict=True)) for pose in poses]
+    return [
+        "--teleop.type=multismolvla_scripted",
+        "--teleop.hold=120",
+        f"--teleop.actions={json.dumps(actions)}",
+    ]
