@@ -138,8 +138,7 @@ def export_policy(
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
-        values.pop("objectives", None)  # all are off by default
-        values.pop("objectives", None)  # all are off by default
+        values["objectives"] = asdict(ObjectivesOptions())  # all off
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, folder / path.name)
