@@ -14,7 +14,7 @@ from tiny_annotated import DOMAINS, MODALITIES, VIEWS, annotation, write_network
 from multismolvla.modalities import token_key
 from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FRAMES = 50
 #: Frame of which one patch is changed; shown long before, because a picture that stays counts as frozen.
 CHANGED = 25
