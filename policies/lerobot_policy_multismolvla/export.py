@@ -138,7 +138,8 @@ def export_policy(
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
-        values["objectives"] = asdict(ObjectivesOptions())  # all off
+        if config.objectives != ObjectivesOptions():
+            del values["objectives"]  # all are off by default
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, folder / path.name)
