@@ -115,7 +115,8 @@ def attack(
         FloatingPointError: objective or gradient are NaN or infinite.
     """
     with torch.inference_mode(False), torch.enable_grad(), preserved_random_state():
-        ball = _Ball(pictures, how.radius, available)
+        _check(pictures)
+        ball = Ball(pictures, how.radius, available)
         search = _Search(ball, objective)
         if how.radius > 0 and any(bool(rows.any()) for rows in ball.rows.values()):
             search.check()
@@ -133,7 +134,8 @@ def random_signs(
 
     Args, errors: as of :func:`attack`.
     """
-    ball = _Ball(pictures, Attack(radius).radius, available)
+    _check(pictures)
+    ball = Ball(pictures, Attack(radius).radius, available)
     if radius == 0:
         return ball.clean
     return ball.project({k: x + radius * _uniform(x, generator).sign() for k, x in ball.clean.items()})
@@ -179,11 +181,20 @@ def velocity_error(velocity: Tensor, target: Tensor, executed: int) -> Tensor:
 # -- the searches -------------------------------------------------------------------------------------------
 
 
-class _Ball:
-    """The pictures that an attack may show."""
+class Ball:
+    """The pictures that an attack may show.
+
+    Args:
+        pictures: clean ones, float (B, C, H, W) in [0, 1].
+        radius: greatest change of a pixel.
+        available: as of :func:`attack`.
+
+    Attributes:
+        clean: copies of them.
+        rows: name -> bool (B,), which samples may be changed.
+    """
 
     def __init__(self, pictures: Pictures, radius: float, available: Mapping[str, Tensor] | None) -> None:
-        _check(pictures)
         self.radius = radius
         self.clean = {k: x.detach().clone() for k, x in pictures.items()}
         self.rows = {
@@ -236,7 +247,7 @@ class _Search:
         last: value of the pictures looked at last, (B,).
     """
 
-    def __init__(self, ball: _Ball, objective: Objective) -> None:
+    def __init__(self, ball: Ball, objective: Objective) -> None:
         self.ball, self._objective = ball, objective
         self.pictures = ball.clean
         self._norms: list[Tensor] = []
@@ -315,12 +326,19 @@ def _where(rows: Tensor, pictures: Pictures, others: Pictures) -> dict[str, Tens
     return {k: torch.where(rows.to(x.device)[:, None, None, None], x, others[k]) for k, x in pictures.items()}
 
 
+def climb(
+    ball: Ball, slope: Callable[[dict[str, Tensor]], dict[str, Tensor]], step: float, steps: int,
+    generator: Generator,
+) -> dict[str, Tensor]:  # fmt: skip
+    """PGD from a random start: so many steps along the signs of what ``slope`` gives; the last pictures."""
+    x = ball.start(generator)
+    for _ in range(steps):
+        x = ball.project({k: x[k] + step * g.sign() for k, g in slope(x).items()})
+    return x
+
+
 def _pgd(search: _Search, how: Attack, generator: Generator) -> None:
-    x = search.ball.start(generator)
-    for _ in range(how.steps):
-        gradient = search.look(x)
-        x = search.ball.project({k: x[k] + how.step_size * g.sign() for k, g in gradient.items()})
-    search.finish(x)
+    search.finish(climb(search.ball, search.look, how.step_size, how.steps, generator))
 
 
 def _apgd(search: _Search, how: Attack, generator: Generator) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from multismolvla.corruption.adversarial import Ball, climb
+
 
 def pgd(
     loss_fn: Callable[[list[Tensor]], Tensor],
@@ -27,7 +29,7 @@ def pgd(
         eps: radius, in the unit of the pixels; 0 gives the pictures back and draws nothing.
         step: length of a step.
         steps: their number.
-        generator: of the random start, on the pictures' device.
+        generator: CPU generator of the random start.
         where: per camera bool (B,), which samples to attack; default: all.
 
     Returns:
@@ -36,25 +38,15 @@ def pgd(
     Raises:
         RuntimeError: the loss does not depend on a picture.
     """
-    clean = [picture.detach() for picture in pictures]
+    names = [str(number) for number in range(len(pictures))]
+    available = None if where is None else dict(zip(names, where, strict=True))
+    ball = Ball(dict(zip(names, pictures, strict=True)), eps, available)
     if eps == 0:
-        return clean
-    attacked = clean if where is None else list(where)
-    limits = [
-        torch.full_like(c[:, :1, :1, :1], eps) if where is None else w.to(c.dtype)[:, None, None, None] * eps
-        for c, w in zip(clean, attacked, strict=True)
-    ]
-    now = [
-        (c + (2 * torch.rand(c.shape, generator=generator, device=c.device, dtype=c.dtype) - 1) * limit)
-        for c, limit in zip(clean, limits, strict=True)
-    ]
-    now = [x.clamp(0, 1) for x in now]
-    for _ in range(steps):
+        return list(ball.clean.values())
+
+    def slope(shown: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.enable_grad():
-            varied = [x.requires_grad_() for x in now]
-            gradients = torch.autograd.grad(loss_fn(varied), varied)
-        now = [
-            (c + (x.detach() + step * g.sign() - c).clamp(-limit, limit)).clamp(0, 1)
-            for c, x, g, limit in zip(clean, varied, gradients, limits, strict=True)
-        ]
-    return now
+            varied = [picture.detach().requires_grad_() for picture in shown.values()]
+            return dict(zip(names, torch.autograd.grad(loss_fn(varied), varied), strict=True))
+
+    return list(climb(ball, slope, step, steps, generator).values())

@@ -229,7 +229,7 @@ class TrainingStep:
             return AttackedLook(whole.look, whole.tokens)
         pictures = [self._batch[key] for key in keys.values()]
         seed = step_generator(self._policy.curriculum_seed, self.number, rank(), "attack").initial_seed()
-        generator = torch.Generator(pictures[0].device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         inputs = encoder_inputs(self._policy, self._batch, presence, None)
 
         def moved(varied: list[Tensor]) -> Tensor:
