@@ -18,7 +18,7 @@ class LastLook:
 
     Attributes:
         inputs: what entered the encoder.
-        seen: bool (B, V), the views of which anything was there.
+        seen: bool (B, V), the views of which a picture was there; gridless domains do not count.
         modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where
             nothing was fused.
         health: what was judged of every stream, (B, V * M), M = all of `multismolvla.modalities.MODALITIES`;

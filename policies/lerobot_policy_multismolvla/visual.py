@@ -41,6 +41,10 @@ class VisualPrefix(NamedTuple):
     tokens: list[Tensor]
     attended: list[Tensor]
 
+    def showing(self, seen: Tensor) -> list[Tensor]:
+        """Which entries show anything, bool (B,) each: of the views those ``seen`` (B, V)."""
+        return [*seen.unbind(1), *self.attended[seen.shape[1] :]]
+
 
 class PreparedBatch(dict[str, Tensor]):
     """A batch whose visual tokens are ready, so that upstream's ``forward`` can be used as it is."""
@@ -228,20 +232,16 @@ def encoder_inputs(
     return inputs if faults is None else corrupt_inputs(cfg, inputs, faults, tower.vocabularies)
 
 
-def run_tower(
-    policy: SmolVLAPolicy, inputs: EncoderInputs, presence: Tensor, *, to_pixels: bool = False
-) -> Pass:
+def run_tower(policy: SmolVLAPolicy, inputs: EncoderInputs, presence: Tensor) -> Pass:
     """Run tower and bridge.
 
     Args:
         policy: with a 4M tower.
         inputs: of the encoder.
         presence: bool (B, V, M), of which only the shape is read.
-        to_pixels: whether gradients shall flow through the frozen tower to the pictures.
     """
     tower, views = policy.model.tower, presence.shape[:2]
-    wanted = to_pixels or tower.wants_gradient(inputs)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and tower.wants_gradient(inputs)):
         encoded = tower.encode(inputs) if inputs.values else TowerOutput({}, {})
     made = policy.model.bridge(
         encoded.tokens,

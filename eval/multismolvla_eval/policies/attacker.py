@@ -169,9 +169,8 @@ class Attacker:
         with self._trial():
             visual = VisualPrefix(*self.inner.prepare_images(prepared))
             look = self.inner.last_look() if isinstance(self.inner, MultiSmolVLAPolicy) else None
-        there = list(visual.attended)
-        if look is not None:  # the tokens of a view of which nothing is seen are read, and say so
-            there[: look.seen.shape[1]] = look.seen.unbind(1)
+        # the tokens of a view of which nothing is seen are read, too, and say so
+        there = list(visual.attended) if look is None else visual.showing(look.seen)
         embed = self.inner.model.vlm_with_expert.embed_image
         return [embed(tokens) for tokens in visual.tokens], there
 

@@ -234,7 +234,7 @@ class TrainingStep:
 
         def moved(varied: list[Tensor]) -> Tensor:
             shown = self._with_rgb(inputs, dict(zip(keys, varied, strict=True)), presence)
-            prefix = run_tower(self._policy, shown, presence, to_pixels=True).prefix
+            prefix = run_tower(self._policy, shown, presence).prefix
             return distance(self._grid_tokens(prefix))
 
         where = [presence[:, v, RGB] for v in keys]
@@ -275,9 +275,9 @@ class TrainingStep:
 
 def _pooled(visual: VisualPrefix, seen: Tensor) -> Look:
     """Mean over the tokens of the views (B, V) of which anything was seen, and over global tokens."""
-    views = [*seen.unbind(1), *visual.attended[seen.shape[1] :]]
-    total = sum(t.sum(1) * a[:, None] for t, a in zip(visual.tokens, views, strict=True))
-    count = sum(a * t.shape[1] for t, a in zip(visual.tokens, views, strict=True))
+    entries = list(zip(visual.tokens, visual.showing(seen), strict=True))
+    total = sum(tokens.sum(1) * there[:, None] for tokens, there in entries)
+    count = sum(there * tokens.shape[1] for tokens, there in entries)
     assert isinstance(total, Tensor)
     assert isinstance(count, Tensor)
     return Look(total / count.clamp_min(1)[:, None], count > 0)
