@@ -8,13 +8,13 @@ Example:
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from multismolvla.system.command import entry_point, parse_options
+from multismolvla_run.process import terminate_as_interrupt
 
 DEVICES = ("so101", "camera")
 CAMERAS = ("front", "wrist")
@@ -87,16 +87,12 @@ def emulate(options: EmulateOptions) -> None:
     run(options.folder, cameras, greet)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 @entry_point("multismolvla-emulate", interrupted="It is switched off.", loads="lerobot")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     options = parse_options(EmulateOptions, argv, positional=("device",))
-    signal.signal(signal.SIGTERM, _interrupt)  # so that the cameras end, too
-    emulate(options)
+    with terminate_as_interrupt():  # so that the cameras end, too
+        emulate(options)
     return 0
 
 
