@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,7 @@ from lerobot.cameras.camera import Camera
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 from numpy.typing import NDArray
 
+from lerobot_robot_multismolvla.calibration import Pinhole
 from lerobot_robot_multismolvla.simulated.arm import running_arm
 from lerobot_robot_multismolvla.simulated.config_camera import SimCameraConfig
 from lerobot_robot_multismolvla.simulated.faults import DELAY, Kind, parse_faults
@@ -23,18 +23,6 @@ FIELD_OF_VIEW = 60.0  # degrees, of the test picture
 #: level more, and how much a drifting camera adds with each step.
 COLDEST_CK, LEVEL_CK, DRIFT_CK = 29315, 10, 10
 NEAR_M, FAR_M = 0.5, 1.5  # the test picture's square, and what is behind it
-
-
-@dataclass(frozen=True)
-class Intrinsics:
-    """A pinhole camera: focal lengths and centre in pixels."""
-
-    width: int
-    height: int
-    fx: float
-    fy: float
-    cx: float
-    cy: float
 
 
 class SimCamera(Camera):
@@ -72,11 +60,11 @@ class SimCamera(Camera):
         return self._connected
 
     @cached_property
-    def intrinsics(self) -> Intrinsics:
+    def intrinsics(self) -> Pinhole:
         """Of colour and depth alike."""
         width, height = self.config.width or 0, self.config.height or 0  # both are known, see the config
         focal = height / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
-        return Intrinsics(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+        return Pinhole(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
     @property
     def depth_scale(self) -> float:
