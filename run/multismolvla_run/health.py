@@ -84,7 +84,7 @@ def fit(options: HealthOptions) -> str:
     from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
     from lerobot_policy_multismolvla.safety.guard import put_guard
     from multismolvla.health import fit_states
-    from multismolvla_eval.offline.sensor_use import SensorUseOptions, open_dataset
+    from multismolvla_eval.offline.sensor_use import FrameOptions, open_dataset
     from multismolvla_eval.policies.lerobot import stored_config
 
     assert options.policy is not None
@@ -95,7 +95,7 @@ def fit(options: HealthOptions) -> str:
     folder = Path(config.pretrained_path)
     if config.type != "multismolvla":
         raise CommandError(f"--policy={options.policy} is of type {config.type}, expected multismolvla.")
-    data = open_dataset(SensorUseOptions(dataset=options.dataset), config.depth_unit)
+    data = open_dataset(FrameOptions(dataset=options.dataset), config.depth_unit)
     number = data.meta.total_episodes
     held_out = max(1, round(options.held_out * number))
     if number - 2 * held_out < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -273,13 +273,11 @@ def inference_modes(config: Any) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def mixed_precision(config: Any) -> Iterator[None]:
+def mixed_precision(config: Any) -> AbstractContextManager[Any]:
     """Autocast, if the policy asks for it."""
-    amp = bool(getattr(config, "use_amp", False))
-    autocast: Any = torch.autocast(torch.device(config.device).type) if amp else nullcontext()
-    with autocast:
-        yield
+    if getattr(config, "use_amp", False):
+        return torch.autocast(torch.device(config.device).type)
+    return nullcontext()
 
 
 #: Policies whose ``select_action`` is known (lerobot 0.6.1) to do nothing but to hand out
