@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -29,7 +28,6 @@ from multismolvla.corruption.names import ATTACK_RADII, GRADIENT_ATTACKS
 from multismolvla.modalities import Modality
 from multismolvla.system.command import AGAIN, entry_point, parse_options
 from multismolvla.system.files import write_json
-from multismolvla_eval.config import EvalConfig, renaming
 from multismolvla_eval.offline.sensor_use import (
     Control,
     FrameOptions,
@@ -42,7 +40,6 @@ from multismolvla_eval.offline.sensor_use import (
 )
 from multismolvla_eval.policies.attacker import Attacker, Observation, PolicyAttack
 from multismolvla_eval.policies.checkpoints import NO_VISION, policy_hash
-from multismolvla_eval.policies.features import streams_by_modality
 from multismolvla_eval.policies.lerobot import draw_noise, possible_attacks, stored_config
 
 FILE = "attacks.json"
@@ -53,13 +50,24 @@ SLACK = 0.01
 
 
 @dataclass
-class AttackOptions(FrameOptions):
-    """How far do attacks on RGB move a policy's actions on recorded frames? Fails where an attack is weak."""
+class AttackedFrameOptions(FrameOptions):
+    """Which recorded frames are attacked, and how far."""
 
     frames: int = 16
-    batch_size: int = 8
     # Radii in grey levels of 255.
     radii: list[float] = field(default_factory=lambda: [float(r) for r in ATTACK_RADII])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.radii or not all(0 < r <= 255 for r in self.radii):
+            raise ValueError(f"--radii={self.radii}: expected grey levels, more than 0 and at most 255.")
+
+
+@dataclass
+class AttackOptions(AttackedFrameOptions):
+    """How far do attacks on RGB move a policy's actions on recorded frames? Fails where an attack is weak."""
+
+    batch_size: int = 8
     # What is attacked: `policy`, the planned actions, or `feature`, the tokens that the language model reads.
     against: list[str] = field(default_factory=lambda: list(GRADIENT_ATTACKS))
     # pgd or apgd, and its steps.
@@ -72,8 +80,6 @@ class AttackOptions(FrameOptions):
         super().__post_init__()
         if not self.against or not set(self.against) <= set(GRADIENT_ATTACKS):
             raise ValueError(f"--against={self.against}: expected some of {list(GRADIENT_ATTACKS)}.")
-        if not self.radii or not all(0 < r <= 255 for r in self.radii):
-            raise ValueError(f"--radii={self.radii}: expected grey levels, more than 0 and at most 255.")
         for steps in (self.steps, *self.fewer_steps):
             Attack(LEVEL, self.method, steps)
 
@@ -208,10 +214,8 @@ class _Bench:
     def __init__(self, attacker: Attacker, frames: Frames, options: AttackOptions) -> None:
         self._attacker, self.frames, self._options = attacker, frames, options
         self._config = attacker.config
-        there = set(frames.observation)
-        streams = streams_by_modality(self._config).items()
-        self._streams = {m: s for m, s in streams if there & {*s, *s.values()}}
-        self._keys = {k: k for k in self._streams.get(Modality.RGB, {}) if k in there}
+        self._streams = frames.streams(self._config)
+        self._keys = {k: k for k in self._streams.get(Modality.RGB, {}) if k in frames.observation}
         if not self._keys:
             raise ValueError(
                 f"{options.dataset} has no RGB picture of the policy's; attacks work on pictures, not on "
@@ -297,10 +301,7 @@ class _Bench:
 
 def check(options: AttackOptions, command: Sequence[str] = ()) -> AttackReport:
     """Measure all policies and write ``attacks.json``; returns what was written."""
-    for module in options.plugins:
-        import_module(module)
-    paths = EvalConfig(policies=options.policies).policy_paths()
-    found = {name: measure(p, options, renaming(name, options.rename_map)) for name, p in paths.items()}
+    found = {name: measure(path, options, renames) for name, path, renames in options.chosen()}
     report = AttackReport(
         dataset=str(options.dataset),
         episodes=options.episodes,

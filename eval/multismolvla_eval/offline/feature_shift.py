@@ -19,8 +19,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,12 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from multismolvla.corruption.adversarial import LEVEL, Attack, attack, preserved_random_state, random_signs
-from multismolvla.corruption.names import ATTACK_RADII
 from multismolvla.modalities import Modality, padding_mask_key
 from multismolvla.system.command import AGAIN, entry_point, parse_options
 from multismolvla.system.files import write_json
-from multismolvla_eval.config import EvalConfig, renaming
+from multismolvla_eval.offline.attack_check import AttackedFrameOptions
 from multismolvla_eval.offline.sensor_use import (
     Control,
-    FrameOptions,
     Frames,
     load_as_trained,
     load_frames,
@@ -47,7 +44,7 @@ from multismolvla_eval.offline.sensor_use import (
 )
 from multismolvla_eval.policies.attacker import Attacker, Observation
 from multismolvla_eval.policies.checkpoints import policy_hash
-from multismolvla_eval.policies.features import Streams, streams_by_modality
+from multismolvla_eval.policies.features import Streams
 from multismolvla_eval.policies.lerobot import FLOW_TYPES, stored_config
 
 FILE, FIGURE = "feature_shift.json", "feature_shift.png"
@@ -58,20 +55,15 @@ _RIDGE = 1e-3
 
 
 @dataclass
-class FeatureShiftOptions(FrameOptions):
+class FeatureShiftOptions(AttackedFrameOptions):
     """How far does an attack on RGB move the tokens of the vision towers?"""
 
-    frames: int = 16
     batch_size: int = 4
-    # Radii in grey levels of 255.
-    radii: list[float] = field(default_factory=lambda: [float(r) for r in ATTACK_RADII])
     # Of PGD.
     steps: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.radii or not all(0 < r <= 255 for r in self.radii):
-            raise ValueError(f"--radii={self.radii}: expected grey levels, more than 0 and at most 255.")
         Attack(LEVEL, "pgd", self.steps)
 
 
@@ -222,8 +214,7 @@ def measure(name: str, path: str, options: FeatureShiftOptions, rename_map: Mapp
     data = open_dataset(options, getattr(config, "depth_unit", "m"))
     attacker = Attacker(*load_as_trained(config, data.meta, rename_map))
     frames = load_frames(options, data, config, rename_map)
-    there = set(frames.observation)
-    streams = {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
+    streams = frames.streams(config)
     tower = _Tower(attacker)
     sets = modality_sets(list(streams)) if tower.name == "4M" else [("rgb",)]
     rows: list[Shift] = []
@@ -308,17 +299,15 @@ def _left(pairs: Sequence[tuple[_Seen, _Seen]], tokens: str) -> float | None:
 
 def collect(options: FeatureShiftOptions, command: Sequence[str] = ()) -> FeatureShifts:
     """Measure all policies and write ``feature_shift.json`` and the figure; returns what was written."""
-    for module in options.plugins:
-        import_module(module)
     rows: list[Shift] = []
     checkpoints, left_out = {}, {}
-    for name, path in EvalConfig(policies=options.policies).policy_paths().items():
+    for name, path, rename_map in options.chosen():
         kind = None if ":" in path else stored_config(path).type
         if kind not in FLOW_TYPES:
             left_out[name] = f"{kind or path} has no vision tower that is known here"
             continue
         checkpoints[name] = policy_hash(path)
-        rows += measure(name, path, options, renaming(name, options.rename_map))
+        rows += measure(name, path, options, rename_map)
     found = FeatureShifts(
         dataset=str(options.dataset),
         episodes=options.episodes,

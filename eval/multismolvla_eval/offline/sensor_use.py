@@ -9,8 +9,9 @@ not use, and no fault of it can hurt. It is a proxy: a low error is no solved ta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
 from multismolvla_eval.analysis.diagnosis import Change, ControlError, SensorUse
+from multismolvla_eval.config import EvalConfig, renaming
 from multismolvla_eval.policies.checkpoints import policy_hash
 from multismolvla_eval.policies.features import Streams, streams_by_modality, with_masks
 from multismolvla_eval.policies.lerobot import plans_ahead, stored_config
@@ -64,6 +66,13 @@ class FrameOptions:
         if self.episodes is not None and not self.episodes:
             raise ValueError("--episodes=[] selects nothing. Name episodes, or leave the option out for all.")
 
+    def chosen(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Name, path and rename map of each policy, once the plugins are imported."""
+        for module in self.plugins:
+            import_module(module)
+        for name, path in EvalConfig(policies=self.policies).policy_paths().items():
+            yield name, path, renaming(name, self.rename_map)
+
 
 @dataclass
 class SensorUseOptions(FrameOptions):
@@ -91,6 +100,11 @@ class Frames:
     def __len__(self) -> int:
         """Number of frames N."""
         return len(self.task)
+
+    def streams(self, config: Any) -> Streams:
+        """What a policy looks at and the frames have, as pictures or, beside them, as cached ids."""
+        there = set(self.observation)
+        return {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
 
 
 @dataclass(frozen=True)
@@ -138,8 +152,7 @@ def measure(path: str, options: SensorUseOptions, rename_map: Mapping[str, str])
     policy, preprocess = load_as_trained(config, data.meta, rename_map)
     frames = load_frames(options, data, config, rename_map)
     # What the dataset lacks can be neither shuffled nor masked.
-    there = set(frames.observation)
-    streams = {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
+    streams = frames.streams(config)
     controls = controls_for(streams, hasattr(config, "stream_keys"), len(set(frames.task)))
     use.controls = control_errors(action_errors(policy, preprocess, frames, controls, streams, options))
     use.n, use.episodes = len(frames), len(frames.episode.unique())

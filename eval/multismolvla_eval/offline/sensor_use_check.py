@@ -18,7 +18,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -33,7 +32,7 @@ from multismolvla_eval.analysis.diagnosis import (
     SensorUse,
     stored_diagnosis,
 )
-from multismolvla_eval.config import EvalConfig, renaming
+from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.offline.sensor_use import SensorUseOptions, measure
 from multismolvla_eval.policies.checkpoints import NO_VISION, policy_hash
 
@@ -66,14 +65,12 @@ def check(options: SensorUseOptions, command: Sequence[str] = ()) -> Diagnosis:
         ValueError: wrong options, or a dataset without a policy's pictures.
         FloatingPointError: a policy's actions are not finite.
     """
-    for module in options.plugins:
-        import_module(module)
     found = {}
-    for name, path in EvalConfig(policies=options.policies).policy_paths().items():
+    for name, path, rename_map in options.chosen():
         if path.startswith(("builtin:", NO_VISION)):
             found[name] = SensorUse(path, policy_hash(path), left_out="it looks at no picture")
             continue
-        use = found[name] = measure(path, options, renaming(name, options.rename_map))
+        use = found[name] = measure(path, options, rename_map)
         use.failures = failures(use.controls) if use.controls else [f"it cannot be checked: {use.left_out}"]
     diagnosis = Diagnosis(
         dataset=str(options.dataset),
