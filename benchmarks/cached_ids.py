@@ -11,13 +11,13 @@ weights: time does not depend on their values.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support.measuring import Case, Machine, interleave, machine_line, ratios, table, write_json
-from support.network_files import SCALES, write_tokenizers
-from support.policy_models import Options, PolicyFactory, Sizes
+from support.network_files import DOMAINS, SCALES, policy_sizes
+from support.policy_models import Options, PolicyFactory
 
 if TYPE_CHECKING:
     import torch
@@ -85,40 +85,10 @@ def run(cfg: CachedIdsBenchmark) -> dict[str, Any]:
 
 def _build(cfg: CachedIdsBenchmark, folder: Path) -> tuple[Any, PolicyFactory]:
     """A policy in stage ``robust`` whose tokenizers are on disk, and the factory that makes its batches."""
-    scale = SCALES[cfg.preset]
-    sources = write_tokenizers(folder / "tokenizers", scale)
-    dim, depth, heads = scale.encoder
-    domains = {
-        "rgb": "rgb@224", "depth": "tok_depth@224", "seg": "tok_semseg@224",
-        "thermal": "tok_imagebind@224+tok_imagebind_global",
-    }  # fmt: skip
-    width, layers, query_heads, key_heads = scale.language
-
-    def encoder() -> Any:
-        from multismolvla.fourm import FourMConfig
-
-        names = tuple(d for several in domains.values() for d in several.split("+"))
-        return FourMConfig(dim=dim, encoder_depth=depth, num_heads=heads, domains_in=names)
-
-    preset = Sizes(
-        vlm={
-            "text_width": width, "text_layers": layers, "text_heads": query_heads, "text_kv_heads": key_heads,
-            "text_mlp": 8 * width // 3, "vision_width": 32, "vision_layers": 1, "image_size": 64,
-            "patch_size": 8,
-        },
-        vocab=264,
-        fourm=encoder,
-        domains=domains,
-        policy={"num_vlm_layers": layers, "resize_imgs_with_padding": (64, 64)},
-        bridge={
-            "tokenizers": "official", "tokenizer_sources": sources,
-            "imagebind": str(folder / "tokenizers/network"),
-            "imagebind_rows": "norm", "seg_labels": "mini",
-        },
-        side=256,
-        batch_size=1,
-    )  # fmt: skip
-    factory = PolicyFactory(preset, Options(list(domains), "robust", "expert", cfg.device, cfg.seed), folder)
+    preset = policy_sizes(SCALES[cfg.preset], folder / "tokenizers")
+    preset = replace(preset, bridge=preset.bridge | {"seg_labels": "mini"})
+    options = Options(list(DOMAINS), "robust", "expert", cfg.device, cfg.seed)
+    factory = PolicyFactory(preset, options, folder)
     return factory.build("fourm").train(), factory
 
 

@@ -21,20 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support.measuring import Case, Machine, Series, interleave, machine_line, ratios, table, write_json
-from support.network_files import SCALES, write_estimators, write_tokenizers
+from support.network_files import DOMAINS, SCALES, policy_sizes, write_estimators
 from support.policy_models import Options, PolicyFactory, Sizes
+from support.policy_models import sizes as official_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BASELINE = "vanilla SmolVLA"
-#: Modalities are added in this order; thermal as dense and global ids of ImageBind.
-DOMAINS = {
-    "rgb": "rgb@224",
-    "depth": "tok_depth@224",
-    "seg": "tok_semseg@224",
-    "thermal": "tok_imagebind@224+tok_imagebind_global",
-}
 SENSORS_AIM, DERIVED_AIM = 0.9, 2.0
 _HEIGHT, _WIDTH = 480, 640
 
@@ -252,8 +246,7 @@ class Networks:
 
     def __init__(self, preset: str, folder: Path):
         self._tiny, self._folder = preset == "smallest", folder
-        self._scale = SCALES[preset]
-        self._tokenizers = write_tokenizers(folder / "tokenizers", self._scale)
+        self._common = policy_sizes(SCALES[preset], folder / "tokenizers")
         self._estimators: dict[str, str] = {}
 
     def cases(self, cfg: LatencyBenchmark) -> dict[str, LookCase]:
@@ -294,44 +287,25 @@ class Networks:
         config.provenance = dict.fromkeys(tuple(DOMAINS)[1:], "derived")
 
     def _sizes(self, size: str, cfg: LatencyBenchmark) -> Sizes:
-        width, layers, heads, key_heads = self._scale.language
-        vision: dict[str, int] = {
-            "vision_width": 768, "vision_layers": 12, "vision_heads": 12, "image_size": 512, "patch_size": 16,
-            "scale_factor": 4,
-        }  # fmt: skip
-        chunk: dict[str, Any] = {}
+        policy = self._common.policy | {"compile_model": cfg.compile, "compile_mode": "default"}
+        bridge = self._common.bridge | {"num_labels": 134, "seg_unknown": "void"}
+        sizes = replace(self._common, policy=policy, bridge=bridge, side=_HEIGHT)
         if self._tiny:
-            vision = {"vision_width": 32, "vision_layers": 1, "image_size": 64, "patch_size": 8}
-            chunk = {"num_steps": 2, "chunk_size": 4, "n_action_steps": 2}
-        return Sizes(
-            vlm={
-                "text_width": width, "text_layers": layers, "text_heads": heads, "text_kv_heads": key_heads,
-                "text_mlp": 8 * width // 3, **vision,
-            },
-            vocab=264 if self._tiny else 49280,
-            fourm=lambda: self._encoder(size),
-            domains=DOMAINS,
-            policy=chunk | {
-                "num_vlm_layers": layers, "resize_imgs_with_padding": (vision["image_size"],) * 2,
-                "compile_model": cfg.compile, "compile_mode": "default",
-            },
-            bridge={
-                "tokenizers": "official", "tokenizer_sources": self._tokenizers, "num_labels": 134,
-                "imagebind": str(self._folder / "tokenizers/network"), "imagebind_rows": "norm",
-                "seg_unknown": "void",
-            },
-            side=_HEIGHT,
-            batch_size=1,
-        )  # fmt: skip
+            return replace(sizes, policy=policy | {"num_steps": 2, "chunk_size": 4, "n_action_steps": 2})
+        real = official_sizes("real", "robust")  # for vanilla's vision, and the vocabulary
+        return replace(
+            sizes,
+            vlm=real.vlm,
+            vocab=real.vocab,
+            fourm=lambda: _official(size),
+            policy=policy | real.policy,
+        )
 
-    def _encoder(self, size: str) -> Any:
-        from multismolvla.fourm import FourMConfig
 
-        if not self._tiny:
-            return FourMConfig.official(size)
-        width, depth, heads = self._scale.encoder
-        names = tuple(d for several in DOMAINS.values() for d in several.split("+"))
-        return FourMConfig(dim=width, encoder_depth=depth, num_heads=heads, domains_in=names)
+def _official(size: str) -> Any:
+    from multismolvla.fourm import FourMConfig
+
+    return FourMConfig.official(size)
 
 
 def run(cfg: LatencyBenchmark) -> dict[str, Any]:

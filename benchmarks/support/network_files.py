@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.policy_models import Sizes
+
+#: What 4M reads of four modalities; thermal as dense and global ids of ImageBind.
+DOMAINS = {
+    "rgb": "rgb@224",
+    "depth": "tok_depth@224",
+    "seg": "tok_semseg@224",
+    "thermal": "tok_imagebind@224+tok_imagebind_global",
+}
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -27,6 +37,39 @@ SCALES = {
     "third": Scale((384, 4, 6), (640, 11, 8), (480, 5, 15, 5)),
     "smallest": Scale((32, 1, 2), (40, 1, 4), (48, 2, 3, 1)),
 }
+
+
+def policy_sizes(scale: Scale, folder: Path) -> Sizes:
+    """Of a policy that reads four modalities with 4M's own tokenizers, which are written into ``folder``.
+
+    Vanilla SmolVLA's vision network is a tiny one.
+    """
+    width, layers, heads, key_heads = scale.language
+
+    def encoder() -> Any:
+        from multismolvla.fourm import FourMConfig
+
+        dim, depth, encoder_heads = scale.encoder
+        names = tuple(d for several in DOMAINS.values() for d in several.split("+"))
+        return FourMConfig(dim=dim, encoder_depth=depth, num_heads=encoder_heads, domains_in=names)
+
+    return Sizes(
+        vlm={
+            "text_width": width, "text_layers": layers, "text_heads": heads, "text_kv_heads": key_heads,
+            "text_mlp": 8 * width // 3, "vision_width": 32, "vision_layers": 1, "image_size": 64,
+            "patch_size": 8,
+        },
+        vocab=264,
+        fourm=encoder,
+        domains=DOMAINS,
+        policy={"num_vlm_layers": layers, "resize_imgs_with_padding": (64, 64)},
+        bridge={
+            "tokenizers": "official", "tokenizer_sources": write_tokenizers(folder, scale),
+            "imagebind": str(folder / "network"), "imagebind_rows": "norm",
+        },
+        side=256,
+        batch_size=1,
+    )  # fmt: skip
 
 
 def write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
