@@ -151,7 +151,12 @@ class ObjectiveModule(nn.Module):
     """A loss with what it trains.
 
     PEFT copies such a module and forwards ``forward`` alone, so that nothing else is called in training.
+
+    Attributes:
+        anchors: of the instructions, float (C, d), where it has any.
     """
+
+    anchors: Tensor
 
     def begin(self, start: Start) -> None:
         """Take over what stays fixed from here on; not called where a checkpoint brings it."""

@@ -94,8 +94,6 @@ class Rlbind(ObjectiveModule):
         tasks: their number.
     """
 
-    anchors: Tensor
-
     def __init__(self, options: RlbindOptions, bridge: nn.Module, connector_width: int, tasks: int):
         super().__init__()
         self.options = options

@@ -120,8 +120,6 @@ class Robult(ObjectiveModule):
         tasks: their number.
     """
 
-    anchors: Tensor
-
     def __init__(
         self,
         options: RobultOptions,

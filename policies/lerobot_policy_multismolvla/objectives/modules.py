@@ -11,7 +11,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from multismolvla.objectives.classes import cosines, instruction_anchors, labelled_episodes
+from multismolvla.objectives.classes import cosines, labelled_episodes
 from multismolvla.objectives.interface import ObjectiveModule, Start
 from multismolvla.objectives.registry import OBJECTIVES, Parts
 
@@ -124,9 +124,18 @@ def build_objectives(policy: SmolVLAPolicy) -> nn.ModuleDict:
     """The active objectives' modules, not begun yet.
 
     Their weights are drawn apart, so that whatever is drawn after them (adapters) is as it is without them.
+
+    Raises:
+        ValueError: no sensor delivers any modality that the tower reads.
     """
     cfg, model = policy.config, policy.model
     built: dict[str, nn.Module] = {}
+    asking = [name for name in cfg.active_objectives if OBJECTIVES[name].trains]
+    if asking and not alone_modalities(cfg):
+        raise ValueError(
+            f"--policy.{OBJECTIVES[asking[0]].option} shows one modality alone, but all that the tower reads "
+            f"({', '.join(cfg.tower_modalities)}) is computed from RGB. Add rgb to --policy.domains."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(policy.curriculum_seed)
         for name in cfg.active_objectives:
@@ -153,14 +162,14 @@ def begin_objectives(policy: SmolVLAPolicy, names: Collection[str]) -> None:
         module = policy.model.objectives[name]
         assert isinstance(module, ObjectiveModule)
         module.begin(start)
-    anchors = instruction_anchors(start.instructions, start.instructions.shape[1])
-    alike = cosines(anchors, anchors).fill_diagonal_(-1).max().item()
-    logger.info(
-        "%s begin with %d tasks; the cosine between two of their anchors is at most %.2f.",
-        ", ".join(trained),
-        len(anchors),
-        alike,
-    )
+    for name in trained:
+        anchors = policy.model.objectives[name].anchors
+        logger.info(
+            "%s begins with %d tasks; the cosine between the anchors of two tasks is at most %.2f.",
+            name,
+            len(anchors),
+            cosines(anchors, anchors).fill_diagonal_(0).max().item(),
+        )
 
 
 def _instruction_embeddings(policy: SmolVLAPolicy) -> Tensor:

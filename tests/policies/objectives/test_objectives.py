@@ -321,6 +321,12 @@ def test_without_instructions_there_are_no_anchors(train):
         train(**ON["robult"], tasks=[])
 
 
+def test_a_tower_that_reads_nothing_of_a_sensor_is_refused(make_policy):
+    options = ObjectivesOptions(robult=RobultOptions(weight=1.0), tasks=TASKS)
+    with pytest.raises(ValueError, match=r"robult.weight shows one modality.*\(depth\).*--policy.domains"):
+        make_policy(objectives=options, domains={"depth": "tok_depth@64"}, provenance={"depth": "derived"})
+
+
 def test_a_stage_without_a_length_is_refused(train, batch):
     policy = train(**ON["robult"], dropout_mode="none", curriculum_steps=0)
     with pytest.raises(ValueError, match="--policy.curriculum_steps=0: robult.*--steps"):
