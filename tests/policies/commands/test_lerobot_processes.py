@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from processes import (
+    allow_any_action,
     command,
     common,
     environment,
@@ -217,11 +219,20 @@ def test_what_was_trained_has_a_guard_and_knows_what_stands_still(robust_run):
     assert load_file(folder / last["state_file"])["range"].shape == (2, 7)
 
 
-def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(robust_run, tmp_path):
+@pytest.fixture(scope="module")
+def unbounded(robust_run: dict[str, Any]) -> Path:
+    """Stage 2's checkpoint with a guard that lets it act."""
+    folder = robust_run["torn"].with_name("unbounded")
+    shutil.copytree(robust_run["torn"] / "checkpoints/last/pretrained_model", folder)
+    allow_any_action(folder)
+    return folder
+
+
+def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(unbounded, tmp_path):
     report = tmp_path / "report.json"
     run(
         "lerobot-rollout",
-        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
+        f"--policy.path={unbounded}", "--policy.device=cpu",
         "--device=cpu",
         "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test",
         f"--robot.report={report}",
@@ -236,7 +247,7 @@ def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(robust_r
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("guarded", [True, False])
-def test_a_camera_that_dies_ends_a_rollout_unless_it_is_guarded(guarded, robust_run, tmp_path):
+def test_a_camera_that_dies_ends_a_rollout_unless_it_is_guarded(guarded, unbounded, tmp_path):
     """LeRobot's own zmq camera; its publisher is killed while the arm moves."""
     report, port = tmp_path / "report.json", free_port()
     inner = {"type": "zmq", "server_address": "127.0.0.1", "port": port, "warmup_s": 1, "timeout_ms": 500}
@@ -244,7 +255,7 @@ def test_a_camera_that_dies_ends_a_rollout_unless_it_is_guarded(guarded, robust_
     camera = {"type": "multismolvla_guarded", "inner": inner, "max_age_ms": 300} if guarded else inner
     publisher = publish_pictures(port, SIDE, SIDE)
     words = [
-        f"--policy.path={robust_run['torn'] / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
+        f"--policy.path={unbounded}", "--policy.device=cpu",
         "--device=cpu", "--policy.n_action_steps=2",
         "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test",
         f"--robot.report={report}", f"--robot.cameras={json.dumps({'image': camera | size})}",
