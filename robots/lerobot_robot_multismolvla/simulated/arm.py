@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 
@@ -56,6 +57,9 @@ class SimArm(Robot):
     Args:
         config: what is simulated.
 
+    Raises:
+        ValueError: the suite does not have one of the chosen pictures.
+
     Example:
         >>> arm = SimArm(SimArmConfig(clock="lockstep"))
         >>> arm.connect()
@@ -69,19 +73,14 @@ class SimArm(Robot):
         super().__init__(config)
         self.config = config
         self.cameras = make_cameras_from_configs(config.cameras)
+        self._own = _shapes(config.pictures)
         self._simulator: Simulator | None = None
         self._asked_to_stop = False
 
     @cached_property
     def observation_features(self) -> Features:
         """Names of the state, and shapes of the pictures (H, W, C)."""
-        environment = importlib.import_module(ENVIRONMENT)
-        features = environment.MultiSmolVLALiberoConfig(streams=self.config.streams).features
-        pictures = {
-            key.removeprefix(_PICTURES): tuple(feature.shape)
-            for key, feature in features.items()
-            if key.startswith(_PICTURES)
-        }
+        pictures = dict(self._own)
         for name, camera in self.cameras.items():
             if getattr(camera, "use_rgb", True):
                 pictures[name] = (camera.height, camera.width, 3)
@@ -128,7 +127,7 @@ class SimArm(Robot):
             seed=own.seed,
             episodes=own.episodes,
             episode_length=own.episode_length,
-            streams=tuple(own.streams),
+            pictures=tuple(self._own),
         )
         self._simulator = Simulator(settings)
         _simulators.append(self._simulator)
@@ -188,6 +187,23 @@ class SimArm(Robot):
         if self._simulator is None:
             raise DeviceNotConnectedError(f"{self} is not connected.")
         return self._simulator
+
+
+def _shapes(chosen: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes (H, W, C) of the suite's pictures, all or the chosen ones.
+
+    Raises:
+        ValueError: one is chosen that the suite does not have.
+    """
+    features = importlib.import_module(ENVIRONMENT).MultiSmolVLALiberoConfig().features
+    shapes = {
+        key.removeprefix(_PICTURES): tuple(feature.shape)
+        for key, feature in features.items()
+        if key.startswith(_PICTURES)
+    }
+    if unknown := [name for name in chosen or () if name not in shapes]:
+        raise ValueError(f"--robot.pictures has {unknown}; the suite has {list(shapes)}.")
+    return shapes if chosen is None else {name: shapes[name] for name in chosen}
 
 
 def summary(outcomes: tuple[Outcome, ...]) -> str:

@@ -8,8 +8,6 @@ from pathlib import Path
 from lerobot.cameras.configs import CameraConfig
 from lerobot.robots import RobotConfig
 
-from multismolvla.modalities import MODALITIES
-
 CLOCKS = ("real", "lockstep")
 SPLITS = ("eval", "train")
 
@@ -29,7 +27,7 @@ class SimArmConfig(RobotConfig):
         episodes: after so many, ended by success or time-out, the process is asked to stop as by Ctrl-C;
             0 = never. Between episodes somebody puts everything back, at once.
         episode_length: steps after which an episode has failed; default: the suite's.
-        streams: modalities of the arm's own pictures.
+        pictures: which of the suite's pictures it has, e.g. ``[image, image_depth]``; default: all of them.
         cameras: further cameras, or such as take the place of the arm's own picture of their name.
         report: file for the outcomes (JSON), written when the arm is disconnected.
     """
@@ -41,7 +39,7 @@ class SimArmConfig(RobotConfig):
     seed: int = 0
     episodes: int = 0
     episode_length: int | None = None
-    streams: list[str] = field(default_factory=lambda: list(MODALITIES))
+    pictures: list[str] | None = None
     cameras: dict[str, CameraConfig] = field(default_factory=dict)
     report: Path | None = None
 

@@ -15,7 +15,7 @@ import numpy as np
 from lerobot.lerobot_types import RobotObservation
 from numpy.typing import NDArray
 
-from multismolvla.modalities import MODALITIES, stream_name
+from multismolvla.modalities import modality_of_key
 from multismolvla.system.processes import end_with_parent
 
 #: Loaded late and by name: this package imports the core alone.
@@ -36,7 +36,7 @@ class Settings:
     seed: int
     episodes: int
     episode_length: int | None
-    streams: Sequence[str]
+    pictures: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _World:
         self._steps = importlib.import_module(f"{ENVIRONMENT}.processor_multismolvla_libero")
         config = package.MultiSmolVLALiberoConfig(
             task_ids=[settings.task_id],
-            streams=list(settings.streams),
+            streams=sorted({modality_of_key(name) for name in settings.pictures}),
             init_split=settings.init_split,
             episode_length=settings.episode_length,
         )
@@ -96,7 +96,6 @@ class _World:
         self._env = config.env_maker(config.suites[0], settings.task_id)()
         self._limit = self._env.unwrapped.facts.max_steps
         self._process, _ = config.get_env_processors()
-        self._cameras = config.cameras
         self._begin()
 
     @property
@@ -140,10 +139,7 @@ class _World:
 
         raw = {**observation.get("pixels", {}), **observation}
         pictures = {
-            name: np.ascontiguousarray(self._steps.upright(raw[name]))
-            for camera in self._cameras
-            for name in (stream_name(camera, modality) for modality in MODALITIES)
-            if name in raw
+            name: np.ascontiguousarray(self._steps.upright(raw[name])) for name in self.settings.pictures
         }
         batch = self._process(preprocess_observation(self._steps.add_batch_axis(observation)))
         state = batch["observation.state"][0].numpy()

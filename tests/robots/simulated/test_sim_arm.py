@@ -46,6 +46,11 @@ def test_bad_options_are_refused(options, message):
         SimArmConfig(**options)
 
 
+def test_unknown_pictures_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--robot.pictures has \['top'\]; the suite has \['image', "):
+        SimArm(SimArmConfig(pictures=["image", "top"], calibration_dir=tmp_path))
+
+
 def test_success_is_said_with_its_interval():
     outcomes = tuple(Outcome(i, i < 3, 50) for i in range(10))
     assert summary(outcomes) == "Success 3/10 (95 % interval 0.11 to 0.60)."
@@ -116,7 +121,7 @@ def same_as_in_datasets(arm: SimArm, config: MultiSmolVLALiberoConfig, observati
 def test_after_time_out_the_next_episode_begins_and_the_last_one_stops_the_process(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("os.kill", lambda process, number: asked.append(number))
-    settings = {"episode_length": 2, "episodes": 2, "streams": ["rgb"], "calibration_dir": tmp_path}
+    settings = {"episode_length": 2, "episodes": 2, "pictures": ["image"], "calibration_dir": tmp_path}
     arm = SimArm(SimArmConfig(clock="lockstep", **settings))
     arm.connect()
     try:
@@ -138,7 +143,7 @@ def test_after_time_out_the_next_episode_begins_and_the_last_one_stops_the_proce
 @pytest.mark.sim
 @pytest.mark.slow
 def test_places_bring_the_hand_back_and_keep_the_gripper(tmp_path):
-    settings = {"streams": ["rgb"], "calibration_dir": tmp_path}
+    settings = {"pictures": ["image"], "calibration_dir": tmp_path}
     arm = SimArm(SimArmConfig(clock="lockstep", **settings))
     arm.connect()
     try:
@@ -160,7 +165,7 @@ def test_places_bring_the_hand_back_and_keep_the_gripper(tmp_path):
 @pytest.mark.sim
 @pytest.mark.slow
 def test_under_the_real_clock_time_passes_while_nobody_acts(tmp_path):
-    settings = {"episode_length": 8, "streams": ["rgb"], "calibration_dir": tmp_path}
+    settings = {"episode_length": 8, "pictures": ["image"], "calibration_dir": tmp_path}
     arm = SimArm(SimArmConfig(**settings))
     arm.connect()
     try:

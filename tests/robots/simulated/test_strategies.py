@@ -1,0 +1,154 @@
+"""``lerobot-rollout``'s strategies and RTC on the simulated arm, as processes; what they record loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from processes import command, environment
+from tiny_policies import save_ours
+
+from lerobot_robot_multismolvla.simulated.arm import ACTION, STATE
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(900)]
+TASK = "put the cube in the basket"
+FPS = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_ours(tmp_path_factory.mktemp("policies")) / "ours"
+
+
+class Rollout:
+    """A roll-out with a terminal for its keys.
+
+    Attributes:
+        said: the file to which it writes.
+    """
+
+    def __init__(self, checkpoint: Path, folder: Path, *words: str) -> None:
+        self.said = folder / "rollout.log"
+        self._keys, terminal = pty.openpty()
+        common = [
+            f"--policy.path={checkpoint}", "--policy.device=cpu", "--device=cpu",
+            "--robot.type=multismolvla_sim_arm", "--robot.id=test", f"--robot.calibration_dir={folder}",
+            "--robot.pictures=[image, image_depth]", "--robot.clock=lockstep",
+            f"--robot.report={folder / 'report.json'}", f"--task={TASK}",
+            f"--fps={FPS}", "--play_sounds=false", "--return_to_initial_position=false",
+        ]  # fmt: skip
+        with self.said.open("w") as log:
+            self._process = subprocess.Popen(
+                [command("lerobot-rollout"), *common, *words],
+                env=environment(),
+                stdin=terminal,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        os.close(terminal)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._keys, key)
+
+    def wait_for(self, text: str, seconds: float = 400.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.said.read_text():
+            assert self._process.poll() is None, self.said.read_text()[-4000:]
+            assert time.monotonic() < deadline, f"it has not said {text!r}"
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """Wait for its end, which must be a clean one."""
+        try:
+            code = self._process.wait(timeout=400)
+        finally:
+            self._process.kill()
+            os.close(self._keys)
+        assert code == 0, self.said.read_text()[-4000:]
+
+
+def recording(name: str, root: Path, **options: object) -> list[str]:
+    """Options of a data set that is recorded."""
+    values = {"single_task": TASK, "push_to_hub": "false", "num_episodes": 1, **options}
+    return [
+        f"--strategy.type={name}", f"--dataset.repo_id=tests/rollout_{name}", f"--dataset.root={root}",
+        *(f"--dataset.{key}={value}" for key, value in values.items()),
+    ]  # fmt: skip
+
+
+def loaded(name: str, root: Path, episodes: int) -> LeRobotDataset:
+    """The recorded data set, of which every frame can be read and the depth is in metres."""
+    data = LeRobotDataset(f"tests/rollout_{name}", root=root, depth_output_unit="m")
+    assert data.num_episodes == episodes
+    assert data.meta.features["observation.state"]["names"] == list(STATE)
+    assert data.meta.features["action"]["names"] == list(ACTION)
+    assert len(data) >= 1
+    for number in range(len(data)):
+        frame = data[number]
+        assert frame["task"] == TASK
+        assert frame["observation.images.image"].shape == (3, 64, 64)
+        assert 0.05 < frame["observation.images.image"].mean() < 0.95
+        depth = frame["observation.images.image_depth"]
+        assert 0.3 < np.median(depth[depth > 0.02]) < 2.0
+    return data
+
+
+def test_episodic(checkpoint, tmp_path):
+    root = tmp_path / "data"
+    options = recording("episodic", root, num_episodes=2, episode_time_s=1.5, reset_time_s=0.2)
+    rollout = Rollout(checkpoint, tmp_path, *options)
+    rollout.end()
+    loaded("episodic", root, episodes=2)
+
+
+def test_sentry(checkpoint, tmp_path):
+    root = tmp_path / "data"
+    rollout = Rollout(checkpoint, tmp_path, *recording("sentry", root), "--duration=3")
+    rollout.end()
+    loaded("sentry", root, episodes=1)
+
+
+def test_dagger_with_its_keys(checkpoint, tmp_path):
+    root = tmp_path / "data"
+    actions = [dict.fromkeys(ACTION, 0.25)]
+    operator = [
+        "--teleop.type=multismolvla_scripted",
+        "--teleop.id=test",
+        f"--teleop.calibration_dir={tmp_path}",
+    ]
+    rollout = Rollout(
+        checkpoint, tmp_path, *recording("dagger", root), "--strategy.smooth_handover=false",
+        *operator, f"--teleop.actions={json.dumps(actions)}",
+    )  # fmt: skip
+    rollout.wait_for("DAgger corrections-only recording started")
+    rollout.press(b" ")
+    rollout.wait_for("autonomous -> paused")
+    rollout.press(b"\t")
+    rollout.wait_for("paused -> correcting")
+    time.sleep(4.0)  # the correction
+    rollout.press(b"\t")
+    rollout.end()
+    data = loaded("dagger", root, episodes=1)
+    frames = [data[number] for number in range(len(data))]
+    assert all(frame["intervention"].item() for frame in frames)
+    assert all(np.allclose(frame["action"], 0.25) for frame in frames)
+
+
+def test_rtc(checkpoint, tmp_path):
+    rollout = Rollout(
+        checkpoint, tmp_path, "--inference.type=rtc", "--inference.queue_threshold=4",
+        "--inference.rtc.execution_horizon=4",  # not more than the policy's chunk
+        "--robot.episode_length=6", "--robot.episodes=1", "--fps=1",
+    )  # fmt: skip
+    rollout.end()
+    report = json.loads((tmp_path / "report.json").read_text())
+    said = rollout.said.read_text()
+    assert report == [{"init_state_id": 0, "success": False, "steps": 6}], said[-4000:]
+    assert "Success 0/1" in said
