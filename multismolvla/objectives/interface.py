@@ -76,7 +76,10 @@ class AttackedLook(NamedTuple):
 
 
 class Velocities(NamedTuple):
-    """Velocity fields at equal noise and time, (B, T, A), and which actions are real, (B, T, 1)."""
+    """Velocity fields at equal noise and time, (N, T, A), and which actions are real, (N, T, 1).
+
+    N is B times the draws of noise and time per sample.
+    """
 
     dropped: Tensor
     complete: Tensor

@@ -17,6 +17,7 @@ from lerobot_policy_multismolvla.flow import (
     flow_loss,
     flow_velocity,
     rank,
+    wants_many_flows,
 )
 from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep, add_objectives
 from lerobot_policy_multismolvla.visual import (
@@ -112,7 +113,7 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
         visual = _masked_cameras(policy, batch, presence)
     velocity = None
     if policy.training and "consistency" in cfg.active_objectives:
-        if draw.noise is None or draw.time is None:
+        if not wants_many_flows(policy, draw) and (draw.noise is None or draw.time is None):
             noise, time = draw_noise_and_time(policy, policy.prepare_action(batch))
             draw = replace(draw, noise=noise, time=time)
         velocity, loss, logs = flow_velocity(policy, batch, visual, draw)

@@ -330,12 +330,6 @@ def _check_combinations(cfg: MultiSmolVLAOptions) -> None:
         )
     if cfg.flow_samples < 1:
         raise ValueError(f"--policy.flow_samples={cfg.flow_samples} must be at least 1.")
-    if cfg.flow_samples > 1 and cfg.consistency_weight > 0:
-        raise ValueError(
-            f"--policy.flow_samples={cfg.flow_samples} and consistency_weight={cfg.consistency_weight} "
-            "exclude each other: consistency compares two velocities at one draw of noise and time. Set one "
-            "of them to its default."
-        )
     degrees = cfg.thermal_range_c
     if degrees is not None and (len(degrees) != 2 or not degrees[0] < degrees[1]):
         raise ValueError(f"--policy.thermal_range_c={degrees} must be [lowest, highest], in degrees Celsius.")

@@ -260,8 +260,10 @@ class TrainingStep:
         with torch.no_grad():
             visual, _ = visual_tokens(policy, batch, self._sensors.available, None)
             complete, _, _ = flow_velocity(policy, batch, visual, self._draw)
-        padded = batch.get("action_is_pad")
-        real = torch.ones_like(complete[..., :1]) if padded is None else (~padded)[..., None].to(complete)
+        real, padded = torch.ones_like(complete[..., :1]), batch.get("action_is_pad")
+        if padded is not None:
+            draws = len(complete) // len(padded)  # of noise and time, side by side
+            real = (~padded)[..., None].to(complete).repeat_interleave(draws, 0)
         width = self._cfg.action_feature.shape[0]
         return Velocities(self._velocity[..., :width], complete[..., :width], real)
 

@@ -12,11 +12,13 @@ from tiny_policy import chunk, flow_inputs
 from training_batch import TASKS, training_batch
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.flow import FlowDraw
+from lerobot_policy_multismolvla.flow import FlowDraw, draw_noise_and_time, velocities
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.objectives import step as steps
 from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep
+from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
+from multismolvla.objectives.alignment import consistency_loss
 from multismolvla.objectives.attack import pgd
 from multismolvla.objectives.options import ObjectivesOptions, RlbindOptions, RobultOptions
 
@@ -119,6 +121,25 @@ def test_the_last_look_stays_that_of_the_stages_loss(name, train, batch):
     for one in (plain, policy):
         forward(one, batch)
     assert policy.last_look().inputs.fingerprint() == plain.last_look().inputs.fingerprint()
+
+
+def test_consistency_compares_each_draw_of_noise_and_time(train, batch):
+    options = {"dropout_mode": "fixed", "dropout_p_max": 0.5, "dropout_complete": 0.0, "flow_samples": 3}
+    policy = train(**MIDDLE, **ON["consistency"], **options)
+    padded = torch.tensor([[False] * 4, [False, False, True, True]] * 2)
+    padded_batch = batch | {"action_is_pad": padded}
+    _, logs = policy.forward(dict(padded_batch))
+    available = policy.availability(batch)
+    presence = drop_sensors(policy.config, available, policy.curriculum_seed, 0)
+    noise, time = draw_noise_and_time(policy, policy.prepare_action(batch).repeat_interleave(3, 0))
+    dropped, complete = (
+        velocities(policy, batch, policy.visual_tokens(batch, there), noise, time)[0].flatten(0, 1)
+        for there in (presence, available)
+    )
+    weight = (~padded)[..., None].float().repeat_interleave(3, 0)
+    expected = consistency_loss(dropped, complete, weight)
+    assert logs["consistency"] == pytest.approx(expected.item(), rel=1e-4)
+    assert expected > 0
 
 
 # -- looks ---------------------------------------------------------------------------------------------------
