@@ -2,11 +2,14 @@ r"""What each part of the training recipe is worth: `python benchmarks/ablation.
 
 Trains the arms below on the mini suite with several training seeds and evaluates each on the same starts: one
 line per episode in ``<output>/rows.csv.gz``. ``--table`` adds these lines to ``docs/ablation/rows.csv.gz``
-and makes ``docs/ablation.md`` of all that there are. Takes some ten hours of two cores. The same command
-continues an interrupted run, so let it run from a clone of its own at one commit:
+and makes ``docs/ablation.md`` of all that there are. Takes some ten hours of two cores, the objectives' arms
+not counted, which must be named. The same command continues an interrupted run, so let it run from a clone of
+its own at one commit:
 
     $ python benchmarks/ablation.py --output=outputs/ablation
     $ python benchmarks/ablation.py --seeds='[1]' --arms='[base_continued, base_dropout, robust]'
+    $ python benchmarks/ablation.py --arms='[robust, consistency, robult, rlbind_one, rlbind]'
+    $ python benchmarks/ablation.py --arms='[tenth, robult_tenth]'
     $ python benchmarks/ablation.py --table --output=clone/outputs/ablation
 """
 
@@ -16,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import pandas as pd
 import yaml
 
 from multismolvla.system.command import CommandError, entry_point, parse_options
+from multismolvla_eval.protocol.levels import ALL_SUBSETS
 from multismolvla_run.presets import OptionValue, Preset, Stage, load_preset, result_folder
 from multismolvla_run.process import installed_program
 
@@ -47,6 +52,14 @@ UNANNOUNCED = (
 )
 #: Of the arms with one training seed, which are a first look.
 SHORT = (*ANNOUNCED[:3], "C2:rgb=zero", "C3:rgb=gaussian_noise@3")
+#: Of the objectives' arms and of the recipe that they are added to.
+OBJECTIVE_CELLS = (
+    *ALL_SUBSETS,
+    "C3:depth=holes@3",
+    "C3:rgb=gaussian_noise@3",
+    "C3:rgb=motion_blur@3",
+    *(f"C6:rgb={attack}@{radius}" for radius in (2, 4) for attack in ("policy", "random_sign")),
+)
 OURS = "robust"
 _RGB = {name: {"rgb": f"observation.images.{name}"} for name in ("image", "image2", "image3")}
 
@@ -64,6 +77,8 @@ class Arm:
         health: whether it is evaluated with health on.
         ceiling: whether it never had some camera; it runs C0 alone.
         only_trained: a stage on which another arm stands.
+        control: of an arm that adds an objective, the arm that differs from it in that alone; the first look
+            and the recipe's cells are not its own.
     """
 
     name: str
@@ -74,6 +89,22 @@ class Arm:
     health: bool = True
     ceiling: bool = False
     only_trained: bool = False
+    control: str | None = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Conditions that it runs besides C0."""
+        if self.ceiling:
+            return ()
+        if self.control is not None:
+            return OBJECTIVE_CELLS
+        own = (*ANNOUNCED, *UNANNOUNCED) if self.repeated else SHORT
+        return tuple(dict.fromkeys([*own, *OBJECTIVE_CELLS])) if self.name == OURS else own
+
+
+def _objective(name: str, says: str, control: str = OURS, **options: OptionValue) -> Arm:
+    changes = {f"policy.{key.replace('__', '.')}": value for key, value in options.items()}
+    return Arm(name, says, "robust", changes, repeated=True, control=control)
 
 
 def _ceiling(camera: str, called: str) -> Arm:
@@ -143,6 +174,28 @@ ARMS = (
         only_trained=True,
     ),
     Arm("rgb_only", "our tower with RGB alone", "robust", {"policy.path": "{stage:rgb_connector}"}),
+    _objective("consistency", "consistency with the complete sensors", consistency_weight=0.1),
+    _objective("robult", "Robult", objectives__robult__weight=1.0),
+    _objective(
+        "tenth",
+        "no objective, a tenth of the episodes labelled in stage 2 (the stages before it saw all)",
+        objectives__label_fraction=0.1,
+    ),
+    _objective(
+        "robult_tenth",
+        "Robult, the same tenth labelled",
+        "tenth",
+        objectives__robult__weight=1.0,
+        objectives__label_fraction=0.1,
+    ),
+    _objective(
+        "rlbind_one",
+        "RLBind, stage 1: attacked pictures alone",
+        objectives__rlbind__weight=1.0,
+        objectives__rlbind__anchor=0.0,
+        objectives__rlbind__distribution=0.0,
+    ),
+    _objective("rlbind", "RLBind, both stages", objectives__rlbind__weight=1.0),
 )
 
 
@@ -152,7 +205,8 @@ class Options:
 
     output: Path = Path("outputs/ablation")  # everything that is made
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # training seeds; the first trains all arms
-    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS])  # those that are evaluated
+    # Those that are evaluated; default: all but the objectives'.
+    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS if arm.control is None])
     starts: int = 7  # per task; the suite has three
     workers: int = 2  # simulator processes
     launcher: str = ""  # words before lerobot-train
@@ -250,8 +304,8 @@ def _share_stages(first: Path, folder: Path) -> None:
 
 def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
     policy = result_folder(preset.stage(arm.name), train)
-    every = [] if arm.ceiling else [*ANNOUNCED, *UNANNOUNCED] if arm.repeated else [*SHORT]
-    runs = [("on", str(policy), every)] if arm.health else [("off", f"no_health:{policy}", every)]
+    path = str(policy) if arm.health else f"no_health:{policy}"
+    runs = [("on" if arm.health else "off", path, [*arm.cells])]
     if arm.name == OURS:
         runs.append(("off", f"no_health:{policy}", list(UNANNOUNCED)))
     for health, path, conditions in runs:
@@ -352,9 +406,6 @@ def interval(by_seed: list[np.ndarray]) -> tuple[float, float]:
 
 def page(rows: pd.DataFrame) -> str:
     """The document, of the rows that there are."""
-    from multismolvla.corruption import parse_condition
-    from multismolvla_eval.protocol.levels import describe
-
     texts = {key: cell_text(cell) for key, cell in rows.groupby(["arm", "health", "condition"])}
     lines = [
         "# Ablation of the mini recipe",
@@ -370,20 +421,81 @@ def page(rows: pd.DataFrame) -> str:
     for arm in present:
         seeds = sorted(rows[rows.arm == arm.name].seed.unique().tolist())
         lines.append(f"| `{arm.name}` | {arm.says} | {', '.join(map(str, seeds))} |")
+    recipe = [arm for arm in present if arm.control is None]
     columns = [
         (arm, health)
-        for arm in present
+        for arm in recipe
         for health in ("on", "off")
         if not arm.ceiling and any((arm.name, health) == key[:2] for key in texts)
     ]
     titles = [f"{arm.name}, health {health}" if arm.health else arm.name for arm, health in columns]
-    lines += ["", "| cell | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
-    for condition in (CLEAN, *ANNOUNCED, *UNANNOUNCED):
-        row = [texts.get((arm.name, health, condition), "") for arm, health in columns]
-        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(row) + " |")
+    keys = [(arm.name, health) for arm, health in columns]
+    lines += ["", *_table(texts, titles, keys, (CLEAN, *ANNOUNCED, *UNANNOUNCED))]
     ceilings = [arm for arm in present if arm.ceiling]
     lines += [""] + [f"Ceiling, {arm.says}: {texts[arm.name, 'off', CLEAN]}." for arm in ceilings]
+    added = [arm for arm in present if arm.control is not None]
+    if added:
+        lines += [
+            "",
+            "## Objectives",
+            "",
+            "Added to the recipe of `robust`, health on; see [training](training.md).",
+        ]
+        lines += ["Differences are paired by training seed and start, in percentage points.", ""]
+        names = [name for name in (OURS, *(arm.name for arm in added)) if name in set(rows.arm)]
+        lines += _table(texts, names, [(name, "on") for name in names], (CLEAN, *OBJECTIVE_CELLS))
+        found = {arm.name: compared(rows, arm.name, arm.control or "") for arm in added}
+        for number, text in enumerate(("mean", "worst")):
+            row = [found[name][number] if found.get(name) else "" for name in names]
+            lines.append(f"| {text} of the 15 subsets, against the control | " + " | ".join(row) + " |")
+        lines += ["", "The control of `robult_tenth` is `tenth`, that of all others `robust`."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(
+    texts: Mapping[tuple[str, str, str], str],
+    titles: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    conditions: Sequence[str],
+) -> list[str]:
+    """Lines of a table: a row per condition, a column per (arm, health)."""
+    from multismolvla.corruption import parse_condition
+    from multismolvla_eval.protocol.levels import describe
+
+    lines = ["| cell | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    for condition in conditions:
+        row = [texts.get((*column, condition), "") for column in columns]
+        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(row) + " |")
+    return lines
+
+
+def compared(rows: pd.DataFrame, arm: str, control: str) -> tuple[str, str] | None:
+    """Difference of two arms in the mean and in the worst of the 15 subsets, with 95 % intervals.
+
+    Both arms' starts are drawn together: training seeds, then each seed's starts. ``None`` where they share
+    no start of which all subsets were run.
+    """
+    from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
+
+    index, known = ["seed", "task", "start"], rows[(rows.health == "on") & rows.condition.isin(ALL_SUBSETS)]
+    own, other = (
+        known[known.arm == name].pivot(index=index, columns="condition", values="success")
+        for name in (arm, control)
+    )
+    own, other = (wide.reindex(columns=ALL_SUBSETS).dropna() for wide in (own, other))
+    shared = own.index.intersection(other.index).sort_values()
+    if shared.empty:
+        return None
+    values = np.stack([wide.loc[shared].to_numpy().T for wide in (own, other)])  # (2, subsets, starts)
+    sizes = tuple(shared.get_level_values("seed").value_counts().sort_index())
+    drawn = resampled_means(values.reshape(-1, len(shared)), sizes).reshape(*values.shape[:2], -1)
+
+    def text(one: np.ndarray, resamples: np.ndarray) -> str:
+        low, high = percentile_interval((resamples[0] - resamples[1])[None])[0]
+        return f"{100 * (one[0] - one[1]):+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
+
+    means = values.mean(2)
+    return text(means.mean(1), drawn.mean(1)), text(means.min(1), drawn.min(1))
 
 
 @entry_point("ablation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import ablation
 import numpy as np
@@ -51,6 +52,53 @@ def test_the_page_counts_each_cell():
     assert "| `robust` | MultiSmolVLA, the mini preset's recipe | 1, 2 |" in text
     assert "0123456" in text
     assert "rgb_only" not in text
+
+
+def subset_rows(**successes: int) -> pd.DataFrame:
+    """Rows of three starts in each of the 15 subsets, by arm."""
+    found = [
+        {"arm": arm, "seed": seed, "health": "on", "condition": condition, "task": 0, "start": start,
+         "success": success, "steps": 9, "commit": "0123456"}
+        for arm, success in successes.items()
+        for seed in (1, 2)
+        for condition in ablation.ALL_SUBSETS
+        for start in range(3)
+    ]  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def test_an_objective_is_compared_with_its_control():
+    rows = subset_rows(robust=1, robult=1, tenth=0, robult_tenth=1)
+    rows.loc[(rows.arm == "robult") & (rows.condition == "C1:depth"), "success"] = 0
+    text = ablation.page(rows)
+    cells = {line.split(" |")[0]: line.split("|")[2:-1] for line in text.splitlines() if line[0:1] == "|"}
+    mean, worst = (cells[f"| {name} of the 15 subsets, against the control"] for name in ("mean", "worst"))
+    assert [cell.strip() for cell in mean] == [
+        "",
+        "-7 (-7 to -7)",
+        "-100 (-100 to -100)",
+        "+100 (+100 to +100)",
+    ]
+    assert worst[1].strip() == "-100 (-100 to -100)"
+    assert cells["| only depth left, announced"][1].strip().startswith("0/6")
+    assert cells["| all modalities, masks on"][3].strip().startswith("6/6")
+
+
+def test_what_was_run_by_one_arm_alone_is_not_compared():
+    rows = subset_rows(robust=1, robult=1)
+    assert ablation.compared(rows, "robult", "tenth") is None
+    half = rows[(rows.arm == "robust") | (rows.condition != "C1:depth")]
+    assert ablation.compared(half, "robult", "robust") is None
+
+
+def test_the_objectives_run_the_cells_of_the_protocol_and_their_control_too():
+    arms = {arm.name: arm for arm in ablation.ARMS}
+    added = [arm for arm in ablation.ARMS if arm.control]
+    assert all(set(arms[arm.control].cells) >= set(arm.cells) for arm in added)
+    groups = Counter(condition.partition(":")[0] for condition in arms["robult"].cells)
+    assert groups == {"C1": 15, "C3": 3, "C6": 4}
+    assert set(arms["robust"].cells) > {*ablation.ANNOUNCED, *ablation.UNANNOUNCED}
+    assert arms["full"].cells == ablation.SHORT
 
 
 def test_nothing_but_failures_is_not_certainty():
