@@ -3,6 +3,8 @@
     python benchmarks/evaluation.py                        # mini suite
     python benchmarks/evaluation.py --suite=libero_object --episodes=4 --episode_length=100  # LIBERO's assets
 
+    python benchmarks/evaluation.py --condition=C6:rgb=policy@2   # episodes under attack against clean ones
+
 Real processes of both programs, alternating. lerobot-eval renders RGB alone, multismolvla-eval all four
 modalities. The policy is a vanilla SmolVLA of the mini preset's size with random weights: no episode
 succeeds, so all have the same length.
@@ -25,6 +27,7 @@ from support.measuring import Machine, machine_line, spread, write_json
 MINI = "multismolvla_mini"
 LEROBOT = "lerobot-eval, rgb"
 AIM = 2.0  # times the episodes per hour of lerobot-eval
+SHARD = "episodes-0of1.jsonl"
 POLL_S = 0.2
 MEMORY_EVERY = 5  # polls; adding up the memory of many processes is not free
 
@@ -42,6 +45,9 @@ class EvaluationBenchmark:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2])  # of multismolvla-eval
     n_action_steps: int = 8  # of chunks of 16, as in configs/mini.yaml
     clips: int = 0  # tasks whose first three episodes multismolvla-eval films, rendering every third frame
+    # Instead of that: episodes under a condition against those of C0, the same starts, in one run of
+    # multismolvla-eval with batch size 1.
+    condition: str | None = None
     rounds: int = 3
     libero_assets: str | None = None  # default: MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places
     output: Path = Path("outputs/benchmarks/evaluation.json")
@@ -73,6 +79,8 @@ def run(cfg: EvaluationBenchmark) -> dict[str, Any]:
     """Measure, print and write. Returns what is written."""
     from tqdm import tqdm
 
+    if cfg.condition is not None:
+        return _run_condition(cfg, cfg.condition)
     names = [LEROBOT, *(_ours(n) for n in cfg.batch_sizes)]
     runs: dict[str, list[Run]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="evaluation-") as scratch:
@@ -100,6 +108,38 @@ def run(cfg: EvaluationBenchmark) -> dict[str, Any]:
         "machine": report,
     }
     _print(cfg, runs, content)
+    write_json(cfg.output, content)
+    return content
+
+
+def _run_condition(cfg: EvaluationBenchmark, condition: str) -> dict[str, Any]:
+    """How many times as long an episode takes under a condition; both run at once in every round."""
+    seconds: dict[str, list[float]] = {"C0": [], condition: []}  # of an episode, the mean of a round
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as scratch:
+        policy = _make_policy(Path(scratch) / "policy", cfg)
+        machine = Machine()
+        for number in range(cfg.rounds):
+            folder = Path(scratch) / str(number)
+            words = [f"--conditions=[{condition}]", f"--episodes={cfg.episodes}"]
+            _watch(_command(cfg, policy, folder, 1, words), folder.with_suffix(".log"))
+            rows = [json.loads(line) for line in (folder / SHARD).open()]
+            for name, own in seconds.items():
+                times = [row["seconds"]["total"] for row in rows if row["condition"] == name]
+                own.append(sum(times) / len(times))
+        report = machine.report()
+    longer = [attacked / clean for clean, attacked in zip(*seconds.values(), strict=True)]
+    content = {
+        "benchmark": "evaluation",
+        "config": asdict(cfg),
+        "seconds_per_episode": seconds,
+        "longer": spread(longer),
+        "machine": report,
+    }
+    for name, own in seconds.items():
+        print(f"{name}: {3600 * cfg.processes / spread(own)['median']:.0f} episodes/h")
+    ratio = spread(longer)
+    print(f"an episode takes {ratio['median']:.2f} ({ratio['q25']:.2f} - {ratio['q75']:.2f}) times as long")
+    print(machine_line(report))
     write_json(cfg.output, content)
     return content
 
@@ -178,23 +218,14 @@ def _run_lerobot(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_siz
 def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: int) -> Run:
     """multismolvla-eval with all modalities."""
     first: list[float] = []
-    shard = folder / "episodes-0of1.jsonl"
+    shard = folder / SHARD
 
     def look() -> None:  # the first row tells when its episode began
         if not first and shard.is_file() and shard.read_bytes().count(b"\n"):
             first.append(time.perf_counter() - json.loads(shard.open().readline())["seconds"]["total"])
 
-    wall, memory = _watch(
-        [
-            sys.executable, "-m", "multismolvla_eval.evaluate", f"--policies=[vanilla={policy}]",
-            "--conditions=[]", f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]",
-            f"--env.options={json.dumps(_environment(cfg))}", f"--clean_episodes={cfg.episodes}",
-            "--clean_repeats=1", f"--workers={cfg.processes}", f"--batch_size={batch_size}",
-            f"--clips={cfg.clips}", f"--output={folder}",
-        ],
-        folder.with_suffix(".log"),
-        look,
-    )  # fmt: skip
+    command = _command(cfg, policy, folder, batch_size, ["--conditions=[]"])
+    wall, memory = _watch(command, folder.with_suffix(".log"), look)
     steady = time.perf_counter() - first[0]
     rows = [json.loads(line) for line in shard.open()]
     seconds = {k: sum(r["seconds"][k] for r in rows) for k in rows[0]["seconds"]}
@@ -206,6 +237,18 @@ def _run_ours(cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: 
         "clip": seconds["clip"],
     }
     return Run(wall, steady, memory, {k: v / total for k, v in parts.items()})
+
+
+def _command(
+    cfg: EvaluationBenchmark, policy: Path, folder: Path, batch_size: int, conditions: list[str]
+) -> list[str]:
+    return [
+        sys.executable, "-m", "multismolvla_eval.evaluate", f"--policies=[vanilla={policy}]", *conditions,
+        f"--env.task={cfg.suite}", f"--env.task_ids=[{cfg.task_id}]",
+        f"--env.options={json.dumps(_environment(cfg))}", f"--clean_episodes={cfg.episodes}",
+        "--clean_repeats=1", f"--workers={cfg.processes}", f"--batch_size={batch_size}",
+        f"--clips={cfg.clips}", f"--output={folder}",
+    ]  # fmt: skip
 
 
 def _watch(command: list[str], log: Path, look: Any = None) -> tuple[float, float]:

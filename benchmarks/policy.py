@@ -2,6 +2,7 @@
 
     python benchmarks/policy.py                  # sizes of the mini preset
     python benchmarks/policy.py --preset=real    # 4M-21 B against SigLIP-512, SmolLM2 with 16 layers
+    python benchmarks/policy.py --towers='[fourm, fourm+consistency, fourm+robult, fourm+rlbind]'
 
 Random weights: time does not depend on their values. Pictures come from memory; reading a dataset, the
 pre-processor and the optimizer's learning-rate schedule are not measured.
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 BASELINE = "siglip"
 DTYPES = ("float32", "bfloat16")
+#: What a training step with an objective may cost, in steps without.
+AIMS = {"fourm+consistency": 1.6, "fourm+robult": 1.3, "fourm+rlbind": 7.0}
 QUANTITIES = {"train": "training step", "action": "action chunk", "vision": "visual tokens"}
 
 
@@ -33,7 +36,9 @@ class PolicyBenchmark:
     preset: str = (
         "tiny"  # tiny (the mini preset's sizes), real (4M-21 B, SigLIP-512, SmolLM2) or smallest (for tests)
     )
-    # Of siglip, fourm, siglip+fourm, fourm+corruption (pictures corrupted in training, as the presets do it).
+    # Of siglip, fourm, siglip+fourm, fourm+corruption (pictures corrupted in training, as the presets do it),
+    # and of fourm+consistency, fourm+robult, fourm+rlbind (stage 1 of RLBind, five attack steps): a training
+    # objective beside the stage's own.
     towers: list[str] = field(default_factory=lambda: ["siglip", "fourm"])
     modalities: list[str] = field(default_factory=list)  # of the 4M tower; empty = all the preset has
     # train: forward, backward, optimizer. action: one chunk with all denoising steps, batch size 1. vision:
@@ -103,6 +108,7 @@ def run(cfg: PolicyBenchmark) -> dict[str, Any]:
         "parameters": {tower: _parameters(policy) for tower, policy in policies.items()},
         "results": {},
         "ratios": {},
+        "objectives": {},
     }
     baseline = BASELINE if BASELINE in policies else cfg.towers[0]
     tables = []
@@ -112,6 +118,8 @@ def run(cfg: PolicyBenchmark) -> dict[str, Any]:
         relative = ratios(series, baseline)
         content["results"][quantity] = {name: own.to_dict() for name, own in series.items()}
         content["ratios"][quantity] = relative
+        if quantity == "train" and "fourm" in series:
+            content["objectives"] = {k: v for k, v in ratios(series, "fourm").items() if k in AIMS}
         title = f"{QUANTITIES[quantity]}, batch size {content['batch_sizes'][quantity]}"
         tables.append(table(title, series, relative, baseline))
     content["machine"] = machine.report()
@@ -192,6 +200,10 @@ def _print(cfg: PolicyBenchmark, content: dict[str, Any], tables: list[str]) -> 
     for tower, count in content["parameters"].items():
         print(f"  {tower}: " + ", ".join(f"{k} {v:g} M" for k, v in count.items() if v))
     print("\n".join(tables))
+    for tower, relative in content["objectives"].items():
+        median = relative["wall"]["median"]
+        met = "met" if median <= AIMS[tower] else "NOT met"
+        print(f"aim for {tower}, at most {AIMS[tower]:g} times the step of fourm: {met} ({median:.2f})")
     print(machine_line(content["machine"]))
 
 

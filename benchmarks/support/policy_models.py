@@ -22,7 +22,15 @@ _CORRUPTION = {
     "corruption_ramp": 1e-6,
     "curriculum_steps": 1_000_000,
 }
-TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED)
+#: The 4M tower with an objective added to the stage's loss; RLBind's stage 1, at its full radius from the
+#: second step on.
+_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "fourm+consistency": {"consistency_weight": 0.1},
+    "fourm+robult": {"robult": {"weight": 1.0}},
+    "fourm+rlbind": {"rlbind": {"weight": 1.0, "anchor": 0.0, "distribution": 0.0, "attack_ramp": 1e-6}},
+}
+TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED, *_OBJECTIVES)
+_TASKS = ["put the cube in the basket", "put the can on the plate", "push the cup away"]
 
 
 @dataclass
@@ -190,8 +198,8 @@ class PolicyFactory:
 
     def _config(self, tower: str) -> dict[str, Any]:
         full = self.options.trained == "full"
-        corruption = _CORRUPTION if tower == CORRUPTED else {}
-        tower = "fourm" if corruption else tower
+        added = _CORRUPTION if tower == CORRUPTED else self._objective(tower)
+        tower = "fourm" if added else tower
         values: dict[str, Any] = {
             "vision_tower": tower, "vlm_model_name": str(self.scratch / "vlm"), "load_vlm_weights": False,
             "device": self.options.device, "dtype": "float32", "stage": self.options.stage,
@@ -200,12 +208,27 @@ class PolicyFactory:
             "input_features": self._features(tower), "output_features": self._action(), **self.preset.policy,
         }  # fmt: skip
         if tower != "siglip":
-            values |= self.preset.bridge | corruption
+            values |= self.preset.bridge | added
             values["encoder"] = str(self._encoder())
             values["domains"] = {m: self.preset.domains[m] for m in self.options.modalities}
             if self.options.stage == "connector" and tower == "fourm":
                 values["base_checkpoint"] = str(self._base())
         return values
+
+    @staticmethod
+    def _objective(tower: str) -> dict[str, Any]:
+        """Options that switch on the objective that a tower's name ends with."""
+        from multismolvla.objectives.options import ObjectivesOptions, RlbindOptions, RobultOptions
+
+        given = _OBJECTIVES.get(tower, {})
+        if not given or "consistency_weight" in given:
+            return given
+        robult, rlbind = RobultOptions(**given.get("robult", {})), RlbindOptions(**given.get("rlbind", {}))
+        return {
+            "objectives": ObjectivesOptions(robult=robult, rlbind=rlbind, tasks=list(_TASKS)),
+            "curriculum_steps": 1_000_000,
+            "pretrained_path": "random" if "rlbind" in given else None,  # it follows upon a trained connector
+        }
 
     def _encoder(self) -> Path:
         """Random encoder weights in the official layout, written once."""
@@ -275,4 +298,6 @@ class PolicyFactory:
         batch["observation.language.attention_mask"] = torch.ones(
             size, self.preset.language, dtype=torch.bool
         )
+        number = torch.arange(size)
+        batch |= {"task_index": number % len(_TASKS), "episode_index": number, "index": 1000 * number}
         return {key: value.to(self.options.device) for key, value in batch.items()}
