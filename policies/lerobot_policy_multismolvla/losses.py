@@ -16,10 +16,9 @@ from lerobot_policy_multismolvla.flow import (
     draw_noise_and_time,
     flow_loss,
     flow_velocity,
-    rank,
     wants_many_flows,
 )
-from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep, add_objectives
+from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep, add_objectives, draw_sensors
 from lerobot_policy_multismolvla.visual import (
     RGB,
     VisualPrefix,
@@ -42,11 +41,10 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
     if policy.training and cfg.curriculum_step == 0:
         _match_norm(policy, batch, None if target is None else target[0])
     if policy.training:
-        available = presence = policy.availability(batch)
+        sensors = draw_sensors(policy, batch, policy.curriculum_seed)
         if cfg.connector_dropout > 0:
-            presence = training_faults.drop_for_connector(cfg, available, policy.curriculum_seed, rank())
-            logs["modalities_kept"] = _kept(presence, available)
-        visual = policy.visual_tokens(batch, presence)
+            logs["modalities_kept"] = _kept(sensors)
+        visual = policy.visual_tokens(batch, sensors.presence)
     else:
         visual = policy.prepare_images(batch)
     if target is not None:
@@ -59,7 +57,7 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
         loss = loss + cfg.flow_weight * flow
         logs |= flow_logs
     if policy.training and cfg.active_objectives:
-        step = TrainingStep(policy, batch, Sensors(available, presence), visual, draw)
+        step = TrainingStep(policy, batch, sensors, visual, draw)
         loss, logs = add_objectives(step, policy, loss, logs)
     return loss, logs
 
@@ -101,16 +99,11 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     cfg = policy.config
     drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
     corrupts = policy.training and cfg.corrupts
-    available = policy.availability(batch)
-    if not cfg.uses_fourm:
-        available = _rgb_alone(available)
-    seed = policy.curriculum_seed
-    presence = training_faults.drop_sensors(cfg, available, seed, rank()) if drops else available
-    faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if corrupts else None
+    sensors = draw_sensors(policy, batch, policy.curriculum_seed)
     if cfg.uses_fourm:
-        visual = policy.visual_tokens(batch, presence, faults)
+        visual = policy.visual_tokens(batch, sensors.presence, sensors.faults)
     else:
-        visual = _masked_cameras(policy, batch, presence)
+        visual = _masked_cameras(policy, batch, sensors.presence)
     velocity = None
     if policy.training and "consistency" in cfg.active_objectives:
         if not wants_many_flows(policy, draw) and (draw.noise is None or draw.time is None):
@@ -121,28 +114,22 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
         loss, logs = flow_loss(policy, batch, visual, draw)
     if drops:
         logs["dropout_p"] = training_faults.dropout_p(cfg)
-        logs["modalities_kept"] = _kept(presence, available)
+        logs["modalities_kept"] = _kept(sensors)
     if corrupts:
+        faults = sensors.faults
         logs["corruption_p"] = training_faults.corruption_p(cfg)
         logs["pictures_disturbed"] = 0.0 if faults is None else (faults.severity > 0).float().mean().item()
     if policy.training and cfg.active_objectives:
         # After the pass with gradients: autocast keeps the weights' casts, and casts made without gradients
         # would carry none into the next pass (pytorch issue 112583).
-        sensors = Sensors(available, presence, faults)
         step = TrainingStep(policy, batch, sensors, visual, draw, velocity)
         loss, logs = add_objectives(step, policy, loss, logs)
     return loss, logs
 
 
-def _kept(presence: Tensor, available: Tensor) -> float:
+def _kept(sensors: Sensors) -> float:
     """Share of the available streams that are left."""
-    return (presence.float().sum() / available.float().sum().clamp_min(1)).item()
-
-
-def _rgb_alone(available: Tensor) -> Tensor:
-    rgb = torch.zeros_like(available)
-    rgb[:, :, RGB] = available[:, :, RGB]
-    return rgb
+    return (sensors.presence.float().sum() / sensors.available.float().sum().clamp_min(1)).item()
 
 
 def _masked_cameras(policy: SmolVLAPolicy, batch: dict[str, Tensor], presence: Tensor) -> VisualPrefix:

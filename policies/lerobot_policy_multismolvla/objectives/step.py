@@ -12,6 +12,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, flow_velocity, rank
 from lerobot_policy_multismolvla.objectives.modules import alone_modalities
@@ -94,6 +95,31 @@ class Sensors:
     available: Tensor
     presence: Tensor
     faults: Corruption | None = None
+
+
+def draw_sensors(policy: SmolVLAPolicy, batch: dict[str, Tensor], seed: int) -> Sensors:
+    """What a batch has of the sensors, and what the stage's curricula drop and disturb of it in training.
+
+    Args:
+        policy: in training, or not: then nothing is drawn.
+        batch: canonical.
+        seed: of the draws.
+    """
+    cfg: MultiSmolVLAConfig = policy.config
+    available = policy.availability(batch)
+    if not cfg.uses_fourm:
+        rgb = torch.zeros_like(available)
+        rgb[:, :, RGB] = available[:, :, RGB]
+        available = rgb
+    if not policy.training:
+        return Sensors(available, available)
+    if cfg.stage == "connector":
+        drops, drop = cfg.connector_dropout > 0, training_faults.drop_for_connector
+    else:
+        drops, drop = cfg.dropout_mode != "none" or bool(cfg.refresh), training_faults.drop_sensors
+    presence = drop(cfg, available, seed, rank()) if drops else available
+    faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if cfg.corrupts else None
+    return Sensors(available, presence, faults)
 
 
 class TrainingStep:
