@@ -37,6 +37,22 @@ class UnimodalLook(NamedTuple):
     encoded: Tensor
 
 
+class Unlabelled(NamedTuple):
+    """Looks at K frames of another data set, of which neither task nor actions are known.
+
+    Attributes:
+        seen: as :meth:`Step.seen`.
+        unimodal: of the same modality as :meth:`Step.unimodal`.
+        episode: int64 (K,), negative: none of the batch's.
+        frame: int64 (K,), its number in its data set.
+    """
+
+    seen: Look
+    unimodal: UnimodalLook
+    episode: Tensor
+    frame: Tensor
+
+
 class BridgeInputs(NamedTuple):
     """Arguments of `multismolvla.connector.VisualBridge`, R = B * V."""
 
@@ -118,6 +134,9 @@ class Step(Protocol):
 
     def unimodal(self) -> UnimodalLook:
         """One modality of that alone."""
+
+    def unlabelled(self) -> Unlabelled | None:
+        """Frames of the second data set; ``None`` where there is none."""
 
     def complete(self) -> CompleteLook:
         """Everything, undisturbed."""

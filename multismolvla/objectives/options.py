@@ -22,6 +22,11 @@ class RobultOptions:
     width: int = 256  # of the shared space and of the unique parts
     temperature: float = 0.1
     posterior_ramp: float = 0.2  # share of the stage after which the guessed task of a frame counts in full
+    # Folder of a second LeRobotDataset with the policy's views. Of its frames only what the tower reads is
+    # read, neither state, actions nor instruction.
+    unlabelled: str | None = None
+    unlabelled_ratio: float = 1.0  # of its frames to those of a batch
+    unlabelled_workers: int = 2  # processes that read them; 0 = the training's own
 
 
 @dataclass
@@ -72,6 +77,8 @@ def check_objectives(options: ObjectivesOptions) -> None:
     for name, group in (("robult", options.robult), ("rlbind", options.rlbind)):
         for option in fields(group):
             value = getattr(group, option.name)
+            if not isinstance(value, int | float):
+                continue
             least = 1 if option.name in ("width", "attack_steps") else 0
             if not math.isfinite(value) or value < least:
                 raise ValueError(
@@ -82,6 +89,12 @@ def check_objectives(options: ObjectivesOptions) -> None:
     ramp = options.robult.posterior_ramp
     if not 0 < ramp <= 1:
         raise ValueError(f"--policy.objectives.robult.posterior_ramp={ramp} must lie in (0, 1].")
+    ratio = options.robult.unlabelled_ratio
+    if not 0 < ratio <= 10:
+        raise ValueError(
+            f"--policy.objectives.robult.unlabelled_ratio={ratio} must lie in (0, 10]: unlabelled frames for "
+            "each frame of a batch."
+        )
     rlbind = options.rlbind
     if not 0 < rlbind.radius <= 255:
         raise ValueError(

@@ -12,6 +12,7 @@ every step it is set against one drawn modality alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,7 +26,7 @@ from multismolvla.objectives.classes import (
     product,
     task_logits,
 )
-from multismolvla.objectives.interface import ObjectiveModule, Start, Step, Term
+from multismolvla.objectives.interface import Look, ObjectiveModule, Start, Step, Term, UnimodalLook
 from multismolvla.objectives.options import RobultOptions
 from multismolvla.objectives.ranks import gathered
 from multismolvla.objectives.statistics import RunningStatistics
@@ -105,6 +106,44 @@ def orthogonality_loss(unique: Tensor, shared: Tensor, there: Tensor) -> Tensor:
     return mean_where(F.cosine_similarity(unique.float(), shared.float(), dim=1).square(), there)
 
 
+class Frames(NamedTuple):
+    """What one step compares: the N frames of the batch and of the second data set.
+
+    Attributes:
+        seen: features of what the policy has seen, float (N, D).
+        alone: of the drawn modality alone, float (N, D).
+        encoded: the encoder's tokens of that, pooled, float (N, E).
+        there: bool (N,), frames that show anything in both.
+        task: int64 (N,), -1 = unlabelled.
+        episode: int64 (N,).
+        frame: its number in its data set, int64 (N,).
+    """
+
+    seen: Tensor
+    alone: Tensor
+    encoded: Tensor
+    there: Tensor
+    task: Tensor
+    episode: Tensor
+    frame: Tensor
+
+
+def frames_of(step: Step) -> Frames:
+    """The frames of a step, those of the second data set behind those of the batch."""
+    own = _frames(step.seen(), step.unimodal(), step.task, step.episode, step.index)
+    more = step.unlabelled()
+    if more is None:
+        return own
+    unknown = torch.full_like(more.episode, -1)
+    pairs = zip(own, _frames(more.seen, more.unimodal, unknown, more.episode, more.frame), strict=True)
+    return Frames(*(torch.cat(pair) for pair in pairs))
+
+
+def _frames(seen: Look, alone: UnimodalLook, task: Tensor, episode: Tensor, frame: Tensor) -> Frames:
+    there = seen.there & alone.look.there
+    return Frames(seen.features, alone.look.features, alone.encoded, there, task, episode, frame)
+
+
 class Robult(ObjectiveModule):
     """The objective and its heads.
 
@@ -149,19 +188,19 @@ class Robult(ObjectiveModule):
     def forward(self, step: Step) -> Term:
         """Contrast and reconstruction of the fused against one unimodal branch."""
         options = self.options
-        seen, alone = step.seen(), step.unimodal()
-        both = seen.there & alone.look.there
-        fused = F.normalize(self.projection(seen.features).float(), dim=1)
-        single = F.normalize(self.projection(alone.look.features).float(), dim=1)
+        frames, alone = frames_of(step), step.unimodal()
+        both = frames.there
+        fused = F.normalize(self.projection(frames.seen).float(), dim=1)
+        single = F.normalize(self.projection(frames.alone).float(), dim=1)
 
         logits = task_logits(self.posterior(fused.detach()), self.anchors, POSTERIOR_TEMPERATURE)
-        guessing = known_task_loss(logits, step.task, both)
-        contrast = self._contrast(step, single, fused, both, logits.detach())
+        guessing = known_task_loss(logits, frames.task, both)
+        contrast = self._contrast(step, frames, single, fused, logits.detach())
 
         statistics = self.statistics[alone.modality]
         assert isinstance(statistics, RunningStatistics)
-        statistics.update(alone.encoded, both)
-        target = statistics.standardised(alone.encoded)
+        statistics.update(frames.encoded, both)
+        target = statistics.standardised(frames.encoded)
         unique = self.unique[alone.modality](target)
         rebuilt = self.decoder[alone.modality](torch.cat([fused, unique.float()], 1))
         rebuilding = reconstruction_loss(rebuilt, target, both)
@@ -172,18 +211,18 @@ class Robult(ObjectiveModule):
         names = ("contrastive", "posterior", "reconstruction", "orthogonality")
         values = (contrast, guessing, rebuilding, orthogonality)
         logs = {f"robult_{name}": value.item() for name, value in zip(names, values, strict=True)}
-        logs["robult_labelled"] = (step.task >= 0).float().mean().item()
+        logs["robult_labelled"] = (frames.task >= 0).float().mean().item()
         return Term(loss, logs)
 
-    def _contrast(self, step: Step, single: Tensor, fused: Tensor, both: Tensor, logits: Tensor) -> Tensor:
+    def _contrast(self, step: Step, frames: Frames, single: Tensor, fused: Tensor, logits: Tensor) -> Tensor:
         """Both directions, over the frames of all ranks."""
         share = min(1.0, step.number / max(1.0, self.options.posterior_ramp * step.total))
         tasks = logits.shape[1]
         guess = logits.softmax(1) * share + (1 - share) / tasks
-        every = [gathered(x) for x in (single, fused, both, step.task, guess, step.episode, step.index)]
-        there = every[2]
-        single, fused, _, task, guess, episode, index = (x[there] for x in every)
-        near = near_frames(episode, index, step.chunk)
+        there = gathered(frames.there)
+        rows = (single, fused, frames.task, guess, frames.episode, frames.frame)
+        single, fused, task, guess, episode, frame = (gathered(x)[there] for x in rows)
+        near = near_frames(episode, frame, step.chunk)
         one, other = (
             pu_contrastive_loss(a, c, task, guess, temperature=self.options.temperature, near=near)
             for a, c in ((single, fused), (fused, single))

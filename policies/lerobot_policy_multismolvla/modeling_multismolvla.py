@@ -43,6 +43,7 @@ from lerobot_policy_multismolvla.objectives.modules import (
     check_start,
 )
 from lerobot_policy_multismolvla.objectives.step import hide_labels
+from lerobot_policy_multismolvla.objectives.unlabelled import UnlabelledFrames, reads_unlabelled
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
@@ -82,6 +83,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     Attributes:
         teacher: of stage 1; ``None`` in stage 2, with SigLIP, and without distillation.
+        unlabelled_frames: of the second data set, in training, where an objective has one.
     """
 
     config_class = MultiSmolVLAConfig
@@ -109,6 +111,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
+        self.unlabelled_frames: UnlabelledFrames | None = None
         self._run_seed = torch.initial_seed() % 2**32  # LeRobot's trainer has set it to --seed
         restoring = restoring or config.pretrained_path is not None
         needs_teacher = (
@@ -177,10 +180,20 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self._run_seed if given is None else given
 
     def train(self, mode: bool = True) -> MultiSmolVLAPolicy:
-        """Train or evaluation mode; the frozen tower stays in evaluation mode."""
+        """Train or evaluation mode; the frozen tower stays in evaluation mode.
+
+        Training needs the second data set, where an objective has one; ``lerobot-train`` asks for it before
+        its first step.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it does not fit this policy.
+        """
         nn.Module.train(self, mode)
         if self.config.uses_fourm:
             self.model.tower.eval()
+        if mode and self.unlabelled_frames is None and reads_unlabelled(self.config):
+            self.unlabelled_frames = UnlabelledFrames(self.config, self.curriculum_seed)
         return self
 
     def eval(self) -> MultiSmolVLAPolicy:

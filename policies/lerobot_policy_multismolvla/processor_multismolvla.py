@@ -189,16 +189,20 @@ def make_multismolvla_pre_post_processors(
     """
     pre, post = make_smolvla_pre_post_processors(config, dataset_stats)
     device = next(i for i, step in enumerate(pre.steps) if isinstance(step, DeviceProcessorStep))
-    sensors = SensorStep(
+    pre.steps = [*pre.steps[: device + 1], sensor_step(config), *pre.steps[device + 1 :]]
+    complete_processors(config, pre, post)
+    return pre, post
+
+
+def sensor_step(config: MultiSmolVLAConfig) -> SensorStep:
+    """The step that makes a policy's streams canonical."""
+    return SensorStep(
         views=config.views,
         depth_unit=config.depth_unit,
         depth_range_m=config.depth_range_m,
         num_labels=config.num_labels,
         half_turns=config.half_turns,
     )
-    pre.steps = [*pre.steps[: device + 1], sensors, *pre.steps[device + 1 :]]
-    complete_processors(config, pre, post)
-    return pre, post
 
 
 def complete_processors(

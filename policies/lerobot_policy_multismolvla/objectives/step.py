@@ -34,6 +34,7 @@ from multismolvla.objectives.interface import (
     CompleteLook,
     Look,
     UnimodalLook,
+    Unlabelled,
     Velocities,
 )
 from multismolvla.tower import EncoderInputs, TowerOutput
@@ -202,13 +203,33 @@ class TrainingStep:
 
     @cached_property
     def _unimodal(self) -> UnimodalLook:
+        return self._alone(self._batch, self._sensors)
+
+    def unlabelled(self) -> Unlabelled | None:
+        """Frames of the second data set, which the stage's curricula drop and disturb like the batch."""
+        frames = self._policy.unlabelled_frames
+        if frames is None:
+            return None
+        batch = frames.batch(self.number, self._batch[OBS_STATE])
+        # others than the batch's own draws
+        seed = step_generator(self._policy.curriculum_seed, 0, purpose="unlabelled").initial_seed()
+        sensors = draw_sensors(self._policy, batch, seed)
+        made = self._look(batch, sensors.presence, sensors.faults)
+        return Unlabelled(
+            _pooled(made.prefix, made.seen),
+            self._alone(batch, sensors),
+            -1 - _column(batch, "episode_index"),
+            _column(batch, "index"),
+        )
+
+    def _alone(self, batch: dict[str, Tensor], sensors: Sensors) -> UnimodalLook:
         cfg, tower = self._cfg, self._policy.model.tower
         shown = alone_modalities(cfg)
         generator = step_generator(self._policy.curriculum_seed, self.number, purpose="unimodal")
         modality = shown[int(torch.randint(len(shown), (), generator=generator))]
-        only = torch.tensor([m == modality for m in MODALITIES], device=self._sensors.presence.device)
-        presence = cfg.provenance_map.drop_with_rgb(self._sensors.presence & only)
-        made = self._look(self._batch, presence, self._sensors.faults)
+        only = torch.tensor([m == modality for m in MODALITIES], device=sensors.presence.device)
+        presence = cfg.provenance_map.drop_with_rgb(sensors.presence & only)
+        made = self._look(batch, presence, sensors.faults)
         width = tower.encoder.config.dim
         encoded = torch.zeros(len(presence), width, device=presence.device)
         if made.encoded.tokens or made.encoded.globals:

@@ -13,6 +13,7 @@ from multismolvla.objectives.interface import Start
 from multismolvla.objectives.options import RobultOptions
 from multismolvla.objectives.robult import (
     Robult,
+    frames_of,
     near_frames,
     orthogonality_loss,
     pu_contrastive_loss,
@@ -156,6 +157,22 @@ def robult(**options) -> Robult:
     module = Robult(RobultOptions(weight=1.0, width=8, **options), DIM, ENCODED, ("rgb", "depth"), TASKS)
     module.begin(Start(torch.randn(TASKS, 7), torch.nn.Identity()))
     return module
+
+
+def test_frames_of_the_second_data_set_are_unlabelled_frames_of_none_of_the_batchs_episodes():
+    more = MadeUpStep(task=[1, 2], there=[True, False], seed=1)
+    step = MadeUpStep(further=more)
+    whole = MadeUpStep(task=[0, 1, 0, 2, -1, -1], there=[True] * 5 + [False])
+    with torch.no_grad():
+        for name in ("fused", "single", "encoded"):
+            getattr(whole, name).copy_(torch.cat([getattr(step, name), getattr(more, name)]))
+    term = robult()(step)
+    assert term.loss.item() == pytest.approx(robult()(whole).loss.item())
+    assert term.logs["robult_labelled"] == pytest.approx(4 / 6)
+    term.loss.backward()
+    assert (more.fused.grad.abs().sum(1) > 0).tolist() == [True, False]
+    # frame 0 of episode 0 of the batch is another one than that of the second data set
+    assert frames_of(step).episode.tolist() == [0, 1, 2, 3, -1, -2]
 
 
 def test_an_absent_modality_gets_no_gradient_and_changes_nothing():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from lerobot.configs.policies import PreTrainedConfig
 from policy_fixtures import hub, make_config, make_policy, tiny_dataset  # noqa: F401
+from tiny_dataset import write_dataset
 from training_batch import TASKS, training_batch
 
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
@@ -16,6 +17,13 @@ from multismolvla.objectives.options import ObjectivesOptions, RlbindOptions, Ro
 @pytest.fixture
 def batch():
     return training_batch()
+
+
+@pytest.fixture(scope="session")
+def pictures_alone(tmp_path_factory) -> Path:
+    """A data set of the same cameras without state, actions and instruction."""
+    folder = tmp_path_factory.mktemp("second") / "pictures"
+    return write_dataset(folder, without=("observation.state", "action"), seed=1, task="")
 
 
 @pytest.fixture

@@ -12,13 +12,16 @@ import pytest
 import torch
 from processes import command, common, environment, finish, free_port, logged, start
 from safetensors.torch import load_file
+from tiny_dataset import write_dataset
 
 from multismolvla.fourm import MINI_DOMAINS
+from multismolvla.modalities import default_view_map
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 ROBULT = ["--policy.objectives.robult.weight=1"]
+SECOND = ["--policy.objectives.robult.unlabelled={second}", "--policy.objectives.robult.unlabelled_workers=0"]
 RLBIND = ["--policy.objectives.rlbind.weight=1", "--policy.objectives.rlbind.attack_steps=2"]
 
 
@@ -43,10 +46,11 @@ def ranks(checkpoint, output, world: int) -> list[dict]:
     return [json.loads(output.with_name(f"{output.name}{rank}").read_text()) for rank in range(world)]
 
 
-def test_two_ranks_compare_the_samples_of_both(train, tmp_path):
+def test_two_ranks_compare_the_samples_of_both(train, pictures_alone, tmp_path):
     """Terms, gradients and running statistics are those of one process with the whole batch."""
+    second = {"unlabelled": str(pictures_alone), "unlabelled_ratio": 0.5, "unlabelled_workers": 0}
     policy = train(
-        robult={"weight": 1.0}, rlbind={"weight": 1.0, "adversarial": 0.0}, dropout_mode="none",
+        robult={"weight": 1.0, **second}, rlbind={"weight": 1.0, "adversarial": 0.0}, dropout_mode="none",
         curriculum_step=95, curriculum_stage="robust",  # the clean last share: attacks differ between ranks
     )  # fmt: skip
     policy.save_pretrained(tmp_path / "two")
@@ -54,6 +58,7 @@ def test_two_ranks_compare_the_samples_of_both(train, tmp_path):
     both = ranks(tmp_path / "two", tmp_path / "both", 2)
     compared = ("robult_contrastive", "rlbind_anchor", "rlbind_distribution")
     for rank in both:
+        assert rank["logs"]["robult_labelled"] == pytest.approx(2 / 3)
         for name in compared:
             assert rank["logs"][name] == pytest.approx(alone["logs"][name], rel=1e-4)
         for kind in ("gradients", "buffers"):
@@ -93,10 +98,11 @@ def last(folder):
 
 
 @pytest.fixture(scope="module")
-def connector_run(hub, tiny_dataset, tmp_path_factory):
-    """Stage 1 with Robult from the first step on."""
+def connector_run(hub, tiny_dataset, pictures_alone, tmp_path_factory):
+    """Stage 1 with Robult from the first step on, and unlabelled frames that another process reads."""
     folder = tmp_path_factory.mktemp("objectives") / "one"
-    log = finish(start(folder, *stage_one(tiny_dataset, hub, folder, *ROBULT)), folder)
+    second = [SECOND[0].format(second=pictures_alone), "--policy.objectives.robult.unlabelled_workers=1"]
+    log = finish(start(folder, *stage_one(tiny_dataset, hub, folder, *ROBULT, *second)), folder)
     return folder, log
 
 
@@ -105,6 +111,7 @@ def test_stage_one_trains_with_robult(connector_run):
     assert len(logged("robult", log)) == STEPS
     assert all(math.isfinite(value) and value > 0 for value in logged("robult", log))
     assert set(logged("robult_scale", log)) == {1.0}
+    assert set(logged("robult_labelled", log)) == {0.5}
     assert "robult begins with 1 tasks" in log
     config = json.loads((last(folder) / "config.json").read_text())
     assert config["objectives"]["tasks"] == ["put the cube in the basket"]
@@ -115,19 +122,24 @@ def test_stage_one_trains_with_robult(connector_run):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("robult", [*ROBULT, "--policy.objectives.label_fraction=0.5", "--policy.objectives.label_seed=3"]),
+        (
+            "robult",
+            [*ROBULT, *SECOND, "--policy.objectives.label_fraction=0.5", "--policy.objectives.label_seed=3"],
+        ),
         ("rlbind", ["--policy.objectives.robult.weight=0", *RLBIND]),
         ("consistency", ["--policy.objectives.robult.weight=0", "--policy.consistency_weight=0.5"]),
     ],
 )
 def test_stage_two_trains_adapters_with_each_objective_and_resumes_exactly(
-    name, words, connector_run, tiny_dataset
+    name, words, connector_run, tiny_dataset, pictures_alone
 ):
     whole = connector_run[0].with_name(name)
+    words = [word.format(second=pictures_alone) for word in words]
     log = finish(start(whole, *stage_two(tiny_dataset, last(connector_run[0]), whole, *words)), whole)
     assert len(logged(name, log)) == STEPS
     assert all(math.isfinite(value) for value in logged(name, log))
-    assert ("1 of 2 episodes count as labelled (label_seed=3)" in log) == (name == "robult")
+    for said in ("1 of 2 episodes count as labelled (label_seed=3)", f"{pictures_alone}: 24 frames"):
+        assert (said in log) == (name == "robult")
     torn = whole.with_name(f"{name}_torn")
     half = torn / f"checkpoints/{STEPS // 2:06d}"
     shutil.copytree(whole / f"checkpoints/{STEPS // 2:06d}", half)
@@ -144,19 +156,32 @@ def test_stage_two_trains_adapters_with_each_objective_and_resumes_exactly(
         assert torch.allclose(found[key], value, atol=1e-6), key
 
 
-def test_a_wrong_option_ends_the_run_before_it_trains(connector_run, tiny_dataset):
-    folder = connector_run[0].with_name("wrong")
-    words = stage_two(tiny_dataset, last(connector_run[0]), folder, "--policy.objectives.label_fraction=0")
-    process = start(folder, *words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--policy.objectives.label_fraction=0"], "label_fraction=0.0 must lie in (0, 1]"),
+        ([*ROBULT, *SECOND], "one_camera shows other views than --policy.views: it lacks ['observation.im"),
+    ],
+    ids=["label_fraction", "second_data_set"],
+)
+def test_a_wrong_option_ends_the_run_before_it_trains(words, message, connector_run, tiny_dataset, tmp_path):
+    second = tmp_path / "one_camera"
+    write_dataset(second, episodes=1, without=[*default_view_map()["image2"].values()])
+    folder = tmp_path / "wrong"
+    options = [word.format(second=second) for word in words]
+    process = start(folder, *stage_two(tiny_dataset, last(connector_run[0]), folder, *options))
     assert process.wait(timeout=200) != 0
     said = folder.with_suffix(".log").read_text()
-    assert "--policy.objectives.label_fraction=0.0 must lie in (0, 1]" in said
+    assert message in said
     assert "Start offline training" not in said
 
 
-def test_two_processes_of_the_trainer_share_one_contrastive_batch(connector_run, tiny_dataset):
+def test_two_processes_of_the_trainer_share_one_contrastive_batch(
+    connector_run, tiny_dataset, pictures_alone
+):
     folder = connector_run[0].with_name("distributed")
-    words = stage_two(tiny_dataset, last(connector_run[0]), folder, *ROBULT, *RLBIND)
+    second = [word.format(second=pictures_alone) for word in SECOND]
+    words = stage_two(tiny_dataset, last(connector_run[0]), folder, *ROBULT, *second, *RLBIND)
     # accelerate launch starts several processes without a GPU through MPI alone
     launcher = [command("torchrun"), "--nproc_per_node=2", f"--master_port={free_port()}", "--no_python"]
     done = subprocess.run(
@@ -171,3 +196,4 @@ def test_two_processes_of_the_trainer_share_one_contrastive_batch(connector_run,
     assert "Effective batch size: 2 x 2 = 4" in said
     assert all(math.isfinite(v) for n in ("robult", "rlbind") for v in logged(n, said))
     assert len(logged("robult", said)) == STEPS
+    assert set(logged("robult_labelled", said)) == {0.5}
