@@ -33,10 +33,11 @@ def corrupt_rgb(images: Tensor, kind: Tensor, severity: Tensor, generator: Gener
     number = (kind * len(types)).long().to(images.device)
     level = (severity - 1).to(images.device)
     out = images.clone()
-    for i, type_ in enumerate(types):
-        rows = (number == i).nonzero()[:, 0]
-        if len(rows):
-            out[rows] = _BY_TYPE[type_](images[rows], level[rows], generator)
+    with torch.autocast(images.device.type, enabled=False):  # pictures, and no activations
+        for i, type_ in enumerate(types):
+            rows = (number == i).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = _BY_TYPE[type_](images[rows], level[rows], generator)
     return out
 
 

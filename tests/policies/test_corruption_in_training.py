@@ -275,6 +275,19 @@ def test_a_batch_is_disturbed_as_single_pictures_are(number, severity):
         assert torch.allclose(batched, single, atol=1e-5)
 
 
+def test_autocast_around_it_changes_no_picture() -> None:
+    kind = (torch.arange(5) + 0.5) / 5  # one of each type
+    images, severity = (
+        torch.rand(5, 3, 24, 24, generator=torch.Generator().manual_seed(1)),
+        torch.full((5,), 3),
+    )
+    made = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            made.append(corrupt_rgb(images, kind, severity, torch.Generator().manual_seed(0)))
+    assert torch.equal(*made)
+
+
 def test_every_picture_of_a_batch_has_its_own_fault():
     images = torch.rand(1, 3, 32, 32).expand(10, -1, -1, -1)
     types = len(TRAINING_TYPES["rgb"])
