@@ -16,6 +16,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.safety.display import show_state
 from lerobot_policy_multismolvla.visual import first_unfit, health_marks, with_skew
 from multismolvla.health import CERTAIN, MEMORY_KEY, Cause, Verdict, judge, memory_size
 from multismolvla.modalities import MODALITIES
@@ -210,4 +211,8 @@ class SensorWatch:
                 self._diary.change(cfg.health_log, back, None)
         if self._diary is not None and first:
             self._diary.begin(cfg.health_log, states)
+        if self._diary is not None:
+            for name in states if first else names ^ (self._seen or set()):
+                view, modality = name.rsplit(".", 1)
+                show_state(cfg.views[view][modality], None if name in names else states[name])
         self._seen = names
