@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
@@ -109,7 +110,12 @@ def slim_encoder(
 
 
 def export_policy(
-    checkpoint: Path, output: Path, *, base: Path | None = None, action_kind: str | None = None
+    checkpoint: Path,
+    output: Path,
+    *,
+    base: Path | None = None,
+    action_kind: str | None = None,
+    bf16: bool = False,
 ) -> list[str]:
     """Write a checkpoint that stands alone: adapters merged, processors and model card beside it.
 
@@ -120,6 +126,7 @@ def export_policy(
         output: new folder.
         base: the checkpoint that the adapters were trained on, if it is no longer where they say.
         action_kind: of a checkpoint from before this was declared; ``None`` = as it says, else absolute.
+        bf16: write the weights in bfloat16, half the file, and let the policy act in it.
 
     Returns:
         What the checkpoint lacked and the export has: ``health``, ``guard``.
@@ -135,6 +142,9 @@ def export_policy(
     with new_folder(output) as folder:
         policy = load_policy(checkpoint, base)
         give_up_objectives(policy)
+        if bf16:
+            policy.to(torch.bfloat16)  # the frozen tower, too, which is not saved
+            values["acting_dtype"] = "bfloat16"
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.adoption import AdoptedVLM, Teacher
@@ -217,7 +217,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             return rgb_pictures(self, batch)
         there = self.availability(batch)
         if not self.training:
-            batch, there = self._derived.complete(self.config, batch, there)
+            with torch.autocast(there.device.type, enabled=False):  # estimates are those of training
+                batch, there = self._derived.complete(self.config, batch, there)
         return self.visual_tokens(batch, there)
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
@@ -328,6 +329,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def _get_action_chunk(
         self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
+        """Upstream's plan, computed in ``policy.acting_dtype``."""
+        if self.config.acting_dtype == "float32":
+            return self._plan(batch, noise, **kwargs)
+        with torch.autocast(batch[OBS_STATE].device.type, torch.bfloat16):
+            return self._plan(batch, noise, **kwargs).float()
+
+    def _plan(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Upstream's plan; where nothing is left to see, what ``policy.on_blind`` says."""
         if not self.config.uses_fourm:
             return super()._get_action_chunk(batch, noise, **kwargs)

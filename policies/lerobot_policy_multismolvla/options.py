@@ -41,6 +41,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "refresh_between": ("absent", "reuse"),
     "action_kind": ("absolute", "delta"),
     "on_blind": ("hold", "stop", "act"),
+    "acting_dtype": ("float32", "bfloat16"),
 }
 
 
@@ -174,6 +175,9 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # Whether a plan is carried out to its end when a sensor is lost or back meanwhile; else it is dropped and
     # made anew. Under RTC the engine has the plan: the next one sees it.
     finish_chunk: bool = False
+    # Number format in which the policy acts: float32, or bfloat16 (autocast), in which GPUs are faster. What
+    # makes token ids is always float32.
+    acting_dtype: str = "float32"
     health_log: str | None = None  # file to which a line of JSON is added when a sensor is lost or back
 
     # -- defaults that differ from SmolVLA's ----------------------------------------------------------------

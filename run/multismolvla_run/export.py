@@ -39,6 +39,7 @@ class ExportConfig:
     modalities: list[str] = field(default_factory=list)
     # absolute or delta, of a policy's checkpoint from before `policy.action_kind` was; default: as it says
     action_kind: str | None = None
+    bf16: bool = False  # a policy's weights in bfloat16, half the file; it acts in it (policy.acting_dtype)
     push: str | None = None  # upload the export to this hub repository, owner/name
     private: bool = True  # visibility of a repository that is made by --push
 
@@ -66,8 +67,9 @@ class ExportConfig:
                 raise ValueError(
                     "A start for fine-tuning (--views) is no slim encoder, and not to be pushed."
                 )
-        if self.action_kind is not None and (self.slim_encoder or self.views is not None):
-            raise ValueError("--action_kind belongs to the export of a policy.")
+        for name, given in (("action_kind", self.action_kind is not None), ("bf16", self.bf16)):
+            if given and (self.slim_encoder or self.views is not None):
+                raise ValueError(f"--{name} belongs to the export of a policy.")
         if self.push is not None and self.push.count("/") != 1:
             raise ValueError(f"--push={self.push}: expected owner/name.")
 
@@ -102,7 +104,9 @@ def export(cfg: ExportConfig) -> str:
         said = "\n".join([*table, f"Start: lerobot-train --policy.path={cfg.output} ..."])
     else:
         assert cfg.checkpoint is not None
-        added = work.export_policy(cfg.checkpoint, cfg.output, base=cfg.base, action_kind=cfg.action_kind)
+        added = work.export_policy(
+            cfg.checkpoint, cfg.output, base=cfg.base, action_kind=cfg.action_kind, bf16=cfg.bf16
+        )
         said = f"Policy in {cfg.output}."
         if added:
             said += (

@@ -188,6 +188,22 @@ def test_a_plain_checkpoint_is_exported_as_it_is(stage_one, tmp_path) -> None:
     assert "Adapters of stage 2" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_policy_in_bfloat16_is_half_the_file_and_acts_in_it(stage_one, batch, tmp_path) -> None:
+    out = tmp_path / "half"
+    assert main([f"--checkpoint={stage_one}", "--bf16", f"--output={out}"]) == 0
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (stage_one, out)]
+    assert sizes[1] < 0.55 * sizes[0]
+    before, after = (MultiSmolVLAPolicy.from_pretrained(folder).eval() for folder in (stage_one, out))
+    assert after.config.acting_dtype == "bfloat16"
+    plans = [chunk(policy, batch) for policy in (before, after)]
+    assert plans[1].dtype == torch.float32
+    assert 0 < (plans[0] - plans[1]).abs().max() < 0.1 * plans[0].abs().max()
+    prints = [policy.last_look().inputs.fingerprint() for policy in (before, after)]
+    assert prints[0] == prints[1], "ids are those of training"
+    after.config.acting_dtype = "float32"  # the same weights
+    assert not torch.equal(chunk(after, batch), plans[1])
+
+
 def test_an_older_checkpoint_gets_health_and_guard_and_acts_as_before(make_policy, batch, tmp_path) -> None:
     """As a GPU machine wrote it before there was either."""
     policy, old, new = make_policy(), tmp_path / "old", tmp_path / "new"
@@ -285,6 +301,7 @@ def test_pushing_without_a_hub_to_reach_is_told(tmp_path, monkeypatch) -> None:
         (["--checkpoint=x", "--encoder=y"], "belong to --slim-encoder"),
         (["--slim-encoder", "--checkpoint=x", "--base=y"], "--base belongs"),
         (["--slim-encoder", "--checkpoint=x", "--action_kind=delta"], "--action_kind belongs"),
+        (["--slim-encoder", "--checkpoint=x", "--bf16"], "--bf16 belongs"),
         (["--checkpoint=x", "--push=nobody"], "expected owner/name"),
         (["--checkpoint=x"], "x has no config.json"),
         (["--slim-encoder", "--encoder=x", "--modalities=[rgb@224]"], "'x' is neither a folder nor a hub id"),
