@@ -302,6 +302,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._hold.remember(action)
         return action
 
+    # lerobot 0.6.1 compiles this method, too (--use_torch_compile=true, rollout/context.py), in which health,
+    # diary and clock are Python. What takes the time, the network's `sample_actions`, compile_model compiles.
+    @torch.compiler.disable
     @torch.no_grad()
     def predict_action_chunk(
         self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
