@@ -73,6 +73,9 @@ MOVED = 0.02
 _OUT, _IN = 2, 3  # unusual looks in a row until a stream is absent, and usual ones until it is back
 _CLEARLY = 2.0  # a distance at which one look suffices
 _NEAR = 2  # looks in a row that differ by less than any healthy ones until a picture counts as frozen
+#: Steps of the control loop for which a healthy picture may stay the same while the robot moves: of a camera
+#: at a quarter of the loop's rate, a little late; and of a thermal one, whose shutter closes for a second.
+_SAME_STEPS, _SHUTTER_STEPS = 5, 30
 _OCTAVES = 1.0  # depth twice as far as any of the training data, or half as near, is another unit
 #: Per stream: whether there was a look, the last thumbnail, equal looks in a row, whether it counts as
 #: frozen, unusual looks in a row, usual looks in a row, whether it counts as unusual.
@@ -318,13 +321,25 @@ class Verdict:
     memory: Tensor
 
 
-def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
+def patience(modalities: Sequence[str], steps: int) -> Tensor:
+    """Comparisons in a row, float (S,), that must find the same picture until it counts as frozen.
+
+    Args:
+        modalities: of S streams.
+        steps: of the control loop between two looks.
+    """
+    longest = [_SHUTTER_STEPS if m == Modality.THERMAL else _SAME_STEPS for m in modalities]
+    return torch.tensor([float(number // steps + 1) for number in longest])
+
+
+def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | None = None) -> Verdict:
     """Say which streams count as absent, from this look's marks and what the looks before have left.
 
     Args:
         marks: float32 (B, S, MARKS); a negative cause stands for a stream without marks.
         state: float32 (B, D), normalised.
         memory: of the look before; ``None`` or zeros at an episode's first look.
+        least: float (S,), see :func:`patience`; ``None`` = one comparison is enough.
     """
     rows, streams, _ = marks.shape
     if memory is None:
@@ -341,8 +356,9 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None) -> Verdict:
     same = began & marked & (difference < 1)
     near = same & compared
     equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
-    identical = near & (difference == 0) & moved
-    frozen = identical | (equal >= _NEAR) | (same & (was_frozen > 0))
+    least = equal.new_ones(streams) if least is None else least.to(equal)
+    identical = near & (difference == 0) & moved & (equal >= least)
+    frozen = identical | (equal >= least.clamp_min(_NEAR)) | (same & (was_frozen > 0))
 
     far = distance > 1
     strange, usual = torch.where(far, strange + 1, 0.0), torch.where(far, 0.0, usual + 1)

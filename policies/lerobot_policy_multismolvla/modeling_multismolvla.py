@@ -108,6 +108,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._diary = HealthLog()
         self._sensors, self._looks_early = SensorWatch(self._diary), False
         self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()
+        self._planning_periods: int | None = None  # under RTC: the least that lie between two looks
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
@@ -229,7 +230,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         there = available_sensors(self.config, batch)
         if not self.training:
-            return self._sensors.look(self.config, batch, there, early=self._looks_early)
+            steps = self._planning_periods or self.config.n_action_steps
+            return self._sensors.look(self.config, batch, there, steps=steps, early=self._looks_early)
         marks = health_marks(self.config, batch) if self.config.health == "act" else None
         if marks is None:
             return there
@@ -319,7 +321,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._hold.remember(chunk[:, self.config.n_action_steps - 1])
             return chunk
         slowest = kwargs.get("inference_delay")
-        kwargs["inference_delay"] = self._planning_time.periods(slowest, self.config.chunk_size)
+        periods = self._planning_time.periods(slowest, self.config.chunk_size)
+        kwargs["inference_delay"], self._planning_periods = periods, max(1, periods or 1)
         kwargs["prev_chunk_left_over"] = without_padding(kwargs.get("prev_chunk_left_over"))
         began = perf_counter()
         chunk = super().predict_action_chunk(batch, noise, **kwargs)

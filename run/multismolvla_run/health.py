@@ -123,7 +123,7 @@ def fit(options: HealthOptions) -> str:
         {"dataset": options.dataset.name, "episodes": len(episodes) - held_out, "held_out": held_out},
         states,
     )
-    alarms = _false_alarms(statistics, states, test)
+    alarms = _false_alarms(statistics, states, test, config.n_action_steps)
     looks = sum(len(e.state) for e in test)
     # computed on the CPU, whatever device the policy is for
     moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
@@ -195,18 +195,18 @@ def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStat
 
 
 def _false_alarms(
-    statistics: Mapping[str, StreamStatistics], states: torch.Tensor, episodes: list[_Episode]
+    statistics: Mapping[str, StreamStatistics], states: torch.Tensor, episodes: list[_Episode], steps: int
 ) -> dict[str, int]:
-    """Stream and cause -> at how many looks of healthy episodes it was found unfit."""
-    from multismolvla.health import Cause, Marker, judge
+    """Stream and cause -> at how many looks, ``steps`` apart, of healthy episodes it was found unfit."""
+    from multismolvla.health import Cause, Marker, judge, patience
 
     alarms: dict[str, int] = {}
     for e in episodes:
         marker = Marker(list(e.streams.values()), [statistics[name] for name in e.streams], states)
         marks = marker(e.seen, state=e.raw_state)
-        memory = None
+        memory, least = None, patience(list(e.streams.values()), steps)
         for i in range(len(e.state)):
-            verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory)
+            verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory, least)
             memory = verdict.memory
             for name, cause in zip(e.streams, verdict.cause[0].tolist(), strict=True):
                 if cause:

@@ -20,6 +20,7 @@ from multismolvla.health import (
     inspect,
     judge,
     memory_size,
+    patience,
 )
 
 
@@ -189,6 +190,22 @@ def test_a_picture_that_stays_while_the_robot_is_where_no_demonstration_was_is_n
 
 def test_the_same_picture_of_a_resting_robot_is_fit():
     assert set(watch([scene()] * 4, step=0.0)) == {Cause.FIT}
+
+
+@pytest.mark.parametrize(
+    ("modality", "steps", "looks"),
+    [("rgb", 1, 6), ("rgb", 4, 2), ("depth", 50, 1), ("thermal", 8, 4), ("thermal", 50, 1)],
+)
+def test_a_slow_camera_and_a_shutter_are_borne(modality, steps, looks):
+    """A camera at a quarter of the loop's rate, and a thermal one that shows nothing new for a second."""
+    least = patience([modality], steps)
+    assert least.tolist() == [looks]
+    memory, causes = None, []
+    for number in range(looks + 1):
+        verdict = judge(marks_of(scene()), torch.full((1, 2), float(number)), memory, least)
+        memory = verdict.memory
+        causes.append(Cause(int(verdict.cause)))
+    assert causes == [Cause.FIT] * looks + [Cause.FROZEN]
 
 
 def test_a_freeze_with_sensor_noise_is_found_at_the_third_look():

@@ -11,7 +11,7 @@ from lerobot_policy_multismolvla.processor_multismolvla import (
     HealthStep,
     make_multismolvla_pre_post_processors,
 )
-from multismolvla.health import FEATURES, StreamStatistics, health_key
+from multismolvla.health import FEATURES, Cause, StreamStatistics, health_key
 from multismolvla.modalities import default_view_map, padding_mask_key
 
 VIEWS = default_view_map()
@@ -66,16 +66,19 @@ def test_one_bad_row_of_a_batch_is_one_absent_picture(make_policy, batch):
     assert torch.equal(chunk(policy, marked(dict(batch) | bad)), told)
 
 
-def test_a_frozen_picture_is_absent_from_its_second_look_on_and_a_new_episode_forgets_it(make_policy, batch):
-    policy = make_policy()
-    looks = [canonical_batch(seed=s) for s in (1, 2)]
-    looks[1] |= {key: looks[0][key] for key in RGB}
-    told = chunk(policy, masked(looks[1], RGB))
+def test_a_picture_that_stays_for_more_than_five_steps_is_absent_and_a_new_episode_forgets_it(make_policy):
+    policy = make_policy(n_action_steps=4)
+    looks = [canonical_batch(seed=s) for s in (1, 2, 3)]
+    for look in looks[1:]:
+        look |= {key: looks[0][key] for key in RGB}
+    told = chunk(policy, masked(looks[2], RGB))
     policy.reset()
     chunk(policy, marked(looks[0]))
-    assert torch.equal(chunk(policy, marked(looks[1])), told)
+    chunk(policy, marked(looks[1]))
+    assert policy.last_look().health.cause.max() == Cause.FIT, "a slow camera"
+    assert torch.equal(chunk(policy, marked(looks[2])), told)
     policy.reset()
-    assert not torch.allclose(chunk(policy, marked(looks[1])), told, atol=1e-4)
+    assert not torch.allclose(chunk(policy, marked(looks[2])), told, atol=1e-4)
 
 
 def test_the_cause_is_logged_once(make_policy, batch, caplog):

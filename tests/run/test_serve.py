@@ -312,7 +312,7 @@ def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, co
     def cause() -> int:
         return int(pinned.policy.last_look().health.cause[0, front_rgb])
 
-    for step in range(2):
+    for step in range(4):
         client.observe(seen(step) | still, step)
         assert client.actions()
     assert cause() == Cause.FROZEN

@@ -18,7 +18,7 @@ from torch import Tensor
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.safety.display import show_state
 from lerobot_policy_multismolvla.visual import first_unfit, health_marks, with_skew
-from multismolvla.health import CERTAIN, MEMORY_KEY, Cause, Verdict, judge, memory_size
+from multismolvla.health import CERTAIN, MEMORY_KEY, Cause, Verdict, judge, memory_size, patience
 from multismolvla.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,13 @@ class SensorWatch:
         return self._fit is None or fit.shape != self._fit.shape or bool((fit != self._fit).any())
 
     def look(
-        self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, *, early: bool = False
+        self,
+        cfg: MultiSmolVLAConfig,
+        batch: dict[str, Tensor],
+        there: Tensor,
+        *,
+        steps: int,
+        early: bool = False,
     ) -> Tensor:
         """Presence (B, V, M) without the streams that are not fit; ``there`` as the batch says it.
 
@@ -139,6 +145,7 @@ class SensorWatch:
             cfg: the policy's.
             batch: with the pre-processor's marks.
             there: bool (B, V, M).
+            steps: of the control loop since the look before, at least.
             early: before the last plan's end. Such a look is not compared with the one before, since less
                 time has passed than between those of the training data.
 
@@ -150,7 +157,7 @@ class SensorWatch:
             if cause is not None:
                 self.verdict = replace(self.verdict, cause=cause.flatten(1))
         else:
-            fit, cause = self._judge(cfg, batch, there)
+            fit, cause = self._judge(cfg, batch, there, steps)
         if cfg.health == "strict" and cause is not None and (there & (cause != Cause.FIT)).any():
             what, _ = first_unfit(cfg, torch.where(there, cause, 0))
             raise ValueError(f"{what}, an error with --policy.health=strict.")
@@ -159,7 +166,7 @@ class SensorWatch:
         return fit
 
     def _judge(
-        self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor
+        self, cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, steps: int
     ) -> tuple[Tensor, Tensor | None]:
         """Presence and causes (B, V, M), from this look and what is remembered of those before."""
         marks = None if cfg.health == "off" else health_marks(cfg, batch)
@@ -171,7 +178,8 @@ class SensorWatch:
         shape = (len(state), memory_size(marks.shape[1] * marks.shape[2], state.shape[1]))
         if memory is not None and memory.shape != shape:  # other rows than at the last look
             memory = None
-        verdict = judge(marks.flatten(1, 2), state, memory)
+        least = patience(MODALITIES, steps).repeat(marks.shape[1])
+        verdict = judge(marks.flatten(1, 2), state, memory, least)
         cause = with_skew(cfg, batch, there, verdict.cause.unflatten(1, marks.shape[1:3]))
         now = cause.flatten(1)
         self.verdict = replace(
