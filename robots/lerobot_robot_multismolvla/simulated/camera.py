@@ -7,6 +7,7 @@ from collections import deque
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from lerobot.cameras.camera import Camera
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
@@ -22,6 +23,7 @@ FIELD_OF_VIEW = 60.0  # degrees, of the test picture
 #: Hundredths of a kelvin: of the arm's thermal pictures the lowest grey level (20 degrees Celsius) and one
 #: level more, and how much a drifting camera adds with each step.
 COLDEST_CK, LEVEL_CK, DRIFT_CK = 29315, 10, 10
+NOISE_LEVELS, DARK_LEVELS = 2.0, 8  # standard deviation of a sensor's noise; how far it reaches in the dark
 NEAR_M, FAR_M = 0.5, 1.5  # the test picture's square, and what is behind it
 
 
@@ -122,12 +124,13 @@ class SimCamera(Camera):
         return self._read("depth")
 
     def async_read(self, timeout_ms: float = 200) -> NDArray[Any]:
-        """As :meth:`read_latest`."""
+        """The next picture, for which it waits as a camera does; raises as :meth:`read_latest`."""
+        time.sleep(1 / (self.config.fps or 1))
         return self.read_latest()
 
     def read(self) -> NDArray[Any]:
-        """As :meth:`read_latest`."""
-        return self.read_latest()
+        """As :meth:`async_read`."""
+        return self.async_read()
 
     # -- what is seen ---------------------------------------------------------------------------------------
 
@@ -238,6 +241,13 @@ def _altered(picture: NDArray[Any], kind: Kind, stream: str, steps: int, scale: 
             metres = (picture * scale).astype(np.float32)
             metres[::4] = np.nan
             return metres
+        case Kind.NOISE, "rgb":
+            noise = np.random.default_rng(steps).normal(0, NOISE_LEVELS, picture.shape)
+            return (picture + noise).round().clip(0, 255).astype(np.uint8)
+        case Kind.COVERED, "rgb":
+            dark = np.random.default_rng(steps).integers(0, DARK_LEVELS, picture.shape, np.uint8)
+            _, encoded = cv2.imencode(".jpg", dark)
+            return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
         case Kind.DRIFT, "y16":
             return (picture.astype(np.uint32) + DRIFT_CK * steps).clip(0, 65535).astype(np.uint16)
     return picture

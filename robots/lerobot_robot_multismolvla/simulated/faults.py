@@ -27,6 +27,8 @@ class Kind(StrEnum):
     DEPTH_X10 = "depth_x10"  # depth alone: ten times as far
     DEPTH_NAN = "depth_nan"  # depth alone: in metres, float32, with holes of NaN
     DRIFT = "drift"  # thermal alone: 0.1 K more with each step
+    NOISE = "noise"  # colour alone: a sensor's, as it is also in pictures that stay
+    COVERED = "covered"  # colour alone: a lens in the dark, and what lossy video makes of its noise
 
 
 @dataclass(frozen=True)
