@@ -14,20 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from fake_arm import SIDE
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from processes import (
     allow_any_action,
-    command,
     common,
-    environment,
     finish,
-    free_port,
     logged,
-    publish_pictures,
     run,
     start,
 )
@@ -243,52 +238,3 @@ def test_lerobot_rollout_moves_an_arm_that_has_two_of_the_eight_sensors(unbounde
     assert len(told) > 3
     assert all(math.isfinite(v) for action in told for v in action.values())
     assert set(told[0]) == {f"a{i}.pos" for i in range(7)}
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("guarded", [True, False])
-def test_a_camera_that_dies_ends_a_rollout_unless_it_is_guarded(guarded, unbounded, tmp_path):
-    """LeRobot's own zmq camera; its publisher is killed while the arm moves."""
-    report, port = tmp_path / "report.json", free_port()
-    inner = {"type": "zmq", "server_address": "127.0.0.1", "port": port, "warmup_s": 1, "timeout_ms": 500}
-    size = {"width": SIDE, "height": SIDE, "fps": 30}
-    camera = {"type": "multismolvla_guarded", "inner": inner, "max_age_ms": 300} if guarded else inner
-    publisher = publish_pictures(port, SIDE, SIDE)
-    words = [
-        f"--policy.path={unbounded}", "--policy.device=cpu",
-        "--device=cpu", "--policy.n_action_steps=2",
-        "--robot.discover_packages_path=fake_arm", "--robot.type=fake_arm", "--robot.id=test",
-        f"--robot.report={report}", f"--robot.cameras={json.dumps({'image': camera | size})}",
-        "--task=put the cube in the basket", "--fps=10", "--duration=6", "--play_sounds=false",
-        "--return_to_initial_position=false",
-    ]  # fmt: skip
-    log = tmp_path / "rollout.log"
-    with log.open("w") as file:
-        rollout = subprocess.Popen(
-            [command("lerobot-rollout"), *words], env=environment(), stdout=file, stderr=subprocess.STDOUT
-        )
-        try:
-            while not report.with_suffix(".begun").exists() and rollout.poll() is None:
-                time.sleep(0.05)
-            time.sleep(1.0)
-            publisher.kill()
-            code = rollout.wait(timeout=200)
-        finally:
-            rollout.kill()
-            publisher.kill()
-            publisher.wait()
-    said = log.read_text()
-    if not guarded:
-        assert code != 0, said[-3000:]
-        assert "too old" in said
-        return
-    assert code == 0, said[-3000:]
-    told = json.loads(report.read_text())
-    assert said.count("rgb is lost") == 1
-    assert "Sensor lost: image.rgb (zero). The policy goes on without it." in said
-    shown = told["pictures_shown"]
-    assert shown[0]
-    assert not shown[-1]
-    after = told["actions"][shown.index(False) :]
-    assert len(after) > 3
-    assert all(math.isfinite(v) for action in after for v in action.values())

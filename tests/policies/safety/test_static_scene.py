@@ -13,7 +13,7 @@ from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from multismolvla.modalities import picture_key
 
 KEY = picture_key("image", "rgb")
-RATE, MINUTES = 10, 10
+RATE, MINUTES = 5, 10
 
 
 def test_no_alarm_in_ten_minutes_and_one_after_them(make_config, monkeypatch, tmp_path):
