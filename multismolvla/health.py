@@ -360,9 +360,12 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | N
     identical = near & (difference == 0) & moved & (equal >= least)
     frozen = identical | (equal >= least.clamp_min(_NEAR)) | (same & (was_frozen > 0))
 
-    far = distance > 1
-    strange, usual = torch.where(far, strange + 1, 0.0), torch.where(far, 0.0, usual + 1)
-    unusual = torch.where(was_unusual > 0, usual < _IN, (strange >= _OUT) | (distance > _CLEARLY))
+    # a black picture says nothing of what the sensor shows once it is back
+    fit, far = cause <= Cause.FIT, distance > 1
+    strange = torch.where(fit, torch.where(far, strange + 1, 0.0), strange)
+    usual = torch.where(fit, torch.where(far, 0.0, usual + 1), usual)
+    clearly = fit & (distance > _CLEARLY)
+    unusual = torch.where(was_unusual > 0, usual < _IN, (strange >= _OUT) | clearly)
 
     found = torch.where(frozen, int(Cause.FROZEN), torch.where(unusual, int(Cause.UNUSUAL), 0))
     now = torch.stack([equal, frozen.float(), strange, usual, unusual.float()], -1)

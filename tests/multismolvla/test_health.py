@@ -230,6 +230,16 @@ def test_an_unusual_picture_is_out_after_two_looks_and_back_after_three():
     assert found == [usual, usual, usual, usual, odd, odd, odd, usual, usual]
 
 
+def test_black_pictures_do_not_make_those_after_them_unusual():
+    black, dark = torch.zeros(1, 3, 48, 48), torch.rand(1, 3, 48, 48) * 0.08
+    healthy = [scene(seed=number) for number in range(3)]
+    zero, fit, odd = Cause.ZERO, Cause.FIT, Cause.UNUSUAL
+    assert watch([*healthy, *[black] * 4, *healthy], statistics()) == [*[fit] * 3, *[zero] * 4, *[fit] * 3]
+    # nor usual ones
+    looks = [dark, *[black] * 4, *healthy]
+    assert watch(looks, statistics()) == [odd, *[zero] * 4, odd, odd, fit]
+
+
 def test_a_clearly_unusual_picture_is_out_at_once():
     dark = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 0.08
     assert watch([scene(), dark], statistics(), step=0.0) == [Cause.FIT, Cause.UNUSUAL]
