@@ -111,26 +111,27 @@ class Aligner:
     def __call__(self, depth: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """Depth (H, W, 1) in millimetres -> the same (H', W', 1) in the colour camera's picture."""
         lens, metres = self._colour, depth[..., 0].astype(np.float32) * np.float32(MILLIMETRE)
-        points = [corner * metres + self._shift for corner in self._corners]
-        seen = (metres > 0) & (points[0][2] > 0) & (points[1][2] > 0)
-        (x0, y0, z0), (x1, y1, z1) = (point[:, seen] for point in points)
+        (x0, y0, z0), (x1, y1, z1) = (corner * metres + self._shift for corner in self._corners)
+        seen = (metres > 0) & (z0 > 0) & (z1 > 0)
+        z0, z1 = np.where(seen, z0, 1), np.where(seen, z1, 1)
         columns = _covered(x0 / z0 * lens.fx + lens.cx, x1 / z1 * lens.fx + lens.cx, lens.width)
         rows = _covered(y0 / z0 * lens.fy + lens.cy, y1 / z1 * lens.fy + lens.cy, lens.height)
-        value = np.clip(np.rint((z0 + z1) / (2 * MILLIMETRE)), 1, FARTHEST).astype(np.uint16)
-        out = np.full((lens.height, lens.width), FARTHEST, np.uint16)
-        for dy in range((rows[1] - rows[0]).max(initial=-1) + 1):
-            for dx in range((columns[1] - columns[0]).max(initial=-1) + 1):
+        value = np.clip(np.rint((z0 + z1) / (2 * MILLIMETRE)), 1, FARTHEST).astype(np.uint16).ravel()
+        nowhere = lens.height * lens.width
+        out = np.full(nowhere + 1, FARTHEST, np.uint16)
+        for dy in range((rows[1] - rows[0]).max(initial=-1, where=seen) + 1):
+            for dx in range((columns[1] - columns[0]).max(initial=-1, where=seen) + 1):
                 y, x = rows[0] + dy, columns[0] + dx
-                there = (y <= rows[1]) & (x <= columns[1])
-                np.minimum.at(out, (y[there], x[there]), value[there])
+                place = np.where(seen & (y <= rows[1]) & (x <= columns[1]), y * lens.width + x, nowhere)
+                np.minimum.at(out, place.ravel(), value)
         out[out == FARTHEST] = 0
-        return out[..., None]
+        return out[:nowhere].reshape(lens.height, lens.width, 1)
 
 
-def _covered(one: NDArray[Any], other: NDArray[Any], number: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """First and last of ``number`` pixels whose centres lie between two places; none if last < first."""
+def _covered(one: NDArray[Any], other: NDArray[Any], number: int) -> NDArray[np.intp]:
+    """First and last (2, ...) of ``number`` pixels whose centres lie between two places, or last < first."""
     rounding = 1e-3  # so that none falls between two neighbours
     low, high = np.minimum(one, other), np.maximum(one, other)
-    first = np.ceil(np.clip(low, -1, number) - rounding).astype(np.int64)
-    last = np.floor(np.clip(high, -1, number) + rounding).astype(np.int64)
-    return np.maximum(first, 0), np.minimum(last, number - 1)
+    first = np.ceil(np.clip(low, -1, number) - rounding)
+    last = np.floor(np.clip(high, -1, number) + rounding)
+    return np.stack([np.maximum(first, 0), np.minimum(last, number - 1)]).astype(np.intp)

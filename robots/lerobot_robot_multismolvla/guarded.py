@@ -242,19 +242,18 @@ class GuardedCamera(Camera):
     def _try(self, inner: Camera, name: str, method: str, limit_ms: float | None) -> NDArray[Any]:
         """What is shown of what the inner camera gives, or raises."""
         try:
-            found = getattr(inner, method)(limit_ms)
-            what = f"{found.shape}, {found.dtype}"
+            found = np.asarray(getattr(inner, method)(limit_ms))
         except CAMERA_ERRORS as error:
             loss = Loss.OLD if isinstance(error, TimeoutError) else Loss.ERROR
             return self._show(name, loss, str(error))
-        return self._show(name, found, what)
+        return self._show(name, found)
 
-    def _show(self, name: str, found: NDArray[Any] | Loss, why: str) -> NDArray[Any]:
+    def _show(self, name: str, found: NDArray[Any] | Loss, why: str = "") -> NDArray[Any]:
         with self._lock:
             stream = self._streams[name]
             shown, changed = stream.see(found, self.clock())
             if changed:
-                self._report(stream, why)
+                self._report(stream, why if isinstance(found, Loss) else f"{found.shape}, {found.dtype}")
         return shown
 
     def _report(self, stream: _Stream, why: str) -> None:
