@@ -27,7 +27,7 @@ from tiny_official import sources, write_official
 
 from multismolvla_run.process import die_with_parent
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 PAGE = (REPO / "docs" / "deploy.md").read_text()
 PORT = "5555"  # of the emulated wrist camera, in the page
 FPS, EPISODES = 10, 3
