@@ -49,7 +49,8 @@ class MultiSmolVLALiberoConfig(EnvConfig):
     fps: int = 20
     # Step limit; the default is 140 for the mini suite and LeRobot's for LIBERO's suites.
     episode_length: int | None = None
-    # Modalities to render, of rgb, depth, seg, thermal. Those left out are announced as absent.
+    # Modalities to render, of rgb, depth, seg, thermal. Those left out have no sensor: a policy that can
+    # computes them of RGB, for all others they are absent.
     streams: list[str] = field(default_factory=lambda: list(MODALITIES))
     # Pixels; 0 means 64 for the mini suite and 256 (the public LIBERO data) otherwise.
     observation_height: int = 0

@@ -41,7 +41,7 @@ from lerobot_env_multismolvla.labels import label_set  # noqa: E402
 from lerobot_env_multismolvla.libero.simulator import Simulator  # noqa: E402
 from lerobot_env_multismolvla.mini import suite as _  # noqa: E402, F401 - registers the suite with LIBERO
 from lerobot_env_multismolvla.mini.initial_states import STATES_PER_SPLIT, SimulatorStates  # noqa: E402
-from lerobot_env_multismolvla.processor_multismolvla_libero import upright  # noqa: E402
+from lerobot_env_multismolvla.processor_multismolvla_libero import NO_SENSOR, upright  # noqa: E402
 from lerobot_env_multismolvla.streams import StreamCameras, observation_space  # noqa: E402
 from lerobot_env_multismolvla.thermal import ThermalCamera  # noqa: E402
 
@@ -64,8 +64,8 @@ class MultiModalLiberoEnv(LiberoEnv):
     Raw observation, before LeRobot's and our processor step (pictures bottom row first): under ``pixels``
     ``image``, ``image2`` and their ``_seg`` (R class, G instance, B 0) and ``_thermal`` (grey), uint8 (H, W,
     3), and the mini suite's ``image3``; ``image_depth``, ``image2_depth`` float32 (H, W, 1) metres, 0 =
-    invalid; ``presence`` float32 (views * modalities,), view-major, 1 = the sensor is there; ``robot_state``
-    as upstream.
+    invalid; ``presence`` float32 (views * modalities,), view-major, 1 = the sensor is there, 0 = it is
+    lost, -1 = it is not among ``streams``; ``robot_state`` as upstream.
 
     Args:
         task_suite: LIBERO benchmark object.
@@ -348,7 +348,11 @@ class MultiModalLiberoEnv(LiberoEnv):
         placeholders = dict.fromkeys(self.camera_name)
         observation = super()._format_raw_obs({**raw_obs, **placeholders})
         observation.pop("pixels")
-        present = [float(m in self._camera_streams[camera]) for camera in self.cameras for m in MODALITIES]
+        present = [
+            1.0 if m in self._camera_streams[camera] else NO_SENSOR
+            for camera in self.cameras
+            for m in MODALITIES
+        ]
         observation["presence"] = np.array(present, np.float32)
         self._last_pictures = {}  # also what render() shows must not be from an earlier step
         if not self.render_observations:

@@ -27,6 +27,9 @@ from multismolvla.modalities import (
     stream_name,
 )
 
+#: In the presence vector: nothing is lost here, for there is no such sensor. A policy may compute the stream.
+NO_SENSOR = -1.0
+
 
 def add_batch_axis(observation: Mapping[str, Any]) -> RobotObservation:
     """A raw observation with the leading axis that a vector environment with one member adds."""
@@ -79,9 +82,9 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
     where a fault shows earlier pictures ``observation.captured``; ``observation.robot_state`` nested.
 
     Output: pictures turned; ``observation.images.<camera>_depth`` float32 (B, 1, H, W) metres, 0 = invalid;
-    ``<key>_padding_mask`` bool (B,) for each view and modality, True = present; ``<key>_captured`` float (B,)
-    seconds of the episode; ``observation.state`` float32 (B, 8): position (3, metres), axis-angle (3,
-    radians, canonical sign), finger positions (2, metres).
+    ``<key>_padding_mask`` bool (B,) for each view and modality that has a sensor, True = present;
+    ``<key>_captured`` float (B,) seconds of the episode; ``observation.state`` float32 (B, 8): position (3,
+    metres), axis-angle (3, radians, canonical sign), finger positions (2, metres).
 
     Args:
         cameras: camera names in the order of the presence vector. A suite that has only the first of them
@@ -103,7 +106,8 @@ class MultiSmolVLALiberoProcessorStep(ObservationProcessorStep):
         presence = processed.pop(f"{OBS_PREFIX}presence", None)
         if presence is not None:
             streams = self._by_stream("presence", presence, absent=0.0)
-            processed.update({padding_mask_key(key): there > 0.5 for key, there in streams.items()})
+            known = {key: there for key, there in streams.items() if not (there == NO_SENSOR).all()}
+            processed.update({padding_mask_key(key): there > 0.5 for key, there in known.items()})
         captured = processed.pop(f"{OBS_PREFIX}captured", None)
         if captured is not None:
             streams = self._by_stream("captured", captured, absent=torch.nan)

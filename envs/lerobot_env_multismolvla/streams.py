@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from lerobot_env_multismolvla.labels import GeomTables, geom_tables
+from lerobot_env_multismolvla.processor_multismolvla_libero import NO_SENSOR
 from lerobot_env_multismolvla.rendering import SceneRenderer
 from lerobot_env_multismolvla.thermal import ThermalCamera
 from multismolvla.corruption.cross_modal import Displacement
@@ -36,7 +37,7 @@ def observation_space(
                 top[stream_name(camera, stream)] = spaces.Box(0.0, np.inf, (*size, 1), np.float32)
             else:
                 pixels[stream_name(camera, stream)] = spaces.Box(0, 255, (*size, 3), np.uint8)
-    top["presence"] = spaces.Box(0.0, 1.0, (len(streams) * len(MODALITIES),), np.float32)
+    top["presence"] = spaces.Box(NO_SENSOR, 1.0, (len(streams) * len(MODALITIES),), np.float32)
     if pixels:
         top["pixels"] = spaces.Dict(pixels)
     return spaces.Dict({**{k: v for k, v in base.spaces.items() if k != "pixels"}, **top})

@@ -20,7 +20,7 @@ from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
 from multismolvla.estimators.interface import check_finite
 from multismolvla.estimators.stored import as_stored
-from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
+from multismolvla.modalities import MODALITIES, Modality, padding_mask_key, token_key, valid_key
 from multismolvla.sensors import SensorReader
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class DerivedStreams:
         Args:
             cfg: of the policy.
             batch: canonical. A stream whose picture or ids it has is somebody's: taken from there, or absent,
-                as the batch says.
+                as the batch says. One without, whose loss is announced, is lost: nobody makes up for it.
             there: bool (B, V, M), what may be looked at; a stream is derived where its view's RGB is.
 
         Returns:
@@ -213,6 +213,9 @@ class DerivedStreams:
             if stream.rgb not in batch or self._delivered(cfg, batch, stream):
                 continue
             rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
+            announced = batch.get(padding_mask_key(stream.key))
+            if announced is not None:
+                rows = rows & announced.bool()
             due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
             pictures: dict[str, Tensor] = {}
             if due.any():

@@ -18,7 +18,7 @@ STREAMS = {
 
 CAMERAS = ("image", "image2")
 #: Of the third camera, which has RGB alone.
-THIRD = [1, 0, 0, 0]
+THIRD = [1, -1, -1, -1]
 ALL = [1] * 8 + THIRD
 
 
@@ -33,7 +33,7 @@ def run(env, steps: int = 3):
 @pytest.mark.parametrize(
     ("condition", "touched", "presence"),
     [
-        ("C1:-rgb", {("rgb", "image"), ("rgb", "image2")}, [0, 1, 1, 1] * 2 + [0] * 4),
+        ("C1:-rgb", {("rgb", "image"), ("rgb", "image2")}, [0, 1, 1, 1] * 2 + [0, *THIRD[1:]]),
         ("C1:camera=image2", {(m, "image2") for m in STREAMS}, [1, 1, 1, 1, 0, 0, 0, 0, *THIRD]),
         ("C2:depth=zero", {("depth", "image"), ("depth", "image2")}, ALL),
         ("C2:rgb.image=grey", {("rgb", "image")}, ALL),
@@ -210,7 +210,7 @@ def test_a_burst_takes_all_streams_of_the_condition_at_once(short_episode, clean
     assert len(gone) == 4
     assert gone == list(range(gone[0], gone[0] + 4))
     for n, frame in enumerate(frames):
-        assert frame["presence"].tolist() == [presence * p if n in gone else p for p in ALL]
+        assert frame["presence"].tolist() == [presence if p == 1 and n in gone else p for p in ALL]
         assert n in gone or same(clean[n], frame)
     single = run(FaultWrapper(short_episode, parse_condition("C4:depth.image2=burst_silent"), run_seed=3), 19)
     assert [n for n, f in enumerate(single) if not f["image2_depth"].any()] == gone, "the same window"
@@ -271,10 +271,10 @@ def derived_thermal(short_episode, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "presence"),
     [
-        ("C1:-rgb", [0, 1, 1, 0] * 2 + [0] * 4),
-        ("C2:rgb=zero", [1, 1, 1, 0] * 2 + THIRD),
+        ("C1:-rgb", [0, 1, 1, 0] * 2 + [0, -1, -1, 0]),
+        ("C2:rgb=zero", [1, 1, 1, 0] * 2 + [1, -1, -1, 0]),
         ("C3:rgb.image=fog@3", [1, 1, 1, 0, 1, 1, 1, 1, *THIRD]),
-        ("C5:rgb=rotated", [1, 1, 1, 0] * 2 + THIRD),
+        ("C5:rgb=rotated", [1, 1, 1, 0] * 2 + [1, -1, -1, 0]),
         ("C3:depth=holes@3", ALL),
     ],
 )
@@ -347,7 +347,7 @@ def test_condition_can_be_an_option_of_the_environment():
 
     env = MultiSmolVLALiberoConfig(condition="C1:-depth").env_maker("multismolvla_mini", 0)()
     raw, _ = env.reset(seed=0)
-    assert raw["presence"].tolist() == [1, 0, 1, 1] * 2 + THIRD
+    assert raw["presence"].tolist() == [1, 0, 1, 1] * 2 + [1, 0, -1, -1]
     env.close()
     with pytest.raises(ValueError, match="C9"):
         MultiSmolVLALiberoConfig(condition="C9:rgb")

@@ -139,11 +139,12 @@ def mean_temperature(env, label: str) -> float:
 def test_presence_and_pictures_follow_the_streams(mini_env, process):
     env = mini_env(0, streams=["depth", "seg"])
     raw, _ = env.reset(seed=0)
-    assert raw["presence"].tolist() == [0, 1, 1, 0] * 2 + [0] * 4
+    assert raw["presence"].tolist() == [-1, 1, 1, -1] * 2 + [-1] * 4
+    assert env.observation_space["presence"].contains(raw["presence"])
     assert set(raw["pixels"]) == {"image_seg", "image2_seg"}
     assert set(raw) == set(env.observation_space.spaces)
     batch = process(raw)
-    assert batch["observation.images.image_padding_mask"].tolist() == [False]
+    assert "observation.images.image_padding_mask" not in batch, "nothing is lost"
     assert batch["observation.images.image2_depth_padding_mask"].tolist() == [True]
 
 
@@ -206,7 +207,7 @@ def test_the_second_wrist_camera_sees_what_the_fingers_hold_and_has_rgb_alone(mi
     raw, _ = env.reset(seed=0, options={"init_state_id": 0})
     assert [name for name in raw["pixels"] if name.startswith("image3")] == ["image3"]
     assert "image3_depth" not in raw
-    assert raw["presence"][8:].tolist() == [1, 0, 0, 0]
+    assert raw["presence"][8:].tolist() == [1, -1, -1, -1]
     fingers = env.simulation.sim.data.get_site_xpos("gripper0_grip_site")
     pixels = place_cube(env, [*fingers[:2], fingers[2] - 0.02])["pixels"]
     for camera in ("image2", "image3"):

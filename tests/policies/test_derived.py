@@ -132,9 +132,18 @@ def test_a_stream_that_somebody_delivers_is_theirs_even_when_they_announce_its_l
     picture = {key: torch.zeros(1, 3, SIDE, SIDE)}
     lost = seen(policy, pre, raw(annotated, [0]) | masked | picture)
     assert (lost["thermal"][:, 1] == -1).all()
-    # An environment that does not render the stream says the same, without a picture: nobody's.
-    left_out = seen(policy, pre, raw(annotated, [0]) | masked)
-    assert torch.equal(left_out["thermal"], stored(annotated, [0], "thermal"))
+
+
+def test_an_announced_loss_is_a_loss_also_where_no_sensor_would_deliver_the_stream(policy_of, annotated):
+    policy, pre = policy_of(refresh={"thermal": 2}, refresh_between="reuse")
+    whole = seen(policy, pre, raw(annotated, [0, 1]))
+    lost = {padding_mask_key(VIEWS["image"]["thermal"]): torch.tensor([True, False])}
+    first, second = looks(policy, pre, annotated, [[0, 1], [0, 1]], look0=lost, look1=lost)
+    for found in (first, second):  # neither estimated nor remembered
+        assert alike(found["thermal"][0], whole["thermal"][0])
+        assert (found["thermal"][1, 0] == -1).all()
+        assert alike(found["thermal"][1, 1], whole["thermal"][1, 1])
+        assert torch.equal(found["depth"], whole["depth"])
 
 
 def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated, caplog):
