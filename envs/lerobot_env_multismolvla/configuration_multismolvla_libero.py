@@ -103,7 +103,7 @@ class MultiSmolVLALiberoConfig(EnvConfig):
             if getattr(self, option) not in known:
                 raise ValueError(f"--env.{option}={getattr(self, option)}: expected one of {known}.")
         if self.condition is not None:
-            parse_condition(self.condition)
+            parse_condition(self.condition).check_delivered(self.streams)
         self._declare_features()
 
     @property

@@ -166,6 +166,7 @@ def _facts_of_other(config: Any, suite: str, env: gym.Env, tasks: dict[int, str]
         and isinstance(space, gym.spaces.Dict)
         and "presence" in space.spaces,
         fps=int(getattr(config, "fps", 0)),
+        streams=list(getattr(bare, "provenance", ())) or ["rgb"],
     )
 
 

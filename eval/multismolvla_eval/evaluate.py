@@ -239,10 +239,20 @@ def _plan(
     """Conditions and all episodes; once the policies are ``loaded``, without those that they cannot meet.
 
     Raises:
-        ValueError: a condition does not fit the cameras, or a suite cannot be seen through its faults.
+        ValueError: a condition does not fit the cameras, a suite cannot be seen through its faults, or a
+            condition that was asked for by name would change nothing in it.
     """
     conditions = resolve(level.conditions, cameras)
     refuse_unfaultable(conditions, [name for name, suite in suites.items() if not suite.faultable])
+    for streams in (suite.streams for suite in suites.values()):
+        if config.conditions is None:  # a level's are the same for all environments
+            idle = [c for c in conditions if c.undelivered(streams)]
+            conditions = tuple(c for c in conditions if c not in idle)
+            if idle:
+                texts = ", ".join(c.id for c in idle)
+                _say(f"Left out, as the environment delivers {', '.join(streams)} alone: {texts}.")
+        for condition in conditions:
+            condition.check_delivered(streams)
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
     policies = list(config.policy_paths())
     plan = episodes(policies, tasks, conditions, level.counts, config.clips, config.clean_only)

@@ -26,7 +26,7 @@ tasks and therefore an environment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -187,10 +187,46 @@ class Condition:
         cameras = [f.cameras[0] for f in self.faults if f.cameras]
         return replace(self.faults[0], cameras=tuple(cameras) or None)
 
+    def undelivered(self, streams: Collection[str]) -> str | None:
+        """The first modality in which a fault would change nothing, because no sensor delivers it.
+
+        What no sensor delivers may still be computed of RGB where a policy looks. There an announced loss
+        reaches it, and a fault of RGB, but none of its own.
+
+        Args:
+            streams: modalities that the environment delivers.
+        """
+        of_rgb = {_without_modality(f) for f in self.faults if f.modality == Modality.RGB}
+        follow = of_rgb if Modality.RGB in streams else set()
+        for fault in self.faults:
+            delivered = fault.modality in streams or fault.type == "drop"
+            if not delivered and _without_modality(fault) not in follow:
+                return fault.modality
+        return None
+
+    def check_delivered(self, streams: Collection[str]) -> None:
+        """See that each fault finds something that it changes; argument as `undelivered`.
+
+        Raises:
+            ValueError: a fault would change nothing; the message holds the remedies.
+        """
+        idle = self.undelivered(streams)
+        if idle is not None:
+            raise ValueError(
+                f"Condition {self.id!r} changes {idle}, but the environment delivers {', '.join(streams)} "
+                f"alone: nothing would happen. What a policy computes of RGB is disturbed by faults of RGB, "
+                f"and lost with C1:-{idle}; or let the environment render {idle} (--env.streams; of "
+                "multismolvla-eval --env.options='{streams: [...]}')."
+            )
+
     @property
     def seen_in_training(self) -> bool | None:
         """Whether training may have met all of its types of fault; ``None`` without faults."""
         return all(f.seen_in_training for f in self.faults) if self.faults else None
+
+
+def _without_modality(fault: Fault) -> tuple[str, int, tuple[str, ...] | None, float | None]:
+    return fault.type, fault.severity, fault.cameras, fault.parameter
 
 
 CLEAN = Condition("C0", "C0", ())

@@ -349,5 +349,7 @@ def test_condition_can_be_an_option_of_the_environment():
     raw, _ = env.reset(seed=0)
     assert raw["presence"].tolist() == [1, 0, 1, 1] * 2 + [1, 0, -1, -1]
     env.close()
+    with pytest.raises(ValueError, match="'C2:thermal=zero' changes thermal.*rgb, depth alone"):
+        MultiSmolVLALiberoConfig(condition="C2:thermal=zero", streams=["rgb", "depth"])
     with pytest.raises(ValueError, match="C9"):
         MultiSmolVLALiberoConfig(condition="C9:rgb")

@@ -235,6 +235,20 @@ def test_dry_run_says_whether_the_run_would_be_continued_or_refused(make_config,
         evaluate(config)
 
 
+def test_a_fault_of_what_no_sensor_delivers_is_refused_by_name_and_left_out_of_a_level(
+    make_config, capsys, monkeypatch
+):
+    from toy_environment import ToySource
+
+    monkeypatch.setattr(ToySource, "cameras", ("image", "image2"))  # those of the levels
+    with pytest.raises(ValueError, match=r"'C3:depth=holes@3' changes depth.*delivers rgb alone"):
+        evaluate(make_config(conditions=["C3:depth=holes@3"], dry_run=True))
+    evaluate(make_config(conditions=None, level="quick", dry_run=True))
+    text = capsys.readouterr().out
+    assert "Left out, as the environment delivers rgb alone: C3:depth=holes@3." in text
+    assert "C3:rgb=gaussian_noise@3" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -124,3 +124,33 @@ def test_faults_are_refused_where_the_environment_cannot_be_seen_through_them():
     refuse_unfaultable(conditions[:1], ["b"])
     refuse_unfaultable(resolve(["C6:rgb=policy@4"], ("image",)), ["b"])
     refuse_unfaultable(conditions, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "idle"),
+    [
+        ("C1:-thermal", None),  # an announced loss reaches who computes it, too
+        ("C2:thermal=zero", "thermal"),
+        ("C2:rgb=zero+thermal=zero", None),  # what is computed of RGB follows it
+        ("C3:rgb=fog@3+thermal=low_contrast@5", "thermal"),
+        ("C4:all=burst", None),
+        ("C4:thermal=burst", "thermal"),
+        ("C5:all.image=moved@2", None),
+        ("C2:rgb.image=zero+thermal.image2=zero", "thermal"),
+        ("C3:depth=holes@3", None),
+        ("C6:rgb=policy@4", None),
+    ],
+)
+def test_a_fault_of_a_stream_that_no_sensor_delivers_is_refused(text, idle):
+    condition, streams = parse_condition(text), ["rgb", "depth", "seg"]
+    assert condition.undelivered(streams) == idle
+    assert condition.undelivered([*streams, "thermal"]) is None
+    if idle:
+        with pytest.raises(ValueError, match=f"changes {idle}.*rgb, depth, seg alone.*C1:-{idle}.*streams"):
+            condition.check_delivered(streams)
+    else:
+        condition.check_delivered(streams)
+
+
+def test_without_rgb_nothing_follows_it():
+    assert parse_condition("C2:all=zero").undelivered(["depth", "seg"]) == "rgb"
