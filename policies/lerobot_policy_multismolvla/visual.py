@@ -118,7 +118,8 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
 def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, cause: Tensor) -> Tensor:
     """The causes of a look, and `Cause.SKEW` where a stream was taken at another moment than its view's RGB.
 
-    Streams without a time are not compared, and neither is anything with RGB that is not fit itself.
+    Streams that are not there or have no time are not compared, and neither is anything with RGB that is not
+    fit itself.
 
     Args:
         cfg: ``max_skew_ms`` is how far apart they may be.
@@ -136,8 +137,9 @@ def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, 
         usable = there[:, v, RGB] & (cause[:, v, RGB] <= Cause.FIT)
         for modality, taken in times.items():
             apart = (taken - times[Modality.RGB]).abs() * 1000 > cfg.max_skew_ms
-            own = found[:, v, MODALITIES.index(modality)]
-            own.copy_(torch.where(usable & apart, own.clamp_min(int(Cause.SKEW)), own))
+            m = MODALITIES.index(modality)
+            own = found[:, v, m]
+            own.copy_(torch.where(usable & there[:, v, m] & apart, own.clamp_min(int(Cause.SKEW)), own))
     return found
 
 

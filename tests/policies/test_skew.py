@@ -78,6 +78,17 @@ def test_rgb_that_is_lost_takes_nothing_along(how, make_policy, batch):
     assert not cause[:, MODALITIES.index("depth")].any()
 
 
+def test_what_is_not_there_is_not_late(make_policy, batch):
+    """An environment tells the times of all streams, also of one that it does not render."""
+    policy = make_policy(**LIMIT)
+    now = masked(batch, DEPTH, [True, False, True])
+    del now[THERMAL]
+    chunk(policy, marked(now) | taken(rgb=[0.0] * 3, depth=[-1.0] * 3, thermal=[-1.0] * 3))
+    cause = policy.last_look().health.cause
+    assert cause[:, MODALITIES.index("depth")].tolist() == [Cause.SKEW, Cause.FIT, Cause.SKEW]
+    assert not cause[:, MODALITIES.index("thermal")].any()
+
+
 def test_the_cause_is_logged(make_policy, batch, caplog):
     policy = make_policy(**LIMIT)
     on_time = taken(rgb=[0.0] * 3, depth=[0.0] * 3)
