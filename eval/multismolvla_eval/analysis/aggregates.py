@@ -27,7 +27,7 @@ from multismolvla_eval.analysis.families import (
 )
 from multismolvla_eval.analysis.statistics import AREA_WEIGHTS, Rate, auroc, marginal_weights
 from multismolvla_eval.analysis.table import WEIGHT
-from multismolvla_eval.records.reach import reaching_faults
+from multismolvla_eval.records.reach import faulted_streams, reaching_faults
 from multismolvla_eval.records.schema import RunManifest
 
 #: A modality that weighs less than this is taken for one that the fusion distrusts.
@@ -281,7 +281,7 @@ def _detections(
     sound: dict[str, list[pd.DataFrame]] = defaultdict(list)
     for condition in conditions:
         faults = reaching_faults(condition, manifest)
-        hit = {f.modality for f in faults}
+        hit = set(faulted_streams(condition, manifest, manifest.policies[name]))
         if weighed <= hit or any(announced(f) for f in parse_condition(condition).faults):
             continue
         gone = {f.modality for f in faults if announced(f)}  # derived from a faulted RGB

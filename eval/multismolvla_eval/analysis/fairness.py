@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from multismolvla.corruption import parse_condition
-from multismolvla.modalities import padding_mask_key, valid_key
+from multismolvla.modalities import Modality, padding_mask_key, valid_key
 from multismolvla_eval.analysis.cells import Cells, shared
 from multismolvla_eval.analysis.families import reads_condition
 from multismolvla_eval.analysis.table import ENCODER_INPUT, POLICY_INPUT
@@ -57,9 +57,10 @@ def fairness_checks(
     """Compare hashes of paired episodes.
 
     Arrival is judged by what the encoder was given if the policy shows it (there per modality), else by the
-    policy's input. Of a soft fault one camera of a modality is enough: the other may show nothing that it
-    could change. A frozen picture and a fault in time cannot show at the first frame, and what a policy does
-    not read cannot reach it: neither is counted.
+    policy's input. What the policy computes of RGB changes with it; under a soft fault of RGB it need not,
+    the estimate may be the same. Of a soft fault one camera of a modality is enough: the other may show
+    nothing that it could change. A frozen picture and a fault in time cannot show at the first frame, and
+    what a policy does not read cannot reach it: neither is counted.
     """
     arrivals = []
     for name in names:
@@ -79,13 +80,15 @@ def _arrival(
     clean: pd.DataFrame, faulted: pd.DataFrame, name: str, condition: str, manifest: RunManifest
 ) -> list[FaultArrival]:
     """The counts of one cell; nothing without hashes."""
-    streams = faulted_streams(condition, manifest)
+    streams = faulted_streams(condition, manifest, manifest.policies[name])
     renamed = renaming(name, manifest.rename_map)
     inputs = {m: {renamed.get(k, k) for k in keys} for m, keys in streams.items()}
     soft = {f.modality for f in parse_condition(condition).faults if not f.hard}
+    required = faulted_streams(condition, manifest) if Modality.RGB in soft else streams
     encoder, policy = _Hashes(clean, faulted, ENCODER_INPUT), _Hashes(clean, faulted, POLICY_INPUT)
     shown = faulted["encoder_shown"].to_numpy() & (encoder.before != 0).any(1)
-    at_encoder, at_input = _at_the_encoder(encoder, set(streams)), _at_the_input(policy, inputs, soft)
+    at_encoder = _at_the_encoder(encoder, must=set(required), may=set(streams))
+    at_input = _at_the_input(policy, inputs, soft)
     counted, reached, rest_equal = np.where(shown, at_encoder, at_input)
     if not counted.any():
         return []
@@ -108,11 +111,17 @@ class _Hashes:
         return np.isin(self.keys, list(names))
 
 
-def _at_the_encoder(hashes: _Hashes, modalities: Collection[str]) -> np.ndarray:
-    """Whether an episode counts, its fault arrived, and all else is equal: bool (3, m), by modality."""
-    present, hit = hashes.before != 0, hashes.among(modalities)
+def _at_the_encoder(hashes: _Hashes, must: Collection[str], may: Collection[str]) -> np.ndarray:
+    """Whether an episode counts, its fault arrived, and all else is equal: bool (3, m), by modality.
+
+    Args:
+        hashes: of what the encoder was given.
+        must: modalities that have to change.
+        may: those, and what else is allowed to.
+    """
+    present, hit = hashes.before != 0, hashes.among(must)
     reached = present[:, hit].any(1) & (hashes.changed | ~present)[:, hit].all(1)
-    rest_equal = ~(hashes.changed & present)[:, ~hit].any(1)
+    rest_equal = ~(hashes.changed & present)[:, ~hashes.among(may)].any(1)
     return np.stack([np.ones_like(reached), reached, rest_equal])
 
 

@@ -99,12 +99,12 @@ def stream(type_: str) -> str:
 def reads_condition(policy: PolicyFacts, condition_id: str, manifest: RunManifest) -> bool | None:
     """Whether a policy reads any stream that a condition hits.
 
-    A fault of RGB hits what the environment computes from RGB, too.
+    A fault of RGB hits what environment or policy compute from RGB, too.
 
     Returns:
         ``None`` where nothing is hit, and for baselines that have no inputs at all.
     """
-    keys = faulted_keys(condition_id, manifest)
+    keys = faulted_keys(condition_id, manifest, policy)
     has_inputs = bool(policy.reads or policy.no_vision)
     return bool(keys & set(policy.reads)) if keys and has_inputs else None
 

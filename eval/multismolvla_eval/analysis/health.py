@@ -87,7 +87,7 @@ def detections(manifest: RunManifest, rows: Sequence[EpisodeRow]) -> list[FoundF
             cell = [r for r in mine if r.condition == condition]
             if not cell or not faults or any(f.announced for f in faults):
                 continue
-            hit = {streams[key] for key in faulted_keys(condition, manifest)}
+            hit = {streams[key] for key in faulted_keys(condition, manifest, facts)}
             found.append(
                 FoundFault(
                     policy,

@@ -145,12 +145,14 @@ class Reads:
         views: cameras of these pictures.
         provenance: of these modalities, where the policy's configuration has a say; see
             `multismolvla.provenance`.
+        derives: of the keys, the streams that it can compute of their view's RGB.
     """
 
     keys: list[str]
     modalities: list[str]
     views: list[str]
     provenance: dict[str, str]
+    derives: list[str]
 
 
 def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, str]) -> Reads:
@@ -177,7 +179,17 @@ def what_it_reads(config: Any, cameras: Sequence[str], rename_map: Mapping[str, 
         modalities,
         [c for c, found in given.items() if found],
         {k: kind for k, kind in table.items() if k.split(".")[-1] in modalities},
+        sorted(original.get(k, k) for k in computed_streams(config)),
     )
+
+
+def computed_streams(config: Any) -> dict[str, str]:
+    """The streams that a policy computes of RGB where nobody delivers them: picture key -> key of its ids."""
+    from lerobot_policy_multismolvla.derived import derived_streams
+
+    if not getattr(config, "uses_fourm", False):
+        return {}
+    return {s.key: s.ids for s in derived_streams(config)}
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:

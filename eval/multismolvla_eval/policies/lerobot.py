@@ -126,6 +126,7 @@ class LeRobotPolicy:
             modalities=reads.modalities,
             views=reads.views,
             provenance=reads.provenance,
+            derives=reads.derives,
             mask_reaches_policy=config.type in (*MASK_READERS, *GAP_READERS),
             needs_a_picture=config.type in GAP_READERS,
             device=str(config.device),

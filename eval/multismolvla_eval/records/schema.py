@@ -163,6 +163,8 @@ class PolicyFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     views: list[str] = field(default_factory=list)  # cameras of these pictures
     # ``view.modality`` or modality -> sensor or derived, where the policy has a say.
     provenance: dict[str, str] = field(default_factory=dict)
+    # Of what it reads, the streams that it computes of their view's RGB where the environment has no sensor.
+    derives: list[str] = field(default_factory=list)
     mask_reaches_policy: bool = False  # whether an announced loss reaches it, see policies/announcing.py
     needs_a_picture: bool = False  # whether that holds only as long as some picture is left
     privileged: bool = False  # whether it reads the simulator's state
@@ -252,3 +254,8 @@ class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     def provenance(self) -> dict[str, str]:
         """Modality -> ``sensor`` or ``derived``: of the environment's streams, alike in all suites."""
         return next(iter(self.suites.values())).provenance
+
+    @property
+    def streams(self) -> list[str]:
+        """Modalities that the environment delivers, alike in all suites."""
+        return next(iter(self.suites.values())).streams

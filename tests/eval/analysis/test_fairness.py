@@ -17,11 +17,11 @@ from multismolvla_eval.report.command import main
 STREAMS = [f"observation.images.image{suffix}" for suffix in ("", "_depth", "_seg", "_thermal")]
 
 
-def checks_of(cells, cameras=("image",), **reads):
+def checks_of(cells, cameras=("image",), derives=(), **reads):
     """Fairness checks of one episode per cell: ``{(policy, condition): (encoder's, input's hashes)}``."""
     names = tuple(dict.fromkeys(policy for policy, _ in cells))
     conditions = [parse_condition(c) for c in dict.fromkeys(c for _, c in cells)]
-    policies = {name: facts(name, reads=reads.get(name, STREAMS)) for name in names}
+    policies = {name: facts(name, reads=reads.get(name, STREAMS), derives=list(derives)) for name in names}
     manifest = manifest_of(("toy",), conditions, names, policies, cameras=list(cameras))
     rows = []
     for (policy, condition), (encoder, inputs) in cells.items():
@@ -107,3 +107,24 @@ def test_faults_that_do_not_arrive_or_leak_are_named_everywhere(tmp_path, capsys
         assert re.search(rf"vanilla: {leak}.*C1:camera=image2 \(5 of 10\)", text)
     assert "in the others it did not arrive in full" in texts[2]
     assert "more than the fault differs" in texts[2]
+
+
+def test_what_a_policy_computes_of_rgb_changes_with_it_and_with_nothing_else():
+    """Thermal is the policy's estimate: no sensor of this environment delivers it."""
+    clean = {"rgb": "1", "depth": "2", "thermal": "4"}
+    for condition, encoder, reached, rest_equal in (
+        ("C3:rgb=fog@3", clean | {"rgb": "9", "thermal": "8"}, 1, 1),
+        ("C3:rgb=fog@3", clean | {"rgb": "9"}, 1, 1),  # the estimate may be the same
+        ("C3:rgb=fog@3", clean | {"thermal": "8"}, 0, 1),
+        ("C3:rgb=fog@3", clean | {"rgb": "9", "depth": "8"}, 1, 0),
+        ("C1:depth+seg+thermal", {"depth": "2"}, 1, 1),
+        ("C1:depth+seg+thermal", {"depth": "2", "thermal": "4"}, 0, 1),  # clean RGB shows through
+        ("C2:rgb=zero", clean | {"rgb": "9"}, 0, 1),
+        ("C3:depth=holes@3", clean | {"depth": "9", "thermal": "8"}, 1, 0),
+        ("C1:rgb+depth+seg", {"rgb": "1", "depth": "2"}, 1, 1),
+        ("C1:rgb+depth+seg", clean, 0, 1),
+    ):
+        inputs = dict.fromkeys(STREAMS[:2], "clean")
+        cells = {("ours", "C0"): (clean, inputs), ("ours", condition): (encoder, inputs)}
+        (fault,) = checks_of(cells, derives=STREAMS[3:])
+        assert (fault.reached, fault.rest_equal) == (reached, rest_equal), (condition, encoder)

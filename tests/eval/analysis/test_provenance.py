@@ -52,6 +52,18 @@ def test_faults_of_rgb_concern_what_the_environment_computes_from_it():
     assert set(faulted_streams("C3:rgb.image=fog@3", manifest({}, SENSORS))) == {"rgb"}
 
 
+def test_faults_of_rgb_concern_what_a_policy_computes_from_it_where_no_sensor_delivers_it():
+    ours = facts("ours", derives=["observation.images.image_depth", "observation.images.image_thermal"])
+    toy = suite(streams=["rgb", "depth"], provenance=SENSORS)
+    run = manifest_of({"toy": toy}, names=("ours",), policies={"ours": ours})
+    assert faulted_streams("C3:rgb=fog@3", run, ours) == {
+        "rgb": {"observation.images.image", "observation.images.image2"},
+        "thermal": {"observation.images.image_thermal"},
+    }
+    assert set(faulted_streams("C3:rgb.image2=fog@3", run, ours)) == {"rgb"}
+    assert set(faulted_streams("C1:-thermal", run, ours)) == {"thermal"}
+
+
 def test_a_comparison_knows_what_is_computed_from_rgb(tmp_path):
     """The announced loss of RGB takes the thermal picture with it, of which this policy is not told."""
     ours = facts("ours", reads=["observation.images.image_thermal"], mask_reaches_policy=False)

@@ -202,3 +202,56 @@ def test_a_stream_that_is_late_is_absent_and_the_row_says_why(checkpoints, sourc
     assert depth("C4:depth=delay@1")[0].cause is None
     policy.config.max_skew_ms = None
     assert depth("C4:depth=delay@2")[0].cause != "skew"
+
+
+def test_an_evaluation_shows_that_a_fault_of_rgb_reaches_the_thermal_that_the_policy_computes(
+    checkpoints, tmp_path
+):
+    """The environment renders no thermal. What its report would say of it is asked, too."""
+    from msgspec.structs import asdict
+    from synthetic import manifest_of
+    from tiny_policies import save_deriving
+
+    from multismolvla.corruption import parse_condition
+    from multismolvla.modalities import MODALITIES
+    from multismolvla_eval.analysis.cells import Cells
+    from multismolvla_eval.analysis.fairness import fairness_checks
+    from multismolvla_eval.analysis.table import episode_table
+    from multismolvla_eval.config import EnvironmentArguments
+    from multismolvla_eval.environments import load_sources
+    from multismolvla_eval.policies.load import load_policy
+    from multismolvla_eval.protocol.schedule import EpisodeSpec
+    from multismolvla_eval.records.schema import SuiteRecord
+    from multismolvla_eval.rollout.episode import run_episode
+
+    options = {"episode_length": 2, "streams": ["rgb", "depth", "seg"]}
+    (source,) = load_sources(EnvironmentArguments(task_ids=[0], options=options)).values()
+    policy = load_policy(save_deriving(tmp_path, checkpoints), source)
+    expected = {
+        "C0": set(),
+        "C1:rgb+depth+seg": {"thermal"},
+        "C1:rgb": {"depth", "seg", "thermal"},
+        "C1:depth+seg+thermal": {"rgb", "thermal"},
+        "C1:camera=image2": set(MODALITIES),
+        "C2:rgb=zero": {"rgb", "thermal"},
+        "C3:rgb=gaussian_noise@5": {"rgb", "thermal"},
+        "C3:depth=holes@3": {"depth"},
+    }
+    rows = {c: run_episode(EpisodeSpec("ours", source.suite, 0, c, 0), source, policy, 0) for c in expected}
+    source.make(0).close()
+    clean = rows["C0"].encoder_inputs
+    assert set(clean) == set(MODALITIES)
+    for condition, changed in expected.items():
+        found = rows[condition].encoder_inputs
+        assert {m for m in MODALITIES if found.get(m) != clean[m]} == changed, condition
+        if condition.startswith("C1") and "camera" not in condition:
+            assert set(found) == set(MODALITIES) - changed, condition
+    facts = policy.facts()
+    assert facts.derives == ["observation.images.image2_thermal", "observation.images.image_thermal"]
+    conditions = [parse_condition(c) for c in expected]
+    suites = {source.suite: SuiteRecord(**asdict(source.facts()))}
+    manifest = manifest_of(suites, conditions, ("ours",), {"ours": facts}, cameras=list(source.cameras))
+    cells = Cells(episode_table(list(rows.values()), manifest))
+    arrivals = fairness_checks(["ours"], list(expected), cells, manifest).faults
+    assert [a.condition for a in arrivals] == list(expected)[1:]
+    assert not any(a.doubtful for a in arrivals), arrivals
