@@ -2,14 +2,16 @@
 
 The controls show zeroed pictures and those of other frames, of all sensors together and of each modality
 alone; a policy that reads presence masks is also told that a modality is absent; and the same pictures are
-shown with the instruction of another task. A control that changes nothing shows a sensor that the policy does
-not use, and no fault of it can hurt. It is a proxy: a low error is no solved task.
+shown with the instruction of another task. What a policy computes of RGB it computes of the RGB that it is
+shown, whatever the dataset has of it: a stored estimate would be of the true picture. A control that changes
+nothing shows a sensor that the policy does not use, and no fault of it can hurt. It is a proxy: a low error
+is no solved task.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +26,12 @@ from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_
 from multismolvla_eval.analysis.diagnosis import Change, ControlError, SensorUse
 from multismolvla_eval.config import EvalConfig, renaming
 from multismolvla_eval.policies.checkpoints import policy_hash
-from multismolvla_eval.policies.features import Streams, streams_by_modality, with_masks
+from multismolvla_eval.policies.features import (
+    Streams,
+    computed_streams,
+    streams_by_modality,
+    with_masks,
+)
 from multismolvla_eval.policies.lerobot import plans_ahead, stored_config
 
 if TYPE_CHECKING:
@@ -102,9 +109,13 @@ class Frames:
         return len(self.task)
 
     def streams(self, config: Any) -> Streams:
-        """What a policy looks at and the frames have, as pictures or, beside them, as cached ids."""
-        there = set(self.observation)
+        """What a policy looks at and gets of the frames: pictures, cached ids, what it computes of RGB."""
+        there = {*self.observation, *computed_streams(config)}
         return {m: s for m, s in streams_by_modality(config).items() if there & {*s, *s.values()}}
+
+    def hold(self, streams: Streams) -> list[str]:
+        """The modalities of which the frames have anything."""
+        return [m for m, s in streams.items() if not {*s, *s.values()}.isdisjoint(self.observation)]
 
 
 @dataclass(frozen=True)
@@ -116,19 +127,23 @@ class Control:
     modality: str | None = None  # None means all
 
 
-def controls_for(streams: Streams, masks: bool, tasks: int) -> list[Control]:
+def controls_for(
+    streams: Collection[str], masks: bool, tasks: int, computed: Collection[str] = ()
+) -> list[Control]:
     """True pictures, the two controls of all sensors, another instruction, then each modality's controls.
 
     Args:
-        streams: what the policy looks at.
+        streams: modalities that the policy looks at.
         masks: whether a modality can be declared absent to it.
         tasks: number of instructions; a single one cannot be exchanged.
+        computed: modalities of which it is shown nothing, because it computes them of RGB.
     """
+    shown = [m for m in streams if m not in computed]
     controls = [Control("true", "none"), Control("zeroed", "zero"), Control("shuffled", "shuffle")]
     controls += [Control("another task", "task")] if tasks > 1 else []
-    if len(streams) > 1:  # of one modality, these are the two of all sensors
-        controls += [Control(f"{m} zeroed", "zero", m) for m in streams]
-        controls += [Control(f"{m} shuffled", "shuffle", m) for m in streams]
+    if len(shown) > 1:  # of one modality, these are the two of all sensors
+        controls += [Control(f"{m} zeroed", "zero", m) for m in shown]
+        controls += [Control(f"{m} shuffled", "shuffle", m) for m in shown]
     if masks:
         controls += [Control(f"{m} masked", "mask", m) for m in streams]
     return controls
@@ -153,7 +168,8 @@ def measure(path: str, options: SensorUseOptions, rename_map: Mapping[str, str])
     frames = load_frames(options, data, config, rename_map)
     # What the dataset lacks can be neither shuffled nor masked.
     streams = frames.streams(config)
-    controls = controls_for(streams, hasattr(config, "stream_keys"), len(set(frames.task)))
+    computed = set(streams) - set(frames.hold(streams))
+    controls = controls_for(streams, hasattr(config, "stream_keys"), len(set(frames.task)), computed)
     use.controls = control_errors(action_errors(policy, preprocess, frames, controls, streams, options))
     use.n, use.episodes = len(frames), len(frames.episode.unique())
     use.n_action_steps, use.modalities = frames.action.shape[1], list(streams)
@@ -205,10 +221,11 @@ def load_frames(options: FrameOptions, data: Any, config: Any, rename_map: Mappi
     """
     from tqdm import tqdm
 
-    streams = streams_by_modality(config)
+    streams, computed = streams_by_modality(config), computed_streams(config)
     pictures = {k for by_key in streams.values() for pair in by_key.items() for k in pair if k}
+    pictures -= {*computed, *computed.values()}
     flags = {padding_mask_key(k) for by_key in streams.values() for k in by_key}
-    others = {k for k in config.input_features if k not in config.image_features}
+    others = {k for k in config.input_features if k not in {*config.image_features, *computed.values()}}
     renamed = with_masks(rename_map)
     keys = {k: name for k in data.features if (name := renamed.get(k, k)) in pictures | flags | others}
     if not pictures & set(keys.values()):
@@ -338,6 +355,7 @@ def action_errors(
         for control, number, rows in jobs:
             batch = preprocess(show(frames, streams, control, rows, other))
             target = batch.pop("action").cpu()
+            policy.reset()  # frames follow one another in no episode
             torch.manual_seed(options.seed + number)
             with torch.inference_mode():
                 predicted = policy.predict_action_chunk(batch)[:, : target.shape[1]].float().cpu()

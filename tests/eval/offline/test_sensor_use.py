@@ -83,6 +83,9 @@ class Oracle:
             n_action_steps=2, device="cpu",
         )  # fmt: skip
 
+    def reset(self):
+        """It remembers nothing."""
+
     def predict_action_chunk(self, batch):
         picture = batch[RGB]
         assert picture.dtype == torch.float32
@@ -261,6 +264,48 @@ def test_what_each_control_shows(tiny_dataset, cached, make_config):
         assert not any(shown["m"][k].any() for k in flags)
     assert token_key("image", "depth") in shown["t"]
     assert DEPTH not in shown["t"]
+
+
+def test_what_the_policy_computes_of_rgb_follows_the_rgb_that_is_shown(
+    tiny_dataset, cached, make_policy, tmp_path
+):
+    """The datasets hold thermal pictures, or their ids, of the true RGB."""
+    from dataclasses import asdict
+
+    from tiny_thermalgen import write_tiny_thermalgen
+
+    from multismolvla.estimators import load_estimator
+
+    network = str(write_tiny_thermalgen(tmp_path / "thermalgen"))
+    recipe = asdict(load_estimator("thermal", network, steps=1, size=32).recipe)
+    policy = make_policy(
+        provenance={"thermal": "derived"}, estimators={"thermal": recipe}, refresh={"thermal": 2},
+        estimator_sources={"thermal": network}, health="off",
+    )  # fmt: skip
+    stats = LeRobotDataset("tests/tiny", root=tiny_dataset).meta.stats
+    prepare, _ = make_multismolvla_pre_post_processors(policy.config, stats)
+    rows, other = torch.arange(2), partners(4, 0)
+    domain = MINI_DOMAINS["thermal"]
+    for root in (tiny_dataset, cached):
+        frames = frames_of(root, policy.config, frames=4)
+        assert not any("thermal" in key for key in frames.observation)
+        streams = frames.streams(policy.config)
+        assert list(streams) == ["rgb", "depth", "seg", "thermal"]
+        computed = set(streams) - set(frames.hold(streams))
+        names = [c.name for c in controls_for(streams, masks=True, tasks=1, computed=computed)]
+        assert [name for name in names if "thermal" in name] == ["thermal masked"]
+
+        def seen(control, rows=rows, frames=frames, streams=streams):
+            policy.reset()
+            policy.predict_action_chunk(prepare(show(frames, streams, control, rows, other)))
+            return policy.last_look().inputs.values.get(domain)
+
+        shuffled = seen(Control("rgb shuffled", "shuffle", "rgb"))
+        assert not torch.equal(shuffled, seen(TRUE))
+        assert torch.equal(shuffled, seen(TRUE, rows=other[rows]))
+        assert seen(Control("thermal masked", "mask", "thermal")) is None
+        action_errors(policy, prepare, frames, [TRUE], streams, SensorUseOptions(batch_size=2))
+        assert domain in policy.last_look().inputs.values, "the second batch is no second look of an episode"
 
 
 def test_every_frame_is_shown_the_instruction_of_another_task_and_of_all_others_in_turn():
