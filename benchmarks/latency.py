@@ -137,9 +137,10 @@ class Look:
         stats = {"observation.state": ones, "action": {k: v[:7] for k, v in ones.items()}}
         self._pre, self._post = make_multismolvla_pre_post_processors(policy.config, stats)
         self._preprocess: Callable[..., Any] = self._pre
+        self._postprocess: Callable[..., Any] = self._post
         self._raw, self._canonical = _robot(policy.config.views, cfg.seed)
 
-    def __call__(self, modalities: Sequence[str]) -> Tensor:
+    def plan(self, modalities: Sequence[str]) -> Tensor:
         """The next chunk of actions (1, T, 7), with these modalities delivered."""
         import contextlib
 
@@ -155,7 +156,7 @@ class Look:
             seen = {k: v for k, v in self._canonical.items() if k not in absent}
             batch = self._preprocess({**seen, "task": "pick up the red mug and place it on the plate"})
             torch.manual_seed(0)
-            chunk: Tensor = self._post(self.policy.predict_action_chunk(batch))
+            chunk: Tensor = self._postprocess(self.policy.predict_action_chunk(batch))
             return chunk
 
     def prepare(self, raw: dict[str, Any]) -> None:
@@ -171,6 +172,8 @@ class Look:
             if type(step).__name__ in ("SensorStep", "HealthStep"):
                 stages.watch(step, "observation", type(step).__name__.removesuffix("Step").lower())
         self._preprocess = stages.watched(self._pre, "pre-processor")
+        self._postprocess = stages.watched(self._post, "post-processor")
+        stages.watch(self, "plan", "rest")  # so that a look's shares are shares of all of it
         stages.watch(self, "prepare", "prepare")
         if policy.config.uses_fourm:
             stages.watch(policy._sensors, "look", "health")
@@ -232,7 +235,7 @@ class LookCase:
 
     def __call__(self) -> Tensor:
         """A round of looks; the first one's chunk."""
-        chunks = [self.look(self.delivered) for _ in range(self.every)]
+        chunks = [self.look.plan(self.delivered) for _ in range(self.every)]
         return chunks[0]
 
 

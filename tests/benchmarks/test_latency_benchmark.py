@@ -59,13 +59,22 @@ def test_a_look_is_measured_by_stages_with_sensors_and_with_estimates(tmp_path: 
     )
     content = json.loads(output.read_text())
     stages = content["stages_s"]
-    assert set(stages["vanilla SmolVLA"]) >= {"prepare", "encoder", "prefix", "denoising"}
+    parts = {"prepare", "encoder", "prefix", "denoising", "post-processor", "rest"}
+    assert set(stages["vanilla SmolVLA"]) >= parts
     assert not any("depth" in stage for stage in stages["B, rgb"])
     sensors, derived = stages["B, rgb+depth+seg+thermal"], stages["B, all of RGB, thermal every 2"]
     assert {"tokens of depth", "tokens of seg", "tokens of thermal"} <= set(sensors)
     assert {"estimate of depth", "estimate of seg", "estimate of thermal"} <= set(derived) - set(sensors)
     assert set(content["difference_to_cpu"].values()) == {0.0}  # the CPU's own chunk, from a second policy
     assert {path.name for path in tmp_path.iterdir()} == {"latency.json", "latency.png"}
+
+
+def test_a_result_of_the_gpu_that_is_no_number_is_wrong():
+    import gpu
+
+    off = {"fp32": float("nan"), "fp32, compiled": 2e-3, "bf16": 0.5, "bf16, compiled": float("nan")}
+    assert set(gpu.beyond(off, 1e-3)) == {"fp32", "fp32, compiled", "bf16, compiled"}
+    assert gpu.beyond({"fp32": 1e-3, "bf16": 0.5}, 1e-3) == {}
 
 
 def test_an_unknown_size_names_itself():
