@@ -13,6 +13,7 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotated_dataset, write_networks
 from tiny_policy import SIDE, flow_inputs, rgb_features
 
@@ -177,6 +178,19 @@ def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
     for _ in range(policy.config.n_action_steps - 1):
         policy.select_action(pre(raw(annotated, [1])))
     assert looks == []
+
+
+def test_under_rtc_each_plan_has_the_estimates_of_its_own_picture(policy_of, annotated):
+    policy, pre = policy_of(rtc_config=RTCConfig(enabled=True, execution_horizon=2))
+    policy.reset()
+    left = None
+    for frame in (0, 1, 2):
+        observation = pre(raw(annotated, [frame]))
+        chunk = policy.predict_action_chunk(observation, inference_delay=1, prev_chunk_left_over=left)
+        left = chunk[0, 1:]
+        for modality in MODALITIES:
+            ids = policy.last_look().inputs.values[DOMAINS[modality]].reshape(1, len(VIEWS), -1)
+            assert torch.equal(ids, stored(annotated, [frame], modality))
 
 
 def looks(policy, pre, annotated, frames, **changed) -> list[dict[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 from lerobot.utils.feature_utils import build_dataset_frame, hw_to_dataset_features
 from processes import free_port
-from tiny_policies import save_ours
+from tiny_policies import save_deriving, save_ours
 from tiny_policy import SIDE, canonical_batch, chunk
 
 from multismolvla.fourm import MINI_DOMAINS
@@ -64,8 +64,9 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pinned(checkpoint) -> PinnedPolicy:
-    return PinnedPolicy.load(str(checkpoint))
+def pinned(request, checkpoint, tmp_path) -> PinnedPolicy:
+    computes = getattr(request, "param", "") == "thermal of RGB"
+    return PinnedPolicy.load(save_deriving(tmp_path, checkpoint.parent) if computes else str(checkpoint))
 
 
 class Client:
@@ -322,6 +323,24 @@ def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, co
     next_one.observe(seen(2) | still)
     assert next_one.actions()
     assert cause() == Cause.FIT
+
+
+@pytest.mark.parametrize("pinned", ["thermal of RGB"], indirect=True)
+def test_what_the_policy_computes_of_rgb_follows_it_and_is_another_robots_anew(client, connect, pinned):
+    pinned.policy.config.refresh = {"thermal": 2}
+
+    def thermal(robot: Client, number: int) -> torch.Tensor | None:
+        robot.observe(seen(number), number)
+        assert robot.actions()
+        return pinned.policy.last_look().inputs.values.get(MINI_DOMAINS["thermal"])
+
+    first, between, second = (thermal(client, number) for number in range(3))
+    assert between is None
+    assert not torch.equal(first, second)
+    next_one = connect()
+    next_one.ready()
+    next_one.instruct()
+    assert torch.equal(thermal(next_one, 0), first), "estimated at its first look, of the same picture"
 
 
 # ------------------------------------------------------------------------------------------------ the command

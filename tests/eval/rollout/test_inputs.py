@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -255,3 +257,38 @@ def test_an_evaluation_shows_that_a_fault_of_rgb_reaches_the_thermal_that_the_po
     arrivals = fairness_checks(["ours"], list(expected), cells, manifest).faults
     assert [a.condition for a in arrivals] == list(expected)[1:]
     assert not any(a.doubtful for a in arrivals), arrivals
+
+
+def test_in_a_batch_each_episode_has_the_thermal_of_its_own_rgb_when_its_own_turn_comes(
+    checkpoints, source, tmp_path
+):
+    from tiny_policies import save_deriving
+
+    from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
+    from multismolvla_eval.policies.interface import as_request
+    from multismolvla_eval.policies.lerobot import LeRobotPolicy, draw_noise
+    from multismolvla_eval.rollout.batching import ChunkBatcher
+
+    policy = LeRobotPolicy(save_deriving(tmp_path, checkpoints), source)
+    policy.config.refresh = {"thermal": 2}
+    policy.keep_shapes()
+    requests = []
+    for state in range(2):
+        raw, _ = source.make(0).reset(seed=0, options={"init_state_id": state})
+        observe, _ = source.processors(policy.config)
+        policy.reset()
+        batch = policy.prepare(observe({**add_batch_axis(raw), "task": ["put it there"]}))
+        seen = {key: value for key, value in batch.items() if "thermal" not in key}
+        noise = draw_noise(policy.config)
+        requests.append(as_request("p", seen | policy.config.first_memory(), noise, first=True))
+    batcher = ChunkBatcher(policy, 3)
+    alone = [batcher.answer([request])[0] for request in requests]
+    hashes = [reply.look.encoder_inputs["thermal"] for reply in alone]
+    assert hashes[0] != hashes[1]
+    for reply, single in zip(batcher.answer(requests), alone, strict=True):
+        assert reply.actions.tobytes() == single.actions.tobytes()
+        assert reply.look.encoder_inputs == single.look.encoder_inputs
+    later = replace(requests[0], arrays=requests[0].arrays | alone[0].look.memory)
+    second, first = batcher.answer([later, requests[1]])
+    assert "thermal" not in second.look.encoder_inputs, "its second look"
+    assert first.look.encoder_inputs["thermal"] == hashes[1]
