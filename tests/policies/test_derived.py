@@ -6,84 +6,21 @@ import json
 import logging
 import shutil
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
-from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotated_dataset, write_networks
+from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, alike, raw, seen, stored
 from tiny_policy import SIDE, flow_inputs, rgb_features
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
-from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
 from multismolvla.modalities import padding_mask_key, token_key
 from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> dict[str, str]:
-    return write_networks(tmp_path_factory.mktemp("networks"))
-
-
-@pytest.fixture(scope="module")
-def annotated(hub, sources, tmp_path_factory) -> LeRobotDataset:
-    root = annotated_dataset(tmp_path_factory.mktemp("data"), hub / "fourm", sources)
-    return LeRobotDataset("tests/all", root=root, return_uint8=True)
-
-
-@pytest.fixture
-def policy_of(make_config, make_policy, annotated, sources):
-    """As training makes it of the annotated data."""
-
-    def make(**options: Any):
-        common = {
-            "views": VIEWS, "domains": DOMAINS, "input_features": rgb_features(),
-            "num_labels": NUM_OFFICIAL_LABELS,
-        }  # fmt: skip
-        cfg = make_config(**common)
-        cfg.set_dataset_feature_metadata(annotated.meta.features)
-        own = {"estimators": cfg.estimators, "provenance": cfg.provenance, "estimator_sources": sources}
-        policy = make_policy(**(common | own | options))
-        pre, _ = make_multismolvla_pre_post_processors(policy.config, annotated.meta.stats)
-        return policy, pre
-
-    return make
-
-
-def raw(annotated, rows, **changed: torch.Tensor) -> dict[str, Any]:
-    """Frames as cameras deliver them: RGB alone."""
-    items = [annotated[row] for row in rows]
-    out = {key: torch.stack([item[key] for item in items]) for key in (*RGB, "observation.state")}
-    return out | changed | {"task": ["push"] * len(items)}
-
-
-def seen(policy, pre, observation) -> dict[str, torch.Tensor]:
-    """Domain -> what enters the encoder (B, V, N), -1 where it is absent."""
-    policy.reset()
-    policy.predict_action_chunk(pre(observation))
-    inputs = policy.last_look().inputs
-    shape = (len(observation["task"]), len(VIEWS), -1)
-    return {
-        m: torch.where(inputs.present[DOMAINS[m]], inputs.values[DOMAINS[m]], -1).reshape(shape)
-        for m in MODALITIES
-        if DOMAINS[m] in inputs.values
-    }
-
-
-def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether ids are the same but for a few near ties, which fall differently in batches of another size."""
-    return found.shape == wanted.shape and (found == wanted).float().mean().item() > 0.99
-
-
-def stored(annotated, rows, modality) -> torch.Tensor:
-    ids = [[annotated[row][token_key(view, modality)] for view in VIEWS] for row in rows]
-    return torch.stack([torch.stack(views) for views in ids]).long()
 
 
 def test_the_ids_at_the_encoder_are_those_of_training_in_any_company(policy_of, annotated):
