@@ -69,6 +69,30 @@ class Estimator(Protocol):
 def check_finite(estimate: Tensor, recipe: EstimatorRecipe, what: str) -> Tensor:
     """The estimate itself.
 
+def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor:
+    """What an estimator makes of pictures, at its own precision: autocast around the call changes nothing.
+
+    Args:
+        estimator: of the modality.
+        rgb: as `Estimator.estimate` takes it.
+        modality: depth, seg or thermal.
+
+    Returns:
+        As `Estimator.estimate`.
+
+    Raises:
+        ValueError: another shape than one channel of the pictures' size, NaN or infinity.
+    """
+    with torch.autocast(rgb.device.type, enabled=False):
+        found = estimator.estimate(rgb.float())
+    if found.shape != (len(rgb), 1, *rgb.shape[-2:]):
+        raise ValueError(
+            f"The estimator of {modality} gave {tuple(found.shape)} for RGB {tuple(rgb.shape)}; expected one "
+            "channel of the same size."
+        )
+    return check_finite(found, estimator.recipe, modality)
+
+
     Raises:
         ValueError: it has NaN or infinity, which stored data would show as a picture like any other.
     """

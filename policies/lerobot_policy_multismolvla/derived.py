@@ -18,7 +18,7 @@ from torch import Tensor
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
-from multismolvla.estimators.interface import check_finite
+from multismolvla.estimators.interface import estimate_checked
 from multismolvla.estimators.stored import as_stored
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
 from multismolvla.sensors import SensorReader
@@ -32,6 +32,11 @@ Recipes = dict[str, dict[str, Any]]
 AGE_KEY = "observation.derived_age"
 NEVER = -1  # age of what was not estimated yet
 
+#: What a network may raise at a picture: a robot goes on with what it has.
+_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 def last_key(key: str) -> str:
     """Key of the last estimate of the picture ``key``, or of its validity, beside `AGE_KEY`."""
@@ -213,14 +218,14 @@ class DerivedStreams:
             if stream.rgb not in batch or self._delivered(cfg, batch, stream):
                 continue
             rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
+            fresh = due.clone()
             due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
             pictures: dict[str, Tensor] = {}
             if due.any():
-                pictures = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
-            fresh = due & bool(pictures)
+                pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
             again = rows & ~due & (cfg.refresh_between == "reuse")
             for name in (stream.key, valid_key(stream.key)):
-                whole = _with_rows(before.get(last_key(name)), due, pictures.get(name))
+                whole = _with_rows(before.get(last_key(name)), fresh, pictures.get(name))
                 if whole is not None:
                     made[name] = whole
                     if cfg.refresh_between == "reuse":
@@ -253,22 +258,23 @@ class DerivedStreams:
                 self._loaded.pop(stream.name, None)  # nobody needs the network
         return True
 
-    def _pictures(self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor) -> dict[str, Tensor]:
-        """Canonical picture under ``key``, with its validity; empty when it cannot be made."""
+    def _pictures(
+        self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Canonical pictures under ``key``, with their validity, and of which rows they are, bool (B,)."""
         estimator = self._estimator(cfg, modality, rgb.device)
         if estimator is None:
-            return {}
-        try:
-            found = check_finite(estimator.estimate(rgb.float()), estimator.recipe, modality)
-        except (ValueError, RuntimeError) as error:  # a robot goes on with what it has
-            if modality not in self._failing:
-                logger.warning("No %s can be estimated: %s It counts as absent.", modality, error)
-            self._failing.add(modality)
-            return {}
-        self._failing.discard(modality)
-        reader = SensorReader({"": {modality: key}}, "m", cfg.depth_range_m, cfg.num_labels)
-        canonical = reader.read({key: as_stored(modality, found)})
-        return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}
+            return {}, rgb.new_zeros(len(rgb), dtype=torch.bool)
+        tried = [_try(cfg, estimator, modality, key, rgb)]
+        if isinstance(tried[0], Exception) and len(rgb) > 1:  # one row's picture takes no other row's along
+            tried = [_try(cfg, estimator, modality, key, row[None]) for row in rgb]
+        made = [pictures for pictures in tried if not isinstance(pictures, Exception)]
+        errors = [error for error in tried if isinstance(error, Exception)]
+        if errors and modality not in self._failing:
+            logger.warning("No %s can be estimated: %r It counts as absent.", modality, errors[0])
+        (self._failing.add if errors else self._failing.discard)(modality)
+        rows = torch.tensor([not isinstance(found, Exception) for found in tried], device=rgb.device)
+        return {name: torch.cat([p[name] for p in made]) for name in (made or [{}])[0]}, rows.expand(len(rgb))
 
     def _estimator(self, cfg: MultiSmolVLAOptions, modality: str, device: torch.device) -> Estimator | None:
         if modality not in self._loaded:
@@ -289,6 +295,19 @@ class DerivedStreams:
                 return None
             self._loaded[modality] = made
         return self._loaded[modality]
+
+def _try(
+    cfg: MultiSmolVLAOptions, estimator: Estimator, modality: str, key: str, rgb: Tensor
+) -> dict[str, Tensor] | Exception:
+    """Canonical pictures under ``key``, with their validity, or why there are none."""
+    try:
+        found = estimate_checked(estimator, rgb, modality)
+        reader = SensorReader({"": {modality: key}}, "m", cfg.depth_range_m, cfg.num_labels)
+        canonical = reader.read({key: as_stored(modality, found)})
+    except _FAILURES as error:
+        return error
+    return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}
+
 
 
 def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,9 +37,11 @@ def test_one_changed_patch_of_rgb_reaches_every_derived_stream_of_its_view(polic
     policy, pre = policy_of()
     before = seen(policy, pre, raw(annotated, [0]))
     changed = annotated[0][RGB[0]][None].clone()
-    changed[..., :16, :16] = 255 - changed[..., :16, :16]
+    assert changed.is_floating_point()
+    changed[..., :16, :16] = 1 - changed[..., :16, :16]
     after = seen(policy, pre, raw(annotated, [0], **{RGB[0]: changed}))
     for modality in MODALITIES:
+        assert (after[modality][:, 0] >= 0).any()  # else RGB was refused, and took the rest along
         assert not torch.equal(after[modality][:, 0], before[modality][:, 0])
         assert torch.equal(after[modality][:, 1], before[modality][:, 1])
 
@@ -253,30 +254,6 @@ def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
     assert "thermal" not in found
     assert torch.equal(found["depth"], stored(annotated, [0], "depth"))
     assert caplog.text.count("thermal is not estimated") == 1
-
-
-@pytest.mark.parametrize(("modality", "broken"), [("depth", "nan"), ("depth", "raises"), ("seg", "raises")])
-def test_an_estimator_that_fails_makes_its_stream_absent_and_the_run_goes_on(
-    modality, broken, policy_of, annotated, caplog
-):
-    policy, pre = policy_of()
-    whole = seen(policy, pre, raw(annotated, [0]))
-    sound = policy._derived._loaded[modality]
-
-    def estimate(rgb):
-        if broken == "raises":
-            raise RuntimeError("out of memory")
-        return torch.full((len(rgb), 1, SIDE, SIDE), torch.nan)
-
-    policy._derived._loaded[modality] = SimpleNamespace(estimate=estimate, recipe=sound.recipe)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            found = seen(policy, pre, raw(annotated, [0]))
-    assert set(found) == set(MODALITIES) - {modality}
-    assert torch.equal(found["thermal"], whole["thermal"])
-    assert caplog.text.count(f"No {modality} can be estimated") == 1
-    policy._derived._loaded[modality] = sound
-    assert torch.equal(seen(policy, pre, raw(annotated, [0]))[modality], whole[modality])
 
 
 def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refused(

@@ -151,7 +151,7 @@ def stored(recipe: EstimatorRecipe) -> EstimatorRecipe:
     return msgspec.json.decode(msgspec.json.encode(recipe), type=EstimatorRecipe)
 
 
-@pytest.mark.parametrize("modality", ["depth", "thermal"])
+@pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
 def test_pictures_of_a_network_that_fails_are_no_pictures(modality, folders):
     """Rounded to what data sets store, NaN would be a black picture."""
     estimator = load_estimator(modality, folders[modality], **OPTIONS[modality])
