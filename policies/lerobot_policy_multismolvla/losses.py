@@ -106,6 +106,8 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     seed = policy.curriculum_seed
     presence = training_faults.drop_sensors(cfg, available, seed, rank()) if drops else available
     faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if corrupts else None
+    if faults is not None:
+        presence = training_faults.seen_beside(cfg, presence, faults)
     if cfg.uses_fourm:
         visual = policy.visual_tokens(batch, presence, faults)
     else:

@@ -134,7 +134,10 @@ class Corruption:
 
 
 def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: int) -> Corruption | None:
-    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
+    """Draw for each sample x view x modality that is there and read; ``None`` while nothing is disturbed.
+
+    What is derived of an RGB that is disturbed has no fault of its own, see `seen_beside`.
+    """
     p = corruption_p(cfg)
     if p == 0:
         return None
@@ -144,8 +147,19 @@ def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: 
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
     kind = torch.rand(there.shape, generator=generator)
     own = int(torch.randint(2**62, (), generator=generator))
-    severity = torch.where(hit & there, severity, 0)
-    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), kind, own)
+    read = torch.tensor([m in cfg.tower_modalities for m in MODALITIES])
+    severity = torch.where(hit & there & read, severity, 0)
+    left = cfg.provenance_map.drop_where_disturbed(there.clone(), severity)
+    return Corruption(torch.where(left, severity, 0), kind, own)
+
+
+def seen_beside(cfg: MultiSmolVLAConfig, presence: Tensor, drawn: Corruption) -> Tensor:
+    """Presence bool (B, V, M) without what was estimated from the clean picture of an RGB that is disturbed.
+
+    Where the policy acts, it estimates from the disturbed one; the data hold what the clean one gave, and a
+    policy that learns from both side by side trusts the estimates when it should not.
+    """
+    return cfg.provenance_map.drop_where_disturbed(presence.clone(), drawn.severity.to(presence.device))
 
 
 def corrupt_pictures(
