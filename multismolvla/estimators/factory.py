@@ -79,4 +79,16 @@ def restore_estimator(
             f"recipe's, {recipe.model!r}, has {recipe.fingerprint[:12]}…. Give the original files: other "
             "weights make other pictures."
         )
+    other = [f for f in sorted({*made.recipe.files, *recipe.files}) if _differ(f, made.recipe, recipe)]
+    if other:
+        raise ValueError(
+            f"The {modality} estimator at {place!r} has another {other[0]} than the recipe's, "
+            f"{recipe.model!r}, and the same weights. Give the original file: other settings make other "
+            "pictures."
+        )
     return made
+
+
+def _differ(file: str, made: EstimatorRecipe, wanted: EstimatorRecipe) -> bool:
+    """Whether a settings file is another one; what a recipe does not know cannot be compared."""
+    return bool(made.files and wanted.files) and made.files.get(file) != wanted.files.get(file)

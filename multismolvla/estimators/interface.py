@@ -22,6 +22,8 @@ class EstimatorRecipe:
         fingerprint: of the weights.
         dtype: in which the network computes, e.g. ``float32``.
         settings: what else decides its pictures.
+        files: SHA-256 of each settings file beside the weights, e.g. ``preprocessor_config.json``; empty in
+            recipes of data that were annotated before they were looked at.
     """
 
     model: str
@@ -29,6 +31,7 @@ class EstimatorRecipe:
     fingerprint: str
     dtype: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -66,9 +69,6 @@ class Estimator(Protocol):
         ...
 
 
-def check_finite(estimate: Tensor, recipe: EstimatorRecipe, what: str) -> Tensor:
-    """The estimate itself.
-
 def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor:
     """What an estimator makes of pictures, at its own precision: autocast around the call changes nothing.
 
@@ -92,6 +92,9 @@ def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor
         )
     return check_finite(found, estimator.recipe, modality)
 
+
+def check_finite(estimate: Tensor, recipe: EstimatorRecipe, what: str) -> Tensor:
+    """The estimate itself.
 
     Raises:
         ValueError: it has NaN or infinity, which stored data would show as a picture like any other.
