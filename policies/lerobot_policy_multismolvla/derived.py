@@ -21,6 +21,7 @@ from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimato
 from multismolvla.estimators.interface import estimate_checked
 from multismolvla.estimators.stored import as_stored
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
+from multismolvla.pretrained import is_hub_id, licence_of, size_of
 from multismolvla.sensors import SensorReader
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,12 @@ Recipes = dict[str, dict[str, Any]]
 #: `derived_streams`; where a caller remembers that in the policy's stead.
 AGE_KEY = "observation.derived_age"
 NEVER = -1  # age of what was not estimated yet
-
 #: What a network may raise at a picture: a robot goes on with what it has.
 _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError,
 )  # fmt: skip
+
 
 def last_key(key: str) -> str:
     """Key of the last estimate of the picture ``key``, or of its validity, beside `AGE_KEY`."""
@@ -162,7 +163,6 @@ class DerivedStreams:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
         self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
-        self._missing: set[str] = set()  # modalities whose estimator was looked for in vain
         self.memory: dict[str, Tensor] = {}
 
     def forget(self) -> None:
@@ -170,23 +170,16 @@ class DerivedStreams:
         self.memory = {}
 
     def warm(self, cfg: MultiSmolVLAOptions, device: torch.device) -> None:
-        """Read what will be needed before the robot moves, so that its first actions are not late.
-
-        What is missing is told now and an error at the first look, because only that shows what is delivered.
+        """Read what will be needed before the robot moves, so that no first action is late.
 
         Raises:
-            ValueError: an estimator's files are others than those of the training data.
+            FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
+            ValueError: they are others than those of the training data.
         """
-        for modality in dict.fromkeys(s.name for s in derived_streams(cfg) if s not in self._taken):
-            if modality in self._missing:
+        for stream in derived_streams(cfg):
+            if stream in self._taken or stream.name in self._loaded:
                 continue
-            try:
-                self._estimator(cfg, modality, device)
-            except FileNotFoundError as error:
-                self._missing.add(modality)
-                logger.warning(
-                    "%s The policy stops at its first look, unless %s is delivered.", error, modality
-                )
+            self._estimator(cfg, stream.name, device)
 
     @torch.no_grad()
     def complete(
@@ -218,9 +211,9 @@ class DerivedStreams:
             if stream.rgb not in batch or self._delivered(cfg, batch, stream):
                 continue
             rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
-            fresh = due.clone()
             due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
             pictures: dict[str, Tensor] = {}
+            fresh = due.clone()
             if due.any():
                 pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
             again = rows & ~due & (cfg.refresh_between == "reuse")
@@ -286,15 +279,16 @@ class DerivedStreams:
             except FileNotFoundError as error:
                 if cfg.missing_estimator == "error":
                     raise FileNotFoundError(
-                        f"The policy learned from {modality} that {recipe.model} estimates of RGB, and no "
-                        f"sensor delivers it. {error} Files elsewhere: --policy.estimator_sources="
-                        f"'{{\"{modality}\": FOLDER}}'; to go on without: --policy.missing_estimator=absent."
+                        f"The policy learned from {modality} that {_called(recipe)} estimates of RGB. "
+                        f"{error}\nFiles elsewhere: --policy.estimator_sources='{{\"{modality}\": FOLDER}}'; "
+                        "without, or with what a sensor delivers: --policy.missing_estimator=absent."
                     ) from error
                 logger.warning("%s is not estimated and counts as absent: %s", modality, error)
                 self._loaded[modality] = None
                 return None
             self._loaded[modality] = made
         return self._loaded[modality]
+
 
 def _try(
     cfg: MultiSmolVLAOptions, estimator: Estimator, modality: str, key: str, rgb: Tensor
@@ -309,7 +303,6 @@ def _try(
     return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}
 
 
-
 def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Tensor | None:
     """The last pictures (B, ...) with new ones in some rows; zeros where there were none."""
     if picture is None:
@@ -317,6 +310,16 @@ def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Ten
     whole = picture.new_zeros(len(rows), *picture.shape[1:]) if last is None else last.clone()
     whole[rows] = picture
     return whole
+
+
+def _called(recipe: EstimatorRecipe) -> str:
+    """The network of a recipe, as one looks for it."""
+    if is_hub_id(recipe.model):
+        return f"{recipe.model} ({size_of(recipe.model)}; licence: {licence_of(recipe.model)})"
+    return (
+        f"a network in a folder called {recipe.model!r} (of which the recipe knows neither repository nor "
+        "licence: copy it from where the data were annotated)"
+    )
 
 
 def recipe_from(stored: Mapping[str, Any]) -> EstimatorRecipe:

@@ -38,7 +38,8 @@ def test_one_changed_patch_of_rgb_reaches_every_derived_stream_of_its_view(polic
     before = seen(policy, pre, raw(annotated, [0]))
     changed = annotated[0][RGB[0]][None].clone()
     assert changed.is_floating_point()
-    changed[..., :16, :16] = 1 - changed[..., :16, :16]
+    corner = changed[..., : SIDE // 2, : SIDE // 2]
+    corner.copy_(1 - corner)
     after = seen(policy, pre, raw(annotated, [0], **{RGB[0]: changed}))
     for modality in MODALITIES:
         assert (after[modality][:, 0] >= 0).any()  # else RGB was refused, and took the rest along
@@ -236,17 +237,21 @@ def test_in_the_simulator_a_fault_of_rgb_reaches_what_is_derived_from_it(policy_
         assert torch.equal(lost[modality][:, 1], clean[modality][:, 1])
 
 
-def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
+def test_missing_files_refuse_the_start_unless_the_stream_may_be_absent(
     policy_of, annotated, sources, tmp_path, caplog
 ):
     gone = sources | {"thermal": str(tmp_path / "nowhere")}
-    policy, pre = policy_of(estimator_sources=gone)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            policy.eval().reset()
-    assert caplog.text.count("stops at its first look, unless thermal is delivered") == 1
-    with pytest.raises(FileNotFoundError, match=r"thermal.*missing_estimator=absent"):
-        seen(policy, pre, raw(annotated, [0]))
+    policy, _ = policy_of(estimator_sources=gone)
+    with pytest.raises(
+        FileNotFoundError, match=r"a folder called 'thermal'.*(?s:.*)missing_estimator=absent"
+    ):
+        policy.eval().reset()
+    published = policy.config.estimators["thermal"] | {"model": "xjh19972/ThermalGen-XL-2"}
+    for places in (gone, {m: folder for m, folder in sources.items() if m != "thermal"}):
+        recipes = policy.config.estimators | {"thermal": published}
+        other, _ = policy_of(estimators=recipes, estimator_sources=places)
+        with pytest.raises(FileNotFoundError, match=r"ThermalGen-XL-2 \(4\.41 GB; licence: code MIT"):
+            other.eval().reset()
     policy, pre = policy_of(estimator_sources=gone, missing_estimator="absent")
     with caplog.at_level(logging.WARNING):
         found = seen(policy, pre, raw(annotated, [0]))
