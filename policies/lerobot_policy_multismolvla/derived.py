@@ -170,7 +170,7 @@ class DerivedStreams:
         self.memory = {}
 
     def warm(self, cfg: MultiSmolVLAOptions, device: torch.device) -> None:
-        """Read what will be needed before the robot moves, so that no first action is late.
+        """Read what will be needed before the robot moves and run it once, so that no first action is late.
 
         Raises:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
@@ -179,7 +179,12 @@ class DerivedStreams:
         for stream in derived_streams(cfg):
             if stream in self._taken or stream.name in self._loaded:
                 continue
-            self._estimator(cfg, stream.name, device)
+            if self._estimator(cfg, stream.name, device) is not None:
+                feature = (cfg.input_features or {}).get(stream.rgb)
+                size = feature.shape[-2:] if feature else (cfg.image_size, cfg.image_size)
+                grey = torch.full((1, 3, *size), 0.5, device=device)
+                with torch.no_grad():
+                    self._pictures(cfg, stream.name, stream.key, grey)
 
     @torch.no_grad()
     def complete(
@@ -273,7 +278,8 @@ class DerivedStreams:
         if modality not in self._loaded:
             recipe = recipe_from(cfg.estimators[modality])
             source = cfg.estimator_sources.get(modality)
-            logger.info("Reading the %s estimator: %s.", modality, source or recipe.model)
+            place = source or recipe.model
+            logger.info("Reading the %s estimator: %s (%s).", modality, place, size_of(place))
             try:
                 made = restore_estimator(modality, recipe, source=source, device=str(device))
             except FileNotFoundError as error:

@@ -223,10 +223,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self.config.provenance_map.drop_with_rgb(there & (cause <= 0))
 
     def reset(self) -> None:
-        """A new episode begins.
+        """A new episode begins; of a policy that acts, the networks of its first look are read and run once.
 
         Raises:
-            ValueError: an open thermal camera of this process shows other temperatures than the policy knows.
+            FileNotFoundError: files of an estimator (``policy.missing_estimator=error``) or a tokenizer are
+                not there.
+            ValueError: an open thermal camera of this process shows other temperatures than the policy knows,
+                or files are others than those of the training data.
         """
         super().reset()
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
@@ -236,7 +239,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             if not self.training:
                 if self.config.measures(Modality.THERMAL):
                     check_ranges(self.config.thermal_range_c)
-                self._derived.warm(self.config, next(self.parameters()).device)
+                if self.config.uses_fourm:
+                    device = next(self.parameters()).device
+                    self._derived.warm(self.config, device)
+                    self.model.tower.warm_tokenizers(device)
 
     @contextmanager
     def trial(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from tiny_policy import SIDE, flow_inputs, rgb_features
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
+from lerobot_policy_multismolvla import derived
 from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
@@ -88,12 +90,31 @@ def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated, caplog):
     assert caplog.text.count("image.depth is delivered, so it is not estimated") == 1
 
 
-def test_the_networks_are_read_when_an_episode_begins_and_not_in_training(policy_of):
-    policy, _ = policy_of()
+def test_the_networks_are_read_and_run_before_the_first_look_and_not_in_training(
+    policy_of, annotated, monkeypatch, caplog
+):
+    policy, pre = policy_of()
     policy.train().reset()
     assert policy._derived._loaded == {}
-    policy.eval().reset()
-    assert set(policy._derived._loaded) == set(MODALITIES)
+    read, ran = [], []
+    restore = derived.restore_estimator
+
+    def watched(modality, *args, **options):
+        read.append(modality)
+        estimator = restore(modality, *args, **options)
+        estimate = estimator.estimate
+        monkeypatch.setattr(estimator, "estimate", lambda rgb: ran.append(modality) or estimate(rgb))
+        return estimator
+
+    monkeypatch.setattr(derived, "restore_estimator", watched)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            policy.eval().reset()
+    assert read == ran == list(MODALITIES)
+    for modality in MODALITIES:
+        assert len(re.findall(rf"Reading the {modality} estimator: .*\(\d+ kB\)", caplog.text)) == 1
+    assert set(seen(policy, pre, raw(annotated, [0]))) == set(MODALITIES)
+    assert read == list(MODALITIES)
 
 
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
