@@ -26,8 +26,8 @@ from multismolvla.sensors import SensorReader
 
 logger = logging.getLogger(__name__)
 
-#: As JSON has them: modality -> fields of an `EstimatorRecipe`.
-Recipes = dict[str, dict[str, Any]]
+#: As JSON has them: modality -> fields of an `EstimatorRecipe`; ``None``, only in what is typed in, is none.
+Recipes = dict[str, dict[str, Any] | None]
 #: Key of how many looks ago each derived stream was estimated, int64 (B, D) in the order of
 #: `derived_streams`; where a caller remembers that in the policy's stead.
 AGE_KEY = "observation.derived_age"
@@ -95,11 +95,12 @@ def check_refresh(cfg: MultiSmolVLAOptions) -> None:
         ValueError: it comes from a sensor.
     """
     derived = {MODALITIES[m] for _, m in cfg.provenance_map.derived()}
-    for modality in cfg.refresh:
-        if modality not in derived:
+    for modality, every in cfg.refresh.items():
+        if every > 1 and modality not in derived:
             raise ValueError(
                 f"--policy.refresh={cfg.refresh}: {modality} is no derived modality of this policy "
-                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out."
+                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out; "
+                "of a checkpoint's, set it to 1."
             )
 
 
@@ -127,14 +128,15 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
         if not found:
             continue
         found = json.loads(json.dumps(found))
-        known = recipes.setdefault(modality, found)
+        known = recipes.setdefault(modality, found) or {}
         different = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
         if different:
             name = different[0]
             raise ValueError(
                 f"{key}: the dataset's {modality} was estimated with {name}={found.get(name)!r}, the "
                 f"policy's with {known.get(name)!r}. Annotate the dataset as the policy's was "
-                "(multismolvla-annotate), or let the policy learn the new pictures: --policy.estimators='{}'."
+                "(multismolvla-annotate), or let the policy learn the new pictures: "
+                f"--policy.estimators='{{\"{modality}\": null}}'."
             )
     provenance = cfg.provenance_map
     orphans = [
@@ -246,11 +248,10 @@ class DerivedStreams:
             return False
         if stream not in self._taken:
             self._taken.add(stream)
-            made_by = cfg.estimators[stream.name].get("model")
             logger.warning(
                 "%s is delivered, so it is not estimated; the training data had it from %s.",
                 stream.place,
-                made_by,
+                recipe_from(cfg.estimators[stream.name]).model,
             )
             if all(s in self._taken for s in derived_streams(cfg) if s.name == stream.name):
                 self._loaded.pop(stream.name, None)  # nobody needs the network
@@ -328,15 +329,13 @@ def _called(recipe: EstimatorRecipe) -> str:
     )
 
 
-def recipe_from(stored: Mapping[str, Any]) -> EstimatorRecipe:
+def recipe_from(stored: Mapping[str, Any] | None) -> EstimatorRecipe:
     """A recipe as a configuration or data set stores it.
 
     Raises:
         ValueError: fields are missing or unknown.
     """
     try:
-        return EstimatorRecipe(**stored)
+        return EstimatorRecipe(**(stored or {}))
     except TypeError as error:
-        raise ValueError(
-            f"--policy.estimators: {dict(stored)} is no recipe of an estimator: {error}."
-        ) from error
+        raise ValueError(f"--policy.estimators: {stored} is no recipe of an estimator: {error}.") from error

@@ -81,11 +81,12 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # to be used, either. Needs capture times (<key>_captured); None = they are not looked at.
     max_skew_ms: float | None = None
     # What makes the derived streams: modality -> recipe, adopted from the training data. A stream that no
-    # sensor delivers is computed by it wherever the policy plans.
-    estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # sensor delivers is computed by it wherever the policy plans. {"thermal": null} forgets a checkpoint's,
+    # and a data set's is adopted; {} changes nothing, LeRobot 0.6.1 merges it into what the checkpoint says.
+    estimators: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     estimator_sources: dict[str, str] = field(default_factory=dict)  # modality -> folder with its files
     missing_estimator: str = "error"  # when an estimator's files are not there: error, or absent
-    # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out = at every look.
+    # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out, or 1 = at every look.
     refresh: dict[str, int] = field(default_factory=dict)
     # What a derived stream is between: absent, which stage 2 trains, or the last estimate (reuse), which it
     # cannot: that is of a frame n_action_steps or more earlier, and a training sample holds one. LeRobot
@@ -190,6 +191,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.estimators = {m: recipe for m, recipe in self.estimators.items() if recipe is not None}
         check_options(self)
 
     # -- what follows from the options ----------------------------------------------------------------------

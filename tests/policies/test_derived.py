@@ -17,6 +17,7 @@ from tiny_policy import SIDE, flow_inputs, rgb_features
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 from lerobot_policy_multismolvla import derived
+from lerobot_policy_multismolvla.export import export_for_finetuning
 from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
@@ -296,6 +297,36 @@ def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refus
     features[token_key("image", "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
     with pytest.raises(ValueError, match=r"image_thermal.*thermal was estimated with settings=.*'steps': 7"):
         again.set_dataset_feature_metadata(features)
+
+
+def test_another_recipe_is_learned_where_the_checkpoints_is_forgotten(policy_of, annotated, tmp_path):
+    """With the remedy that the error names, as LeRobot reads it: into what the checkpoint says."""
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path)
+    features = json.loads(json.dumps(annotated.meta.features))
+    for view in VIEWS:
+        features[token_key(view, "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
+    cfg = PreTrainedConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="thermal was estimated with settings") as caught:
+        cfg.set_dataset_feature_metadata(features)
+    remedy = re.search(r"--policy(\.estimators='.*')", str(caught.value)).group(1)
+    words = ["--" + remedy[1:].replace("'", ""), '--refresh={"thermal": 1}']
+    again = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=words)
+    again.set_dataset_feature_metadata(features)
+    assert again.estimators["thermal"]["settings"]["steps"] == 7
+    assert again.estimators["depth"] == policy.config.estimators["depth"]
+    assert not derived.remembers(again)
+
+
+def test_a_start_for_other_views_forgets_what_made_the_old_ones(policy_of, annotated, tmp_path):
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path / "old")
+    views = {"image": {"rgb": RGB[0]}}
+    export_for_finetuning(tmp_path / "old", tmp_path / "new", views=views, dataset=annotated.root)
+    made = PreTrainedConfig.from_pretrained(tmp_path / "new")
+    assert made.estimators == made.estimator_sources == made.refresh == {}
+    export_for_finetuning(tmp_path / "old", tmp_path / "same", views=VIEWS, dataset=annotated.root)
+    assert PreTrainedConfig.from_pretrained(tmp_path / "same").estimators == policy.config.estimators
 
 
 def test_derived_streams_without_a_recipe_are_told(make_config, annotated, caplog):
