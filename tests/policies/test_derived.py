@@ -113,9 +113,18 @@ def test_the_networks_are_read_and_run_before_the_first_look_and_not_in_training
             policy.eval().reset()
     assert read == ran == list(MODALITIES)
     for modality in MODALITIES:
-        assert len(re.findall(rf"Reading the {modality} estimator: .*\(\d+ kB\)", caplog.text)) == 1
+        assert len(re.findall(rf"Reading the {modality} estimator: .*\(\d+ [kM]B\)", caplog.text)) == 1
     assert set(seen(policy, pre, raw(annotated, [0]))) == set(MODALITIES)
     assert read == list(MODALITIES)
+
+
+def test_vanilla_smolvla_reads_no_estimator(make_policy, policy_of, sources):
+    learned, _ = policy_of()
+    recipes = {"estimators": learned.config.estimators, "estimator_sources": sources}
+    said = {"provenance": learned.config.provenance, "views": VIEWS, "input_features": rgb_features()}
+    policy = make_policy(vision_tower="siglip", stage="robust", **recipes, **said)
+    policy.eval().reset()
+    assert policy._derived._loaded == {}
 
 
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
