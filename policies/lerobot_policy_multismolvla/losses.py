@@ -100,7 +100,7 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     cfg = policy.config
     drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
     corrupts = policy.training and cfg.corrupts
-    available = policy.availability(batch)
+    batch, available = policy.observed(batch)
     if not cfg.uses_fourm:
         available = _rgb_alone(available)
     seed = policy.curriculum_seed

@@ -202,10 +202,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             return batch.visual
         if not self.config.uses_fourm:
             return rgb_pictures(self, batch)
+        return self.visual_tokens(*self.observed(batch))
+
+    def observed(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch and its :meth:`availability`; in evaluation with what the policy derives of its RGB."""
         there = self.availability(batch)
-        if not self.training:
-            batch, there = self._derived.complete(self.config, batch, there)
-        return self.visual_tokens(batch, there)
+        if self.training or not self.config.uses_fourm:
+            return batch, there
+        return self._derived.complete(self.config, batch, there)
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
         """Which sensors each sample has, bool (B, V, M).

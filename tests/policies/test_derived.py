@@ -127,6 +127,14 @@ def test_vanilla_smolvla_reads_no_estimator(make_policy, policy_of, sources):
     assert policy._derived._loaded == {}
 
 
+@pytest.mark.parametrize("stage", ["connector", "robust"])
+def test_the_loss_of_a_held_out_split_is_of_what_the_policy_will_see(stage, policy_of, annotated):
+    policy, pre = policy_of(stage=stage)
+    batch = pre(raw(annotated, [0])) | {"action": torch.zeros(1, 4, 7)}
+    policy.eval().forward(batch, **flow_inputs(1))
+    assert set(policy.last_look().inputs.values) == set(DOMAINS.values())
+
+
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
     policy, pre = policy_of()
     assert policy.config.n_action_steps >= 2
