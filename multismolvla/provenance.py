@@ -155,15 +155,23 @@ class ProvenanceMap:
             words = ", ".join(f"{name} {kind}" for name, kind in shown.items())
             logger.info("Provenance as the dataset says: %s.", words)
         adopted = replace(self, said={**self.said, **new})
+        adopted.check_rgb()
+        return adopted
+
+    def check_rgb(self) -> None:
+        """See that the view of every derived stream has an RGB.
+
+        Raises:
+            ValueError: one has none.
+        """
         for view, streams in self.views.items():
-            orphans = [m for m in streams if adopted.is_derived(view, m) and Modality.RGB not in streams]
+            orphans = [m for m in streams if self.is_derived(view, m) and Modality.RGB not in streams]
             if orphans:
                 raise ValueError(
                     f"{view}.{orphans[0]} is derived from the RGB of view {view!r}, which --policy.views "
                     "does not declare, so it would always count as lost. Declare that RGB; leave rgb out of "
                     "--policy.domains if it shall not be read."
                 )
-        return adopted
 
 
 def _stated(views: ViewMap, features: Mapping[str, Feature]) -> dict[tuple[str, str], Provenance]:

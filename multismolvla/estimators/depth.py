@@ -74,6 +74,11 @@ class DepthEstimator:
         """
         from transformers import AutoModelForDepthEstimation
 
+        if not 0 < range_m[0] < range_m[1]:
+            raise ValueError(
+                f"{source}: range_m={tuple(range_m)}; expected nominal metres 0 < nearest < farthest, such "
+                f"as {RELATIVE_RANGE_M}."
+            )
         model, processor, tensors = load_network(
             AutoModelForDepthEstimation, source, "depth estimation", device, revision
         )

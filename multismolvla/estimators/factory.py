@@ -12,6 +12,9 @@ from multismolvla.estimators.segmentation import SegmentationEstimator
 from multismolvla.estimators.thermal import ThermalEstimator
 from multismolvla.modalities import Modality
 
+#: Of the estimators that do not check them themselves.
+_SETTINGS: dict[str, tuple[str, ...]] = {Modality.DEPTH: ("output", "range_m"), Modality.SEG: ()}
+
 
 def load_estimator(
     modality: str,
@@ -34,8 +37,16 @@ def load_estimator(
 
     Raises:
         FileNotFoundError: the files are not there; the message says how to get them.
-        ValueError: a modality that cannot be estimated, or damaged files.
+        ValueError: a modality that cannot be estimated, a setting that its estimator does not have, or
+            damaged files.
     """
+    allowed = _SETTINGS.get(modality)
+    unknown = [] if allowed is None else sorted(set(settings) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"The {modality} estimator {source!r} has no setting {unknown[0]!r}; expected some of "
+            f"{list(allowed or ())}. Is the recipe of another version? Annotate the data set anew."
+        )
     settings |= {"revision": revision, "device": device, "dtype": dtype}
     if modality == Modality.DEPTH:
         return DepthEstimator.from_pretrained(source, **settings)

@@ -88,19 +88,27 @@ def first_ages(rows: int, streams: int, device: torch.device | None = None) -> d
     return {AGE_KEY: torch.full((rows, streams), NEVER, device=device)}
 
 
-def check_refresh(cfg: MultiSmolVLAOptions) -> None:
-    """See that what is to be estimated less often is estimated.
+def check_derived(cfg: MultiSmolVLAOptions) -> None:
+    """See that every derived stream has an RGB, and that what is estimated less often is estimated.
 
     Raises:
-        ValueError: it comes from a sensor.
+        ValueError: a view lacks the RGB of a derived stream; or what is to be estimated less often comes from
+            a sensor, or nothing says what estimates it.
     """
+    cfg.provenance_map.check_rgb()
     derived = {MODALITIES[m] for _, m in cfg.provenance_map.derived()}
-    for modality, every in cfg.refresh.items():
-        if every > 1 and modality not in derived:
+    for modality in (m for m, every in cfg.refresh.items() if every > 1):
+        if modality not in derived:
             raise ValueError(
                 f"--policy.refresh={cfg.refresh}: {modality} is no derived modality of this policy "
-                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out; "
-                "of a checkpoint's, set it to 1."
+                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out; of a "
+                "checkpoint's, set it to 1."
+            )
+        if modality not in cfg.estimators:
+            raise ValueError(
+                f"--policy.refresh={cfg.refresh}: no recipe says what estimates {modality} "
+                f"(--policy.estimators has {sorted(cfg.estimators) or 'none'}), so it would be left out of "
+                "training and never be estimated. Annotate the dataset anew, or set it to 1."
             )
 
 

@@ -31,7 +31,7 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
+from lerobot_policy_multismolvla.derived import DerivedStreams, check_derived, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.objectives.modules import (
@@ -102,7 +102,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             action = None if dataset_meta is None else dataset_meta.features.get(ACTION)
             config.standstill = standstill(config, dataset_stats, action)
         self.teacher: Teacher | None = None
-        check_refresh(config)
+        check_derived(config)
         self._diary = HealthLog()
         self._sensors, self._looks_early = SensorWatch(self._diary), False
         self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()

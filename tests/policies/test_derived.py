@@ -242,6 +242,11 @@ def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, bat
             "thermal is no derived modality .* read at every look",
         ),
         ({"refresh_between": "hold"}, "refresh_between='hold' is unknown"),
+        ({"refresh": {"thermal": 2}, "estimators": {}}, "no recipe says what estimates thermal"),
+        (
+            {"views": VIEWS | {"image": {m: key for m, key in VIEWS["image"].items() if m != "rgb"}}},
+            "image.depth is derived from the RGB of view 'image'",
+        ),
     ],
 )
 def test_a_refresh_that_cannot_be_is_refused(options, message, policy_of):

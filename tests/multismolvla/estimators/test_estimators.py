@@ -232,6 +232,14 @@ def test_what_cannot_be_estimated_or_made_again_is_named(folders):
     old = replace(recipe, settings={**recipe.settings, "noise_mode": "episode"})
     with pytest.raises(ValueError, match=r"\['noise_mode'\].*annotate the data set anew"):
         restore_estimator("thermal", old, source=folders["thermal"])
+    for modality in ("depth", "seg"):
+        recipe = load_estimator(modality, folders[modality]).recipe
+        other = replace(recipe, settings={**recipe.settings, "flip": 1})
+        with pytest.raises(ValueError, match=rf"{modality} estimator .* has no setting 'flip'.*anew"):
+            restore_estimator(modality, other, source=folders[modality])
+    recipe = load_estimator("depth", folders["depth"]).recipe
+    with pytest.raises(ValueError, match=r"range_m=\(3, 1\); expected .* nearest < farthest"):
+        restore_estimator("depth", replace(recipe, settings={"range_m": [3, 1]}), source=folders["depth"])
     with pytest.raises(ValueError, match="dtype 'float8'.*bfloat16"):
         restore_estimator("depth", replace(recipe, dtype="float8"), source=folders["depth"])
 
