@@ -112,6 +112,19 @@ def check_derived(cfg: MultiSmolVLAOptions) -> None:
             )
 
 
+class Pattern(NamedTuple):
+    """When derived streams are not estimated, and what they are then."""
+
+    refresh: Mapping[str, int]
+    between: str | None
+
+    @classmethod
+    def of(cls, cfg: MultiSmolVLAOptions) -> Pattern:
+        """As a configuration says; the same for all that says the same."""
+        every = {modality: k for modality, k in cfg.refresh.items() if k > 1}
+        return cls(every, cfg.refresh_between if every else None)
+
+
 def warn_of_reuse(cfg: MultiSmolVLAOptions) -> None:
     """Say when training begins that it does not show what the policy will act on between estimates."""
     if remembers(cfg) and cfg.refresh_between == "reuse":
@@ -167,6 +180,7 @@ class DerivedStreams:
     Attributes:
         memory: what a caller that serves several episodes gives back with an episode's next look; empty where
             every stream is estimated at every look.
+        trained: what training showed, as far as a checkpoint says.
     """
 
     def __init__(self) -> None:
@@ -174,6 +188,7 @@ class DerivedStreams:
         self._loaded: dict[str, Estimator | None] = {}
         self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
         self.memory: dict[str, Tensor] = {}
+        self.trained: Pattern | None = None
 
     def forget(self) -> None:
         """A new episode begins."""
@@ -186,6 +201,14 @@ class DerivedStreams:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
             ValueError: they are others than those of the training data.
         """
+        now = Pattern.of(cfg)
+        if self.trained is not None and self.trained != now:
+            logger.warning(
+                "The policy was trained with refresh=%s (between: %s) and acts with %s (%s).",
+                *self.trained,
+                *now,
+            )
+        self.trained = None
         for stream in derived_streams(cfg):
             if stream in self._taken or stream.name in self._loaded:
                 continue

@@ -31,7 +31,7 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.derived import DerivedStreams, check_derived, warn_of_reuse
+from lerobot_policy_multismolvla.derived import DerivedStreams, Pattern, check_derived, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.objectives.modules import (
@@ -371,6 +371,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
             warn_of_reuse(self.config)
+            self._derived.trained = None
             self._restart_finished_curriculum()
             check_length(self.config)
             self._training_began = True
@@ -421,7 +422,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         config = config or stored
         if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
-        return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
+        policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
+        if isinstance(stored, MultiSmolVLAConfig):
+            policy._derived.trained = Pattern.of(stored)
+        return policy
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):

@@ -18,6 +18,7 @@ from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
 from lerobot_policy_multismolvla import derived
 from lerobot_policy_multismolvla.export import export_for_finetuning
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
@@ -220,6 +221,21 @@ def test_training_misses_a_stream_as_often_as_the_robot_will(policy_of):
     assert left[..., others].all()
     policy.config.refresh_between = "reuse"
     assert drop_sensors(policy.config, everything, 0, 0).all()
+
+
+def test_a_refresh_that_training_did_not_show_is_told(policy_of, tmp_path, caplog):
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path)
+    for changed, told in (({}, 0), ({"refresh": {"thermal": 2}}, 1), ({"refresh_between": "reuse"}, 1)):
+        cfg = PreTrainedConfig.from_pretrained(tmp_path)
+        for option, value in changed.items():
+            setattr(cfg, option, value)
+        loaded = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=cfg)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                loaded.eval().reset()
+        assert caplog.text.count("trained with refresh={'thermal': 4} (between: absent)") == told
 
 
 def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, batch, caplog):
