@@ -148,7 +148,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     dropout_modalities: float = 1 / 3  # whole modalities, in all views at once
     dropout_deployment: float = 0.0  # everything but `deployment`
     # Streams (view.modality) that the robot will have, where it has fewer than the data; the clean last share
-    # shows nothing else. Empty = all that are declared.
+    # shows nothing else but what the policy estimates of their RGB. Empty = all that are declared.
     deployment: list[str] = field(default_factory=list)
     curriculum_steps: int = 0  # length of the stage; set it to --steps
     curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.derived import derived_streams
 from multismolvla.corruption import TRAINING_TYPES
 from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.tokens import corrupt_tokens
@@ -98,10 +99,16 @@ def in_clean_share(cfg: MultiSmolVLAConfig) -> bool:
 
 
 def deployed_streams(cfg: MultiSmolVLAConfig) -> Tensor | None:
-    """What the robot will have, bool (V, M); ``None`` where that is not declared."""
+    """What the robot will have, bool (V, M); ``None`` where that is not declared.
+
+    That is also what the policy estimates there of an RGB that is declared.
+    """
     if not cfg.deployment:
         return None
-    return torch.tensor([[f"{view}.{m}" in cfg.deployment for m in MODALITIES] for view in cfg.views])
+    there = torch.tensor([[f"{view}.{m}" in cfg.deployment for m in MODALITIES] for view in cfg.views])
+    for stream in derived_streams(cfg):
+        there[stream.view, stream.modality] |= there[stream.view, MODALITIES.index(Modality.RGB)]
+    return there
 
 
 def corruption_p(cfg: MultiSmolVLAConfig) -> float:

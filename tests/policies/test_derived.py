@@ -19,7 +19,7 @@ from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axi
 from lerobot_policy_multismolvla import derived
 from lerobot_policy_multismolvla.export import export_for_finetuning
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
-from lerobot_policy_multismolvla.training_faults import drop_sensors
+from lerobot_policy_multismolvla.training_faults import deployed_streams, drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
 from multismolvla.modalities import padding_mask_key, token_key
@@ -236,6 +236,12 @@ def test_a_refresh_that_training_did_not_show_is_told(policy_of, tmp_path, caplo
             for _ in range(2):
                 loaded.eval().reset()
         assert caplog.text.count("trained with refresh={'thermal': 4} (between: absent)") == told
+
+
+def test_what_is_estimated_of_a_deployed_rgb_is_deployed(policy_of):
+    policy, _ = policy_of(deployment=["image.rgb"])
+    senses = [m in ("rgb", *MODALITIES) for m in ALL_MODALITIES]
+    assert deployed_streams(policy.config).tolist() == [senses, [False] * len(ALL_MODALITIES)]
 
 
 def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, batch, caplog):
