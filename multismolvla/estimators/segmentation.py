@@ -52,7 +52,7 @@ class SegmentationEstimator:
         """See `Estimator.estimate`."""
         size = dict(self.processor.size)
         side = size if {"height", "width"} <= set(size) else {"height": _MASK_SIDE, "width": _MASK_SIDE}
-        inputs = self.processor(images=list(rgb), return_tensors="pt", do_rescale=False, size=side)
+        inputs = self.processor(images=list(rgb.cpu()), return_tensors="pt", do_rescale=False, size=side)
         device = self.model.device
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             out = self.model(pixel_values=inputs["pixel_values"].to(device))
