@@ -20,6 +20,7 @@ from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
 from multismolvla.estimators.interface import estimate_checked
 from multismolvla.estimators.stored import as_stored
+from multismolvla.health import Cause
 from multismolvla.modalities import MODALITIES, Modality, token_key, valid_key
 from multismolvla.pretrained import is_hub_id, licence_of, size_of
 from multismolvla.sensors import SensorReader
@@ -181,6 +182,8 @@ class DerivedStreams:
         memory: what a caller that serves several episodes gives back with an episode's next look; empty where
             every stream is estimated at every look.
         trained: what training showed, as far as a checkpoint says.
+        outcome: of the last look, int64 (B, V, M): `Cause.FIT` = estimated, `Cause.NOT_DUE`,
+            `Cause.NO_ESTIMATE`, and -1 = nothing was to be estimated; ``None`` = of no stream.
     """
 
     def __init__(self) -> None:
@@ -189,6 +192,7 @@ class DerivedStreams:
         self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
         self.memory: dict[str, Tensor] = {}
         self.trained: Pattern | None = None
+        self.outcome: Tensor | None = None
 
     def forget(self) -> None:
         """A new episode begins."""
@@ -238,10 +242,11 @@ class DerivedStreams:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
             ValueError: they are others than those of the training data.
         """
-        streams = derived_streams(cfg)
+        streams, self.outcome = derived_streams(cfg), None
         if not streams:
             return batch, there
         made, now = dict(batch), there.clone()
+        outcome = self.outcome = torch.full_like(there, -1, dtype=torch.int64)
         before = self._before(batch, there, len(streams))
         age = torch.where(before[AGE_KEY] == NEVER, NEVER, before[AGE_KEY] + 1)
         kept: dict[str, Tensor] = {}
@@ -263,6 +268,11 @@ class DerivedStreams:
                         kept[last_key(name)] = whole
             age[fresh, number] = 0
             now[:, stream.view, stream.modality] = fresh | again
+            of_stream = outcome[:, stream.view, stream.modality]
+            for which, cause in (
+                (rows, Cause.NOT_DUE), (due & ~fresh, Cause.NO_ESTIMATE), (fresh | again, Cause.FIT)
+            ):  # fmt: skip
+                of_stream[which] = int(cause)
         self.memory = {AGE_KEY: age, **kept} if remembers(cfg) else {}
         return made, now
 

@@ -207,14 +207,17 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def observed(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The batch and its :meth:`availability`; in evaluation with what the policy derives of its RGB."""
         there = self.availability(batch)
-        if self.training or not self.config.uses_fourm:
+        if self.training:
             return batch, there
-        return self._derived.complete(self.config, batch, there)
+        if self.config.uses_fourm:
+            batch, there = self._derived.complete(self.config, batch, there)
+        self._sensors.tell(self.config, there, self._derived.outcome)
+        return batch, there
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
         """Which sensors each sample has, bool (B, V, M).
 
-        In evaluation without those that are not fit to be used, and what was lost is logged; in training with
+        In evaluation without those that are not fit to be used; in training with
         ``policy.health=act``, what one picture says by itself.
         """
         there = available_sensors(self.config, batch)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_annotated import MODALITIES, RGB, alike, raw, seen, stored
+from tiny_annotated import MODALITIES, RGB, VIEWS, alike, raw, seen, stored
 from tiny_policy import SIDE
+
+from multismolvla.health import Cause
+from multismolvla.modalities import MODALITIES as ALL_MODALITIES
 
 
 def test_autocast_around_the_policy_changes_no_id(policy_of, annotated):
@@ -92,3 +96,27 @@ def test_a_row_that_fails_takes_no_other_row_along(how, policy_of, annotated):
     assert alike(found["depth"][:, 1], wanted[:, 1])
     ages = policy.last_look().derived["observation.derived_age"]
     assert ages[:, 0].tolist() == [0, -1, 0]  # its turn comes again at the next look
+
+
+def test_what_becomes_of_estimates_is_in_the_verdict_and_the_diary(policy_of, annotated, tmp_path):
+    file = tmp_path / "health.jsonl"
+    policy, pre = policy_of(health_log=str(file), refresh={"thermal": 2})
+    policy.reset()
+    sound = policy._derived._loaded["depth"]
+    broken = SimpleNamespace(estimate=raising(KeyError("of some library")), recipe=sound.recipe)
+    causes = []
+    for row, estimator in enumerate([sound, broken, sound]):
+        policy._derived._loaded["depth"] = estimator
+        policy.predict_action_chunk(pre(raw(annotated, [row])))
+        front = policy.last_look().health.cause.unflatten(1, (len(VIEWS), -1))[0, 0].tolist()
+        causes.append([Cause(front[ALL_MODALITIES.index(m)]) for m in ("rgb", *MODALITIES)])
+    fit = [Cause.FIT] * 4
+    assert causes == [fit, [Cause.FIT, Cause.NO_ESTIMATE, Cause.FIT, Cause.NOT_DUE], fit]
+    start, *rest = map(json.loads, file.read_text().splitlines())
+    assert start["streams"] == {
+        f"{view}.{m}": "there" if m == "rgb" else "estimated" for view in VIEWS for m in ("rgb", *MODALITIES)
+    }
+    assert [(line["event"], line["stream"], line["cause"]) for line in rest] == [
+        ("lost", "image.depth", "no estimate"), ("lost", "image2.depth", "no estimate"),
+        ("back", "image.depth", None), ("back", "image2.depth", None),
+    ]  # fmt: skip
