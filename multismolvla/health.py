@@ -42,6 +42,9 @@ class Cause(IntEnum):
     ZERO = 7  # every value is zero: what drivers deliver instead of nothing
     OUT_OF_RANGE = 8
     NOT_FINITE = 9
+    # of what the policy estimates of RGB; its pictures themselves are not judged
+    NOT_DUE = 10  # estimated at every k-th look only, and not at this one
+    NO_ESTIMATE = 11  # what estimates it failed, or is not there
 
     @property
     def label(self) -> str:

@@ -73,9 +73,16 @@ class Source:
     @property
     def size(self) -> str:
         """The size in words, e.g. ``3.37 GB`` or ``99 MB (estimated)``."""
-        giga = self.size_bytes >= 1e9
-        size = f"{self.size_bytes / 1e9:.2f} GB" if giga else f"{self.size_bytes / 1e6:.0f} MB"
+        size = size_in_words(self.size_bytes)
         return f"{size} (estimated)" if self.known == "estimated" else size
+
+
+def size_in_words(size_bytes: int) -> str:
+    """E.g. ``3.37 GB``, ``99 MB`` or ``84 kB``."""
+    for unit, digits in ((1e9, 2), (1e6, 0)):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.{digits}f} {'GB' if digits else 'MB'}"
+    return f"{size_bytes / 1e3:.0f} kB"
 
 
 _SOURCES = (
@@ -128,6 +135,14 @@ def is_hub_id(where: str) -> bool:
     """Whether a name has the form of a hub id ``owner/name`` and is no folder or file here."""
     local = where.startswith((".", "/", "~", "{")) or Path(where).exists()
     return where in SOURCES or (where.count("/") == 1 and not local)
+
+
+def size_of(where: str) -> str:
+    """Size of a checkpoint in words: hub id, or a local folder."""
+    if where in SOURCES:
+        return SOURCES[where].size
+    found = sum(file.stat().st_size for file in Path(where).glob("*.safetensors"))
+    return size_in_words(found) if found else "of a size unknown to this package"
 
 
 def licence_of(where: str) -> str:

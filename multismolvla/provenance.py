@@ -1,11 +1,11 @@
 """Where each stream comes from, a sensor of its own or the RGB of its view, and what follows from that.
 
 A *sensor* is an own measurement: a camera, or the simulator's independent rendering. A *derived* stream is
-computed from its view's RGB: it is absent when that RGB is, is disturbed when that RGB is, and is never
-called sensor redundancy.
+computed from its view's RGB: it is absent when that RGB is, shows nothing clean when that RGB is disturbed,
+and is never called sensor redundancy.
 
-The rule in its three forms: presence and severity of training samples (`ProvenanceMap.drop_with_rgb` and
-`.disturb_with_rgb`), and the faults of an evaluation (`with_derived`).
+The rule in its three forms: presence in training samples whose RGB is lost or disturbed
+(`ProvenanceMap.drop_with_rgb` and `.drop_where_disturbed`), and the faults of an evaluation (`with_derived`).
 """
 
 from __future__ import annotations
@@ -94,12 +94,14 @@ class ProvenanceMap:
             presence[:, v, m] &= presence[:, v, _RGB]
         return presence
 
-    def disturb_with_rgb(self, severity: Tensor, presence: Tensor) -> Tensor:
-        """Severity int64 (B, V, M) in which a derived stream has at least that of its RGB; in place."""
+    def drop_where_disturbed(self, presence: Tensor, severity: Tensor) -> Tensor:
+        """Presence bool (B, V, M) without the derived streams whose RGB has a severity (B, V, M); in place.
+
+        They were computed from the clean picture, and would show what RGB no longer does.
+        """
         for v, m in self.derived():
-            strongest = severity[:, v, m].maximum(severity[:, v, _RGB])
-            severity[:, v, m] = strongest.where(presence[:, v, m], 0)
-        return severity
+            presence[:, v, m] &= severity[:, v, _RGB] == 0
+        return presence
 
     def table(self) -> dict[str, str]:
         """Provenance of the declared streams by modality, or by ``view.modality`` where views differ."""
@@ -153,15 +155,23 @@ class ProvenanceMap:
             words = ", ".join(f"{name} {kind}" for name, kind in shown.items())
             logger.info("Provenance as the dataset says: %s.", words)
         adopted = replace(self, said={**self.said, **new})
+        adopted.check_rgb()
+        return adopted
+
+    def check_rgb(self) -> None:
+        """See that the view of every derived stream has an RGB.
+
+        Raises:
+            ValueError: one has none.
+        """
         for view, streams in self.views.items():
-            orphans = [m for m in streams if adopted.is_derived(view, m) and Modality.RGB not in streams]
+            orphans = [m for m in streams if self.is_derived(view, m) and Modality.RGB not in streams]
             if orphans:
                 raise ValueError(
                     f"{view}.{orphans[0]} is derived from the RGB of view {view!r}, which --policy.views "
                     "does not declare, so it would always count as lost. Declare that RGB; leave rgb out of "
                     "--policy.domains if it shall not be read."
                 )
-        return adopted
 
 
 def _stated(views: ViewMap, features: Mapping[str, Feature]) -> dict[tuple[str, str], Provenance]:

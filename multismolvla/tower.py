@@ -25,6 +25,7 @@ from multismolvla.geometry import (
 )
 from multismolvla.modalities import DEPTH_VALID, MODALITIES, Modality, ids_name
 from multismolvla.tokenizers import ImageTokenizer, StreamTokenizer, Tokens
+from multismolvla.tokenizers.factory import LazyTokenizer
 from multismolvla.tokenizers.recipe import split_domains
 
 #: Id of a token that is not there.
@@ -189,6 +190,20 @@ class MultimodalTower(nn.Module):
     def tokenize(self, modality: str, streams: Mapping[str, Tensor]) -> Tensor:
         """Token ids of one stream of a view as they are cached; see :func:`tokenize_view`."""
         return tokenize_view(modality, streams, self.tokenizers[modality], self.image_size, self.square)
+
+    def warm_tokenizers(self, device: torch.device) -> None:
+        """Read what the official tokenizers would at their first picture, and run them on an empty one.
+
+        Raises:
+            FileNotFoundError, ValueError: as `multismolvla.tokenizers.factory.LazyTokenizer.encode_domains`.
+        """
+        for modality in self.domains:
+            tokenizer = self.tokenizers.get(modality)
+            if not isinstance(tokenizer, LazyTokenizer) or tokenizer.ready_on(device):
+                continue
+            kind = torch.int64 if modality == Modality.SEG else torch.float32
+            empty = torch.zeros(1, 1, self.image_size, self.image_size, dtype=kind, device=device)
+            tokens_of_view(modality, {modality: empty}, tokenizer, self.image_size, self.square)
 
     def _split_ids(self, modality: str, ids: Tensor) -> list[Tokens]:
         """Cached ids (B, N) -> tokens per domain."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multismolvla.pretrained import licence_of
+from multismolvla.pretrained import licence_of, size_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -77,9 +77,9 @@ def locate(
             at = f" at revision {revision!r}" if revision else ""
             raise FileNotFoundError(
                 f"Cannot get {name} of {repo!r}{at} (no folder here has that name): {type(error).__name__}: "
-                f"{_first_line(error)}\nLicence of {repo}: {licence_of(repo)}. If the page "
-                f"https://huggingface.co/{repo} asks for it, accept it there and log in with `hf auth "
-                f"login`.\nWith network access: `hf download {repo} {' '.join(files)}`, then unset "
+                f"{_first_line(error)}\nLicence of {repo}: {licence_of(repo)}. Size: {size_of(repo)}. "
+                f"If the page https://huggingface.co/{repo} asks for it, accept it there and log in with `hf "
+                f"auth login`.\nWith network access: `hf download {repo} {' '.join(files)}`, then unset "
                 f"HF_HUB_OFFLINE or keep it set and use the cache. By hand: put {' and '.join(files)} of "
                 "that page into one folder and give that folder instead of the hub id."
             ) from error

@@ -74,6 +74,11 @@ class DepthEstimator:
         """
         from transformers import AutoModelForDepthEstimation
 
+        if not 0 < range_m[0] < range_m[1]:
+            raise ValueError(
+                f"{source}: range_m={tuple(range_m)}; expected nominal metres 0 < nearest < farthest, such "
+                f"as {RELATIVE_RANGE_M}."
+            )
         model, processor, tensors = load_network(
             AutoModelForDepthEstimation, source, "depth estimation", device, revision
         )
@@ -94,7 +99,8 @@ class DepthEstimator:
     @torch.no_grad()
     def estimate(self, rgb: Tensor) -> Tensor:
         """See `Estimator.estimate`; metres where the network is metric."""
-        pixels = self.processor(images=list(rgb), return_tensors="pt", do_rescale=False)["pixel_values"]
+        # Prepared on the CPU always, where a data set's pictures are: a GPU resizes to other values.
+        pixels = self.processor(images=list(rgb.cpu()), return_tensors="pt", do_rescale=False)["pixel_values"]
         device = self.model.device
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             raw = self.model(pixel_values=pixels.to(device)).predicted_depth

@@ -12,6 +12,9 @@ from multismolvla.estimators.segmentation import SegmentationEstimator
 from multismolvla.estimators.thermal import ThermalEstimator
 from multismolvla.modalities import Modality
 
+#: Of the estimators that do not check them themselves.
+_SETTINGS: dict[str, tuple[str, ...]] = {Modality.DEPTH: ("output", "range_m"), Modality.SEG: ()}
+
 
 def load_estimator(
     modality: str,
@@ -34,8 +37,16 @@ def load_estimator(
 
     Raises:
         FileNotFoundError: the files are not there; the message says how to get them.
-        ValueError: a modality that cannot be estimated, or damaged files.
+        ValueError: a modality that cannot be estimated, a setting that its estimator does not have, or
+            damaged files.
     """
+    allowed = _SETTINGS.get(modality)
+    unknown = [] if allowed is None else sorted(set(settings) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"The {modality} estimator {source!r} has no setting {unknown[0]!r}; expected some of "
+            f"{list(allowed or ())}. Is the recipe of another version? Annotate the data set anew."
+        )
     settings |= {"revision": revision, "device": device, "dtype": dtype}
     if modality == Modality.DEPTH:
         return DepthEstimator.from_pretrained(source, **settings)
@@ -79,4 +90,16 @@ def restore_estimator(
             f"recipe's, {recipe.model!r}, has {recipe.fingerprint[:12]}…. Give the original files: other "
             "weights make other pictures."
         )
+    other = [f for f in sorted({*made.recipe.files, *recipe.files}) if _differ(f, made.recipe, recipe)]
+    if other:
+        raise ValueError(
+            f"The {modality} estimator at {place!r} has another {other[0]} than the recipe's, "
+            f"{recipe.model!r}, and the same weights. Give the original file: other settings make other "
+            "pictures."
+        )
     return made
+
+
+def _differ(file: str, made: EstimatorRecipe, wanted: EstimatorRecipe) -> bool:
+    """Whether a settings file is another one; what a recipe does not know cannot be compared."""
+    return bool(made.files and wanted.files) and made.files.get(file) != wanted.files.get(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def recipe_of(source: str, tensors: Path, dtype: torch.dtype | None, **settings:
     cached = _cached(tensors)
     name, revision = cached or (Path(source).name, None)  # a folder's place says nothing on another machine
     number = str(dtype or torch.float32).removeprefix("torch.")
-    return EstimatorRecipe(name, revision, file_fingerprint(tensors), number, settings)
+    beside = (tensors.parent / file for file in _FILES if file.endswith(".json"))
+    files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in beside if f.is_file()}
+    return EstimatorRecipe(name, revision, file_fingerprint(tensors), number, settings, files)
 
 
 def _cached(file: Path) -> tuple[str, str] | None:

@@ -22,6 +22,8 @@ class EstimatorRecipe:
         fingerprint: of the weights.
         dtype: in which the network computes, e.g. ``float32``.
         settings: what else decides its pictures.
+        files: SHA-256 of each settings file beside the weights, e.g. ``preprocessor_config.json``; empty in
+            recipes of data that were annotated before they were looked at.
     """
 
     model: str
@@ -29,6 +31,7 @@ class EstimatorRecipe:
     fingerprint: str
     dtype: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -64,6 +67,30 @@ class Estimator(Protocol):
             ValueError: the network gave NaN or infinity.
         """
         ...
+
+
+def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor:
+    """What an estimator makes of pictures, at its own precision: autocast around the call changes nothing.
+
+    Args:
+        estimator: of the modality.
+        rgb: as `Estimator.estimate` takes it.
+        modality: depth, seg or thermal.
+
+    Returns:
+        As `Estimator.estimate`.
+
+    Raises:
+        ValueError: another shape than one channel of the pictures' size, NaN or infinity.
+    """
+    with torch.autocast(rgb.device.type, enabled=False):
+        found = estimator.estimate(rgb.float())
+    if found.shape != (len(rgb), 1, *rgb.shape[-2:]):
+        raise ValueError(
+            f"The estimator of {modality} gave {tuple(found.shape)} for RGB {tuple(rgb.shape)}; expected one "
+            "channel of the same size."
+        )
+    return check_finite(found, estimator.recipe, modality)
 
 
 def check_finite(estimate: Tensor, recipe: EstimatorRecipe, what: str) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multismolvla.estimators.files import load_network, recipe_of
-from multismolvla.estimators.interface import EstimatorRecipe
+from multismolvla.estimators.interface import EstimatorRecipe, check_finite
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 
 # Side at which Mask2Former's post-processing works, whatever the input (transformers 5.5).
@@ -52,10 +52,12 @@ class SegmentationEstimator:
         """See `Estimator.estimate`."""
         size = dict(self.processor.size)
         side = size if {"height", "width"} <= set(size) else {"height": _MASK_SIDE, "width": _MASK_SIDE}
-        inputs = self.processor(images=list(rgb), return_tensors="pt", do_rescale=False, size=side)
+        inputs = self.processor(images=list(rgb.cpu()), return_tensors="pt", do_rescale=False, size=side)
         device = self.model.device
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             out = self.model(pixel_values=inputs["pixel_values"].to(device))
+        for scores in (out.class_queries_logits, out.masks_queries_logits):
+            check_finite(scores, self.recipe, "scores")  # their largest would be a class like any other
         maps = []
         for b in range(len(rgb)):  # picture by picture: 133 full-size score maps each
             one = SimpleNamespace(

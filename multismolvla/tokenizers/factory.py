@@ -12,7 +12,7 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.fourm import FourMModality
 from multismolvla.modalities import Modality
-from multismolvla.pretrained import TOKENIZER_SOURCES
+from multismolvla.pretrained import TOKENIZER_SOURCES, size_in_words
 from multismolvla.thermal.imagebind import ImageBindHead, ImageBindThermal, ImageBindVision
 from multismolvla.tokenizers import thermal_routes as routes
 from multismolvla.tokenizers.interface import ImageTokenizer, StreamTokenizer, Tokens
@@ -148,6 +148,10 @@ class LazyTokenizer(ABC):
         """Whether the weights were read."""
         return self._made is not None
 
+    def ready_on(self, device: torch.device) -> bool:
+        """Whether the next picture on a device finds the weights there."""
+        return self._made is not None and self._made[0] == device
+
     def encode_domains(self, image: Tensor, valid: Tensor | None = None) -> dict[str, Tokens]:
         """See `StreamTokenizer.encode_domains`; the first call on a device reads the weights.
 
@@ -155,7 +159,7 @@ class LazyTokenizer(ABC):
             FileNotFoundError: the weights are not there.
             ValueError: they are others than the ids, or the policy, were made with, or do not fit.
         """
-        if self._made is None or self._made[0] != image.device:
+        if self._made is None or not self.ready_on(image.device):
             self._made = (image.device, self._load(image.device))
         tokenizer = self._made[1]
         if isinstance(tokenizer, StreamTokenizer):
@@ -186,7 +190,9 @@ class LazyTokenizer(ABC):
         self.check_fingerprints()
         self.check()
         sources = ", ".join(self.options.source(part) for part in self.parts)
-        logger.info("Reading the weights of the %s tokenizer: %s.", self.modality, sources)
+        files = (weights.find_weights(self.options.source(part)) for part in self.parts)
+        size = size_in_words(sum(file.stat().st_size for file in files))
+        logger.info("Reading the weights of the %s tokenizer: %s (%s).", self.modality, sources, size)
         tokenizer = self.build(device)
         served = tokenizer.domains if isinstance(tokenizer, StreamTokenizer) else self.domains
         if tuple(served) != self.domains:

@@ -18,19 +18,26 @@ from torch import Tensor
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
 from lerobot_policy_multismolvla.training_data import Features
 from multismolvla.estimators import Estimator, EstimatorRecipe, restore_estimator
-from multismolvla.estimators.interface import check_finite
+from multismolvla.estimators.interface import estimate_checked
 from multismolvla.estimators.stored import as_stored
+from multismolvla.health import Cause
 from multismolvla.modalities import MODALITIES, Modality, padding_mask_key, token_key, valid_key
+from multismolvla.pretrained import is_hub_id, licence_of, size_of
 from multismolvla.sensors import SensorReader
 
 logger = logging.getLogger(__name__)
 
-#: As JSON has them: modality -> fields of an `EstimatorRecipe`.
-Recipes = dict[str, dict[str, Any]]
+#: As JSON has them: modality -> fields of an `EstimatorRecipe`; ``None``, only in what is typed in, is none.
+Recipes = dict[str, dict[str, Any] | None]
 #: Key of how many looks ago each derived stream was estimated, int64 (B, D) in the order of
 #: `derived_streams`; where a caller remembers that in the policy's stead.
 AGE_KEY = "observation.derived_age"
 NEVER = -1  # age of what was not estimated yet
+#: What a network may raise at a picture: a robot goes on with what it has.
+_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 def last_key(key: str) -> str:
@@ -82,19 +89,41 @@ def first_ages(rows: int, streams: int, device: torch.device | None = None) -> d
     return {AGE_KEY: torch.full((rows, streams), NEVER, device=device)}
 
 
-def check_refresh(cfg: MultiSmolVLAOptions) -> None:
-    """See that what is to be estimated less often is estimated.
+def check_derived(cfg: MultiSmolVLAOptions) -> None:
+    """See that every derived stream has an RGB, and that what is estimated less often is estimated.
 
     Raises:
-        ValueError: it comes from a sensor.
+        ValueError: a view lacks the RGB of a derived stream; or what is to be estimated less often comes from
+            a sensor, or nothing says what estimates it.
     """
+    cfg.provenance_map.check_rgb()
     derived = {MODALITIES[m] for _, m in cfg.provenance_map.derived()}
-    for modality in cfg.refresh:
+    for modality in (m for m, every in cfg.refresh.items() if every > 1):
         if modality not in derived:
             raise ValueError(
                 f"--policy.refresh={cfg.refresh}: {modality} is no derived modality of this policy "
-                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out."
+                f"({sorted(derived) or 'it has none'}); a sensor is read at every look. Leave it out; of a "
+                "checkpoint's, set it to 1."
             )
+        if modality not in cfg.estimators:
+            raise ValueError(
+                f"--policy.refresh={cfg.refresh}: no recipe says what estimates {modality} "
+                f"(--policy.estimators has {sorted(cfg.estimators) or 'none'}), so it would be left out of "
+                "training and never be estimated. Annotate the dataset anew, or set it to 1."
+            )
+
+
+class Pattern(NamedTuple):
+    """When derived streams are not estimated, and what they are then."""
+
+    refresh: Mapping[str, int]
+    between: str | None
+
+    @classmethod
+    def of(cls, cfg: MultiSmolVLAOptions) -> Pattern:
+        """As a configuration says; the same for all that says the same."""
+        every = {modality: k for modality, k in cfg.refresh.items() if k > 1}
+        return cls(every, cfg.refresh_between if every else None)
 
 
 def warn_of_reuse(cfg: MultiSmolVLAOptions) -> None:
@@ -121,14 +150,15 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
         if not found:
             continue
         found = json.loads(json.dumps(found))
-        known = recipes.setdefault(modality, found)
+        known = recipes.setdefault(modality, found) or {}
         different = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
         if different:
             name = different[0]
             raise ValueError(
                 f"{key}: the dataset's {modality} was estimated with {name}={found.get(name)!r}, the "
                 f"policy's with {known.get(name)!r}. Annotate the dataset as the policy's was "
-                "(multismolvla-annotate), or let the policy learn the new pictures: --policy.estimators='{}'."
+                "(multismolvla-annotate), or let the policy learn the new pictures: "
+                f"--policy.estimators='{{\"{modality}\": null}}'."
             )
     provenance = cfg.provenance_map
     orphans = [
@@ -151,37 +181,47 @@ class DerivedStreams:
     Attributes:
         memory: what a caller that serves several episodes gives back with an episode's next look; empty where
             every stream is estimated at every look.
+        trained: what training showed, as far as a checkpoint says.
+        outcome: of the last look, int64 (B, V, M): `Cause.FIT` = estimated, `Cause.NOT_DUE`,
+            `Cause.NO_ESTIMATE`, and -1 = nothing was to be estimated; ``None`` = of no stream.
     """
 
     def __init__(self) -> None:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
         self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
-        self._missing: set[str] = set()  # modalities whose estimator was looked for in vain
         self.memory: dict[str, Tensor] = {}
+        self.trained: Pattern | None = None
+        self.outcome: Tensor | None = None
 
     def forget(self) -> None:
         """A new episode begins."""
         self.memory = {}
 
     def warm(self, cfg: MultiSmolVLAOptions, device: torch.device) -> None:
-        """Read what will be needed before the robot moves, so that its first actions are not late.
-
-        What is missing is told now and an error at the first look, because only that shows what is delivered.
+        """Read what will be needed before the robot moves and run it once, so that no first action is late.
 
         Raises:
-            ValueError: an estimator's files are others than those of the training data.
+            FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
+            ValueError: they are others than those of the training data.
         """
-        for modality in dict.fromkeys(s.name for s in derived_streams(cfg) if s not in self._taken):
-            if modality in self._missing:
+        now = Pattern.of(cfg)
+        if self.trained is not None and self.trained != now:
+            logger.warning(
+                "The policy was trained with refresh=%s (between: %s) and acts with %s (%s).",
+                *self.trained,
+                *now,
+            )
+        self.trained = None
+        for stream in derived_streams(cfg):
+            if stream in self._taken or stream.name in self._loaded:
                 continue
-            try:
-                self._estimator(cfg, modality, device)
-            except FileNotFoundError as error:
-                self._missing.add(modality)
-                logger.warning(
-                    "%s The policy stops at its first look, unless %s is delivered.", error, modality
-                )
+            if self._estimator(cfg, stream.name, device) is not None:
+                feature = (cfg.input_features or {}).get(stream.rgb)
+                size = feature.shape[-2:] if feature else (cfg.image_size, cfg.image_size)
+                grey = torch.full((1, 3, *size), 0.5, device=device)
+                with torch.no_grad():
+                    self._pictures(cfg, stream.name, stream.key, grey)
 
     @torch.no_grad()
     def complete(
@@ -202,10 +242,11 @@ class DerivedStreams:
             FileNotFoundError: an estimator's files are not there (``policy.missing_estimator=error``).
             ValueError: they are others than those of the training data.
         """
-        streams = derived_streams(cfg)
+        streams, self.outcome = derived_streams(cfg), None
         if not streams:
             return batch, there
         made, now = dict(batch), there.clone()
+        outcome = self.outcome = torch.full_like(there, -1, dtype=torch.int64)
         before = self._before(batch, there, len(streams))
         age = torch.where(before[AGE_KEY] == NEVER, NEVER, before[AGE_KEY] + 1)
         kept: dict[str, Tensor] = {}
@@ -218,18 +259,23 @@ class DerivedStreams:
                 rows = rows & announced.bool()
             due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
             pictures: dict[str, Tensor] = {}
+            fresh = due.clone()
             if due.any():
-                pictures = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
-            fresh = due & bool(pictures)
+                pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
             again = rows & ~due & (cfg.refresh_between == "reuse")
             for name in (stream.key, valid_key(stream.key)):
-                whole = _with_rows(before.get(last_key(name)), due, pictures.get(name))
+                whole = _with_rows(before.get(last_key(name)), fresh, pictures.get(name))
                 if whole is not None:
                     made[name] = whole
                     if cfg.refresh_between == "reuse":
                         kept[last_key(name)] = whole
             age[fresh, number] = 0
             now[:, stream.view, stream.modality] = fresh | again
+            of_stream = outcome[:, stream.view, stream.modality]
+            for which, cause in (
+                (rows, Cause.NOT_DUE), (due & ~fresh, Cause.NO_ESTIMATE), (fresh | again, Cause.FIT)
+            ):  # fmt: skip
+                of_stream[which] = int(cause)
         self.memory = {AGE_KEY: age, **kept} if remembers(cfg) else {}
         return made, now
 
@@ -246,52 +292,66 @@ class DerivedStreams:
             return False
         if stream not in self._taken:
             self._taken.add(stream)
-            made_by = cfg.estimators[stream.name].get("model")
             logger.warning(
                 "%s is delivered, so it is not estimated; the training data had it from %s.",
                 stream.place,
-                made_by,
+                recipe_from(cfg.estimators[stream.name]).model,
             )
             if all(s in self._taken for s in derived_streams(cfg) if s.name == stream.name):
                 self._loaded.pop(stream.name, None)  # nobody needs the network
         return True
 
-    def _pictures(self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor) -> dict[str, Tensor]:
-        """Canonical picture under ``key``, with its validity; empty when it cannot be made."""
+    def _pictures(
+        self, cfg: MultiSmolVLAOptions, modality: str, key: str, rgb: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Canonical pictures under ``key``, with their validity, and of which rows they are, bool (B,)."""
         estimator = self._estimator(cfg, modality, rgb.device)
         if estimator is None:
-            return {}
-        try:
-            found = check_finite(estimator.estimate(rgb.float()), estimator.recipe, modality)
-        except (ValueError, RuntimeError) as error:  # a robot goes on with what it has
-            if modality not in self._failing:
-                logger.warning("No %s can be estimated: %s It counts as absent.", modality, error)
-            self._failing.add(modality)
-            return {}
-        self._failing.discard(modality)
-        reader = SensorReader({"": {modality: key}}, "m", cfg.depth_range_m, cfg.num_labels)
-        canonical = reader.read({key: as_stored(modality, found)})
-        return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}
+            return {}, rgb.new_zeros(len(rgb), dtype=torch.bool)
+        tried = [_try(cfg, estimator, modality, key, rgb)]
+        if isinstance(tried[0], Exception) and len(rgb) > 1:  # one row's picture takes no other row's along
+            tried = [_try(cfg, estimator, modality, key, row[None]) for row in rgb]
+        made = [pictures for pictures in tried if not isinstance(pictures, Exception)]
+        errors = [error for error in tried if isinstance(error, Exception)]
+        if errors and modality not in self._failing:
+            logger.warning("No %s can be estimated: %r It counts as absent.", modality, errors[0])
+        (self._failing.add if errors else self._failing.discard)(modality)
+        rows = torch.tensor([not isinstance(found, Exception) for found in tried], device=rgb.device)
+        return {name: torch.cat([p[name] for p in made]) for name in (made or [{}])[0]}, rows.expand(len(rgb))
 
     def _estimator(self, cfg: MultiSmolVLAOptions, modality: str, device: torch.device) -> Estimator | None:
         if modality not in self._loaded:
             recipe = recipe_from(cfg.estimators[modality])
             source = cfg.estimator_sources.get(modality)
-            logger.info("Reading the %s estimator: %s.", modality, source or recipe.model)
+            place = source or recipe.model
+            logger.info("Reading the %s estimator: %s (%s).", modality, place, size_of(place))
             try:
                 made = restore_estimator(modality, recipe, source=source, device=str(device))
             except FileNotFoundError as error:
                 if cfg.missing_estimator == "error":
                     raise FileNotFoundError(
-                        f"The policy learned from {modality} that {recipe.model} estimates of RGB, and no "
-                        f"sensor delivers it. {error} Files elsewhere: --policy.estimator_sources="
-                        f"'{{\"{modality}\": FOLDER}}'; to go on without: --policy.missing_estimator=absent."
+                        f"The policy learned from {modality} that {_called(recipe)} estimates of RGB. "
+                        f"{error}\nFiles elsewhere: --policy.estimator_sources='{{\"{modality}\": FOLDER}}'; "
+                        "without, or with what a sensor delivers: --policy.missing_estimator=absent."
                     ) from error
                 logger.warning("%s is not estimated and counts as absent: %s", modality, error)
                 self._loaded[modality] = None
                 return None
             self._loaded[modality] = made
         return self._loaded[modality]
+
+
+def _try(
+    cfg: MultiSmolVLAOptions, estimator: Estimator, modality: str, key: str, rgb: Tensor
+) -> dict[str, Tensor] | Exception:
+    """Canonical pictures under ``key``, with their validity, or why there are none."""
+    try:
+        found = estimate_checked(estimator, rgb, modality)
+        reader = SensorReader({"": {modality: key}}, "m", cfg.depth_range_m, cfg.num_labels)
+        canonical = reader.read({key: as_stored(modality, found)})
+    except _FAILURES as error:
+        return error
+    return {name: canonical[name] for name in (key, valid_key(key)) if name in canonical}
 
 
 def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Tensor | None:
@@ -303,15 +363,23 @@ def _with_rows(last: Tensor | None, rows: Tensor, picture: Tensor | None) -> Ten
     return whole
 
 
-def recipe_from(stored: Mapping[str, Any]) -> EstimatorRecipe:
+def _called(recipe: EstimatorRecipe) -> str:
+    """The network of a recipe, as one looks for it."""
+    if is_hub_id(recipe.model):
+        return f"{recipe.model} ({size_of(recipe.model)}; licence: {licence_of(recipe.model)})"
+    return (
+        f"a network in a folder called {recipe.model!r} (of which the recipe knows neither repository nor "
+        "licence: copy it from where the data were annotated)"
+    )
+
+
+def recipe_from(stored: Mapping[str, Any] | None) -> EstimatorRecipe:
     """A recipe as a configuration or data set stores it.
 
     Raises:
         ValueError: fields are missing or unknown.
     """
     try:
-        return EstimatorRecipe(**stored)
+        return EstimatorRecipe(**(stored or {}))
     except TypeError as error:
-        raise ValueError(
-            f"--policy.estimators: {dict(stored)} is no recipe of an estimator: {error}."
-        ) from error
+        raise ValueError(f"--policy.estimators: {stored} is no recipe of an estimator: {error}.") from error

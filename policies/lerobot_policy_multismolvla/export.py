@@ -282,7 +282,8 @@ def _config_for(
     config.output_features = {k: f for k, f in features.items() if f.type is FeatureType.ACTION}
     config.half_turns = {view: turns for view, turns in old.half_turns.items() if view in views}
     config.absent_streams, config.deployment, config.dropout_deployment = [], [], 0.0
-    config.provenance = {}  # the data set says it
+    config.provenance, config.estimators = {}, {}  # the data set says it
+    config.estimator_sources, config.refresh = {}, {}
     config.objectives = ObjectivesOptions()
     config.curriculum_step, config.use_peft, config.pretrained_path = 0, False, None
     check_options(config)

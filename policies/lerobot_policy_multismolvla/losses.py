@@ -41,7 +41,7 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
     if policy.training and cfg.curriculum_step == 0:
         _match_norm(policy, batch, None if target is None else target[0])
     if policy.training:
-        sensors = draw_sensors(policy, batch, policy.curriculum_seed)
+        sensors = draw_sensors(policy, policy.availability(batch), policy.curriculum_seed)
         if cfg.connector_dropout > 0:
             logs["modalities_kept"] = _kept(sensors)
         visual = policy.visual_tokens(batch, sensors.presence)
@@ -99,7 +99,8 @@ def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw)
     cfg = policy.config
     drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
     corrupts = policy.training and cfg.corrupts
-    sensors = draw_sensors(policy, batch, policy.curriculum_seed)
+    batch, available = policy.observed(batch)
+    sensors = draw_sensors(policy, available, policy.curriculum_seed)
     if cfg.uses_fourm:
         visual = policy.visual_tokens(batch, sensors.presence, sensors.faults)
     else:

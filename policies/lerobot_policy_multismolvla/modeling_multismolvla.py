@@ -31,7 +31,7 @@ from lerobot_policy_multismolvla.checkpoints import (
     read_weights,
 )
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.derived import DerivedStreams, check_refresh, warn_of_reuse
+from lerobot_policy_multismolvla.derived import DerivedStreams, Pattern, check_derived, warn_of_reuse
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.objectives.modules import (
@@ -104,7 +104,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             action = None if dataset_meta is None else dataset_meta.features.get(ACTION)
             config.standstill = standstill(config, dataset_stats, action)
         self.teacher: Teacher | None = None
-        check_refresh(config)
+        check_derived(config)
         self._diary = HealthLog()
         self._sensors, self._looks_early = SensorWatch(self._diary), False
         self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()
@@ -216,16 +216,22 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             return batch.visual
         if not self.config.uses_fourm:
             return rgb_pictures(self, batch)
+        return self.visual_tokens(*self.observed(batch))
+
+    def observed(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch and its :meth:`availability`; in evaluation with what the policy derives of its RGB."""
         there = self.availability(batch)
-        if not self.training:
-            with torch.autocast(there.device.type, enabled=False):  # estimates are those of training
-                batch, there = self._derived.complete(self.config, batch, there)
-        return self.visual_tokens(batch, there)
+        if self.training:
+            return batch, there
+        if self.config.uses_fourm:
+            batch, there = self._derived.complete(self.config, batch, there)
+        self._sensors.tell(self.config, there, self._derived.outcome)
+        return batch, there
 
     def availability(self, batch: dict[str, Tensor]) -> Tensor:
         """Which sensors each sample has, bool (B, V, M).
 
-        In evaluation without those that are not fit to be used, and what was lost is logged; in training with
+        In evaluation without those that are not fit to be used; in training with
         ``policy.health=act``, what one picture says by itself.
         """
         there = available_sensors(self.config, batch)
@@ -239,10 +245,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         return self.config.provenance_map.drop_with_rgb(there & (cause <= 0))
 
     def reset(self) -> None:
-        """A new episode begins.
+        """A new episode begins; of a policy that acts, the networks of its first look are read and run once.
 
         Raises:
-            ValueError: an open thermal camera of this process shows other temperatures than the policy knows.
+            FileNotFoundError: files of an estimator (``policy.missing_estimator=error``) or a tokenizer are
+                not there.
+            ValueError: an open thermal camera of this process shows other temperatures than the policy knows,
+                or files are others than those of the training data.
         """
         super().reset()
         if hasattr(self, "_sensors"):  # upstream's constructor resets, too
@@ -252,7 +261,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             if not self.training:
                 if self.config.measures(Modality.THERMAL):
                     check_ranges(self.config.thermal_range_c)
-                self._derived.warm(self.config, next(self.parameters()).device)
+                if self.config.uses_fourm:
+                    device = next(self.parameters()).device
+                    self._derived.warm(self.config, device)
+                    self.model.tower.warm_tokenizers(device)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -388,6 +400,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
             warn_of_reuse(self.config)
+            self._derived.trained = None
             self._restart_finished_curriculum()
             check_length(self.config)
             self._training_began = True
@@ -438,7 +451,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         config = config or stored
         if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
-        return super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
+        policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
+        if isinstance(stored, MultiSmolVLAConfig):
+            policy._derived.trained = Pattern.of(stored)
+        return policy
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):

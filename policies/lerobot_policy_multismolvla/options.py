@@ -82,11 +82,12 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # to be used, either. Needs capture times (<key>_captured); None = they are not looked at.
     max_skew_ms: float | None = None
     # What makes the derived streams: modality -> recipe, adopted from the training data. A stream that no
-    # sensor delivers is computed by it wherever the policy plans.
-    estimators: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # sensor delivers is computed by it wherever the policy plans. {"thermal": null} forgets a checkpoint's,
+    # and a data set's is adopted; {} changes nothing, LeRobot 0.6.1 merges it into what the checkpoint says.
+    estimators: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     estimator_sources: dict[str, str] = field(default_factory=dict)  # modality -> folder with its files
     missing_estimator: str = "error"  # when an estimator's files are not there: error, or absent
-    # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out = at every look.
+    # Derived modality -> estimated at every k-th look only, {"thermal": 4}; left out, or 1 = at every look.
     refresh: dict[str, int] = field(default_factory=dict)
     # What a derived stream is between: absent, which stage 2 trains, or the last estimate (reuse), which it
     # cannot: that is of a frame n_action_steps or more earlier, and a training sample holds one. LeRobot
@@ -148,7 +149,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     dropout_modalities: float = 1 / 3  # whole modalities, in all views at once
     dropout_deployment: float = 0.0  # everything but `deployment`
     # Streams (view.modality) that the robot will have, where it has fewer than the data; the clean last share
-    # shows nothing else. Empty = all that are declared.
+    # shows nothing else but what the policy estimates of their RGB. Empty = all that are declared.
     deployment: list[str] = field(default_factory=list)
     curriculum_steps: int = 0  # length of the stage; set it to --steps
     curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)
@@ -194,6 +195,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.estimators = {m: recipe for m, recipe in self.estimators.items() if recipe is not None}
         check_options(self)
 
     # -- what follows from the options ----------------------------------------------------------------------

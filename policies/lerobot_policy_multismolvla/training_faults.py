@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.derived import derived_streams
 from multismolvla.corruption import TRAINING_TYPES
 from multismolvla.corruption.soft import apply_soft
 from multismolvla.corruption.tokens import corrupt_tokens
@@ -98,10 +99,16 @@ def in_clean_share(cfg: MultiSmolVLAConfig) -> bool:
 
 
 def deployed_streams(cfg: MultiSmolVLAConfig) -> Tensor | None:
-    """What the robot will have, bool (V, M); ``None`` where that is not declared."""
+    """What the robot will have, bool (V, M); ``None`` where that is not declared.
+
+    That is also what the policy estimates there of an RGB that is declared.
+    """
     if not cfg.deployment:
         return None
-    return torch.tensor([[f"{view}.{m}" in cfg.deployment for m in MODALITIES] for view in cfg.views])
+    there = torch.tensor([[f"{view}.{m}" in cfg.deployment for m in MODALITIES] for view in cfg.views])
+    for stream in derived_streams(cfg):
+        there[stream.view, stream.modality] |= there[stream.view, MODALITIES.index(Modality.RGB)]
+    return there
 
 
 def corruption_p(cfg: MultiSmolVLAConfig) -> float:
@@ -134,7 +141,10 @@ class Corruption:
 
 
 def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: int) -> Corruption | None:
-    """Draw for each sample x view x modality that is there; ``None`` while nothing is disturbed."""
+    """Draw for each sample x view x modality that is there and read; ``None`` while nothing is disturbed.
+
+    What is derived of an RGB that is disturbed has no fault of its own, see `seen_beside`.
+    """
     p = corruption_p(cfg)
     if p == 0:
         return None
@@ -144,8 +154,19 @@ def draw_corruption(cfg: MultiSmolVLAConfig, presence: Tensor, seed: int, rank: 
     severity = torch.randint(1, cfg.corruption_max_severity + 1, there.shape, generator=generator)
     kind = torch.rand(there.shape, generator=generator)
     own = int(torch.randint(2**62, (), generator=generator))
-    severity = torch.where(hit & there, severity, 0)
-    return Corruption(cfg.provenance_map.disturb_with_rgb(severity, there), kind, own)
+    read = torch.tensor([m in cfg.tower_modalities for m in MODALITIES])
+    severity = torch.where(hit & there & read, severity, 0)
+    left = cfg.provenance_map.drop_where_disturbed(there.clone(), severity)
+    return Corruption(torch.where(left, severity, 0), kind, own)
+
+
+def seen_beside(cfg: MultiSmolVLAConfig, presence: Tensor, drawn: Corruption) -> Tensor:
+    """Presence bool (B, V, M) without what was estimated from the clean picture of an RGB that is disturbed.
+
+    Where the policy acts, it estimates from the disturbed one; the data hold what the clean one gave, and a
+    policy that learns from both side by side trusts the estimates when it should not.
+    """
+    return cfg.provenance_map.drop_where_disturbed(presence.clone(), drawn.severity.to(presence.device))
 
 
 def corrupt_pictures(

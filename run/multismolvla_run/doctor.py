@@ -263,7 +263,7 @@ def policy_table(folder: Path) -> tuple[str, bool]:
         base = json.loads(adapters.read_text()).get("base_model_name_or_path")
         needed = {str(base): "the policy that the adapters belong to"} | needed
     rows, total = [("here", "from", "size", "what for", "licence")], _size(folder)
-    missing: list[str] = []
+    missing, local, unknown = list[str](), list[str](), 0
     for where, purpose in needed.items():
         hub = is_hub_id(where)
         revision = revisions.get(where)
@@ -271,14 +271,27 @@ def policy_table(folder: Path) -> tuple[str, bool]:
         known = SOURCES[where].size_bytes if where in SOURCES else _size(Path(where))
         size = SOURCES[where].size if where in SOURCES else f"{known / 1e6:.1f} MB" if here else "unknown"
         rows.append(("yes" if here else "no", where, size, purpose, licence_of(where)))
-        missing += [] if here else [f"{where} at revision {revision}" if revision else where]
-        total += known
+        if not here and hub:
+            missing.append(f"{where} at revision {revision}" if revision else where)
+        elif not here:
+            local.append(where)
+        total, unknown = total + known, unknown + (known == 0)
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join((*(t.ljust(w) for t, w in zip(row, widths, strict=False)), row[4])) for row in rows]
-    lines.append(f"Weights, with the policy's own: {total / 1e9:.2f} GB, as much memory at least.")
+    left_out = f", {unknown} of unknown size not counted" if unknown else ""
+    lines.append(
+        f"Files of weights, with the policy's own: {total / 1e9:.2f} GB{left_out}. In memory they take at "
+        "most about that, since of 4M-21, its tokenizers and ImageBind only parts are read; pictures and "
+        "activations come on top."
+    )
     if missing:
         lines.append(f"Not here: {', '.join(missing)}. Connect once, or copy them into the hub's cache.")
-    return "\n".join(lines), not missing
+    if local:
+        lines.append(
+            f"Folders or files that are not here: {', '.join(local)}. Copy them from where the policy was "
+            "trained, or name others (--policy.estimator_sources, --policy.tokenizer_sources, ...)."
+        )
+    return "\n".join(lines), not missing and not local
 
 
 def _size(folder: Path) -> int:

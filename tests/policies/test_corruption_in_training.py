@@ -148,7 +148,7 @@ def test_each_sample_view_and_modality_is_drawn_alone(make_config):
 
 
 @pytest.mark.parametrize(("source", "keep_pictures"), [("live", True), ("ids", True), ("ids", False)])
-def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
+def test_beside_a_disturbed_rgb_nothing_is_seen_that_was_derived_from_the_clean_one(
     source, keep_pictures, make_policy, batch, monkeypatch
 ):
     derived = {
@@ -182,23 +182,38 @@ def test_what_is_derived_from_a_disturbed_rgb_is_disturbed_too(
     }
     assert [r for r in range(6) if differs[MINI_DOMAINS["rgb"]][r]] == [2, 3]  # sample 1, both views
     assert [r for r in range(6) if differs[MINI_DOMAINS["depth"]][r]] == [3]  # the wrist's alone
+    there = policy.last_look().inputs.present[MINI_DOMAINS["depth"]].flatten(1).any(1)
+    assert there.tolist() == [True, True, True, False, True, True]
     assert not any(differs[MINI_DOMAINS["seg"]] + differs[MINI_DOMAINS["thermal"]])
 
 
-def test_what_is_derived_is_disturbed_at_least_as_strongly_and_never_when_lost(make_config):
+def test_what_is_derived_has_faults_of_its_own_beside_a_sound_rgb_alone(make_config):
     presence = torch.ones(64, 2, len(MODALITIES), dtype=torch.bool)
-    presence[:8, :, MODALITIES.index("depth")] = False
+    rgb, depth = (MODALITIES.index(m) for m in ("rgb", "depth"))
+    presence[:8, :, depth] = False
     options = ALWAYS | {"corruption_probability": 0.5}
     plain = training_faults.draw_corruption(make_config(**options), presence, seed=0, rank=0)
     cfg = make_config(**options, provenance={"depth": "derived"})
     drawn = training_faults.draw_corruption(cfg, presence, seed=0, rank=0)
-    rgb, depth = (MODALITIES.index(m) for m in ("rgb", "depth"))
+    disturbed = plain.severity[:, :, rgb] > 0
     expected = plain.severity.clone()
-    expected[8:, :, depth] = plain.severity[8:, :, [rgb, depth]].amax(-1)
+    expected[:, :, depth][disturbed] = 0
     assert torch.equal(drawn.severity, expected)
     assert not torch.equal(drawn.severity, plain.severity)
     assert torch.equal(drawn.kind, plain.kind)
     assert drawn.seed == plain.seed
+    left = training_faults.seen_beside(cfg, presence, drawn)
+    assert torch.equal(left[:, :, depth], presence[:, :, depth] & ~disturbed)
+    others = [m for m in range(len(MODALITIES)) if m != depth]
+    assert left[:, :, others].all()
+
+
+def test_an_rgb_that_the_tower_does_not_read_takes_nothing_along(make_config):
+    without = {m: d for m, d in MINI_DOMAINS.items() if m != "rgb"}
+    cfg = make_config(**ALWAYS, provenance={"depth": "derived"}, domains=without)
+    presence = torch.ones(8, 2, len(MODALITIES), dtype=torch.bool)
+    drawn = training_faults.draw_corruption(cfg, presence, seed=0, rank=0)
+    assert training_faults.seen_beside(cfg, presence, drawn).all()
 
 
 def test_the_batch_itself_is_left_alone(make_policy, batch):

@@ -4,87 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, annotated_dataset, write_networks
+from tiny_annotated import (
+    DOMAINS,
+    MODALITIES,
+    RGB,
+    VIEWS,
+    alike,
+    raw,
+    seen,
+    stored,
+)
 from tiny_policy import SIDE, flow_inputs, rgb_features
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_env_multismolvla.processor_multismolvla_libero import add_batch_axis
-from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
-from lerobot_policy_multismolvla.training_faults import drop_sensors
+from lerobot_policy_multismolvla import derived
+from lerobot_policy_multismolvla.export import export_for_finetuning
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.training_faults import deployed_streams, drop_sensors
 from multismolvla.health import MEMORY_KEY
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
 from multismolvla.modalities import padding_mask_key, token_key
 from multismolvla.tokenizers.recipe import NUM_OFFICIAL_LABELS
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> dict[str, str]:
-    return write_networks(tmp_path_factory.mktemp("networks"))
-
-
-@pytest.fixture(scope="module")
-def annotated(hub, sources, tmp_path_factory) -> LeRobotDataset:
-    root = annotated_dataset(tmp_path_factory.mktemp("data"), hub / "fourm", sources)
-    return LeRobotDataset("tests/all", root=root, return_uint8=True)
-
-
-@pytest.fixture
-def policy_of(make_config, make_policy, annotated, sources):
-    """As training makes it of the annotated data."""
-
-    def make(**options: Any):
-        common = {
-            "views": VIEWS, "domains": DOMAINS, "input_features": rgb_features(),
-            "num_labels": NUM_OFFICIAL_LABELS,
-        }  # fmt: skip
-        cfg = make_config(**common)
-        cfg.set_dataset_feature_metadata(annotated.meta.features)
-        own = {"estimators": cfg.estimators, "provenance": cfg.provenance, "estimator_sources": sources}
-        policy = make_policy(**(common | own | options))
-        pre, _ = make_multismolvla_pre_post_processors(policy.config, annotated.meta.stats)
-        return policy, pre
-
-    return make
-
-
-def raw(annotated, rows, **changed: torch.Tensor) -> dict[str, Any]:
-    """Frames as cameras deliver them: RGB alone."""
-    items = [annotated[row] for row in rows]
-    out = {key: torch.stack([item[key] for item in items]) for key in (*RGB, "observation.state")}
-    return out | changed | {"task": ["push"] * len(items)}
-
-
-def seen(policy, pre, observation) -> dict[str, torch.Tensor]:
-    """Domain -> what enters the encoder (B, V, N), -1 where it is absent."""
-    policy.reset()
-    policy.predict_action_chunk(pre(observation))
-    inputs = policy.last_look().inputs
-    shape = (len(observation["task"]), len(VIEWS), -1)
-    return {
-        m: torch.where(inputs.present[DOMAINS[m]], inputs.values[DOMAINS[m]], -1).reshape(shape)
-        for m in MODALITIES
-        if DOMAINS[m] in inputs.values
-    }
-
-
-def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether ids are the same but for a few near ties, which fall differently in batches of another size."""
-    return found.shape == wanted.shape and (found == wanted).float().mean().item() > 0.99
-
-
-def stored(annotated, rows, modality) -> torch.Tensor:
-    ids = [[annotated[row][token_key(view, modality)] for view in VIEWS] for row in rows]
-    return torch.stack([torch.stack(views) for views in ids]).long()
 
 
 def test_the_ids_at_the_encoder_are_those_of_training_in_any_company(policy_of, annotated):
@@ -102,9 +51,12 @@ def test_one_changed_patch_of_rgb_reaches_every_derived_stream_of_its_view(polic
     policy, pre = policy_of()
     before = seen(policy, pre, raw(annotated, [0]))
     changed = annotated[0][RGB[0]][None].clone()
-    changed[..., :16, :16] = 255 - changed[..., :16, :16]
+    assert changed.is_floating_point()
+    corner = changed[..., : SIDE // 2, : SIDE // 2]
+    corner.copy_(1 - corner)
     after = seen(policy, pre, raw(annotated, [0], **{RGB[0]: changed}))
     for modality in MODALITIES:
+        assert (after[modality][:, 0] >= 0).any()  # else RGB was refused, and took the rest along
         assert not torch.equal(after[modality][:, 0], before[modality][:, 0])
         assert torch.equal(after[modality][:, 1], before[modality][:, 1])
 
@@ -159,12 +111,48 @@ def test_what_a_sensor_delivers_is_not_estimated(policy_of, annotated, caplog):
     assert caplog.text.count("image.depth is delivered, so it is not estimated") == 1
 
 
-def test_the_networks_are_read_when_an_episode_begins_and_not_in_training(policy_of):
-    policy, _ = policy_of()
+def test_the_networks_are_read_and_run_before_the_first_look_and_not_in_training(
+    policy_of, annotated, monkeypatch, caplog
+):
+    policy, pre = policy_of()
     policy.train().reset()
     assert policy._derived._loaded == {}
+    read, ran = [], []
+    restore = derived.restore_estimator
+
+    def watched(modality, *args, **options):
+        read.append(modality)
+        estimator = restore(modality, *args, **options)
+        estimate = estimator.estimate
+        monkeypatch.setattr(estimator, "estimate", lambda rgb: ran.append(modality) or estimate(rgb))
+        return estimator
+
+    monkeypatch.setattr(derived, "restore_estimator", watched)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            policy.eval().reset()
+    assert read == ran == list(MODALITIES)
+    for modality in MODALITIES:
+        assert len(re.findall(rf"Reading the {modality} estimator: .*\(\d+ [kM]B\)", caplog.text)) == 1
+    assert set(seen(policy, pre, raw(annotated, [0]))) == set(MODALITIES)
+    assert read == list(MODALITIES)
+
+
+def test_vanilla_smolvla_reads_no_estimator(make_policy, policy_of, sources):
+    learned, _ = policy_of()
+    recipes = {"estimators": learned.config.estimators, "estimator_sources": sources}
+    said = {"provenance": learned.config.provenance, "views": VIEWS, "input_features": rgb_features()}
+    policy = make_policy(vision_tower="siglip", stage="robust", **recipes, **said)
     policy.eval().reset()
-    assert set(policy._derived._loaded) == set(MODALITIES)
+    assert policy._derived._loaded == {}
+
+
+@pytest.mark.parametrize("stage", ["connector", "robust"])
+def test_the_loss_of_a_held_out_split_is_of_what_the_policy_will_see(stage, policy_of, annotated):
+    policy, pre = policy_of(stage=stage)
+    batch = pre(raw(annotated, [0])) | {"action": torch.zeros(1, 4, 7)}
+    policy.eval().forward(batch, **flow_inputs(1))
+    assert set(policy.last_look().inputs.values) == set(DOMAINS.values())
 
 
 def test_nothing_is_estimated_between_looks(policy_of, annotated, monkeypatch):
@@ -267,6 +255,27 @@ def test_training_misses_a_stream_as_often_as_the_robot_will(policy_of):
     assert drop_sensors(policy.config, everything, 0, 0).all()
 
 
+def test_a_refresh_that_training_did_not_show_is_told(policy_of, tmp_path, caplog):
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path)
+    for changed, told in (({}, 0), ({"refresh": {"thermal": 2}}, 1), ({"refresh_between": "reuse"}, 1)):
+        cfg = PreTrainedConfig.from_pretrained(tmp_path)
+        for option, value in changed.items():
+            setattr(cfg, option, value)
+        loaded = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=cfg)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                loaded.eval().reset()
+        assert caplog.text.count("trained with refresh={'thermal': 4} (between: absent)") == told
+
+
+def test_what_is_estimated_of_a_deployed_rgb_is_deployed(policy_of):
+    policy, _ = policy_of(deployment=["image.rgb"])
+    senses = [m in ("rgb", *MODALITIES) for m in ALL_MODALITIES]
+    assert deployed_streams(policy.config).tolist() == [senses, [False] * len(ALL_MODALITIES)]
+
+
 def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, batch, caplog):
     for between, said in (("reuse", 1), ("absent", 0)):
         policy, _ = policy_of(refresh={"thermal": 4}, refresh_between=between)
@@ -287,6 +296,11 @@ def test_what_training_cannot_imitate_is_said_once_when_it_begins(policy_of, bat
             "thermal is no derived modality .* read at every look",
         ),
         ({"refresh_between": "hold"}, "refresh_between='hold' is unknown"),
+        ({"refresh": {"thermal": 2}, "estimators": {}}, "no recipe says what estimates thermal"),
+        (
+            {"views": VIEWS | {"image": {m: key for m, key in VIEWS["image"].items() if m != "rgb"}}},
+            "image.depth is derived from the RGB of view 'image'",
+        ),
     ],
 )
 def test_a_refresh_that_cannot_be_is_refused(options, message, policy_of):
@@ -321,17 +335,21 @@ def test_in_the_simulator_a_fault_of_rgb_reaches_what_is_derived_from_it(policy_
         assert torch.equal(lost[modality][:, 1], clean[modality][:, 1])
 
 
-def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
+def test_missing_files_refuse_the_start_unless_the_stream_may_be_absent(
     policy_of, annotated, sources, tmp_path, caplog
 ):
     gone = sources | {"thermal": str(tmp_path / "nowhere")}
-    policy, pre = policy_of(estimator_sources=gone)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            policy.eval().reset()
-    assert caplog.text.count("stops at its first look, unless thermal is delivered") == 1
-    with pytest.raises(FileNotFoundError, match=r"thermal.*missing_estimator=absent"):
-        seen(policy, pre, raw(annotated, [0]))
+    policy, _ = policy_of(estimator_sources=gone)
+    with pytest.raises(
+        FileNotFoundError, match=r"a folder called 'thermal'.*(?s:.*)missing_estimator=absent"
+    ):
+        policy.eval().reset()
+    published = policy.config.estimators["thermal"] | {"model": "xjh19972/ThermalGen-XL-2"}
+    for places in (gone, {m: folder for m, folder in sources.items() if m != "thermal"}):
+        recipes = policy.config.estimators | {"thermal": published}
+        other, _ = policy_of(estimators=recipes, estimator_sources=places)
+        with pytest.raises(FileNotFoundError, match=r"ThermalGen-XL-2 \(4\.41 GB; licence: code MIT"):
+            other.eval().reset()
     policy, pre = policy_of(estimator_sources=gone, missing_estimator="absent")
     with caplog.at_level(logging.WARNING):
         found = seen(policy, pre, raw(annotated, [0]))
@@ -339,30 +357,6 @@ def test_missing_files_stop_the_policy_unless_the_stream_may_be_absent(
     assert "thermal" not in found
     assert torch.equal(found["depth"], stored(annotated, [0], "depth"))
     assert caplog.text.count("thermal is not estimated") == 1
-
-
-@pytest.mark.parametrize(("modality", "broken"), [("depth", "nan"), ("depth", "raises"), ("seg", "raises")])
-def test_an_estimator_that_fails_makes_its_stream_absent_and_the_run_goes_on(
-    modality, broken, policy_of, annotated, caplog
-):
-    policy, pre = policy_of()
-    whole = seen(policy, pre, raw(annotated, [0]))
-    sound = policy._derived._loaded[modality]
-
-    def estimate(rgb):
-        if broken == "raises":
-            raise RuntimeError("out of memory")
-        return torch.full((len(rgb), 1, SIDE, SIDE), torch.nan)
-
-    policy._derived._loaded[modality] = SimpleNamespace(estimate=estimate, recipe=sound.recipe)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            found = seen(policy, pre, raw(annotated, [0]))
-    assert set(found) == set(MODALITIES) - {modality}
-    assert torch.equal(found["thermal"], whole["thermal"])
-    assert caplog.text.count(f"No {modality} can be estimated") == 1
-    policy._derived._loaded[modality] = sound
-    assert torch.equal(seen(policy, pre, raw(annotated, [0]))[modality], whole[modality])
 
 
 def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refused(
@@ -379,6 +373,36 @@ def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refus
     features[token_key("image", "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
     with pytest.raises(ValueError, match=r"image_thermal.*thermal was estimated with settings=.*'steps': 7"):
         again.set_dataset_feature_metadata(features)
+
+
+def test_another_recipe_is_learned_where_the_checkpoints_is_forgotten(policy_of, annotated, tmp_path):
+    """With the remedy that the error names, as LeRobot reads it: into what the checkpoint says."""
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path)
+    features = json.loads(json.dumps(annotated.meta.features))
+    for view in VIEWS:
+        features[token_key(view, "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
+    cfg = PreTrainedConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="thermal was estimated with settings") as caught:
+        cfg.set_dataset_feature_metadata(features)
+    remedy = re.search(r"--policy(\.estimators='.*')", str(caught.value)).group(1)
+    words = ["--" + remedy[1:].replace("'", ""), '--refresh={"thermal": 1}']
+    again = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=words)
+    again.set_dataset_feature_metadata(features)
+    assert again.estimators["thermal"]["settings"]["steps"] == 7
+    assert again.estimators["depth"] == policy.config.estimators["depth"]
+    assert not derived.remembers(again)
+
+
+def test_a_start_for_other_views_forgets_what_made_the_old_ones(policy_of, annotated, tmp_path):
+    policy, _ = policy_of(refresh={"thermal": 4})
+    policy.save_pretrained(tmp_path / "old")
+    views = {"image": {"rgb": RGB[0]}}
+    export_for_finetuning(tmp_path / "old", tmp_path / "new", views=views, dataset=annotated.root)
+    made = PreTrainedConfig.from_pretrained(tmp_path / "new")
+    assert made.estimators == made.estimator_sources == made.refresh == {}
+    export_for_finetuning(tmp_path / "old", tmp_path / "same", views=VIEWS, dataset=annotated.root)
+    assert PreTrainedConfig.from_pretrained(tmp_path / "same").estimators == policy.config.estimators
 
 
 def test_derived_streams_without_a_recipe_are_told(make_config, annotated, caplog):

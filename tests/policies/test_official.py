@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,27 @@ def test_cached_and_live_ids_give_the_same_door_loss_and_actions(tiny_dataset, c
     assert policy.last_look().inputs.fingerprint() == seen
     assert all(t.loaded for t in policy.model.tower.tokenizers.values())
     assert torch.equal(chunk(policy.eval(), live), actions)
+
+
+def test_the_tokenizers_are_read_and_run_before_the_first_look(
+    tiny_dataset, cached, files, make_config, monkeypatch, caplog
+):
+    live = frames(tiny_dataset)
+    late = reader(make_config, files, cached)
+    wanted = chunk(late, live)
+    policy = reader(make_config, files, cached)
+    policy.train().reset()
+    tokenizers = policy.model.tower.tokenizers
+    assert not any(t.loaded for t in tokenizers.values())
+    with caplog.at_level(logging.INFO):
+        policy.eval().reset()
+    assert all(t.loaded for t in tokenizers.values())
+    for modality in tokenizers:
+        assert re.search(rf"Reading the weights of the {modality} tokenizer: .*\(\d+ [kM]B\)", caplog.text)
+    for tokenizer in tokenizers.values():
+        monkeypatch.setattr(tokenizer, "build", None)  # a network that is built now is late
+    policy.reset()
+    assert torch.equal(chunk(policy, live), wanted)
 
 
 def test_autocast_flips_no_id(tiny_dataset, files, make_config, cached):

@@ -159,8 +159,16 @@ def test_what_a_policy_reads_and_what_of_it_is_missing(monkeypatch, tmp_path, ca
     }
     assert re.search(r"1\.39 GB +thermal from RGB", lines[3])
     assert "2.0 MB" in lines[4]
-    assert "4.77 GB" in lines[5]  # 3.37 + 1.39 + 0.005, and the small ones
+    assert "4.77 GB. In memory they take at most" in lines[5]  # 3.37 + 1.39 + 0.005, and the small ones
     assert lines[6].startswith("Not here: EPFL-VILAB/4M-21_B, xjh19972/ThermalGen-B-2 at revision 03.")
+    (depth / "model.safetensors").unlink()
+    depth.rmdir()
+    assert doctor.main([f"--policy={folder}"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "4.77 GB, 1 of unknown size not counted." in lines[5]
+    assert "depth" not in lines[6]  # the hub has no folder of this machine
+    assert lines[7].startswith(f"Folders or files that are not here: {depth}. Copy them from where")
+    depth.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gone/connector/x"}))
     doctor.main([f"--policy={folder}"])
     assert "no    gone/connector/x" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from multismolvla.estimators import Estimator
+from multismolvla.estimators.interface import estimate_checked
 from multismolvla.estimators.stored import as_stored
 from multismolvla.geometry import rotate_half_turns
 from multismolvla.modalities import Modality
@@ -79,12 +80,8 @@ class Annotator:
         turns = self.half_turns.get(stream.view, 0)
         rgb = pictures[self.plan.rgb_key(stream.view)]
         upright = rotate_half_turns(rgb.float() / 255.0 if rgb.dtype == torch.uint8 else rgb, turns)
-        found = rotate_half_turns(self.estimators[stream.modality].estimate(upright).cpu(), turns)
-        if found.shape != (len(rgb), 1, *rgb.shape[-2:]):
-            raise ValueError(
-                f"The estimator of {stream.modality} gave {tuple(found.shape)} for RGB {tuple(rgb.shape)}; "
-                "expected one channel of the same size."
-            )
+        made = estimate_checked(self.estimators[stream.modality], upright, stream.modality)
+        found = rotate_half_turns(made.cpu(), turns)
         if stream.modality == Modality.DEPTH:
             return _millimetres(found)
         if stream.modality == Modality.THERMAL:

@@ -89,6 +89,7 @@ class LeRobotPolicy:
             refuse_missing_weights(path, self._folder)
             self.policy = make_policy(cfg=config, env_cfg=source.config, rename_map=self.rename_map)
             self.policy.eval()
+            self.policy.reset()  # networks that it lacks are named now, not as an episode's crash
         self._shows: ShowsLastLook | None = None if self.policy is None else find_last_look(self.policy)
         self.preprocessor, self.postprocessor = make_pre_post_processors(
             policy_cfg=config,

@@ -98,16 +98,15 @@ class Sensors:
     faults: Corruption | None = None
 
 
-def draw_sensors(policy: SmolVLAPolicy, batch: dict[str, Tensor], seed: int) -> Sensors:
-    """What a batch has of the sensors, and what the stage's curricula drop and disturb of it in training.
+def draw_sensors(policy: SmolVLAPolicy, available: Tensor, seed: int) -> Sensors:
+    """What a stage's curricula drop and disturb of the sensors in training.
 
     Args:
         policy: in training, or not: then nothing is drawn.
-        batch: canonical.
+        available: bool (B, V, M), what the batch has.
         seed: of the draws.
     """
     cfg: MultiSmolVLAConfig = policy.config
-    available = policy.availability(batch)
     if not cfg.uses_fourm:
         rgb = torch.zeros_like(available)
         rgb[:, :, RGB] = available[:, :, RGB]
@@ -120,6 +119,8 @@ def draw_sensors(policy: SmolVLAPolicy, batch: dict[str, Tensor], seed: int) -> 
         drops, drop = cfg.dropout_mode != "none" or bool(cfg.refresh), training_faults.drop_sensors
     presence = drop(cfg, available, seed, rank()) if drops else available
     faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if cfg.corrupts else None
+    if faults is not None:
+        presence = training_faults.seen_beside(cfg, presence, faults)
     return Sensors(available, presence, faults)
 
 
@@ -213,7 +214,7 @@ class TrainingStep:
         batch = frames.batch(self.number, self._batch[OBS_STATE])
         # others than the batch's own draws
         seed = step_generator(self._policy.curriculum_seed, 0, purpose="unlabelled").initial_seed()
-        sensors = draw_sensors(self._policy, batch, seed)
+        sensors = draw_sensors(self._policy, self._policy.availability(batch), seed)
         made = self._look(batch, sensors.presence, sensors.faults)
         return Unlabelled(
             _pooled(made.prefix, made.seen),

@@ -29,6 +29,8 @@ Entry = str | int | float | Mapping[str, str] | None
 _LASTING = (Cause.UNUSUAL, Cause.FROZEN)
 #: Of a declared stream that is not in the observation, or that a mask says is not there.
 NOT_THERE = "not delivered"
+#: Of one that is there, and of one that the policy itself makes of RGB.
+THERE, ESTIMATED = "there", "estimated"
 
 
 class HealthLog:
@@ -47,7 +49,7 @@ class HealthLog:
         self._failed = False
 
     def begin(self, file: str | None, states: Mapping[str, str]) -> None:
-        """An episode begins with these streams: name -> ``there``, or why not."""
+        """An episode begins with these streams: name -> ``there``, ``estimated``, or why not."""
         if self._began is None:
             self._began = self.clock()
         shown = ", ".join(f"{name} ({state})" for name, state in states.items())
@@ -110,6 +112,8 @@ class SensorWatch:
         self._diary = diary
         self._seen: set[str] | None = None  # what the last observation had
         self._fit: Tensor | None = None  # the last look's result
+        self._cause: Tensor | None = None  # ... and why
+        self._first = True  # whether it was the episode's first
         self.verdict: Verdict | None = None
 
     def forget(self) -> None:
@@ -141,6 +145,8 @@ class SensorWatch:
     ) -> Tensor:
         """Presence (B, V, M) without the streams that are not fit; ``there`` as the batch says it.
 
+        What the policy derives comes after that, and then :meth:`tell`.
+
         Args:
             cfg: the policy's.
             batch: with the pre-processor's marks.
@@ -161,8 +167,7 @@ class SensorWatch:
         if cfg.health == "strict" and cause is not None and (there & (cause != Cause.FIT)).any():
             what, _ = first_unfit(cfg, torch.where(there, cause, 0))
             raise ValueError(f"{what}, an error with --policy.health=strict.")
-        self._tell(cfg, fit, cause, first=self._fit is None)
-        self._fit = fit
+        self._first, self._fit, self._cause = self._fit is None, fit, cause
         return fit
 
     def _judge(
@@ -201,26 +206,38 @@ class SensorWatch:
             cause = torch.maximum(cause, torch.where(lasting, before, 0))
         return cfg.provenance_map.drop_with_rgb(there & (cause == Cause.FIT)), cause
 
-    def _tell(self, cfg: MultiSmolVLAConfig, there: Tensor, cause: Tensor | None, *, first: bool) -> None:
-        """Compare presence (B, V, M) with that of the last observation."""
-        now = there.any(0).tolist()
-        why = torch.zeros_like(there[0]).tolist() if cause is None else cause.amax(0).tolist()
-        states = {}
+    def tell(self, cfg: MultiSmolVLAConfig, there: Tensor, derived: Tensor | None) -> None:
+        """Tell the diary what changed since the last look, and the verdict what became of derived streams.
+
+        Args:
+            cfg: the policy's.
+            there: bool (B, V, M), what the policy looks at.
+            derived: int64 (B, V, M), see `lerobot_policy_multismolvla.derived.DerivedStreams`.
+        """
+        cause = torch.zeros_like(there, dtype=torch.int64) if self._cause is None else self._cause
+        made = torch.zeros_like(there) if derived is None else derived == Cause.FIT
+        if derived is not None:
+            cause = torch.where(derived > 0, derived, cause)
+            if self.verdict is not None:
+                self.verdict = replace(self.verdict, cause=cause.flatten(1))
+        now, estimated, why = there.any(0).tolist(), made.any(0).tolist(), cause.amax(0).tolist()
+        states, names = {}, set()
         for v, (view, streams) in enumerate(cfg.views.items()):
             for modality in streams:
-                m = MODALITIES.index(modality)
+                m, name = MODALITIES.index(modality), f"{view}.{modality}"
                 reason = Cause(why[v][m]).label if why[v][m] else NOT_THERE
-                states[f"{view}.{modality}"] = "there" if now[v][m] else reason
-        names = {name for name, state in states.items() if state == "there"}
+                states[name] = (ESTIMATED if estimated[v][m] else THERE) if now[v][m] else reason
+                if now[v][m] or why[v][m] == Cause.NOT_DUE:  # its turn will come: it is not lost
+                    names.add(name)
         if self._diary is not None and self._seen is not None:
             for lost in sorted(self._seen - names):
                 self._diary.change(cfg.health_log, lost, states[lost])
             for back in sorted(names - self._seen):
                 self._diary.change(cfg.health_log, back, None)
-        if self._diary is not None and first:
+        if self._diary is not None and self._first:
             self._diary.begin(cfg.health_log, states)
         if self._diary is not None:
-            for name in states if first else names ^ (self._seen or set()):
+            for name in states if self._first else names ^ (self._seen or set()):
                 view, modality = name.rsplit(".", 1)
                 show_state(cfg.views[view][modality], None if name in names else states[name])
         self._seen = names

@@ -437,10 +437,12 @@ def test_help_is_light(help_of):
     assert "--keep_pictures" in help_of("multismolvla_data.annotate.command", "torch", "lerobot", "datasets")
 
 
-def test_a_network_that_is_nowhere_is_named_with_its_licence(recorded, networks, tmp_path, monkeypatch):
+def test_a_network_that_is_nowhere_is_named_with_its_licence_and_size(
+    recorded, networks, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cfg = cheap(recorded, networks, tmp_path / "out", depth_model="depth-anything/Depth-Anything-V2-Small-hf")
-    with pytest.raises(FileNotFoundError, match=r"Licence of depth-anything.*Apache-2.0"):
+    with pytest.raises(FileNotFoundError, match=r"Licence of depth-anything.*Apache-2.0.*Size: 99 MB"):
         annotate(cfg)
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def stored(recipe: EstimatorRecipe) -> EstimatorRecipe:
     return msgspec.json.decode(msgspec.json.encode(recipe), type=EstimatorRecipe)
 
 
-@pytest.mark.parametrize("modality", ["depth", "thermal"])
+@pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
 def test_pictures_of_a_network_that_fails_are_no_pictures(modality, folders):
     """Rounded to what data sets store, NaN would be a black picture."""
     estimator = load_estimator(modality, folders[modality], **OPTIONS[modality])
@@ -177,6 +178,29 @@ def test_other_weights_than_the_recipes_are_refused_by_name(folders, tmp_path):
     save_file(trained_on, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"depth estimator at .*other.*fingerprint.*'depth'"):
         restore_estimator("depth", recipe, source=str(other))
+
+
+@pytest.mark.parametrize(
+    ("modality", "file", "setting"),
+    [
+        ("depth", "preprocessor_config.json", "image_mean"),
+        ("seg", "preprocessor_config.json", "image_std"),
+        ("thermal", "config.json", "thermal_normalizer"),
+    ],
+)
+def test_other_settings_beside_the_same_weights_are_refused_by_name(
+    modality, file, setting, folders, tmp_path
+):
+    recipe = load_estimator(modality, folders[modality], **OPTIONS[modality]).recipe
+    edited = shutil.copytree(folders[modality], tmp_path / "edited") / file
+    content = json.loads(edited.read_text())
+    part = content.get("model_config", content)
+    part[setting] = part[setting] * 2 if isinstance(part[setting], float) else [0.1, 0.2, 0.3]
+    edited.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{modality} estimator at .*edited.* another {file} than"):
+        restore_estimator(modality, stored(recipe), source=str(edited.parent))
+    # data annotated before the files were looked at: what is not known cannot be compared
+    restore_estimator(modality, stored(replace(recipe, files={})), source=str(edited.parent))
 
 
 @pytest.mark.parametrize("modality", ["depth", "seg", "thermal"])
@@ -208,6 +232,14 @@ def test_what_cannot_be_estimated_or_made_again_is_named(folders):
     old = replace(recipe, settings={**recipe.settings, "noise_mode": "episode"})
     with pytest.raises(ValueError, match=r"\['noise_mode'\].*annotate the data set anew"):
         restore_estimator("thermal", old, source=folders["thermal"])
+    for modality in ("depth", "seg"):
+        recipe = load_estimator(modality, folders[modality]).recipe
+        other = replace(recipe, settings={**recipe.settings, "flip": 1})
+        with pytest.raises(ValueError, match=rf"{modality} estimator .* has no setting 'flip'.*anew"):
+            restore_estimator(modality, other, source=folders[modality])
+    recipe = load_estimator("depth", folders["depth"]).recipe
+    with pytest.raises(ValueError, match=r"range_m=\(3, 1\); expected .* nearest < farthest"):
+        restore_estimator("depth", replace(recipe, settings={"range_m": [3, 1]}), source=folders["depth"])
     with pytest.raises(ValueError, match="dtype 'float8'.*bfloat16"):
         restore_estimator("depth", replace(recipe, dtype="float8"), source=folders["depth"])
 

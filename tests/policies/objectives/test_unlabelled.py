@@ -44,7 +44,7 @@ def rows_at(policy, *numbers: int) -> list[list[int]]:
 
 
 def step_of(policy, batch) -> TrainingStep:
-    sensors = draw_sensors(policy, batch, policy.curriculum_seed)
+    sensors = draw_sensors(policy, policy.availability(batch), policy.curriculum_seed)
     visual = policy.visual_tokens(batch, sensors.presence, sensors.faults)
     return TrainingStep(policy, batch, sensors, visual, FlowDraw())
 
@@ -150,7 +150,7 @@ def test_the_stages_curricula_strike_them_too(reading, batch):
     options |= {"curriculum_stage": "robust", "corruption_source": "live"}
     policy = reading(policy_options=options)
     read = policy.unlabelled_frames.batch(50, STATE)
-    one, other = (draw_sensors(policy, read, seed) for seed in (1, 2))
+    one, other = (draw_sensors(policy, policy.availability(read), seed) for seed in (1, 2))
     assert 0 < one.presence.sum() < one.available.sum()
     assert not torch.equal(one.presence, other.presence)
     assert (one.faults.severity > 0).any()

@@ -38,6 +38,7 @@ def test_no_alarm_in_ten_minutes_and_one_after_them(make_config, monkeypatch, tm
         state[0], state[1] = 0.001 * (step % 2), 0.1 * step
         batch = {KEY: torch.stack([pictures[8], pictures[shown % 8]]), "observation.state": state}
         fit = watch.look(config, health.observation(batch), there, steps=1)
+        watch.tell(config, fit, None)
         if step < steps:
             assert fit.equal(there), step
     lines = [json.loads(line) for line in diary.read_text().splitlines()]
