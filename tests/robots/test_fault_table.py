@@ -192,8 +192,10 @@ def late_and_failed_plans(rollout: Rollout) -> None:
 
 def loop_keeps_its_rate(rollout: Rollout) -> None:
     """It never waits for a plan. How fast it is otherwise is up to who else uses the machine."""
+    first, last = rollout.looks[0].time, rollout.looks[-1].time
     planned = [plan for plan in rollout.plans if plan.ended - plan.began >= PLANNING_S]
-    assert len(planned) >= 10
+    planned = [plan for plan in planned if first < plan.began and plan.ended < last]
+    assert len(planned) >= 9
     during = [[k.time for k in rollout.looks if plan.began < k.time < plan.ended] for plan in planned]
     assert min(map(len, during)) >= 2
     periods = [after - before for times in during for before, after in pairwise(times)]

@@ -78,6 +78,7 @@ def tiny(hub: Path, networks: Path) -> dict[str, list[str]]:
         "resize_imgs_with_padding": [64, 64], "vlm_model_name": hub / "vlm",
     }  # fmt: skip
     tower = {"encoder": networks / "fourm21", "connector_hidden": 64, "connector_grid": 8} | tokenizers
+    tower |= {"estimator_sources": estimators}
     training = ["--steps=2", "--save_freq=2", "--batch_size=2", "--num_workers=0", "--policy.device=cpu"]
     training += [
         f"base:--policy.base_checkpoint={hub / 'base'}",
