@@ -9,6 +9,7 @@ from tiny_policy import canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla import flow, losses
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.objectives import step
 from multismolvla import dropout
 from multismolvla.objectives.alignment import alignment_loss
 
@@ -112,8 +113,8 @@ def test_mode_none_leaves_everything(robust, batch):
 
 
 def test_what_is_estimated_seldom_is_missed_without_any_dropout(robust):
-    provenance = {"thermal": "derived"}
-    policy = robust(dropout_mode="none", provenance=provenance, refresh={"thermal": 4}).train()
+    derived = {"provenance": {"thermal": "derived"}, "refresh": {"thermal": 4}, "estimators": {"thermal": {}}}
+    policy = robust(dropout_mode="none", **derived).train()
     _, logs = keep_of(policy, canonical_batch(size=64))
     thermal = policy.last_look().inputs.present[policy.config.domains["thermal"]].flatten(1).any(1)
     assert 0.1 < thermal.float().mean() < 0.4
@@ -135,7 +136,7 @@ def test_masks_depend_on_seed_step_and_rank_alone(robust, monkeypatch):
     batch = canonical_batch(size=8)
 
     def masks(rank: int = 0, **options) -> torch.Tensor:
-        monkeypatch.setattr(losses, "rank", lambda: rank)
+        monkeypatch.setattr(step, "rank", lambda: rank)
         settings = {"dropout_mode": "fixed", "curriculum_stage": "robust", "curriculum_step": 5} | options
         policy = robust(**settings).train()
         torch.manual_seed(torch.seed())  # the global generator has no part in it

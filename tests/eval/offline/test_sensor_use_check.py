@@ -31,6 +31,9 @@ class Looks:
             action_delta_indices=[0, 1], n_action_steps=2, n_obs_steps=1, device="cpu",
         )  # fmt: skip
 
+    def reset(self) -> None:
+        pass
+
     def predict_action_chunk(self, batch):
         return batch[RGB].mean((1, 2, 3))[:, None, None].expand(-1, 2, 3)
 
