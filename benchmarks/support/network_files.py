@@ -89,6 +89,7 @@ def write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
         thermal_width=dim,
         num_blocks=blocks,
         num_heads=feature_heads,
+        joint_dim=1024,  # official, as a branch of official width must have it
     )
     vit = {
         "image_size": 448, "enc_type": "vit_scaled_enc", "patch_size": 16, "quant_type": "lucid",
