@@ -140,17 +140,18 @@ def roll_out(cfg: RolloutBenchmark, case: str, task: int, start: int, instructio
 
 def lines(cfg: RolloutBenchmark, rows: Sequence[Row]) -> Iterator[str]:
     """What to tell of the rows: for each case successes, interval, and how the roll-outs ended."""
-    from statsmodels.stats.proportion import proportion_confint
+    from multismolvla_eval.analysis.statistics import wilson
 
     yield f"{cfg.policy}: {cfg.camera} is gone from step {cfg.lost_at} on; 95 % Wilson intervals"
     for case in CASES:
         own = [row for row in rows if row.case == case]
         good = [row.steps for row in own if row.success and row.steps is not None]
-        low, high = proportion_confint(len(good), len(own), method="wilson")
+        rate = wilson(len(good), len(own))
         codes = Counter(row.exit_code for row in own)
         ends = ", ".join(f"{n} with {code}" for code, n in sorted(codes.items()))
         half = f"; median length of a success {statistics.median(good):.0f} steps" if good else ""
-        yield f"  {case:10} {len(good)}/{len(own)} ({low:.2f} to {high:.2f}); exit codes: {ends}{half}"
+        interval = f"({rate.low:.2f} to {rate.high:.2f})"
+        yield f"  {case:10} {len(good)}/{len(own)} {interval}; exit codes: {ends}{half}"
 
 
 def _pictures(cfg: RolloutBenchmark) -> list[str]:

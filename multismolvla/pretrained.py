@@ -141,8 +141,15 @@ def size_of(where: str) -> str:
     """Size of a checkpoint in words: hub id, or a local folder."""
     if where in SOURCES:
         return SOURCES[where].size
-    found = sum(file.stat().st_size for file in Path(where).glob("*.safetensors"))
+    found = bytes_of(where)
     return size_in_words(found) if found else "of a size unknown to this package"
+
+
+def bytes_of(where: str | Path) -> int:
+    """Size of a checkpoint's weights, hub id or local folder; 0 = unknown."""
+    if where in SOURCES:
+        return SOURCES[str(where)].size_bytes
+    return sum(file.stat().st_size for file in Path(where).glob("*.safetensors"))
 
 
 def licence_of(where: str) -> str:

@@ -40,12 +40,11 @@ def load_estimator(
         ValueError: a modality that cannot be estimated, a setting that its estimator does not have, or
             damaged files.
     """
-    allowed = _SETTINGS.get(modality)
-    unknown = [] if allowed is None else sorted(set(settings) - set(allowed))
-    if unknown:
+    allowed = _SETTINGS.get(modality, tuple(settings))
+    if unknown := sorted(set(settings) - set(allowed)):
         raise ValueError(
             f"The {modality} estimator {source!r} has no setting {unknown[0]!r}; expected some of "
-            f"{list(allowed or ())}. Is the recipe of another version? Annotate the data set anew."
+            f"{list(allowed)}. Is the recipe of another version? Annotate the data set anew."
         )
     settings |= {"revision": revision, "device": device, "dtype": dtype}
     if modality == Modality.DEPTH:

@@ -42,7 +42,7 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
         _match_norm(policy, batch, None if target is None else target[0])
     if policy.training:
         sensors = draw_sensors(policy, policy.availability(batch), policy.curriculum_seed)
-        if cfg.connector_dropout > 0:
+        if cfg.drops:
             logs["modalities_kept"] = _kept(sensors)
         visual = policy.visual_tokens(batch, sensors.presence)
     else:
@@ -97,7 +97,7 @@ def _match_norm(policy: SmolVLAPolicy, batch: dict[str, Tensor], teacher: Tensor
 def robust_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDraw) -> Loss:
     """Flow matching under both curricula, and the objectives that are on."""
     cfg = policy.config
-    drops = policy.training and (cfg.dropout_mode != "none" or bool(cfg.refresh))
+    drops = policy.training and cfg.drops
     corrupts = policy.training and cfg.corrupts
     batch, available = policy.observed(batch)
     sensors = draw_sensors(policy, available, policy.curriculum_seed)

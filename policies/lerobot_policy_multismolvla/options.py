@@ -206,6 +206,13 @@ class MultiSmolVLAOptions(SmolVLAConfig):
         return "fourm" in self.vision_tower
 
     @property
+    def drops(self) -> bool:
+        """Whether training takes sensors away in this stage."""
+        if self.stage == "connector":
+            return self.connector_dropout > 0
+        return self.dropout_mode != "none" or bool(self.refresh)
+
+    @property
     def corrupts(self) -> bool:
         """Whether training disturbs pictures."""
         return self.uses_fourm and self.stage == "robust" and self.corruption_probability > 0

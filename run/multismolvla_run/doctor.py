@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_to_act
+from multismolvla.pretrained import SOURCES, bytes_of, is_hub_id, licence_of, needed_to_act
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.system.versions import installed
@@ -262,13 +262,13 @@ def policy_table(folder: Path) -> tuple[str, bool]:
     if adapters.is_file():
         base = json.loads(adapters.read_text()).get("base_model_name_or_path")
         needed = {str(base): "the policy that the adapters belong to"} | needed
-    rows, total = [("here", "from", "size", "what for", "licence")], _size(folder)
+    rows, total = [("here", "from", "size", "what for", "licence")], bytes_of(folder)
     missing, local, unknown = list[str](), list[str](), 0
     for where, purpose in needed.items():
         hub = is_hub_id(where)
         revision = revisions.get(where)
         here = is_cached(where, revision) if hub else Path(where).exists()
-        known = SOURCES[where].size_bytes if where in SOURCES else _size(Path(where))
+        known = bytes_of(where)
         size = SOURCES[where].size if where in SOURCES else f"{known / 1e6:.1f} MB" if here else "unknown"
         rows.append(("yes" if here else "no", where, size, purpose, licence_of(where)))
         if not here and hub:
@@ -292,10 +292,6 @@ def policy_table(folder: Path) -> tuple[str, bool]:
             "trained, or name others (--policy.estimator_sources, --policy.tokenizer_sources, ...)."
         )
     return "\n".join(lines), not missing and not local
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def check_libero_assets() -> Check:

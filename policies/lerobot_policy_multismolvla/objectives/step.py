@@ -113,11 +113,9 @@ def draw_sensors(policy: SmolVLAPolicy, available: Tensor, seed: int) -> Sensors
         available = rgb
     if not policy.training:
         return Sensors(available, available)
-    if cfg.stage == "connector":
-        drops, drop = cfg.connector_dropout > 0, training_faults.drop_for_connector
-    else:
-        drops, drop = cfg.dropout_mode != "none" or bool(cfg.refresh), training_faults.drop_sensors
-    presence = drop(cfg, available, seed, rank()) if drops else available
+    connector = cfg.stage == "connector"
+    drop = training_faults.drop_for_connector if connector else training_faults.drop_sensors
+    presence = drop(cfg, available, seed, rank()) if cfg.drops else available
     faults = training_faults.draw_corruption(cfg, presence, seed, rank()) if cfg.corrupts else None
     if faults is not None:
         presence = training_faults.seen_beside(cfg, presence, faults)

@@ -229,15 +229,14 @@ class SensorWatch:
                 states[name] = (ESTIMATED if estimated[v][m] else THERE) if now[v][m] else reason
                 if now[v][m] or why[v][m] == Cause.NOT_DUE:  # its turn will come: it is not lost
                     names.add(name)
-        if self._diary is not None and self._seen is not None:
-            for lost in sorted(self._seen - names):
-                self._diary.change(cfg.health_log, lost, states[lost])
-            for back in sorted(names - self._seen):
-                self._diary.change(cfg.health_log, back, None)
-        if self._diary is not None and self._first:
+        before, self._seen = self._seen, names
+        if self._diary is None:
+            return
+        changed = set() if before is None else before ^ names
+        for name in (*sorted(changed - names), *sorted(changed & names)):  # what is lost, then what is back
+            self._diary.change(cfg.health_log, name, None if name in names else states[name])
+        if self._first:
             self._diary.begin(cfg.health_log, states)
-        if self._diary is not None:
-            for name in states if self._first else names ^ (self._seen or set()):
-                view, modality = name.rsplit(".", 1)
-                show_state(cfg.views[view][modality], None if name in names else states[name])
-        self._seen = names
+        for name in states if self._first else changed:
+            view, modality = name.rsplit(".", 1)
+            show_state(cfg.views[view][modality], None if name in names else states[name])
