@@ -23,9 +23,9 @@ import pytest
 import torch
 from emulated import emulated_so101
 from faulty.policy import CHUNK, LARGEST, RANGE_C, SMALL, STREAMS, fitted_policy
-from faulty.rollouts import Rollout, lines, outcome, rolling_out, simulated, until
+from faulty.rollouts import Rollout, lines, outcome, rolling_out, simulated
 from lerobot.configs import FeatureType, PolicyFeature
-from processes import free_port, publish_pictures
+from processes import free_port, publish_pictures, wait_until
 from tiny_policies import SIDE, save_ours
 from traced_arm import Look
 
@@ -393,11 +393,11 @@ def cables(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
         for name, number in (("image", signal.SIGKILL), ("image2", signal.SIGSTOP)):
             began[name] = time.time()
             cameras[name].send_signal(number)
-            until(rollout, lambda name=name: said("lost", f"{name}.rgb"), folder / "rollout.log")
+            wait_until(lambda name=name: said("lost", f"{name}.rgb"), rollout, folder / "rollout.log")
             time.sleep(0.5)
         ended = {"image": math.inf, "image2": time.time()}
         cameras["image2"].send_signal(signal.SIGCONT)
-        until(rollout, lambda: said("back", "image2.rgb"), folder / "rollout.log")
+        wait_until(lambda: said("back", "image2.rgb"), rollout, folder / "rollout.log")
         time.sleep(0.5)
         rollout.send_signal(signal.SIGINT)
         for name in cameras:
@@ -447,7 +447,7 @@ def motors(tmp_path_factory: pytest.TempPathFactory) -> Rollout:
             "--robot.num_read_retries=0",
         ]  # fmt: skip
         with rolling_out(folder, *words) as process:
-            until(process, lambda: len(lines(told)) > 10, folder / "rollout.log")
+            wait_until(lambda: len(lines(told)) > 10, process, folder / "rollout.log")
             arm.process.send_signal(signal.SIGSTOP)
             try:
                 rollout = outcome(process, folder)
@@ -489,7 +489,7 @@ def on_the_fake_arm(
     ]  # fmt: skip
     try:
         with rolling_out(folder, *words) as process:
-            until(process, report.with_suffix(".begun").exists, folder / "rollout.log")
+            wait_until(report.with_suffix(".begun").exists, process, folder / "rollout.log")
             time.sleep(0.5)
             fail(process, folder, publishers)
             rollout = outcome(process, folder)

@@ -11,8 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import lora
 import pytest
 from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
-from processes import as_options, environment, free_port
+from processes import as_options, environment, free_port, wait_until
 from tiny_policies import save_ours
 from tiny_policy import canonical_batch
 
@@ -65,19 +64,11 @@ def server(tmp_path_factory) -> Iterator[Server]:
             [sys.executable, *words], cwd=root, env=environment(), stdout=file, stderr=subprocess.STDOUT
         )
     try:
-        wait(lambda: f"at 127.0.0.1:{port}" in log.read_text(), process, log)
+        wait_until(lambda: f"at 127.0.0.1:{port}" in log.read_text(), process, log)
         yield Server(process, log, port, checkpoint)
     finally:
         process.kill()
         process.wait()
-
-
-def wait(until: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 400
-    while not until():
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -103,7 +94,7 @@ def client(server: Server, folder: Path, arm: str = ARM, **other: Any) -> Iterat
 
 def five_chunks(server: Server, process: subprocess.Popen[bytes], folder: Path) -> None:
     before = server.said("Action chunk #")
-    wait(lambda: server.said("Action chunk #") >= before + 5, process, folder / "client.log")
+    wait_until(lambda: server.said("Action chunk #") >= before + 5, process, folder / "client.log")
 
 
 def test_a_client_that_is_killed_comes_back(server, tmp_path):
@@ -113,9 +104,9 @@ def test_a_client_that_is_killed_comes_back(server, tmp_path):
         assert first.wait() == -signal.SIGKILL
     with client(server, tmp_path / "second") as second:
         five_chunks(server, second, tmp_path / "second")
-        wait((tmp_path / "second/report.begun").exists, second, tmp_path / "second/client.log")
+        wait_until((tmp_path / "second/report.begun").exists, second, tmp_path / "second/client.log")
         second.send_signal(signal.SIGINT)
-        wait((tmp_path / "second/report.json").exists, server.process, server.log)
+        wait_until((tmp_path / "second/report.json").exists, server.process, server.log)
     told = json.loads((tmp_path / "second/report.json").read_text())["actions"]
     assert told
     assert all(math.isfinite(value) for action in told for value in action.values())

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.robots.so_follower import SOFollowerRobotConfig
 from lerobot.scripts.lerobot_teleoperate import TeleoperateConfig
 from lerobot.utils.import_utils import register_third_party_plugins
-from processes import allow_any_action, as_options, environment, free_port
+from processes import allow_any_action, as_options, environment, free_port, wait_until
 from tiny_annotated import write_networks
 from tiny_official import sources, write_official
 
@@ -147,15 +146,6 @@ class Bench:
         return log.read_text()
 
 
-def wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> str:
-    deadline = time.monotonic() + 300
-    while not re.search(text, log.read_text()):
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline, f"{text!r} was never said: {log.read_text()[-4000:]}"
-        time.sleep(0.1)
-    return log.read_text()
-
-
 @contextmanager
 def running(bench: Bench, block: str) -> Iterator[str]:
     """The emulated arm; what it said when it was ready."""
@@ -164,7 +154,8 @@ def running(bench: Bench, block: str) -> Iterator[str]:
         block.replace("multismolvla-emulate so101", f"multismolvla-emulate so101 --port={bench.port}"), log
     )
     try:
-        yield wait_for(log, "lerobot-rollout", process)
+        wait_until(lambda: "lerobot-rollout" in log.read_text(), process, log)
+        yield log.read_text()
     finally:
         process.terminate()
         process.wait(timeout=200)
@@ -189,7 +180,7 @@ def test_the_page_from_the_first_recording_to_the_last_picture(hub, networks, tm
             allow_any_action(trained)
             log = tmp_path / "rollout.log"
             rollout = bench.start(block, log)
-            wait_for(log, "Sensors at the start", rollout)
+            wait_until(lambda log=log: "Sensors at the start" in log.read_text(), rollout, log)
             os.kill(int(wrist), signal.SIGKILL)  # the plug is pulled
             assert rollout.wait(timeout=1500) == 0, log.read_text()[-4000:]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from processes import command, environment
+from processes import command, environment, wait_until
 from tiny_policies import save_ours
 
 from lerobot_robot_multismolvla.simulated.arm import ACTION, STATE
@@ -57,12 +57,8 @@ class Rollout:
     def press(self, key: bytes) -> None:
         os.write(self._keys, key)
 
-    def wait_for(self, text: str, seconds: float = 400.0) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.said.read_text():
-            assert self._process.poll() is None, self.said.read_text()[-4000:]
-            assert time.monotonic() < deadline, f"it has not said {text!r}"
-            time.sleep(0.1)
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.said.read_text(), self._process, self.said)
 
     def end(self) -> None:
         """Wait for its end, which must be a clean one."""
