@@ -24,8 +24,14 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import DeviceProcessorStep
 from lerobot.utils.constants import ACTION, OBS_STATE
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 
-from lerobot_policy_multismolvla.checkpoints import is_frozen_key, load_weights, tensors_hash
+from lerobot_policy_multismolvla.checkpoints import (
+    FROZEN_PREFIX,
+    is_frozen_key,
+    load_weights,
+    tensors_hash,
+)
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.model_card import SlimEncoder, encoder_card, policy_card
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
@@ -49,9 +55,9 @@ from multismolvla.tokenizers.recipe import split_domains
 logger = logging.getLogger(__name__)
 
 LICENCE_NOTE = "LICENCE-OF-THE-WEIGHTS.txt"
-_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_CONFIG, _ADAPTERS = "adapter_config.json", "adapter_model.safetensors"
 #: Written anew, or meaningless once the adapters are merged.
-_NOT_COPIED = {_ADAPTER_CONFIG, "adapter_model.safetensors", "config.json", "model.safetensors", "README.md"}
+_NOT_COPIED = {_ADAPTER_CONFIG, _ADAPTERS, "config.json", "model.safetensors", "README.md"}
 
 
 def slim_encoder(
@@ -139,6 +145,7 @@ def export_policy(
     values, config = _read_config(checkpoint), read_policy_config(checkpoint)
     config.action_kind = action_kind or config.action_kind
     check_options(config)
+    _check_tower_is_official(checkpoint)
     with new_folder(output) as folder:
         policy = load_policy(checkpoint, base)
         give_up_objectives(policy)
@@ -240,6 +247,7 @@ def export_for_finetuning(
         raise FileNotFoundError(f"--dataset={dataset} is not a LeRobotDataset (no meta/info.json).")
     meta = LeRobotDatasetMetadata(f"local/{dataset.name}", root=dataset)
     old = read_policy_config(checkpoint)
+    _check_tower_is_official(checkpoint)
     features = dataset_to_policy_features(meta.features)
     config = _config_for(old, views, features)
     config.set_dataset_feature_metadata(meta.features)
@@ -433,6 +441,25 @@ def _read_config(checkpoint: Path) -> dict[str, Any]:
 
 def _is_adapter(checkpoint: Path) -> bool:
     return (checkpoint / _ADAPTER_CONFIG).is_file()
+
+
+def _check_tower_is_official(checkpoint: Path) -> None:
+    """What is merged into the tower would be lost: a checkpoint names the tower, and does not hold it.
+
+    Raises:
+        ValueError: there are adapters on the tower.
+    """
+    if not _is_adapter(checkpoint):
+        return
+    with safe_open(checkpoint / _ADAPTERS, framework="pt") as file:
+        keys = [key.partition(FROZEN_PREFIX) for key in file.keys()]  # noqa: SIM118  (not a mapping)
+    adapted = [where for _, found, where in keys if found and is_frozen_key(found + where)]
+    if adapted:
+        raise ValueError(
+            f"{checkpoint} has adapters on the encoder ({adapted[0]}), and an export names its encoder by "
+            "hash instead of holding it. Use the checkpoint as it is: LeRobot reads adapters, "
+            "multismolvla-serve, too."
+        )
 
 
 def _write_licence_note(folder: Path, source_folder: Path, source: str) -> None:

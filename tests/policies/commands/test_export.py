@@ -180,6 +180,16 @@ def test_a_moved_base_is_named_with_an_option(stage_one, batch, tmp_path, capsys
     assert torch.allclose(chunk(again, batch), before, atol=1e-5)
 
 
+def test_adapters_on_the_encoder_are_not_lost_silently(stage_one, batch, tmp_path, capsys) -> None:
+    wrapped = lora.stage_two(stage_one, target_modules=r"model\.tower\.encoder\..*\.qkv")
+    two = lora.saved(lora.trained(wrapped, batch, steps=1), tmp_path / "two")
+    before = chunk(wrapped, batch)
+    assert main([f"--checkpoint={two}", f"--output={tmp_path / 'merged'}"]) == 1
+    assert "adapters on the encoder" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+    assert torch.allclose(chunk(work.load_policy(two).eval(), batch), before, atol=1e-5)
+
+
 def test_a_plain_checkpoint_is_exported_as_it_is(stage_one, tmp_path) -> None:
     work.export_policy(stage_one, tmp_path / "out")
     old, new = (load_file(f / "model.safetensors") for f in (stage_one, tmp_path / "out"))
