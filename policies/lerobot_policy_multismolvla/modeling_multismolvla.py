@@ -158,21 +158,28 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """A stage-1 counter arrives in stage 2 through the checkpoint's config; a stage starts at zero."""
         cfg = self.config
         if cfg.curriculum_stage != cfg.stage:
-            cfg.curriculum_stage, cfg.curriculum_step = cfg.stage, 0
+            cfg.curriculum_stage, cfg.curriculum_step, cfg.curriculum_length = cfg.stage, 0, 0
 
-    def _restart_finished_curriculum(self) -> None:
-        """A run that starts from a finished stage's checkpoint is a new one, not the last step of the old.
+    def _begin_curriculum(self) -> None:
+        """A run that starts from a stage's checkpoint is a new one, unless it resumes that stage.
 
-        An interrupted run resumes before its end. LeRobot 0.6.1 does not tell policies which of both it is.
+        LeRobot 0.6.1 does not tell policies which of both it is. What is at its end, or has another length,
+        is not resumed. A new run of the same length that starts from an unfinished checkpoint cannot be told
+        from its resumption, and goes on where that stood.
         """
         cfg = self.config
-        if 0 < cfg.curriculum_steps <= cfg.curriculum_step:
+        length = cfg.curriculum_length or cfg.curriculum_steps  # older checkpoints do not know it
+        if cfg.curriculum_step and (length != cfg.curriculum_steps or cfg.curriculum_step >= length > 0):
             logger.warning(
-                "The checkpoint has finished its curriculum (step %d of %d); it begins again at step 0.",
+                "The checkpoint stands at step %d of a curriculum of %d; this run's of %d begins at step 0.",
                 cfg.curriculum_step,
+                length,
                 cfg.curriculum_steps,
             )
             cfg.curriculum_step = 0
+        elif cfg.curriculum_step and length:
+            logger.info("The curriculum goes on at step %d of %d.", cfg.curriculum_step, length)
+        cfg.curriculum_length = cfg.curriculum_steps
 
     @property
     def curriculum_seed(self) -> int:
@@ -401,7 +408,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             check_cameras(self.config.views, self.config.absent_streams, batch)
             warn_of_reuse(self.config)
             self._derived.trained = None
-            self._restart_finished_curriculum()
+            self._begin_curriculum()
             check_length(self.config)
             self._training_began = True
         if self.training:

@@ -154,6 +154,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     curriculum_steps: int = 0  # length of the stage; set it to --steps
     curriculum_step: int = 0  # progress; here because PEFT checkpoints save no buffers (lerobot 0.6.1)
     curriculum_stage: str = ""  # the stage that progress belongs to; another one resets it
+    curriculum_length: int = 0  # `curriculum_steps` of that stage; another number resets it, too
     curriculum_seed: int | None = None  # of what training draws; None = the run's --seed
 
     # -- corruption curriculum (stage 2), per sample, view and modality -------------------------------------

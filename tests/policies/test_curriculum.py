@@ -212,10 +212,31 @@ def test_a_run_from_a_finished_stage_begins_its_curriculum_anew(robust, batch, c
     with caplog.at_level("WARNING"):
         keep_of(policy, batch)
     assert policy.config.curriculum_step == 0
-    assert "step 10 of 10" in caplog.text
+    assert "step 10 of a curriculum of 10" in caplog.text
     interrupted = robust(curriculum_steps=10, curriculum_step=9, curriculum_stage="robust").train()
-    keep_of(interrupted, batch)
+    with caplog.at_level("INFO"):
+        keep_of(interrupted, batch)
     assert interrupted.config.curriculum_step == 9
+    assert "goes on at step 9 of 10" in caplog.text
+
+
+def test_a_run_of_another_length_begins_its_curriculum_anew(robust, batch, caplog, tmp_path):
+    stopped = robust(curriculum_steps=10).train()
+    for _ in range(4):
+        keep_of(stopped, batch)
+        stopped.update()
+    stopped.save_pretrained(tmp_path)
+
+    def started(*options: str) -> int:
+        config = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=list(options))
+        policy = MultiSmolVLAPolicy.from_pretrained(tmp_path, config=config).train()
+        keep_of(policy, batch)
+        return policy.config.curriculum_step
+
+    assert started() == 4
+    with caplog.at_level("WARNING"):
+        assert started("--curriculum_steps=100") == 0
+    assert "step 4 of a curriculum of 10; this run's of 100" in caplog.text
 
 
 def test_draws_follow_the_seed_of_the_run_unless_one_is_given(make_config):
