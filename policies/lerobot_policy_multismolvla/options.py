@@ -76,7 +76,8 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # View -> 180-degree turns of a camera mounted upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
     # What becomes of pictures that are not fit to be used: act = absent, off = nothing, strict = an error.
-    # None = strict in training, where they are faults of the dataset, and act everywhere else.
+    # None = strict in training, where they are faults of the dataset, and act everywhere else. Vanilla
+    # SmolVLA (vision_tower=siglip) takes every picture for what it is when it acts.
     health: str | None = None
     # Depth, seg and thermal that were taken so many milliseconds before or after their view's RGB are not fit
     # to be used, either. Needs capture times (<key>_captured); None = they are not looked at.
@@ -298,6 +299,12 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
         _check_choice(option, getattr(cfg, option), allowed)
     if cfg.health is not None:
         _check_choice("health", cfg.health, ("act", "off", "strict"))
+        if cfg.health != "off" and cfg.vision_tower == "siglip":
+            raise ValueError(
+                f"--policy.health={cfg.health} needs a tower that can be told what is absent: vanilla "
+                "SmolVLA (--policy.vision_tower=siglip) takes every picture for what it is. Leave "
+                "--policy.health out."
+            )
     if cfg.max_skew_ms is not None and not cfg.max_skew_ms > 0:
         raise ValueError(
             f"--policy.max_skew_ms={cfg.max_skew_ms}: expected milliseconds above 0. Leave it out, and no "
