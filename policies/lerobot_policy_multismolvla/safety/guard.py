@@ -6,7 +6,7 @@ The step stands behind the unnormalisation, so it sees what the robot would get,
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,9 +43,10 @@ class GuardStep(PolicyActionProcessorStep):
     """Replaces unsafe actions by the last safe one; more than `PATIENCE` in a row end the roll-out.
 
     An action is unsafe if it is not finite, lies outside the range of the training data and a margin, or is
-    farther from the one before than any in the training data and a margin. Of a chunk the rows are judged in
-    their order; before its first safe row stands that one. The first row of a chunk is not compared with the
-    chunk before, of which nobody knows how much was executed.
+    farther from the one before than any in the training data and a margin; after a replaced one, farther
+    from the last safe one and from its replacement. Of a chunk the rows are judged in their order; before its
+    first safe row stands that one. The first row of a chunk is not compared with the chunk before, of which
+    nobody knows how much was executed.
 
     Attributes:
         stopped: numbers of an action that are 0 in its replacement, since the last one again would be another
@@ -93,16 +94,24 @@ class GuardStep(PolicyActionProcessorStep):
         rows = action[:, None] if single else action
         if self._last is not None and self._last.shape != rows[:, 0].shape:
             self._last = None  # other episodes than before
-        before = self._last if single else None
+        before = self._before(self._last, replaced=self._replaced > 0) if single else ()
         if self._wrong(rows, before) is None:
             if self._replaced:
                 logger.warning("Actions are safe again, after %d that were replaced.", self._replaced)
             self._last, self._replaced = rows[:, -1].clone(), 0
             return action
-        safe = self._replace(rows, before)
+        safe = self._replace(rows, self._last if single else None)
         return safe[:, 0] if single else safe
 
-    def _wrong(self, rows: Tensor, before: Tensor | None) -> str | None:
+    def _before(self, last: Tensor | None, *, replaced: bool) -> tuple[Tensor, ...]:
+        """What the next action may go on from, (B, A) each: the last safe one, and what stood for another.
+
+        Of a delta action these are two: a policy that braked too hard is at rest and stays there, and one
+        whose motion was interrupted takes it up.
+        """
+        return () if last is None else (last, self._held(last)) if replaced else (last,)
+
+    def _wrong(self, rows: Tensor, before: Sequence[Tensor]) -> str | None:
         """What is unsafe about the first unsafe number of rows (B, T, A), in words; ``None`` = nothing."""
         finite = rows.isfinite()
         if not finite.all():
@@ -118,8 +127,8 @@ class GuardStep(PolicyActionProcessorStep):
         steps = self._steps(rows)
         if steps is None:
             return None
-        earlier = rows[:, :1] if before is None else before[:, None]
-        far = torch.cat([earlier, rows], 1).diff(dim=1).abs() > steps
+        apart = torch.stack([(rows[:, 0] - action).abs() for action in before or (rows[:, 0],)]).amin(0)
+        far = torch.cat([apart[:, None], rows.diff(dim=1).abs()], 1) > steps
         if far.any():
             number = int(far.nonzero()[0, 2])
             return _say(rows, far, f"a step of more than {steps[number].item():.4g}")
@@ -135,7 +144,7 @@ class GuardStep(PolicyActionProcessorStep):
         safe: list[Tensor] = []
         waiting = 0  # unsafe rows at the beginning, for which the first safe one is taken
         for row in rows.unbind(1):
-            wrong = self._wrong(row[:, None], last)
+            wrong = self._wrong(row[:, None], self._before(last, replaced=self._replaced > 0))
             if wrong is None:
                 self._replaced, last = 0, row
                 safe += [self._held(row)] * waiting + [row]

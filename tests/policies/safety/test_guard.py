@@ -65,8 +65,18 @@ def test_a_delta_action_is_replaced_by_no_motion_and_the_same_grip():
     step = guard(stopped=[0, 1])
     step.action(row(0.3, gripper=1.0))
     assert torch.equal(step.action(row(float("nan"))), row(0.0, gripper=1.0))
-    # the next one is compared with the last safe action, not with its replacement
-    assert torch.equal(step.action(row(0.55)), row(0.55))
+    assert torch.equal(step.action(row(0.55)), row(0.55))  # the motion that was interrupted goes on
+
+
+def test_a_policy_that_brakes_too_hard_is_at_rest_and_may_stay_there():
+    fast, still = row(0.5, gripper=1.0), row(0.0, gripper=1.0)
+    step = guard(stopped=[0, 1])
+    step.action(row(0.25, gripper=1.0))
+    step.action(fast)
+    assert torch.equal(step.action(still), still)  # too sudden: replaced, by the same
+    assert step.action(still) is still
+    chunk = torch.stack([fast, still, still, row(0.2, gripper=1.0)], 1)
+    assert torch.equal(guard(stopped=[0, 1]).action(chunk), chunk)
 
 
 def test_more_than_ten_in_a_row_end_the_rollout_and_a_safe_one_between_does_not():
