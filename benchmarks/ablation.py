@@ -381,27 +381,10 @@ def _commit() -> str:
 
 def cell_text(cell: pd.DataFrame) -> str:
     """Successes of a cell with their 95 % interval."""
-    low, high = interval([part.success.to_numpy() for _, part in cell.groupby("seed")])
+    from multismolvla_eval.analysis.bootstrap import rate_interval
+
+    low, high = rate_interval([part.success.to_numpy() for _, part in cell.groupby("seed")])
     return f"{cell.success.sum()}/{len(cell)} ({100 * low:.0f}–{100 * high:.0f} %)"
-
-
-def interval(by_seed: list[np.ndarray]) -> tuple[float, float]:
-    """95 % interval of a share of successes.
-
-    With one training seed Wilson's interval of the starts. With more, also the bootstrap of the reports, of
-    seeds and then of each seed's starts, so that what differs from training to training is in it; the wider
-    bound of both, because the bootstrap of nothing but failures has no width.
-    """
-    from multismolvla_eval.analysis.statistics import wilson
-
-    outcomes = np.concatenate(by_seed)
-    rate = wilson(int(outcomes.sum()), len(outcomes))
-    if len(by_seed) == 1:
-        return rate.low, rate.high
-    from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
-
-    low, high = percentile_interval(resampled_means(outcomes[None], tuple(map(len, by_seed))))[0]
-    return min(float(low), rate.low), max(float(high), rate.high)
 
 
 def page(rows: pd.DataFrame) -> str:

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 
 import ablation
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -99,19 +98,6 @@ def test_the_objectives_run_the_cells_of_the_protocol_and_their_control_too():
     assert groups == {"C1": 15, "C3": 3, "C6": 4}
     assert set(arms["robust"].cells) > {*ablation.ANNOUNCED, *ablation.UNANNOUNCED}
     assert arms["full"].cells == ablation.SHORT
-
-
-def test_nothing_but_failures_is_not_certainty():
-    low, high = ablation.interval([np.zeros(21), np.zeros(21)])
-    assert low == 0
-    assert 0.05 < high < 0.15
-
-
-def test_seeds_that_differ_widen_the_interval():
-    alike = ablation.interval([np.array([1, 0] * 10)] * 3)
-    apart = ablation.interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)])
-    assert apart[0] < alike[0] - 0.1
-    assert apart[1] > alike[1] + 0.1
 
 
 def test_rows_of_the_same_episode_are_replaced(tmp_path):

@@ -179,6 +179,24 @@ def _weights(sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
         yield weights / weights.sum(1, keepdims=True)
 
 
+def rate_interval(by_cluster: Sequence[np.ndarray]) -> tuple[float, float]:
+    """95 % interval of a share of successes.
+
+    With one cluster Wilson's interval of its starts. With more, such as training seeds, also the bootstrap of
+    clusters and then of each one's starts, so that what differs from training to training is in it; the wider
+    bound of both, because the bootstrap of nothing but failures has no width.
+
+    Args:
+        by_cluster: of each cluster the outcomes of its starts, 0 or 1.
+    """
+    outcomes = np.concatenate(by_cluster)
+    rate = wilson(int(outcomes.sum()), len(outcomes))
+    if len(by_cluster) == 1:
+        return rate.low, rate.high
+    low, high = percentile_interval(resampled_means(outcomes[None], tuple(map(len, by_cluster))))[0]
+    return min(float(low), rate.low), max(float(high), rate.high)
+
+
 def resampled_ratios(numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Resamples of k quantities of the kind (mean numerator / mean denominator), on the same starts.
 

@@ -11,6 +11,7 @@ from multismolvla_eval.analysis.bootstrap import (
     Pairs,
     interval_of,
     paired_differences,
+    rate_interval,
     resampled_ratios,
 )
 from multismolvla_eval.analysis.statistics import (
@@ -167,6 +168,19 @@ def test_a_paired_difference_needs_pairs_in_order():
         paired_difference(Pairs(np.zeros(0), np.zeros(0), np.zeros(0), 0))
     with pytest.raises(ValueError, match="sorted by task"):
         paired_difference(Pairs(np.ones(2), np.ones(2), np.array([1, 0]), 2))
+
+
+def test_nothing_but_failures_is_not_certainty():
+    low, high = rate_interval([np.zeros(21), np.zeros(21)])
+    assert low == 0
+    assert 0.05 < high < 0.15
+
+
+def test_clusters_that_differ_widen_the_interval():
+    alike = rate_interval([np.array([1, 0] * 10)] * 3)
+    apart = rate_interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)])
+    assert apart[0] < alike[0] - 0.1
+    assert apart[1] > alike[1] + 0.1
 
 
 def test_repetitions_of_a_start_count_as_much_as_they_tell():
