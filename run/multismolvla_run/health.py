@@ -38,7 +38,7 @@ class HealthOptions:
     # fit: share of the episodes that set the thresholds, and as many again that count false alarms
     held_out: float = 0.2
     output: Path | None = None  # fit: folder for health.json; default: the policy's
-    results: Path | None = None  # report: folder of an evaluation
+    results: Path | list[Path] | None = None  # report: folder of an evaluation, or several to be pooled
 
     def __post_init__(self) -> None:
         needed = {"fit": ("policy", "dataset"), "report": ("results",)}
@@ -216,12 +216,13 @@ def _false_alarms(
 
 
 def report(options: HealthOptions) -> str:
-    """What the policies of an evaluation thought of their streams, per condition."""
+    """What the policies of one or more evaluations thought of their streams, per condition."""
     from multismolvla_eval.analysis.health import health_text
     from multismolvla_eval.records.store import read_run
 
     assert options.results is not None
-    return health_text(*read_run(options.results))
+    folders = options.results if isinstance(options.results, list) else [options.results]
+    return health_text([read_run(folder) for folder in folders])
 
 
 @entry_point("multismolvla-health", interrupted=AGAIN, loads="lerobot")

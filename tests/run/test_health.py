@@ -10,6 +10,7 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.policies.factory import make_pre_post_processors
 from policy_fixtures import hub, make_config, make_policy, tiny_dataset  # noqa: F401
+from synthetic import suite, synthetic_run, write_rows
 from tiny_dataset import REPO_ID, write_dataset
 
 from lerobot_policy_multismolvla.processor_multismolvla import (
@@ -17,8 +18,10 @@ from lerobot_policy_multismolvla.processor_multismolvla import (
     make_multismolvla_pre_post_processors,
 )
 from lerobot_policy_multismolvla.safety.guard import guard_of
-from multismolvla.system.command import CommandError
-from multismolvla_run.health import HealthOptions, fit
+from multismolvla.system.command import CommandError, parse_options
+from multismolvla_eval.records.schema import HealthRecord
+from multismolvla_eval.records.store import read_run
+from multismolvla_run.health import HealthOptions, fit, report
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,23 @@ def test_fitted_twice_is_fitted_the_same(checkpoint, dataset):
     first = file.read_bytes()
     fit(HealthOptions(policy=checkpoint, dataset=dataset))
     assert file.read_bytes() == first
+
+
+def test_one_evaluation_is_reported_or_several_together(tmp_path):
+    folders = [
+        synthetic_run(tmp_path / n, texts=("C0", "C2:rgb=zero"), suites={"toy": suite(fps=10)}) for n in "ab"
+    ]
+    for folder in folders:
+        _, rows = read_run(folder)
+        for row in rows:
+            row.health = {"image.rgb": HealthRecord(5)}
+        write_rows(folder, rows)
+
+    def reported(results: str) -> str:
+        return report(parse_options(HealthOptions, ["report", "--results", results], ("command",)))
+
+    assert "0/10" in reported(str(folders[0]))
+    assert "0/20" in reported(str([*map(str, folders)]))
 
 
 def test_what_cannot_be_fitted_is_named(checkpoint, tiny_dataset, tmp_path):  # noqa: F811

@@ -48,6 +48,8 @@ class HealthRecord(Struct, forbid_unknown_fields=True, omit_defaults=True):
     first: Count | None = None  # number of the first of these looks
     cause: str | None = None  # at that look
     score: float = 0.0  # greatest: how unlike a usable stream
+    # Numbers of the looks at which it was absent; rows from before this was recorded tell only the first.
+    absent_at: list[Count] = field(default_factory=list)
 
 
 class AttackRecord(Struct, forbid_unknown_fields=True):

@@ -329,6 +329,7 @@ class _Loop:
                 if record.first is None:
                     record.first, record.cause = record.looks, seen.cause
                 record.absent += 1
+                record.absent_at.append(record.looks)
             record.looks += 1
             record.score = round(max(record.score, seen.score), 4)
         if self.steps == 0:

@@ -11,6 +11,7 @@ from multismolvla_eval.analysis.bootstrap import (
     Pairs,
     interval_of,
     paired_differences,
+    pooled_auroc,
     rate_interval,
     resampled_ratios,
 )
@@ -181,6 +182,29 @@ def test_clusters_that_differ_widen_the_interval():
     apart = rate_interval([np.zeros(20), np.ones(20), np.array([1, 0] * 10)])
     assert apart[0] < alike[0] - 0.1
     assert apart[1] > alike[1] + 0.1
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["false alarms", "missed faults"])
+def test_an_area_under_the_curve_and_its_interval_match_a_plain_bootstrap(sign):
+    rng = np.random.default_rng(0)
+    negative = np.where(rng.random(60) < 0.2, 2, 0) + rng.normal(0, 0.5, 60).round(1)
+    positive = negative * 0.2 + rng.normal(1, 0.5, 60).round(1)  # a start's scores go together
+    if sign < 0:
+        positive, negative = -negative, -positive
+    area, low, high = pooled_auroc([(positive, negative)])
+    assert area == pytest.approx(auroc(positive, negative))
+    above = np.sign(positive[:, None] - negative) / 2 + 0.5
+    drawn = (rng.integers(60, size=60) for _ in range(4000))
+    bounds = np.quantile([above[np.ix_(i, i)].mean() for i in drawn], [0.025, 0.975])
+    assert (low, high) == pytest.approx(bounds, abs=0.02)
+
+
+def test_areas_are_of_scores_of_the_same_run():
+    run = (np.array([3.0, 4.0, 5.0]), np.array([0.0, 1.0, 2.0]))
+    far = tuple(scores + 10 for scores in run)
+    area, low, high = pooled_auroc([run, far])
+    assert (area, high) == (1, 1)
+    assert low == pytest.approx(1 - wilson(0, 6).high), "six starts do not settle it"
 
 
 def test_repetitions_of_a_start_count_as_much_as_they_tell():

@@ -200,6 +200,7 @@ def test_a_stream_that_is_late_is_absent_and_the_row_says_why(checkpoints, sourc
         1,
         found.looks - 1,
     )  # the first one is on time
+    assert found.absent_at == list(range(1, found.looks))
     assert rgb.cause is None
     assert depth("C4:depth=delay@1")[0].cause is None
     policy.config.max_skew_ms = None
