@@ -197,6 +197,8 @@ ARMS = (
     ),
     _objective("rlbind", "RLBind, both stages", objectives__rlbind__weight=1.0),
 )
+#: Those that can be asked for; the others are trained where one of these stands on them.
+EVALUATED = tuple(arm for arm in ARMS if not arm.only_trained)
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Options:
     output: Path = Path("outputs/ablation")  # everything that is made
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # training seeds; the first trains all arms
     # Those that are evaluated; default: all but the objectives'.
-    arms: list[str] = field(default_factory=lambda: [arm.name for arm in ARMS if arm.control is None])
+    arms: list[str] = field(default_factory=lambda: [arm.name for arm in EVALUATED if arm.control is None])
     starts: int = 7  # per task; the suite has three
     workers: int = 2  # simulator processes
     launcher: str = ""  # words before lerobot-train
@@ -214,7 +216,7 @@ class Options:
     table: bool = False  # make the page of the rows there are, and end
 
     def __post_init__(self) -> None:
-        known = [arm.name for arm in ARMS]
+        known = [arm.name for arm in EVALUATED]
         unknown = sorted(set(self.arms) - set(known))
         if unknown or not self.arms:
             raise ValueError(f"--arms={self.arms}: expected some of {known}.")
@@ -278,8 +280,8 @@ def run(options: Options) -> None:
     for number, seed in enumerate(options.seeds):
         folder = options.output / f"seed-{seed}"
         _share_stages(options.output / f"seed-{options.seeds[0]}", folder)
-        for arm in ARMS:
-            if arm.name in options.arms and not arm.only_trained and (number == 0 or arm.repeated):
+        for arm in EVALUATED:
+            if arm.name in options.arms and (number == 0 or arm.repeated):
                 preset = arm_preset(arm)
                 path = options.output / "presets" / f"{preset.name}.yaml"
                 write_preset(preset, path)

@@ -25,6 +25,14 @@ def test_an_arm_changes_what_it_says_and_nothing_else(arm, tmp_path):
     assert ("health_" + arm.name in [s.name for s in preset.stages]) == arm.health
 
 
+def test_a_stage_of_another_arm_is_no_arm_to_ask_for():
+    """Alone it would be trained and evaluated by nobody, without a word."""
+    assert "rgb_only" in ablation.Options().arms
+    assert "rgb_connector" not in ablation.Options().arms
+    with pytest.raises(ValueError, match="rgb_connector.*expected some of"):
+        ablation.Options(arms=["rgb_connector"])
+
+
 def rows(**successes: list[int]) -> pd.DataFrame:
     """Rows of one cell, by arm and training seed: ``robust_1=[1, 0]``."""
     found = []
