@@ -22,6 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -32,6 +33,9 @@ from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla_eval.protocol.levels import ALL_SUBSETS
 from multismolvla_run.presets import OptionValue, Preset, Stage, load_preset, result_folder
 from multismolvla_run.process import installed_program
+
+if TYPE_CHECKING:
+    from multismolvla_eval.records.schema import RunManifest
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
@@ -267,7 +271,7 @@ def write_preset(preset: Preset, path: Path) -> None:
 
 def run(options: Options) -> None:
     """Record, train and evaluate what is missing, and write the rows."""
-    commit = _commit()
+    _same_commit(options.output, _commit())
     dataset = options.output / "dataset"
     _call(
         [
@@ -288,7 +292,7 @@ def run(options: Options) -> None:
                 train = [sys.executable, str(REPO / "train.py"), str(path)]
                 train += [f"--dataset={dataset}", f"--output={folder}", f"--launcher={options.launcher}"]
                 _call([*train, "--", f"--seed={seed}", *options.train_args])
-                _evaluate(options, preset, arm, seed, folder, commit)
+                _evaluate(options, preset, arm, seed, folder)
 
 
 def _share_stages(first: Path, folder: Path) -> None:
@@ -304,7 +308,7 @@ def _share_stages(first: Path, folder: Path) -> None:
             shutil.copy(first / "state" / state.name, state)
 
 
-def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path, commit: str) -> None:
+def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path) -> None:
     policy = result_folder(preset.stage(arm.name), train)
     path = str(policy) if arm.health else f"no_health:{policy}"
     runs = [("on" if arm.health else "off", path, [*arm.cells])]
@@ -325,12 +329,13 @@ def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path
                 f"--output={out}",
             ]
         )
-        _append(options.output / ROWS.name, _rows_of(out, arm, seed, health, commit))
+        _append(options.output / ROWS.name, _rows_of(out, arm, seed, health))
 
 
-def _rows_of(folder: Path, arm: Arm, seed: int, health: str, commit: str) -> pd.DataFrame:
+def _rows_of(folder: Path, arm: Arm, seed: int, health: str) -> pd.DataFrame:
     from multismolvla_eval.records.store import read_run
 
+    manifest, rows = read_run(folder)
     frame = pd.DataFrame(
         [
             {
@@ -340,10 +345,10 @@ def _rows_of(folder: Path, arm: Arm, seed: int, health: str, commit: str) -> pd.
                 "success": int(r.success),
                 "steps": r.steps,
             }
-            for r in read_run(folder)[1]
+            for r in rows
         ]
     )
-    return frame.assign(commit=commit, arm=arm.name, seed=seed, health=health)
+    return frame.assign(commit=_made_at(folder, manifest), arm=arm.name, seed=seed, health=health)
 
 
 _KEY = ["arm", "seed", "health", "condition", "task", "start"]
@@ -367,6 +372,30 @@ def _call(command: list[str]) -> None:
     code = subprocess.run(command, env=env, check=False).returncode
     if code:
         raise CommandError(f"{Path(command[0]).name} ended with code {code}; the reason stands above.")
+
+
+def _made_at(folder: Path, manifest: RunManifest) -> str:
+    """The commit of an evaluation."""
+    commits = sorted({call.commit or "unknown" for call in manifest.calls})
+    if len(commits) > 1:
+        raise CommandError(
+            f"{folder} was evaluated at the commits {' and '.join(commits)}, and its rows do not say which "
+            "is theirs. Remove the folder: the same command evaluates anew."
+        )
+    return commits[0]
+
+
+def _same_commit(output: Path, commit: str) -> None:
+    """See that what there is was evaluated at this commit, before anything is trained."""
+    from multismolvla_eval.records.store import MANIFEST, read_manifest
+
+    for path in sorted(output.glob(f"eval/*/*/{MANIFEST}")):
+        made = _made_at(path.parent, read_manifest(path.parent))
+        if made != commit:
+            raise CommandError(
+                f"{path.parent} was evaluated at the commit {made}, the code is at {commit}: rows of one "
+                f"ablation are of one commit. Go on at {made}, or give another --output."
+            )
 
 
 def _commit() -> str:

@@ -8,8 +8,10 @@ from collections import Counter
 import ablation
 import pandas as pd
 import pytest
+from synthetic import synthetic_run
 
 from multismolvla.system.command import CommandError
+from multismolvla_eval.records.schema import MadeWith
 from multismolvla_run.presets import load_preset
 
 
@@ -115,6 +117,19 @@ def test_rows_of_the_same_episode_are_replaced(tmp_path):
     found = ablation.read(path)
     assert found[found.arm == "robust"].success.tolist() == [0, 1]
     assert len(found) == 3
+
+
+def test_rows_have_the_commit_of_their_evaluation_and_a_resumed_run_cannot_relabel_them(tmp_path):
+    folder = tmp_path / "eval/seed-1/robust-on"
+    (robust,) = [arm for arm in ablation.ARMS if arm.name == "robust"]
+    synthetic_run(folder, texts=["C0"], calls=[MadeWith("t", commit="0123456789ab")] * 2)
+    assert set(ablation._rows_of(folder, robust, 1, "on").commit) == {"0123456789ab"}
+    ablation._same_commit(tmp_path, "0123456789ab")
+    with pytest.raises(CommandError, match=r"robust-on.*0123456789ab.*ba9876543210.*--output"):
+        ablation._same_commit(tmp_path, "ba9876543210")
+    synthetic_run(folder, texts=["C0"], calls=[MadeWith("t", commit=c) for c in ("0123456789ab", "ba98")])
+    with pytest.raises(CommandError, match=r"0123456789ab and ba98.*Remove"):
+        ablation._rows_of(folder, robust, 1, "on")
 
 
 def test_programs_are_those_of_this_environment(capfd):
