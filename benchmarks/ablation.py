@@ -64,6 +64,8 @@ OBJECTIVE_CELLS = (
     "C3:rgb=motion_blur@3",
     *(f"C6:rgb={attack}@{radius}" for radius in (2, 4) for attack in ("policy", "random_sign")),
 )
+#: For the report on health; see `docs/health.md`.
+HEALTH_CELLS = ("C2:rgb=noisy_freeze", "C5:depth=scale@10")
 OURS = "robust"
 _RGB = {name: {"rgb": f"observation.images.{name}"} for name in ("image", "image2", "image3")}
 
@@ -103,7 +105,7 @@ class Arm:
         if self.control is not None:
             return OBJECTIVE_CELLS
         own = (*ANNOUNCED, *UNANNOUNCED) if self.repeated else SHORT
-        return tuple(dict.fromkeys([*own, *OBJECTIVE_CELLS])) if self.name == OURS else own
+        return tuple(dict.fromkeys([*own, *HEALTH_CELLS, *OBJECTIVE_CELLS])) if self.name == OURS else own
 
 
 def _objective(name: str, says: str, control: str = OURS, **options: OptionValue) -> Arm:
@@ -113,7 +115,7 @@ def _objective(name: str, says: str, control: str = OURS, **options: OptionValue
 
 def _ceiling(camera: str, called: str) -> Arm:
     views: dict[str, OptionValue] = {"policy.views": {n: _RGB[n] for n in _RGB if n != camera}}
-    says = f"vanilla SmolVLA that never had the {called} camera"
+    says = f"vanilla SmolVLA that never had the {called}"
     return Arm(f"ceiling_{camera}", says, "base", views, health=False, ceiling=True)
 
 
@@ -128,8 +130,8 @@ ARMS = (
         {"policy.dropout_independent": 1.0, "policy.dropout_cameras": 0.0, "policy.dropout_modalities": 0.0},
         repeated=True,
     ),
-    _ceiling("image", "third-person"),
-    _ceiling("image2", "wrist"),
+    _ceiling("image", "third-person camera"),
+    _ceiling("image2", "wrist camera, but the second one"),
     Arm("no_dropout", "no dropout", "robust", {"policy.dropout_mode": "none"}),
     Arm("fixed_dropout", "dropout of 0.5 from the first step on", "robust", {"policy.dropout_mode": "fixed"}),
     Arm("no_corruption", "no corruption", "robust", {"policy.corruption_probability": 0.0}),
@@ -256,6 +258,12 @@ def _not_streamed(stage: Stage) -> Stage:
     """A stream's order is the same for every training seed."""
     args = {key: value for key, value in stage.args.items() if key != "dataset.streaming"}
     return msgspec.structs.replace(stage, args=args)
+
+
+def training_samples(arm: Arm) -> int:
+    """How many samples an arm sees in all of its trainings, that of the base included."""
+    stages = [stage for stage in arm_preset(arm).stages if stage.trains]
+    return sum(stage.steps * stage.args["batch_size"] for stage in stages)
 
 
 def write_preset(preset: Preset, path: Path) -> None:
@@ -425,16 +433,17 @@ def page(rows: pd.DataFrame) -> str:
         "# Ablation of the mini recipe",
         "",
         "Made by `python benchmarks/ablation.py --table` from [rows](ablation/rows.csv.gz). Mini suite, "
-        f"commit {', '.join(sorted(rows.commit.unique()))}, the same starts for every arm. 95 % intervals: "
-        "Wilson's; with several training seeds the wider one of that and of a bootstrap that draws seeds, "
-        "then starts.",
+        "the same starts for every arm. 95 % intervals: Wilson's; with several training seeds the wider one "
+        "of that and of a bootstrap that draws seeds, then starts. Training samples: steps x batch of the "
+        "presets, the base's included. The suite has two wrist cameras, the second one with RGB alone; no "
+        "cell takes that one away by itself.",
         "",
     ]
     present = [arm for arm in ARMS if arm.name in set(rows.arm)]
-    lines += ["| arm | what it is | training seeds |", "|---|---|---|"]
+    lines += ["| arm | what it is | training samples | training seeds (commit) |", "|---|---|---|---|"]
     for arm in present:
-        seeds = sorted(rows[rows.arm == arm.name].seed.unique().tolist())
-        lines.append(f"| `{arm.name}` | {arm.says} | {', '.join(map(str, seeds))} |")
+        made = _made_of(rows[rows.arm == arm.name])
+        lines.append(f"| `{arm.name}` | {arm.says} | {training_samples(arm):,} | {made} |")
     recipe = [arm for arm in present if arm.control is None]
     columns = [
         (arm, health)
@@ -444,9 +453,12 @@ def page(rows: pd.DataFrame) -> str:
     ]
     titles = [f"{arm.name}, health {health}" if arm.health else arm.name for arm, health in columns]
     keys = [(arm.name, health) for arm, health in columns]
-    lines += ["", *_table(texts, titles, keys, (CLEAN, *ANNOUNCED, *UNANNOUNCED))]
+    lines += ["", *_table(texts, titles, keys, (CLEAN, *ANNOUNCED, *UNANNOUNCED, *HEALTH_CELLS))]
     ceilings = [arm for arm in present if arm.ceiling]
-    lines += [""] + [f"Ceiling, {arm.says}: {texts[arm.name, 'off', CLEAN]}." for arm in ceilings]
+    lines += [""] + [
+        f"Ceiling, {arm.says} ({training_samples(arm):,} training samples): {texts[arm.name, 'off', CLEAN]}."
+        for arm in ceilings
+    ]
     added = [arm for arm in present if arm.control is not None]
     if added:
         lines += [
@@ -472,15 +484,33 @@ def _table(
     columns: Sequence[tuple[str, str]],
     conditions: Sequence[str],
 ) -> list[str]:
-    """Lines of a table: a row per condition, a column per (arm, health)."""
-    from multismolvla.corruption import parse_condition
-    from multismolvla_eval.protocol.levels import describe
-
+    """Lines of a table: a row per condition that was run, a column per (arm, health)."""
     lines = ["| cell | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
     for condition in conditions:
         row = [texts.get((*column, condition), "") for column in columns]
-        lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(row) + " |")
+        if any(row):
+            lines.append(f"| {_cell_name(condition)} | " + " | ".join(row) + " |")
     return lines
+
+
+def _cell_name(condition: str) -> str:
+    """A condition in words, with what must stand beside its figures."""
+    from multismolvla.corruption import parse_condition
+    from multismolvla_eval.protocol.levels import describe
+
+    parsed = parse_condition(condition)
+    name = describe(parsed)
+    if {fault.cameras for fault in parsed.faults} == {("image2",)}:
+        name += " (the second one stays)"
+    if parsed.group == "C3" and parsed.seen_in_training:
+        name += " (training may meet this type)"
+    return name
+
+
+def _made_of(rows: pd.DataFrame) -> str:
+    """Training seeds of an arm, with the commit that its rows are of: ``1, 2 (0123456)``."""
+    by_commit = rows.groupby("commit").seed.unique().map(sorted).sort_values()
+    return ", ".join(f"{', '.join(map(str, seeds))} ({c[:7]})" for c, seeds in by_commit.items())
 
 
 def compared(rows: pd.DataFrame, arm: str, control: str) -> tuple[str, str] | None:

@@ -35,6 +35,10 @@ def test_a_stage_of_another_arm_is_no_arm_to_ask_for():
         ablation.Options(arms=["rgb_connector"])
 
 
+def robust() -> ablation.Arm:
+    return next(arm for arm in ablation.ARMS if arm.name == "robust")
+
+
 def rows(**successes: list[int]) -> pd.DataFrame:
     """Rows of one cell, by arm and training seed: ``robust_1=[1, 0]``."""
     found = []
@@ -58,9 +62,39 @@ def test_the_page_counts_each_cell():
     (line,) = [line for line in text.splitlines() if line.startswith("| clean")]
     cells = [cell.strip() for cell in line.split("|")[2:-1]]
     assert [cell.split(" ")[0] for cell in cells] == ["5/8", "1/4"]
-    assert "| `robust` | MultiSmolVLA, the mini preset's recipe | 1, 2 |" in text
-    assert "0123456" in text
+    assert "| `robust` | MultiSmolVLA, the mini preset's recipe | 84,800 | 1, 2 (0123456) |" in text
     assert "rgb_only" not in text
+    assert "not announced" not in text, "what nobody has run is left out"
+
+
+def test_each_training_seed_has_the_commit_of_its_rows():
+    found = rows(robust_1=[1], robust_2=[0], robust_3=[1])
+    found.loc[found.seed == 1, "commit"] = "fedcba9876543210"
+    assert "| 1 (fedcba9), 2, 3 (0123456) |" in ablation.page(found)
+
+
+def test_a_ceiling_has_seen_less_and_the_page_says_it():
+    samples = {arm.name: ablation.training_samples(arm) for arm in ablation.EVALUATED}
+    assert samples["robust"] == samples["base_continued"] == samples["full"] == 84_800
+    assert samples["ceiling_image"] == samples["ceiling_image2"] == 40_000
+    ceiling = rows(ceiling_image2_1=[1, 0]).assign(health="off")
+    line = "never had the wrist camera, but the second one (40,000 training samples): 1/2"
+    assert line in ablation.page(ceiling)
+
+
+def test_a_cell_says_what_training_met_and_which_camera_stays():
+    found = rows(robust_1=[1])
+    found = pd.concat([found.assign(condition=condition) for condition in robust().cells])
+    names = [line.split("|")[1].strip() for line in ablation.page(found).splitlines() if line[:1] == "|"]
+    seen, unseen = (
+        next(n for n in names if n.startswith(f"rgb: {t}")) for t in ("gaussian noise", "motion blur")
+    )
+    assert seen == "rgb: gaussian noise, severity 3 (training may meet this type)"
+    assert unseen == "rgb: motion blur, severity 3"
+    twins = [n for n in names if "(the second one stays)" in n]
+    assert sum("announced loss of the wrist camera" in n for n in twins) == 1
+    assert any(n.startswith("every modality of the wrist camera black") for n in twins)
+    assert not any("third-person" in n for n in twins)
 
 
 def subset_rows(**successes: int) -> pd.DataFrame:
@@ -121,15 +155,14 @@ def test_rows_of_the_same_episode_are_replaced(tmp_path):
 
 def test_rows_have_the_commit_of_their_evaluation_and_a_resumed_run_cannot_relabel_them(tmp_path):
     folder = tmp_path / "eval/seed-1/robust-on"
-    (robust,) = [arm for arm in ablation.ARMS if arm.name == "robust"]
     synthetic_run(folder, texts=["C0"], calls=[MadeWith("t", commit="0123456789ab")] * 2)
-    assert set(ablation._rows_of(folder, robust, 1, "on").commit) == {"0123456789ab"}
+    assert set(ablation._rows_of(folder, robust(), 1, "on").commit) == {"0123456789ab"}
     ablation._same_commit(tmp_path, "0123456789ab")
     with pytest.raises(CommandError, match=r"robust-on.*0123456789ab.*ba9876543210.*--output"):
         ablation._same_commit(tmp_path, "ba9876543210")
     synthetic_run(folder, texts=["C0"], calls=[MadeWith("t", commit=c) for c in ("0123456789ab", "ba98")])
     with pytest.raises(CommandError, match=r"0123456789ab and ba98.*Remove"):
-        ablation._rows_of(folder, robust, 1, "on")
+        ablation._rows_of(folder, robust(), 1, "on")
 
 
 def test_programs_are_those_of_this_environment(capfd):
