@@ -2,9 +2,9 @@ r"""What each part of the training recipe is worth: `python benchmarks/ablation.
 
 Trains the arms below on the mini suite with several training seeds and evaluates each on the same starts: one
 line per episode in ``<output>/rows.csv.gz``. ``--table`` adds these lines to ``docs/ablation/rows.csv.gz``
-and makes ``docs/ablation.md`` of all that there are. Takes some ten hours of two cores, the objectives' arms
-not counted, which must be named. The same command continues an interrupted run, so let it run from a clone of
-its own at one commit:
+and makes ``docs/ablation.md`` of all that there are, with the notes in ``docs/ablation/notes.md``. Takes some
+ten hours of two cores, the objectives' arms not counted, which must be named. The same command continues an
+interrupted run, so let it run from a clone of its own at one commit:
 
     $ python benchmarks/ablation.py --output=outputs/ablation
     $ python benchmarks/ablation.py --seeds='[1]' --arms='[base_continued, base_dropout, robust]'
@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import yaml
+from support.aims import aims_table
 
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla_eval.protocol.levels import ALL_SUBSETS
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
+#: What was tried where an aim is missed, by hand.
+NOTES = REPO / "docs/ablation/notes.md"
 #: Stages that all training seeds share: they stand for published weights.
 SHARED = ("pretrain", "tokens")
 CLEAN = "C0"
@@ -426,8 +429,8 @@ def cell_text(cell: pd.DataFrame) -> str:
     return f"{cell.success.sum()}/{len(cell)} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def page(rows: pd.DataFrame) -> str:
-    """The document, of the rows that there are."""
+def page(rows: pd.DataFrame, notes: str = "") -> str:
+    """The document, of the rows that there are and of notes on the aims."""
     texts = {key: cell_text(cell) for key, cell in rows.groupby(["arm", "health", "condition"])}
     lines = [
         "# Ablation of the mini recipe",
@@ -455,9 +458,19 @@ def page(rows: pd.DataFrame) -> str:
     keys = [(arm.name, health) for arm, health in columns]
     lines += ["", *_table(texts, titles, keys, (CLEAN, *ANNOUNCED, *UNANNOUNCED, *HEALTH_CELLS))]
     ceilings = [arm for arm in present if arm.ceiling]
-    lines += [""] + [
-        f"Ceiling, {arm.says} ({training_samples(arm):,} training samples): {texts[arm.name, 'off', CLEAN]}."
-        for arm in ceilings
+    for arm in ceilings:
+        seen = f"{training_samples(arm):,} training samples"
+        lines += ["", f"Ceiling, {arm.says} ({seen}): {texts[arm.name, 'off', CLEAN]}."]
+    lines += [
+        "",
+        "## Aims",
+        "",
+        "Both cells of an aim are compared on the same starts of the same training seeds; seeds that only "
+        "one of them has are left out. Intervals: a bootstrap that draws seeds, then starts, which is rough "
+        "with two or three seeds. *Within*: no greater a loss; *open*: the interval holds both answers.",
+        "",
+        *aims_table(rows),
+        *(["", notes.strip()] if notes else []),
     ]
     added = [arm for arm in present if arm.control is not None]
     if added:
@@ -552,7 +565,7 @@ def main() -> int:
             _append(ROWS, read(made))
         if not ROWS.is_file():
             raise CommandError(f"There are no rows, neither in {made} nor in {ROWS}.")
-        PAGE.write_text(page(read(ROWS)))
+        PAGE.write_text(page(read(ROWS), NOTES.read_text()))
     else:
         run(options)
     return 0

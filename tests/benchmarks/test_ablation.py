@@ -59,7 +59,7 @@ def rows(**successes: list[int]) -> pd.DataFrame:
 
 def test_the_page_counts_each_cell():
     text = ablation.page(rows(robust_1=[1, 1, 0, 1], robust_2=[0, 1, 0, 1], full_1=[1, 0, 0, 0]))
-    (line,) = [line for line in text.splitlines() if line.startswith("| clean")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| clean: all sensors")]
     cells = [cell.strip() for cell in line.split("|")[2:-1]]
     assert [cell.split(" ")[0] for cell in cells] == ["5/8", "1/4"]
     assert "| `robust` | MultiSmolVLA, the mini preset's recipe | 84,800 | 1, 2 (0123456) |" in text
