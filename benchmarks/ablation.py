@@ -102,13 +102,13 @@ class Arm:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Conditions that it runs besides C0."""
+        """Conditions that it runs besides C0; the recipe also the cells of the objectives asked for."""
         if self.ceiling:
             return ()
         if self.control is not None:
             return OBJECTIVE_CELLS
         own = (*ANNOUNCED, *UNANNOUNCED) if self.repeated else SHORT
-        return tuple(dict.fromkeys([*own, *HEALTH_CELLS, *OBJECTIVE_CELLS])) if self.name == OURS else own
+        return (*own, *HEALTH_CELLS) if self.name == OURS else own
 
 
 def _objective(name: str, says: str, control: str = OURS, **options: OptionValue) -> Arm:
@@ -124,7 +124,13 @@ def _ceiling(camera: str, called: str) -> Arm:
 
 ARMS = (
     Arm("base_continued", "vanilla SmolVLA, as many samples", "base_continued", repeated=True, health=False),
-    Arm("base_dropout", "the same, camera dropout through its padding masks", "base_dropout", repeated=True),
+    Arm(
+        "base_dropout",
+        "the same, camera dropout through its padding masks",
+        "base_dropout",
+        repeated=True,
+        health=False,
+    ),
     Arm(OURS, "MultiSmolVLA, the mini preset's recipe", "robust", repeated=True),
     Arm(
         "independent",
@@ -322,7 +328,10 @@ def _share_stages(first: Path, folder: Path) -> None:
 def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path) -> None:
     policy = result_folder(preset.stage(arm.name), train)
     path = str(policy) if arm.health else f"no_health:{policy}"
-    runs = [("on" if arm.health else "off", path, [*arm.cells])]
+    cells = list(arm.cells)
+    if arm.name == OURS and any(other.control for other in EVALUATED if other.name in options.arms):
+        cells = list(dict.fromkeys([*cells, *OBJECTIVE_CELLS]))  # the objectives are measured by it
+    runs = [("on" if arm.health else "off", path, cells)]
     if arm.name == OURS:
         runs.append(("off", f"no_health:{policy}", list(UNANNOUNCED)))
     for health, path, conditions in runs:

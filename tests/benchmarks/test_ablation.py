@@ -134,10 +134,21 @@ def test_what_was_run_by_one_arm_alone_is_not_compared():
     assert ablation.compared(half, "robult", "robust") is None
 
 
-def test_the_objectives_run_the_cells_of_the_protocol_and_their_control_too():
+def test_the_objectives_run_the_cells_of_the_protocol_and_their_control_too(monkeypatch, tmp_path):
     arms = {arm.name: arm for arm in ablation.ARMS}
-    added = [arm for arm in ablation.ARMS if arm.control]
-    assert all(set(arms[arm.control].cells) >= set(arm.cells) for arm in added)
+    ran: list[str] = []
+    monkeypatch.setattr(ablation, "_call", ran.extend)
+    monkeypatch.setattr(ablation, "_rows_of", lambda *_: rows(robust_1=[1]))
+
+    def asked(*names: str) -> str:
+        ran.clear()
+        options = ablation.Options(output=tmp_path, arms=list(names))
+        ablation._evaluate(options, ablation.arm_preset(robust()), robust(), 1, tmp_path)
+        return " ".join(ran)
+
+    assert all(cell in asked("robust", "rlbind") for cell in arms["rlbind"].cells)
+    assert "C6:" not in asked("robust")
+    assert set(arms["robult_tenth"].cells) == set(arms["tenth"].cells)
     groups = Counter(condition.partition(":")[0] for condition in arms["robult"].cells)
     assert groups == {"C1": 15, "C3": 3, "C6": 4}
     assert set(arms["robust"].cells) > {*ablation.ANNOUNCED, *ablation.UNANNOUNCED}
