@@ -18,7 +18,8 @@ class LastLook:
 
     Attributes:
         inputs: what entered the encoder.
-        seen: bool (B, V), the views of which a picture was there; gridless domains do not count.
+        seen: bool (B, V + G * V), which entries of the prefix show anything: the views, by what has a grid,
+            then one per view of each of the G gridless domains.
         modality_weights: modality -> float (R,), see :func:`multismolvla.fusion.modality_weight`; empty where
             nothing was fused.
         health: what was judged of every stream, (B, V * M), M = all of `multismolvla.modalities.MODALITIES`;

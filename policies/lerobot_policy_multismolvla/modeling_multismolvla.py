@@ -382,10 +382,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Of which samples (B,) the last look had nothing at all."""
         look = self._last_look
         assert look is not None
-        seen = look.seen
-        for there in look.inputs.present.values():
-            seen = seen | there.flatten(1).any(1).view_as(seen)
-        return ~seen.any(1)
+        return ~look.seen.any(1)
 
     # -- training -------------------------------------------------------------------------------------------
 

@@ -41,10 +41,6 @@ class VisualPrefix(NamedTuple):
     tokens: list[Tensor]
     attended: list[Tensor]
 
-    def showing(self, seen: Tensor) -> list[Tensor]:
-        """Which entries show anything, bool (B,) each: of the views those ``seen`` (B, V)."""
-        return [*seen.unbind(1), *self.attended[seen.shape[1] :]]
-
 
 class PreparedBatch(dict[str, Tensor]):
     """A batch whose visual tokens are ready, so that upstream's ``forward`` can be used as it is."""
@@ -191,7 +187,7 @@ class Pass(NamedTuple):
 
     Attributes:
         prefix: grid tokens of the views, then global ones.
-        seen: bool (B, V), the views of which any grid token is there.
+        seen: see `multismolvla.inspection.LastLook.seen`.
         encoded: tokens of the encoder; empty if nothing was there in the whole batch.
         weights: see `multismolvla.connector.VisualTokens.modality_weights`.
     """
@@ -253,11 +249,13 @@ def run_tower(policy: SmolVLAPolicy, inputs: EncoderInputs, presence: Tensor) ->
         views[0] * views[1],
     )
     entries = list(made.tokens.unflatten(0, views).unbind(1))  # (B, N, D) each
-    for rows in made.global_tokens.values():
+    seen = [made.seen.unflatten(0, views)]
+    for domain, rows in made.global_tokens.items():
         entries += rows.unflatten(0, views).unbind(1)
-    seen = made.seen.unflatten(0, views)
-    prefix = VisualPrefix(entries, [torch.ones_like(seen[:, 0])] * len(entries))
-    return Pass(prefix, seen, encoded, made.modality_weights)
+        there = encoded.globals_present.get(domain, torch.zeros_like(made.seen))
+        seen.append(there.unflatten(0, views))
+    prefix = VisualPrefix(entries, [torch.ones_like(seen[0][:, 0])] * len(entries))
+    return Pass(prefix, torch.cat(seen, 1), encoded, made.modality_weights)
 
 
 def siglip_tokens(policy: SmolVLAPolicy, batch: dict[str, Tensor]) -> dict[int, Tensor]:

@@ -170,7 +170,7 @@ class Attacker:
             visual = VisualPrefix(*self.inner.prepare_images(prepared))
             look = self.inner.last_look() if isinstance(self.inner, MultiSmolVLAPolicy) else None
         # the tokens of a view of which nothing is seen are read, too, and say so
-        there = list(visual.attended) if look is None else visual.showing(look.seen)
+        there = list(visual.attended) if look is None else list(look.seen.unbind(1))
         embed = self.inner.model.vlm_with_expert.embed_image
         return [embed(tokens) for tokens in visual.tokens], there
 

@@ -249,7 +249,7 @@ class TrainingStep:
                 made.encoded.present,
                 made.encoded.globals,
                 made.encoded.globals_present,
-                made.seen.numel(),
+                self._sensors.available[:, :, RGB].numel(),
             )
         return CompleteLook(
             _pooled(made.prefix, made.seen),
@@ -322,8 +322,8 @@ class TrainingStep:
 
 
 def _pooled(visual: VisualPrefix, seen: Tensor) -> Look:
-    """Mean over the tokens of the views (B, V) of which anything was seen, and over global tokens."""
-    entries = list(zip(visual.tokens, visual.showing(seen), strict=True))
+    """Mean over the tokens of the entries that show anything, ``seen`` (B, number of entries)."""
+    entries = list(zip(visual.tokens, seen.unbind(1), strict=True))
     total = sum(tokens.sum(1) * there[:, None] for tokens, there in entries)
     count = sum(there * tokens.shape[1] for tokens, there in entries)
     assert isinstance(total, Tensor)

@@ -8,6 +8,7 @@ import draccus
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
+from tiny_official import official_options, write_official
 from tiny_policy import chunk, flow_inputs
 from training_batch import TASKS, training_batch
 
@@ -194,6 +195,32 @@ def test_a_sample_without_the_drawn_modality_is_not_there(train, batch):
     assert found.look.there.tolist() == [True, False, True, True]
     assert found.encoded[1].abs().max() == 0
     assert found.look.features[1].abs().max() == 0
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    return write_official(tmp_path_factory.mktemp("official"))
+
+
+@pytest.mark.parametrize("route", ["vision", "bridge"])
+def test_nor_is_it_where_a_domain_has_no_grid(route, official, make_policy, monkeypatch):
+    """Its tokens are read beside the views', whether it is there or not."""
+    objectives = ObjectivesOptions(robult=RobultOptions(weight=1.0), tasks=TASKS)
+    policy = make_policy(**official_options(official, route), objectives=objectives, curriculum_seed=0)
+    with torch.no_grad():
+        policy.model.bridge.absent.normal_()
+    batch = {k: v for k, v in training_batch(3).items() if not re.search("image2|images.image$|seg", k)}
+    for modality in ("depth", "thermal"):
+        monkeypatch.setattr(steps, "alone_modalities", lambda cfg, drawn=modality: (drawn,))
+        presence = policy.availability(batch)
+        presence[1, :, MODALITIES.index(modality)] = presence[2] = False
+        made = look(policy, batch, presence)
+        alone, seen = made.unimodal(), made.seen()
+        assert alone.look.there.tolist() == [True, False, False]
+        assert seen.there.tolist() == [True, True, False]
+        assert (alone.encoded.abs().amax(1) > 0).tolist() == [True, False, False]
+        assert (alone.look.features.abs().amax(1) > 0).tolist() == [True, False, False]
+        assert (seen.features.abs().amax(1) > 0).tolist() == [True, True, False]
 
 
 def attack(policy, batch, **options):
