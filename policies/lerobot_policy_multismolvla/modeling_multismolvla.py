@@ -41,6 +41,7 @@ from lerobot_policy_multismolvla.objectives.modules import (
     build_objectives,
     check_length,
     check_start,
+    check_trained,
 )
 from lerobot_policy_multismolvla.objectives.step import hide_labels
 from lerobot_policy_multismolvla.objectives.unlabelled import UnlabelledFrames, reads_unlabelled
@@ -396,8 +397,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Training loss of the current stage; arguments and result as upstream's.
 
         Raises:
-            ValueError: the first training batch lacks a declared RGB camera, or a picture of a training batch
-                is not fit to be used (``policy.health``).
+            ValueError: the first training batch lacks a declared RGB camera, a picture of a training batch
+                is not fit to be used (``policy.health``), or an objective would not be trained.
         """
         if self.training and self.config.health in (None, "strict"):
             check_training_health(self.config, batch)
@@ -407,6 +408,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._derived.trained = None
             self._begin_curriculum()
             check_length(self.config)
+            check_trained(self)
             self._training_began = True
         if self.training:
             batch = hide_labels(self.config, batch)

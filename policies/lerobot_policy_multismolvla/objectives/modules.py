@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from multismolvla.objectives.classes import cosines, labelled_episodes
 from multismolvla.objectives.interface import ObjectiveModule, Start
-from multismolvla.objectives.registry import OBJECTIVES, Parts
+from multismolvla.objectives.registry import OBJECTIVES, Parts, modules_to_save
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,23 @@ def check_length(cfg: MultiSmolVLAConfig) -> None:
             f"--policy.curriculum_steps={cfg.curriculum_steps}: {', '.join(ramped)} needs the length of the "
             "stage. Set it to the value of --steps."
         )
+
+
+def check_trained(policy: SmolVLAPolicy) -> None:
+    """See that what the active objectives train is trained.
+
+    Raises:
+        ValueError: it is frozen, since adapters bring with them what is trained and saved beside them.
+    """
+    for name, weight in policy.config.active_objectives.items():
+        module = policy.model.objectives[name]
+        if OBJECTIVES[name].trains and not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                f"--policy.{OBJECTIVES[name].option}={weight} was switched on over adapters that do not know "
+                "it: its heads would neither be trained nor saved. Merge the adapters (multismolvla-export "
+                "--checkpoint=...) and start from that. If --peft.full_training_modules is given, it must "
+                f"name {modules_to_save([name])[0]}, too."
+            )
 
 
 def build_objectives(policy: SmolVLAPolicy) -> nn.ModuleDict:

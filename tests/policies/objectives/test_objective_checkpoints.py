@@ -99,11 +99,11 @@ def wrapped(train, **objectives):
     return policy.wrap_with_peft(peft_cli_overrides=dict(OVERRIDES)).train()
 
 
-def resumed(path, stage_one):
+def resumed(path, stage_one, changes=()):
     """As LeRobot's factory does it: the base with the adapters' configuration, then the adapters."""
     from peft import PeftModel
 
-    config = PreTrainedConfig.from_pretrained(path)
+    config = PreTrainedConfig.from_pretrained(path, cli_overrides=list(changes))
     config.pretrained_path = path
     base = MultiSmolVLAPolicy.from_pretrained(stage_one, config=config)
     return PeftModel.from_pretrained(base, str(path), is_trainable=True)
@@ -125,6 +125,25 @@ def test_heads_are_trained_in_full_beside_adapters_and_go_on_as_if_never_saved(
     assert any("rlbind.reference." in k for k in keys)
     again = resumed(folder, stage_one)
     assert terms(again, training_batch(seed=1)) == terms(policy, training_batch(seed=1))
+
+
+@pytest.mark.parametrize("name", list(BOTH))
+def test_one_that_adapters_do_not_know_joins_once_they_are_merged(name, train, stage_one, batch, tmp_path):
+    policy = trained(wrapped(train), batch)
+    folder = saved(policy, tmp_path / "two")
+    switched = [f"--objectives.{name}.weight=1"]
+    later = resumed(folder, stage_one, [*switched, f"--objectives.tasks={json.dumps(TASKS)}"]).train()
+    with pytest.raises(ValueError, match=rf"{name}.weight=1.0 was switched on over adapters.*multismolvla-ex"):
+        later.forward(dict(batch), **flow_inputs(4))
+    export_policy(folder, tmp_path / "out")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "out", cli_overrides=switched)
+    config.objectives.tasks, config.pretrained_path = TASKS, tmp_path / "out"
+    merged = MultiSmolVLAPolicy.from_pretrained(tmp_path / "out", config=config).train()
+    assert terms(merged, batch)[1][name] > 0
+    if name == "rlbind":
+        kept = merged.model.objectives[name].reference.state_dict()
+        bridge = policy.model.model.bridge.modules_to_save["default"].state_dict()
+        assert all(torch.equal(kept[k], v) for k, v in bridge.items())
 
 
 def test_merged_and_exported_adapters_know_nothing_of_objectives(train, batch, tmp_path):
