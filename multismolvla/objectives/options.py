@@ -58,9 +58,16 @@ class ObjectivesOptions:
     # Share of each task's episodes whose actions and task the training may use, in the stage's loss, too.
     label_fraction: float = 1.0
     label_seed: int = 0  # decides which episodes these are
-    label_episodes: list[int] = field(default_factory=list)  # what came of it, adopted from the training data
+    # Their numbers, instead of a share that is drawn.
+    label_episodes: list[int] = field(default_factory=list)
+    labelled: list[int] = field(default_factory=list)  # what came of it, adopted from the training data
     # Instructions by the data's task_index, adopted from the training data while an objective asks for them.
     tasks: list[str] = field(default_factory=list)
+
+    @property
+    def hides_labels(self) -> bool:
+        """Whether some episodes do not count as labelled."""
+        return self.label_fraction < 1 or bool(self.label_episodes)
 
 
 def check_objectives(options: ObjectivesOptions) -> None:

@@ -43,7 +43,7 @@ from lerobot_policy_multismolvla.objectives.modules import (
     check_start,
     check_trained,
 )
-from lerobot_policy_multismolvla.objectives.step import hide_labels
+from lerobot_policy_multismolvla.objectives.step import LabelWatch, hide_labels
 from lerobot_policy_multismolvla.objectives.unlabelled import UnlabelledFrames, reads_unlabelled
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
@@ -129,7 +129,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             )
         check_start(config, restoring=restoring)
         adopt_tasks(config, getattr(dataset_meta, "tasks", None))
-        adopt_labels(config, getattr(dataset_meta, "episodes", None))
+        self._label_watch = LabelWatch(adopt_labels(config, getattr(dataset_meta, "episodes", None)))
         if config.uses_fourm:
             self._adopt(needs_teacher, loaded=not restoring)
         self.model.objectives = build_objectives(self)
@@ -398,7 +398,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
         Raises:
             ValueError: the first training batch lacks a declared RGB camera, a picture of a training batch
-                is not fit to be used (``policy.health``), or an objective would not be trained.
+                is not fit to be used (``policy.health``), an objective would not be trained, or none of the
+                episodes that count as labelled is read.
         """
         if self.training and self.config.health in (None, "strict"):
             check_training_health(self.config, batch)
@@ -411,7 +412,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             check_trained(self)
             self._training_began = True
         if self.training:
-            batch = hide_labels(self.config, batch)
+            batch = hide_labels(self.config, batch, self._label_watch)
         draw = FlowDraw(noise, time, reduction)
         if self.config.stage == "robust" and (self.config.uses_fourm or self.training):
             return robust_loss(self, batch, draw)

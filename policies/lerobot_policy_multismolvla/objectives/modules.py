@@ -32,26 +32,41 @@ class EpisodeTable(Protocol):
         """``episode_index`` and ``tasks``, a list of instructions each."""
 
 
-def adopt_labels(cfg: MultiSmolVLAConfig, episodes: EpisodeTable | None) -> None:
-    """Draw the episodes that count as labelled, where not all do.
+def adopt_labels(cfg: MultiSmolVLAConfig, episodes: EpisodeTable | None) -> float:
+    """Take over or draw the episodes that count as labelled, where not all do.
 
     Args:
         cfg: written to.
-        episodes: of the data's metadata; ``None`` outside of training.
+        episodes: of the data's metadata: all, whichever of them are trained on; ``None`` outside of training.
+
+    Returns:
+        Their share of the table, 0 without one.
+
+    Raises:
+        ValueError: an episode that was named does not exist.
     """
     options = cfg.objectives
-    if options.label_fraction == 1:
-        options.label_episodes = []
-    elif episodes is not None:
-        pairs = zip(episodes["episode_index"], episodes["tasks"], strict=True)
-        tasks = {int(number): " / ".join(said) for number, said in pairs}
-        options.label_episodes = labelled_episodes(tasks, options.label_fraction, options.label_seed)
-        logger.info(
-            "%d of %d episodes count as labelled (label_seed=%d); the others teach no actions and no task.",
-            len(options.label_episodes),
-            len(tasks),
-            options.label_seed,
+    named = options.label_episodes
+    if named or not options.hides_labels:
+        options.labelled = sorted(named)
+    if episodes is None or not options.hides_labels:
+        return 0.0
+    pairs = zip(episodes["episode_index"], episodes["tasks"], strict=True)
+    tasks = {int(number): " / ".join(said) for number, said in pairs}
+    if strangers := sorted({*named} - tasks.keys()):
+        raise ValueError(
+            f"--policy.objectives.label_episodes names {strangers}; the data have the episodes "
+            f"{min(tasks)} to {max(tasks)}."
         )
+    if not named:
+        options.labelled = labelled_episodes(tasks, options.label_fraction, options.label_seed)
+    logger.info(
+        "%d of the data's %d episodes count as labelled (%s); the others teach no actions and no task.",
+        len(options.labelled),
+        len(tasks),
+        "label_episodes" if named else f"label_seed={options.label_seed}",
+    )
+    return len(options.labelled) / len(tasks)
 
 
 def adopt_tasks(cfg: MultiSmolVLAConfig, tasks: TaskTable | None) -> None:

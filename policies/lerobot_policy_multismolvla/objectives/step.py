@@ -39,16 +39,62 @@ from multismolvla.objectives.interface import (
 )
 from multismolvla.tower import EncoderInputs, TowerOutput
 
+#: How many labelled frames are expected among those that end a run if they have none.
+_ENOUGH = 50
 
-def hide_labels(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+
+class LabelWatch:
+    """Ends a run that reads none of the episodes that count as labelled.
+
+    LeRobot 0.6.1 tells a policy which episodes a data set has, not which of them a run reads.
+
+    Args:
+        share: of the data set's episodes that count as labelled; 0 = nothing is watched.
+    """
+
+    def __init__(self, share: float):
+        self._share, self._frames, self._first, self._again = share, 0, -1, False
+
+    def look(self, known: Tensor, frame: Tensor) -> None:
+        """Look at a batch.
+
+        Args:
+            known: bool (B,), which samples are labelled.
+            frame: int64 (B,), their numbers in the data set.
+
+        Raises:
+            ValueError: the data begin anew, and so far none was labelled.
+        """
+        if self._share == 0:
+            return
+        if known.any():
+            self._share = 0.0
+            return
+        self._again |= bool((frame == self._first).any())
+        self._first = self._first if self._frames else int(frame[0])
+        self._frames += len(frame)
+        # A resumed run meets its first frame again before it has met all; a streamed one begins with a few
+        # episodes.
+        if self._again and self._frames * self._share > _ENOUGH:
+            raise ValueError(
+                f"None of the {self._frames} frames so far is of an episode that counts as labelled. "
+                "--policy.objectives.label_fraction draws from the whole data set, whatever "
+                "--dataset.episodes and --dataset.eval_split leave of it. Name some that are read: "
+                "--policy.objectives.label_episodes='[...]'."
+            )
+
+
+def hide_labels(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], watch: LabelWatch) -> dict[str, Tensor]:
     """The batch without the actions of episodes that do not count as labelled: they are padding.
 
     Raises:
-        ValueError: as :func:`labelled`.
+        ValueError: as :func:`labelled`, and as `LabelWatch.look`.
     """
-    if cfg.objectives.label_fraction == 1:
+    if not cfg.objectives.hides_labels:
         return batch
-    hidden = ~labelled(cfg, batch)[:, None]
+    known = labelled(cfg, batch)
+    watch.look(known, _column(batch, "index"))
+    hidden = ~known[:, None]
     padding = batch.get("action_is_pad")
     if padding is None:
         padding = torch.zeros(batch["action"].shape[:2], dtype=torch.bool, device=hidden.device)
@@ -62,15 +108,15 @@ def labelled(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor:
         ValueError: these episodes are not known, or the batch does not say from which it is.
     """
     episode, options = _column(batch, "episode_index"), cfg.objectives
-    if options.label_fraction == 1:
+    if not options.hides_labels:
         return torch.ones_like(episode, dtype=torch.bool)
-    if not options.label_episodes:
+    if not options.labelled:
         raise ValueError(
             f"--policy.objectives.label_fraction={options.label_fraction}, but which episodes count as "
             "labelled is not known: they are drawn from the training data's table of episodes. Build the "
             "policy with LeRobot's make_policy(ds_meta=...), or set --policy.objectives.label_episodes."
         )
-    return torch.isin(episode, torch.tensor(options.label_episodes, device=episode.device))
+    return torch.isin(episode, torch.tensor(options.labelled, device=episode.device))
 
 
 def _column(batch: dict[str, Tensor], key: str) -> Tensor:

@@ -37,7 +37,7 @@ def stage_one(make_policy, tmp_path) -> Path:  # noqa: F811
 def train(stage_one):
     """A policy in training that goes on from stage 1: objectives by name, ``{"robult": {"weight": 1.0}}``."""
 
-    def make(robult=(), rlbind=(), tasks=TASKS, **options):
+    def make(robult=(), rlbind=(), tasks=TASKS, dataset_meta=None, **options):
         config = PreTrainedConfig.from_pretrained(stage_one)
         config.pretrained_path = stage_one
         config.stage, config.curriculum_steps, config.curriculum_seed = "robust", 100, 0
@@ -48,6 +48,7 @@ def train(stage_one):
             place = config.objectives if hasattr(config.objectives, name) else config
             setattr(place, name, value)
         config.__post_init__()
-        return MultiSmolVLAPolicy.from_pretrained(stage_one, config=config).train()
+        policy = MultiSmolVLAPolicy.from_pretrained(stage_one, config=config, dataset_meta=dataset_meta)
+        return policy.train()
 
     return make

@@ -16,6 +16,7 @@ from training_batch import TASKS, training_batch
 from lerobot_policy_multismolvla.export import export_policy
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.objectives.modules import adopt_labels, adopt_tasks
+from multismolvla.objectives.options import ObjectivesOptions
 
 BOTH = {"robult": {"weight": 1.0}, "rlbind": {"weight": 1.0, "attack_steps": 1}}
 PREFIX = "model.objectives."
@@ -133,7 +134,9 @@ def test_one_that_adapters_do_not_know_joins_once_they_are_merged(name, train, s
     folder = saved(policy, tmp_path / "two")
     switched = [f"--objectives.{name}.weight=1"]
     later = resumed(folder, stage_one, [*switched, f"--objectives.tasks={json.dumps(TASKS)}"]).train()
-    with pytest.raises(ValueError, match=rf"{name}.weight=1.0 was switched on over adapters.*multismolvla-ex"):
+    with pytest.raises(
+        ValueError, match=rf"{name}.weight=1.0 was switched on over adapters.*multismolvla-ex"
+    ):
         later.forward(dict(batch), **flow_inputs(4))
     export_policy(folder, tmp_path / "out")
     config = PreTrainedConfig.from_pretrained(tmp_path / "out", cli_overrides=switched)
@@ -177,15 +180,32 @@ def test_the_labelled_episodes_are_drawn_from_the_data_and_recorded(make_config,
     config = make_config()
     data = {"episode_index": list(range(8)), "tasks": [[TASKS[n % 2]] for n in range(8)]}
     adopt_labels(config, data)
-    assert config.objectives.label_episodes == []  # all are
+    assert config.objectives.labelled == []  # all are
     config.objectives.label_fraction = 0.25
     with caplog.at_level("INFO", logger="lerobot_policy_multismolvla"):
         adopt_labels(config, data)
-    assert {n % 2 for n in config.objectives.label_episodes} == {0, 1}
-    assert "2 of 8 episodes count as labelled" in caplog.text
-    before = list(config.objectives.label_episodes)
+    assert {n % 2 for n in config.objectives.labelled} == {0, 1}
+    assert "2 of the data's 8 episodes count as labelled (label_seed=0)" in caplog.text
+    before = list(config.objectives.labelled)
     adopt_labels(config, None)  # acting
-    assert config.objectives.label_episodes == before
+    assert config.objectives.labelled == before
+    config.objectives.label_fraction = 1.0
+    adopt_labels(config, data)
+    assert config.objectives.labelled == []
+
+
+def test_episodes_that_are_named_count_as_labelled_and_no_others(make_config, caplog):
+    data = {"episode_index": list(range(8)), "tasks": [[TASKS[0]]] * 8}
+    for fraction in (0.5, 1.0):
+        config = make_config(objectives=ObjectivesOptions(label_fraction=fraction, label_episodes=[6, 1]))
+        with caplog.at_level("INFO", logger="lerobot_policy_multismolvla"):
+            adopt_labels(config, data)
+        assert config.objectives.labelled == [1, 6]
+        assert caplog.text.count("2 of the data's 8 episodes count as labelled (label_episodes)") == 1
+        caplog.clear()
+    config.objectives.label_episodes = [1, 8]
+    with pytest.raises(ValueError, match=r"label_episodes names \[8\]; the data have the episodes 0 to 7"):
+        adopt_labels(config, data)
 
 
 def test_other_tasks_than_the_checkpoints_are_refused(make_config):

@@ -138,7 +138,10 @@ def test_stage_two_trains_adapters_with_each_objective_and_resumes_exactly(
     log = finish(start(whole, *stage_two(tiny_dataset, last(connector_run[0]), whole, *words)), whole)
     assert len(logged(name, log)) == STEPS
     assert all(math.isfinite(value) for value in logged(name, log))
-    for said in ("1 of 2 episodes count as labelled (label_seed=3)", f"{pictures_alone}: 24 frames"):
+    for said in (
+        "1 of the data's 2 episodes count as labelled (label_seed=3)",
+        f"{pictures_alone}: 24 frames",
+    ):
         assert (said in log) == (name == "robult")
     torn = whole.with_name(f"{name}_torn")
     half = torn / f"checkpoints/{STEPS // 2:06d}"

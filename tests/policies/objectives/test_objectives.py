@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import draccus
 import pytest
@@ -16,7 +17,7 @@ from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAC
 from lerobot_policy_multismolvla.flow import FlowDraw, draw_noise_and_time, velocities
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.objectives import step as steps
-from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep
+from lerobot_policy_multismolvla.objectives.step import LabelWatch, Sensors, TrainingStep
 from lerobot_policy_multismolvla.training_faults import drop_sensors
 from multismolvla.modalities import MODALITIES, default_view_map, padding_mask_key
 from multismolvla.objectives.alignment import consistency_loss
@@ -394,6 +395,37 @@ def test_without_a_table_of_episodes_none_is_labelled_by_guess(train, batch):
         ValueError, match="label_fraction=0.5, but which episodes.*--policy.objectives.label_epi"
     ):
         forward(train(label_fraction=0.5), batch)
+
+
+def test_a_run_that_reads_no_labelled_episode_is_ended():
+    def frames(*numbers):
+        return torch.zeros(len(numbers), dtype=torch.bool), torch.tensor(numbers)
+
+    watch = LabelWatch(0.5)
+    for _ in range(12):
+        watch.look(*frames(*range(3, 11)))
+    with pytest.raises(ValueError, match="None of the 104 frames.*--dataset.episodes.*label_episodes="):
+        watch.look(*frames(*range(3, 11)))
+    for share, first in ((0.0, False), (0.5, True)):  # not known; there is one
+        watch = LabelWatch(share)
+        watch.look(torch.tensor([first]), torch.tensor([0]))
+        for _ in range(20):
+            watch.look(*frames(*range(8)))
+    watch = LabelWatch(0.5)
+    for number in range(20):  # the data have not begun anew
+        watch.look(*frames(*range(8 * number, 8 * number + 8)))
+
+
+def test_training_watches_the_labels(train):
+    batch = training_batch(8)
+    episodes = {"episode_index": list(range(10)), "tasks": [TASKS[:1]] * 10}
+    policy = train(
+        label_episodes=[8, 9], dropout_mode="none", dataset_meta=SimpleNamespace(episodes=episodes)
+    )
+    for _ in range(31):
+        forward(policy, batch)
+    with pytest.raises(ValueError, match="None of the 256 frames"):
+        forward(policy, batch)
 
 
 def test_a_task_beyond_the_known_ones_is_refused(train, batch):
