@@ -44,7 +44,11 @@ from lerobot_policy_multismolvla.objectives.modules import (
     check_trained,
 )
 from lerobot_policy_multismolvla.objectives.step import LabelWatch, hide_labels
-from lerobot_policy_multismolvla.objectives.unlabelled import UnlabelledFrames, reads_unlabelled
+from lerobot_policy_multismolvla.objectives.unlabelled import (
+    UnlabelledFrames,
+    reads_unlabelled,
+    warn_of_unread,
+)
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
@@ -410,6 +414,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._begin_curriculum()
             check_length(self.config)
             check_trained(self)
+            warn_of_unread(self.config)
             self._training_began = True
         if self.training:
             batch = hide_labels(self.config, batch, self._label_watch)

@@ -37,6 +37,19 @@ def reads_unlabelled(cfg: MultiSmolVLAConfig) -> bool:
     return "robult" in cfg.active_objectives and cfg.objectives.robult.unlabelled is not None
 
 
+def warn_of_unread(cfg: MultiSmolVLAConfig) -> None:
+    """Say that a second data set is named which nothing reads.
+
+    No error: a stage that switches the objective off has the option from the checkpoint before it.
+    """
+    options = cfg.objectives.robult
+    if options.unlabelled is not None and not reads_unlabelled(cfg):
+        logger.warning(
+            "--policy.objectives.robult.unlabelled=%s is not read: --policy.objectives.robult.weight=0.",
+            options.unlabelled,
+        )
+
+
 class UnlabelledFrames:
     """The frames of ``policy.objectives.robult.unlabelled``, a few at each step.
 

@@ -237,6 +237,15 @@ def test_a_missing_an_empty_and_a_torn_data_set_are_named(reading, pictures_alon
         reading(tmp_path / "torn")
 
 
+def test_a_data_set_that_nothing_reads_is_named(reading, batch, tmp_path, caplog):
+    for weight in (0.0, 1.0):
+        folder = write_dataset(tmp_path / f"weight_{weight:g}")
+        reading(folder, weight=weight).forward(dict(batch), **flow_inputs(4))
+    said = [r.message for r in caplog.records if r.levelname == "WARNING" and "unlabelled=" in r.message]
+    assert len(said) == 1
+    assert re.search("weight_0 is not read: --policy.objectives.robult.weight=0", said[0])
+
+
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 11.0, float("nan")])
 def test_a_ratio_out_of_range_is_named(ratio, reading):
     with pytest.raises(ValueError, match=re.escape(f"unlabelled_ratio={ratio} must")):
