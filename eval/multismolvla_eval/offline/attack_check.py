@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import torch
@@ -53,6 +54,7 @@ SLACK = 0.01
 class AttackedFrameOptions(FrameOptions):
     """Which recorded frames are attacked, and how far."""
 
+    attacked: ClassVar[bool] = True
     frames: int = 16
     # Radii in grey levels of 255.
     radii: list[float] = field(default_factory=lambda: [float(r) for r in ATTACK_RADII])
@@ -116,6 +118,7 @@ class PolicyAttacks(Struct, omit_defaults=True):
     checkpoint: str = ""
     left_out: str = ""
     frames: int = 0
+    modalities: list[str] = msgspec.field(default_factory=list)  # that it was shown
     error: float = 0.0  # of the actions on the true pictures
     moved_by_others: float = 0.0  # change of the actions with the pictures of other frames
     figures: list[AttackFigures] = msgspec.field(default_factory=list)
@@ -154,7 +157,7 @@ def measure(path: str, options: AttackOptions, rename_map: Mapping[str, str]) ->
     policy, preprocess = load_as_trained(config, data.meta, rename_map)
     attacker = Attacker(policy, preprocess)
     bench = _Bench(attacker, load_frames(options, data, config, rename_map), options)
-    found.frames = len(bench.frames)
+    found.frames, found.modalities = len(bench.frames), bench.modalities
     found.error, found.moved_by_others = bench.true_error(), bench.moved_by_others()
     largest = max(options.radii)
     for name in against:
@@ -226,6 +229,11 @@ class _Bench:
         prepared = [attacker.prepare(self._raw(rows))["action"] for rows in self._batches]
         self._target = torch.cat([x.float().cpu() for x in prepared])
         self._clean = self._over_batches(lambda rows, noise: self._chunk(self._raw(rows), noise))
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the policy is shown, or computes of the RGB that it is shown."""
+        return list(self._streams)
 
     def true_error(self) -> float:
         """Mean absolute error of the actions on the true pictures."""
@@ -318,8 +326,8 @@ def check(options: AttackOptions, command: Sequence[str] = ()) -> AttackReport:
 def render(policy: PolicyAttacks) -> str:
     """The figures and the checks of a policy as tables."""
     lines = [
-        f"{policy.frames} frames; true pictures: action error {policy.error:.3f}; pictures of other frames "
-        f"move the actions by {policy.moved_by_others:.3f}",
+        f"{policy.frames} frames of {'+'.join(policy.modalities)}; true pictures: action error "
+        f"{policy.error:.3f}; pictures of other frames move the actions by {policy.moved_by_others:.3f}",
         f"{'against':<9}{'radius':>7}{'steps':>6}{'objective':>11}{'signs':>9}{'gradient':>10}"
         f"{'moved':>9}{'signs':>8}{'8 bit':>8}{'error':>8}{'signs':>8}",
     ]
@@ -352,7 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"\n{name}: {said}\n")
     sys.stdout.write(
         "\nDepth, segmentation and temperature are not attacked: their tokens are discrete. What the policy "
-        f"computes of RGB was computed anew.\nwritten: {options.output / FILE}\n"
+        "computes of RGB was computed anew; what only the dataset has, computed of the true RGB, was left "
+        f"out.\nwritten: {options.output / FILE}\n"
     )
     failed = any(not c.passed for p in report.policies.values() for c in p.checks)
     return 1 if options.strict and failed else 0

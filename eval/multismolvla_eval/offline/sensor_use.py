@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from multismolvla_eval.policies.features import (
     Streams,
     computed_streams,
     streams_by_modality,
+    streams_of_rgb,
     with_masks,
 )
 from multismolvla_eval.policies.lerobot import plans_ahead, stored_config
@@ -65,6 +66,8 @@ class FrameOptions:
     rename_map: dict[str, Any] = field(default_factory=dict)
     # Exit code 1 when a check fails; false only warns.
     strict: bool = True
+    #: Whether the frames will be shown with attacked RGB.
+    attacked: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 2), ("batch_size", 1)):  # 2: to swap pictures
@@ -213,6 +216,9 @@ def open_dataset(options: FrameOptions, depth_unit: str) -> Any:
 def load_frames(options: FrameOptions, data: Any, config: Any, rename_map: Mapping[str, str]) -> Frames:
     """Read the frames; the pictures of each are decoded once.
 
+    A stored estimate shows the true RGB. It is left out where the policy computes it anew of what it is
+    shown; under attack also where nobody does, as in a roll-out.
+
     LeRobot 0.6.1 decodes every picture of every row that ``delta_timestamps`` touches, hence the actions are
     read from their own column.
 
@@ -221,7 +227,8 @@ def load_frames(options: FrameOptions, data: Any, config: Any, rename_map: Mappi
     """
     from tqdm import tqdm
 
-    streams, computed = streams_by_modality(config), computed_streams(config)
+    streams = streams_by_modality(config)
+    computed = streams_of_rgb(config) if options.attacked else computed_streams(config)
     pictures = {k for by_key in streams.values() for pair in by_key.items() for k in pair if k}
     pictures -= {*computed, *computed.values()}
     flags = {padding_mask_key(k) for by_key in streams.values() for k in by_key}

@@ -23,6 +23,7 @@ from multismolvla.modalities import (
     default_view_map,
     modality_of_key,
     padding_mask_key,
+    token_key,
 )
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,15 @@ def computed_streams(config: Any) -> dict[str, str]:
     if not getattr(config, "uses_fourm", False):
         return {}
     return {s.key: s.ids for s in derived_streams(config)}
+
+
+def streams_of_rgb(config: Any) -> dict[str, str]:
+    """The streams that somebody computed of RGB, the policy or not: picture key -> key of its ids."""
+    if not hasattr(config, "provenance_map"):
+        return {}
+    views = list(config.views)
+    places = [(views[v], MODALITIES[m]) for v, m in config.provenance_map.derived()]
+    return {config.views[view][m]: token_key(view, m) for view, m in places}
 
 
 def with_masks(rename_map: Mapping[str, str]) -> dict[str, str]:

@@ -40,6 +40,7 @@ def test_the_table_holds_every_attack_beside_random_signs(policies, tiny_dataset
     for name in ("ours", "upstream"):
         policy = report.policies[name]
         assert policy.frames == 3
+        assert policy.modalities == {"ours": ["rgb", "depth", "seg", "thermal"], "upstream": ["rgb"]}[name]
         assert render(policy) in text
         assert [(f.against, f.radius, f.steps) for f in policy.figures] == [
             (a, r, n) for a in ("policy", "feature") for r, n in ((8, 1), (8, 3), (BREAKS, 3))

@@ -20,6 +20,8 @@ from multismolvla.modalities import default_view_map, padding_mask_key, token_ke
 from multismolvla_data.tokens import TokensConfig, cache_tokens
 from multismolvla_eval.analysis.diagnosis import stored_diagnosis
 from multismolvla_eval.offline import sensor_use
+from multismolvla_eval.offline.attack_check import AttackOptions
+from multismolvla_eval.offline.feature_shift import FeatureShiftOptions
 from multismolvla_eval.offline.sensor_use import (
     Control,
     Frames,
@@ -264,6 +266,19 @@ def test_what_each_control_shows(tiny_dataset, cached, make_config):
         assert not any(shown["m"][k].any() for k in flags)
     assert token_key("image", "depth") in shown["t"]
     assert DEPTH not in shown["t"]
+
+
+@pytest.mark.parametrize("options", [AttackOptions, FeatureShiftOptions])
+def test_under_attack_no_stored_estimate_shows_the_true_rgb(options, tiny_dataset, cached, make_config):
+    config = make_config(provenance={"thermal": "derived", "image": {"depth": "derived"}})
+    depth = DEPTH.replace("image_", "image2_")
+    for root, kept in ((tiny_dataset, depth), (cached, token_key("image2", "depth"))):
+        chosen = options(dataset=root, frames=2)
+        frames = load_frames(chosen, open_dataset(chosen, "m"), config, {})
+        assert [k for k in frames.observation if "depth" in k or "thermal" in k] == [kept]
+        assert list(frames.streams(config)) == ["rgb", "depth", "seg"]
+        whole = frames_of(root, config, frames=2)  # RGB stays the true one
+        assert len(whole.observation) == len(frames.observation) + 3
 
 
 def test_what_the_policy_computes_of_rgb_follows_the_rgb_that_is_shown(
