@@ -43,8 +43,8 @@ from multismolvla_eval.offline.sensor_use import (
     show,
 )
 from multismolvla_eval.policies.attacker import Attacker, Observation
-from multismolvla_eval.policies.checkpoints import policy_hash
-from multismolvla_eval.policies.features import Streams
+from multismolvla_eval.policies.checkpoints import NO_VISION, policy_hash
+from multismolvla_eval.policies.features import Streams, streams_by_modality
 from multismolvla_eval.policies.lerobot import FLOW_TYPES, stored_config
 
 FILE, FIGURE = "feature_shift.json", "feature_shift.png"
@@ -297,14 +297,26 @@ def _left(pairs: Sequence[tuple[_Seen, _Seen]], tokens: str) -> float | None:
     return ((mapped - held).norm(dim=-1) / held.norm(dim=-1).clamp_min(1e-12)).median().item()
 
 
+def why_left_out(path: str) -> str:
+    """Why a policy cannot be measured; empty when it can."""
+    if path.startswith(("builtin:", NO_VISION)):
+        return "it looks at no picture"
+    config = stored_config(path)
+    if config.type not in FLOW_TYPES:
+        return f"a {config.type} policy has no vision tower that is known here"
+    fourm = getattr(config, "uses_fourm", False)
+    if Modality.RGB not in (config.tower_modalities if fourm else streams_by_modality(config)):
+        return "its vision tower reads no RGB"
+    return ""
+
+
 def collect(options: FeatureShiftOptions, command: Sequence[str] = ()) -> FeatureShifts:
     """Measure all policies and write ``feature_shift.json`` and the figure; returns what was written."""
     rows: list[Shift] = []
     checkpoints, left_out = {}, {}
     for name, path, rename_map in options.chosen():
-        kind = None if ":" in path else stored_config(path).type
-        if kind not in FLOW_TYPES:
-            left_out[name] = f"{kind or path} has no vision tower that is known here"
+        if why := why_left_out(path):
+            left_out[name] = why
             continue
         checkpoints[name] = policy_hash(path)
         rows += measure(name, path, options, rename_map)

@@ -8,10 +8,18 @@ import msgspec
 import pytest
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from tiny_policies import save
+from tiny_policies import save, save_act
 
+from multismolvla.fourm import MINI_DOMAINS
 from multismolvla_eval.offline import feature_shift
-from multismolvla_eval.offline.feature_shift import FeatureShifts, _left, _Seen, main, modality_sets
+from multismolvla_eval.offline.feature_shift import (
+    FeatureShifts,
+    _left,
+    _Seen,
+    main,
+    modality_sets,
+    why_left_out,
+)
 
 
 def test_sets_are_rgb_alone_with_each_and_with_all():
@@ -20,6 +28,25 @@ def test_sets_are_rgb_alone_with_each_and_with_all():
     assert modality_sets(["rgb", "depth", "seg"]) == [
         ("rgb",), ("rgb", "depth"), ("rgb", "seg"), ("rgb", "depth", "seg"),
     ]  # fmt: skip
+
+
+def test_who_has_no_tower_to_be_attacked_is_named_and_left_out(make_policy, tmp_path, capsys):
+    blind = {"domains": {"depth": MINI_DOMAINS["depth"]}}
+    depth, beside = (
+        save(make_policy(stage="robust", vision_tower=tower, **blind), tmp_path / tower)
+        for tower in ("fourm", "siglip+fourm")
+    )
+    act = save_act(tmp_path / "act")
+    named = f"[depth={depth}, beside={beside}, act={act}, none=no_vision:{act}, zero=builtin:zero]"
+    assert main([f"--policies={named}", f"--output={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    for name in ("depth", "beside"):
+        assert f"{name}: left out, its vision tower reads no RGB" in said
+    assert "act: left out, a act policy has no vision tower that is known here" in said
+    for name in ("none", "zero"):
+        assert f"{name}: left out, it looks at no picture" in said
+    ours = save(make_policy(), tmp_path / "ours")
+    assert why_left_out(ours) == why_left_out(f"no_health:{ours}") == ""
 
 
 @pytest.mark.slow
