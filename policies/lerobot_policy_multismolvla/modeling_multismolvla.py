@@ -344,10 +344,11 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             chunk = super().predict_action_chunk(batch, noise, **kwargs)
             self._hold.remember(chunk[:, self.config.n_action_steps - 1])
             return chunk
+        left = without_padding(kwargs.get("prev_chunk_left_over"))
         slowest = kwargs.get("inference_delay")
-        periods = self._planning_time.periods(slowest, self.config.chunk_size)
+        periods = self._planning_time.periods(slowest, self.config.chunk_size, late=left is None)
         kwargs["inference_delay"], self._planning_periods = periods, max(1, periods or 1)
-        kwargs["prev_chunk_left_over"] = without_padding(kwargs.get("prev_chunk_left_over"))
+        kwargs["prev_chunk_left_over"] = left
         began = perf_counter()
         chunk = super().predict_action_chunk(batch, noise, **kwargs)
         chunk.flatten()[0].item()  # waits for the device

@@ -49,35 +49,45 @@ class PlanningTime:
     """How long planning takes, in periods of the control loop.
 
     The policy does not know the loop's rate; but LeRobot's figure for the slowest plan, and what the policy
-    needed for it and for the last ones, say it.
+    needed for it and for the last ones, say it. The figure holds pre- and post-processing, too: it grows for
+    ever where something stalls there, so what counts is the least that it ever was to the policy's own time.
     """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._recent.clear()
         self._longest = 0.0
+        self._figure: tuple[int, float] | None = None  # LeRobot's, and the policy's seconds
+        self._late = 0  # plans in a row
 
     def took(self, seconds: float) -> None:
         """The policy has planned for so long."""
         self._recent.append(seconds)
         self._longest = max(self._longest, seconds)
 
-    def periods(self, slowest: int | None, chunk: int) -> int | None:
+    def periods(self, slowest: int | None, chunk: int, *, late: bool = True) -> int | None:
         """Periods for which the old plan is still carried out.
 
         Args:
             slowest: LeRobot's figure, of the slowest plan ever; 0 while it knows none, also after a warm-up.
             chunk: rows of a plan.
+            late: whether the plan before was over when it was ready: nothing of it is left.
 
         Raises:
             PolicyStopError: none of the last plans was ready before it was over.
         """
         if not slowest or not self._recent:
-            self._recent.clear()
-            self._longest = 0.0
+            self._forget()
             return slowest
+        if self._figure is None or slowest * self._figure[1] < self._figure[0] * self._longest:
+            self._figure = slowest, self._longest
+        self._late = self._late + 1 if late else 0
         last = list(self._recent)
         least = self._scaled(slowest, min(last[-TOO_SLOW:]))
-        if len(last) >= TOO_SLOW and least >= chunk:
+        if min(self._late, len(last)) >= TOO_SLOW and least >= chunk:
             raise PolicyStopError(
                 f"A plan takes {least} periods of the control loop ({min(last[-TOO_SLOW:]):.2f} s of it "
                 f"inside the policy) and is {chunk} periods long: it is over when it is ready, and the arm "
@@ -87,4 +97,6 @@ class PlanningTime:
         return self._scaled(slowest, max(last))
 
     def _scaled(self, slowest: int, seconds: float) -> int:
-        return max(1, min(slowest, math.ceil(slowest * seconds / self._longest)))
+        assert self._figure is not None
+        periods, longest = self._figure
+        return max(1, min(slowest, math.ceil(periods * seconds / longest)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 from lerobot.policies.rtc import ActionQueue, LatencyTracker
@@ -9,6 +11,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.rollout.inference.rtc import _normalize_prev_actions_length
 from tiny_policy import canonical_batch, flow_inputs
 
+from lerobot_policy_multismolvla import modeling_multismolvla
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
 from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 
@@ -52,12 +55,12 @@ def test_only_zeros_at_the_end_are_filling():
     assert without_padding(rows[:1]) is None
 
 
-def periods(time: PlanningTime, tracker: LatencyTracker, seconds: float, fps: float = 10, chunk=50):
-    """One round of LeRobot's engine, whose pre-processing takes as long as it may."""
+def periods(time, tracker, seconds: float, *, outside: float = 0.01, late: bool = True, fps=10, chunk=50):
+    """One round of LeRobot's engine, whose pre- and post-processing take as long as they may."""
     slowest = tracker.max()
-    found = time.periods(int(-(-slowest * fps // 1)) if slowest else 0, chunk)
+    found = time.periods(int(-(-slowest * fps // 1)) if slowest else 0, chunk, late=late)
     time.took(seconds)
-    tracker.add(seconds + 0.01)
+    tracker.add(seconds + outside)
     return found
 
 
@@ -68,6 +71,25 @@ def test_one_slow_plan_is_forgotten_after_ten():
     assert found[3:13] == [20] * 10
     assert found[13:] == [2, 2]
     assert tracker.max() == 2.0  # LeRobot's figure stays
+
+
+def test_a_stall_outside_the_policy_counts_at_no_later_plan():
+    time, tracker = PlanningTime(), LatencyTracker()
+    for _ in range(3):
+        periods(time, tracker, 0.19)
+    periods(time, tracker, 0.19, outside=9.0)
+    assert [periods(time, tracker, 0.19) for _ in range(12)] == [2] * 12
+    assert periods(time, tracker, 0.38) == 2
+    assert periods(time, tracker, 0.19) == 4  # what the policy itself takes is known as before
+
+
+def test_a_stall_outside_the_first_plan_ends_nothing_while_plans_arrive_in_time():
+    """No rate is known without it, so LeRobot's figure stands; but the arm moves, as the old plans say."""
+    time, tracker = PlanningTime(), LatencyTracker()
+    periods(time, tracker, 0.19, outside=9.0)
+    periods(time, tracker, 0.19)  # the one before was late
+    for _ in range(12):
+        assert periods(time, tracker, 0.19, late=False) == 92
 
 
 def test_a_warm_up_that_lerobot_forgets_is_forgotten_here():
@@ -85,6 +107,19 @@ def test_plans_that_are_over_when_they_are_ready_are_refused_with_figures():
         periods(time, tracker, 5.99)
     with pytest.raises(PolicyStopError, match=r"takes 60 periods.*5\.99 s.*50 periods long.*--fps"):
         periods(time, tracker, 5.99)
+
+
+def test_a_policy_is_given_up_only_when_nothing_is_left_of_its_plans(make_policy, monkeypatch):
+    """What LeRobot says of the slowest plan may be long past."""
+    monkeypatch.setattr(modeling_multismolvla, "perf_counter", count().__next__)  # every plan takes a second
+    policy = make_policy(rtc_config=RTC)
+    first = plan(policy, None)
+    for _ in range(5):
+        plan(policy, left_of(first, 1), delay=99)
+    for _ in range(2):
+        plan(policy, left_of(first, 4), delay=99)
+    with pytest.raises(PolicyStopError, match="the arm would never move"):
+        plan(policy, left_of(first, 4), delay=99)
 
 
 def test_a_single_plan_that_takes_too_long_is_borne():
