@@ -427,6 +427,7 @@ def read_policy_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Multi
     config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=list(overrides))
     if not isinstance(config, MultiSmolVLAConfig):
         raise ValueError(f"{checkpoint} holds a policy of type {config.type!r}; expected 'multismolvla'.")
+    config.pretrained_path = checkpoint
     return config
 
 

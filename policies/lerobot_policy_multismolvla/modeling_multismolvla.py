@@ -49,8 +49,9 @@ from lerobot_policy_multismolvla.objectives.unlabelled import (
     reads_unlabelled,
     warn_of_unread,
 )
+from lerobot_policy_multismolvla.safety.guard import StoredGuard
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
-from lerobot_policy_multismolvla.safety.real_time import PlanningTime, row_that_is_due, without_padding
+from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
@@ -271,6 +272,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._hold.forget()
             self._derived.forget()
             if not self.training:
+                if self.config.on_blind == "hold" and self._hold.guard is None:
+                    self._hold.guard = StoredGuard.beside(
+                        self.config.pretrained_path, self.config.pretrained_revision
+                    )
                 if self.config.measures(Modality.THERMAL):
                     check_ranges(self.config.thermal_range_c)
                 if self.config.uses_fourm:
@@ -325,7 +330,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             action = super().select_action(batch, noise, **kwargs)
         finally:
             self._looks_early = False
-        self._hold.remember(action)
+        self._hold.follow(action)
         return action
 
     # lerobot 0.6.1 compiles this method, too (--use_torch_compile=true, rollout/context.py), in which health,
@@ -342,7 +347,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         if not (self.config.uses_fourm and self._rtc_enabled()):
             chunk = super().predict_action_chunk(batch, noise, **kwargs)
-            self._hold.remember(chunk[:, self.config.n_action_steps - 1])
+            self._hold.remember(chunk, self.config.n_action_steps - 1)
             return chunk
         left = without_padding(kwargs.get("prev_chunk_left_over"))
         slowest = kwargs.get("inference_delay")
@@ -354,7 +359,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         chunk.flatten()[0].item()  # waits for the device
         if not self._blind:  # to hold takes no time
             self._planning_time.took(perf_counter() - began)
-        self._hold.remember(chunk[:, -1])
+        self._hold.remember(chunk, self.config.chunk_size - 1)
         return chunk
 
     def _get_action_chunk(
@@ -379,7 +384,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._diary.blind(self.config.health_log, self.config.on_blind if self._blind else None)
         if not self._blind:
             return super()._get_action_chunk(seen, noise, **kwargs)
-        held = self._hold.chunk(self.config, len(blind), row_that_is_due(kwargs.get("prev_chunk_left_over")))
+        held = self._hold.chunk(self.config, len(blind), kwargs.get("prev_chunk_left_over"))
         if blind.all():
             return held
         return torch.where(blind[:, None, None], held, super()._get_action_chunk(seen, noise, **kwargs))
@@ -461,7 +466,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                 the one it was trained with.
         """
         stored = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=kwargs.get("revision"))
-        config = config or stored
+        if config is None:
+            config = stored
+            config.pretrained_path = Path(pretrained_name_or_path)  # stored is where that was trained from
         if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
         policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lerobot.configs.types import PipelineFeatureType, PolicyFeature
@@ -18,7 +20,8 @@ from lerobot.processor import (
     ProcessorStepRegistry,
     UnnormalizerProcessorStep,
 )
-from lerobot.utils.constants import ACTION
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from lerobot.utils.constants import ACTION, POLICY_POSTPROCESSOR_DEFAULT_NAME
 from torch import Tensor
 
 from lerobot_policy_multismolvla.safety.holding import Statistics
@@ -102,6 +105,18 @@ class GuardStep(PolicyActionProcessorStep):
             return action
         safe = self._replace(rows, self._last if single else None)
         return safe[:, 0] if single else safe
+
+    def safe_rows(self, rows: Tensor) -> Sequence[int]:
+        """Which of a chunk's rows (B, T, A) would not be replaced; nothing is said, or remembered."""
+        if self._wrong(rows, ()) is None:
+            return range(rows.shape[1])
+        safe: list[int] = []
+        for number in range(rows.shape[1]):
+            last = rows[:, safe[-1]] if safe else None
+            replaced = bool(safe) and safe[-1] < number - 1
+            if self._wrong(rows[:, number, None], self._before(last, replaced=replaced)) is None:
+                safe.append(number)
+        return safe
 
     def _before(self, last: Tensor | None, *, replaced: bool) -> tuple[Tensor, ...]:
         """What the next action may go on from, (B, A) each: the last safe one, and what stood for another.
@@ -227,6 +242,46 @@ def _say(rows: Tensor, where: Tensor, expected: str) -> str:
 def guard_of(post: PolicyProcessorPipeline[PolicyAction, PolicyAction]) -> GuardStep | None:
     """The guard of a post-processor, if it has one."""
     return next((step for step in post.steps if isinstance(step, GuardStep)), None)
+
+
+class StoredGuard(NamedTuple):
+    """The guard of a checkpoint, for those who must know beforehand what it lets out.
+
+    LeRobot calls policy and post-processor one after the other, and neither knows the other.
+
+    Attributes:
+        before: the steps of the post-processor before it.
+        guard: its double.
+    """
+
+    before: PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    guard: GuardStep
+
+    @classmethod
+    def beside(cls, checkpoint: Path | None, revision: str | None = None) -> StoredGuard | None:
+        """Read it.
+
+        Args:
+            checkpoint: folder or hub id; ``None`` for a policy that was not loaded.
+            revision: on the hub.
+
+        Returns:
+            ``None`` where there is no post-processor, or none with a guard.
+        """
+        file = f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
+        if checkpoint is None or (checkpoint.is_dir() and not (checkpoint / file).is_file()):
+            return None
+        post = PolicyProcessorPipeline[PolicyAction, PolicyAction].from_pretrained(
+            checkpoint, file, revision=revision,
+            to_transition=policy_action_to_transition, to_output=transition_to_policy_action,
+        )  # fmt: skip
+        guard = guard_of(post)
+        post.steps = [step for step in post.steps if step is not guard]
+        return None if guard is None else cls(post, guard)
+
+    def safe_rows(self, plan: Tensor) -> Sequence[int]:
+        """Which rows of a normalised plan (B, T, A) reach the robot as they are."""
+        return self.guard.safe_rows(self.before(plan.cpu()))
 
 
 def put_guard(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from lerobot.processor import NormalizerProcessorStep, TransitionKey, create_transition
@@ -55,33 +55,55 @@ def standstill(
     return [value if n in stopped else None for n, value in enumerate(still)]
 
 
+class Guard(Protocol):
+    """What replaces unsafe actions on their way to the robot."""
+
+    def safe_rows(self, plan: Tensor) -> Sequence[int]:
+        """Which rows of a normalised plan (B, T, A) reach the robot as they are."""
+
+
 class Hold:
     """What a policy commands while nothing is left for it to see (``policy.on_blind``)."""
 
     def __init__(self) -> None:
+        self.guard: Guard | None = None  # that stands behind the policy
         self._goal: Tensor | None = None  # (B, A): where the last commands lead
 
     def forget(self) -> None:
         """A new episode begins."""
         self._goal = None
 
-    def remember(self, goal: Tensor) -> None:
-        """A normalised action (B, A) was commanded, or is the last of a plan that was."""
-        self._goal = goal
+    def follow(self, action: Tensor) -> None:
+        """A normalised action (B, A) is commanded, after the one before."""
+        goal = self._goal
+        rows = [action] if goal is None or goal.shape != action.shape else [goal, action]
+        self.remember(torch.stack(rows, 1), len(rows) - 1)
 
-    def chunk(self, config: MultiSmolVLAConfig, rows: int, due: Tensor | None = None) -> Tensor:
+    def remember(self, plan: Tensor, due: int) -> None:
+        """A normalised plan (B, T, A) is carried out up to row ``due``, the last row at most.
+
+        As the guard does it, the last safe row before an unsafe one counts; before any safe one, the first.
+        """
+        safe = range(plan.shape[1]) if self.guard is None else self.guard.safe_rows(plan)
+        row = min(safe, key=lambda n: (n > due, abs(n - due)), default=None)
+        self._goal = self._goal if row is None else plan[:, row]
+
+    def chunk(self, config: MultiSmolVLAConfig, rows: int, left: Tensor | None = None) -> Tensor:
         """A plan (B, chunk_size, A) that stays where the arm is going, and keeps its grip.
 
         Args:
             config: the policy's.
             rows: B.
-            due: (B or 1, A), under RTC: what of the plan before is due when this one begins.
+            left: (T, A) or (B, T, A), under RTC: what is left of the plan before. This one takes a period at
+                most, in which its first row is executed, so the second one is due.
 
         Raises:
             PolicyStopError: ``policy.on_blind=stop``, nothing was commanded yet, or nobody knows what stands
                 still.
         """
-        goal = self._goal if due is None else due.expand(rows, -1)
+        if left is not None:
+            self.remember(left.reshape(-1, *left.shape[-2:]).expand(rows, -1, -1), due=1)
+        goal = self._goal
         if goal is None or len(goal) != rows:
             raise PolicyStopError(
                 "The policy sees nothing, and has commanded nothing yet: no declared stream is there and fit "

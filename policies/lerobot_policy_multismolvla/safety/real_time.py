@@ -37,14 +37,6 @@ def without_padding(left: Tensor | None) -> Tensor | None:
     return left[..., :count, :] if count else None
 
 
-def row_that_is_due(left: Tensor | None) -> Tensor | None:
-    """The row (B, A) of what is left (T, A) or (B, T, A) that comes when a plan without any planning arrives.
-
-    That takes a period at most, in which one row is executed.
-    """
-    return None if left is None else left.reshape(-1, *left.shape[-2:])[:, min(1, left.shape[-2] - 1)]
-
-
 class PlanningTime:
     """How long planning takes, in periods of the control loop.
 

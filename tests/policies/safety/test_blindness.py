@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from tiny_policy import canonical_batch, flow_inputs
 
-from lerobot_policy_multismolvla.processor_multismolvla import HealthStep
+from lerobot_policy_multismolvla.processor_multismolvla import (
+    HealthStep,
+    make_multismolvla_pre_post_processors,
+)
+from lerobot_policy_multismolvla.safety.guard import PATIENCE, put_guard
 from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 from multismolvla.modalities import default_view_map, padding_mask_key
 
@@ -16,6 +22,10 @@ KEYS = [key for streams in VIEWS.values() for key in streams.values()]
 RGB = [streams["rgb"] for streams in VIEWS.values()]
 STILL = [-0.25] * 6 + [None]
 HEALTH = HealthStep(views=VIEWS)
+STATS = {
+    "action": {"mean": torch.zeros(7), "std": torch.ones(7), "min": -torch.ones(7), "max": torch.ones(7)},
+    "observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)},
+}
 
 
 def look(seed: int = 0, *, absent=(), black=()):
@@ -144,6 +154,67 @@ def test_under_rtc_it_holds_the_row_that_is_due(taken, row, make_policy):
     drained = torch.zeros(4, 7)
     again = plan(policy, look(2, absent=KEYS), inference_delay=3, prev_chunk_left_over=drained)
     assert torch.equal(again, held)  # nothing is left: where the last plan led
+
+
+# -- what the guard replaces ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(make_policy, tmp_path):
+    """A policy whose plans are its noise, and the post-processor behind it; both from the checkpoint."""
+    tame = make_policy(n_action_steps=1)
+    torch.nn.init.zeros_(tame.model.action_out_proj.weight)
+    torch.nn.init.zeros_(tame.model.action_out_proj.bias)
+    tame.save_pretrained(tmp_path)
+    _, post = make_multismolvla_pre_post_processors(tame.config, STATS)
+    put_guard(post, (), torch.full((7,), 0.2))
+    post.save_pretrained(tmp_path)
+    policy = type(tame).from_pretrained(tmp_path).eval()
+    policy.reset()
+    return policy, post
+
+
+def noise(*rows: float) -> torch.Tensor:
+    return torch.tensor(rows)[None, :, None].repeat(1, 1, 32)
+
+
+@pytest.mark.parametrize("unsafe", [9.0, 0.9, float("nan")], ids=["range", "leap", "nan"])
+def test_what_the_guard_has_replaced_is_not_held(unsafe, guarded):
+    policy, post = guarded
+    sent = [
+        post(policy.select_action(look(i), noise=noise(*[value] * 4)))
+        for i, value in enumerate([0.1, 0.2, unsafe])
+    ]
+    assert sent[2].tolist() == sent[1].tolist() == [pytest.approx([0.2] * 7)]
+    for i in range(2 * PATIENCE):
+        held = post(policy.select_action(look(3 + i, absent=KEYS), noise=flow_inputs(1)["noise"]))
+        assert torch.equal(held, sent[1])
+
+
+@pytest.mark.parametrize(("rows", "held"), [((0.1, 9.0, 0.3, 0.4), 0.1), ((9.0, 9.0, 0.3, 0.4), 0.3)])
+def test_under_rtc_what_the_guard_puts_in_the_place_of_the_row_that_is_due_is_held(rows, held, guarded):
+    policy, post = guarded
+    policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=4)
+    policy.init_rtc_processor()
+    rtc = {"inference_delay": 0, "prev_chunk_left_over": None}
+    chunk = policy.predict_action_chunk(look(0), noise=noise(*rows), **rtc)
+    assert post(chunk)[0, 1].tolist() == pytest.approx([held] * 7)
+    rtc["prev_chunk_left_over"] = chunk[0]
+    after = post(plan(policy, look(1, absent=KEYS), **rtc))
+    assert after.tolist() == [[pytest.approx([held] * 7)] * 4]
+
+
+def test_what_stands_behind_a_policy_is_read_where_it_was_read_itself(guarded, make_policy, tmp_path):
+    policy, _ = guarded
+    assert policy._hold.guard.guard.range[1, 0] == 1
+    policy.config.pretrained_path = Path("somewhere/else")  # where this one was trained from
+    policy.save_pretrained(tmp_path)
+    again = type(policy).from_pretrained(tmp_path).eval()
+    again.reset()
+    assert again._hold.guard.guard.range[1, 0] == 1
+    new = make_policy()
+    new.reset()
+    assert new._hold.guard is None
 
 
 # -- a change while a plan is carried out --------------------------------------------------------------------
