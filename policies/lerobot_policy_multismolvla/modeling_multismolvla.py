@@ -362,6 +362,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._hold.remember(chunk, self.config.chunk_size - 1)
         return chunk
 
+    def carried_out(self, plan: Tensor, due: int) -> None:
+        """A normalised plan (B, T, A) was carried out elsewhere up to row ``due``: there ``hold`` stays.
+
+        `select_action` and RTC know it by themselves; else, how far a plan is carried out is a guess.
+        """
+        self._hold.remember(plan, due)
+
     def _get_action_chunk(
         self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
     ) -> Tensor:

@@ -305,6 +305,26 @@ def test_the_robot_that_comes_last_is_served(client, connect):
     assert len(other.actions()) == 3
 
 
+def test_a_robot_that_the_policy_is_not_ready_for_is_told_and_takes_no_place(
+    client, connect, pinned, caplog, monkeypatch
+):
+    def gone() -> None:
+        raise FileNotFoundError("the estimator of thermal is gone")
+
+    client.observe(seen())
+    other = connect()
+    with monkeypatch.context() as here:
+        here.setattr(pinned.policy, "reset", gone)
+        with refused(INVALID, "FileNotFoundError: the estimator of thermal is gone"):
+            other.ready()
+    assert "Refused from" in caplog.text
+    assert len(client.actions()) == 3
+    with refused(OTHERS):
+        other.instruct()
+    other.ready()
+    other.instruct()
+
+
 def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, connect, pinned):
     """A picture that stays while the robot moves is frozen, unless another robot shows it."""
     still = {name: value for name, value in seen(0).items() if name not in JOINTS}

@@ -79,13 +79,13 @@ class PinnedPolicyServer(PolicyServer):
 
     def Ready(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """A robot comes, or comes back; it takes the place of the one before."""
-        with self._policy_lock, self._client_lock:
+        with self._errors_told(context), self._policy_lock, self._client_lock:
+            self.policy.reset()
             if self._client is not None:
                 logger.info("%s takes the place of %s.", context.peer(), self._client)
             self._client = context.peer()
             self.lerobot_features = self.preprocessor = self.postprocessor = None
             self.last_processed_obs = None
-            self.policy.reset()
             return super().Ready(request, context)
 
     def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
