@@ -58,6 +58,12 @@ def seen(number: int = 0, **values: Any) -> dict[str, Any]:
     return {**joints, **pictures, "front_depth": depth, "front_seg": ids, "task": "push", **values}
 
 
+def dark(number: int = 0) -> dict[str, Any]:
+    """The same without a picture, as a guarded camera gives it."""
+    there = seen(number)
+    return there | {k: np.zeros_like(v) for k, v in there.items() if isinstance(v, np.ndarray)}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return save_ours(tmp_path_factory.mktemp("policies")) / "ours"
@@ -179,6 +185,32 @@ def test_depth_reaches_the_policy_in_millimetres(client, pinned):
     client.observe(seen(front_depth=np.full((48, 96, 1), 300, np.uint16)), step=3)
     assert client.actions()
     assert pinned.policy.last_look().inputs.fingerprint()[MINI_DOMAINS["depth"]] != once
+
+
+@pytest.mark.parametrize(("step", "row"), [(0, 0), (2, 2), (50, 2)], ids=["at once", "later", "at its end"])
+def test_blind_it_holds_what_the_robot_does_at_that_step(step, row, client, pinned):
+    """And nothing that the robot never got: the policy plans four actions, and sends three."""
+    client.observe(seen())
+    sent = client.actions()
+    client.observe(dark(), step)
+    held = client.actions()
+    assert [action.timestep for action in held] == [step, step + 1, step + 2]
+    assert all(torch.equal(action.action, sent[row].action) for action in held)
+    client.observe(dark(1), step + 2)
+    assert all(torch.equal(action.action, sent[row].action) for action in client.actions())
+    client.observe(seen(), step + 4)
+    assert not torch.equal(client.actions()[0].action, sent[row].action)
+
+
+def test_a_robot_does_not_hold_what_another_one_did(client, connect):
+    client.observe(seen())
+    assert client.actions()
+    next_one = connect()
+    next_one.ready()
+    next_one.instruct()
+    next_one.observe(dark())
+    with refused(INVALID, "PolicyStopError", "commanded nothing yet"):
+        next_one.actions()
 
 
 def test_an_adapter_checkpoint_is_served_merged(checkpoint, tmp_path):

@@ -132,6 +132,23 @@ def test_a_client_that_the_policy_is_not_for_ends_and_is_told(asked, words, serv
     assert server.process.poll() is None
 
 
+def test_blind_the_arm_stays_where_its_last_action_has_led_it(server, tmp_path):
+    folder, said = tmp_path / "blind", "No sensor is left (on_blind=hold)"
+    before = server.said(said)
+    # an observation when all actions are done: of the four of a plan the first is that of the step before
+    with client(server, folder, **{"robot.blind_from": 20, "chunk_size_threshold": 0}) as process:
+        wait_until(lambda: server.said(said) > before, process, folder / "client.log")
+        five_chunks(server, process, folder)
+        process.send_signal(signal.SIGINT)
+        wait_until((folder / "report.json").exists, server.process, server.log)
+    actions = json.loads((folder / "report.json").read_text())["actions"]
+    last = next(n for n, action in enumerate(actions) if action == actions[-1])
+    assert len(actions) - last > 10
+    assert all(action == actions[last] for action in actions[last:])
+    assert last > 0
+    assert last % 3 == 0, "the end of a plan, and not a row before it"
+
+
 class Harm:
     """Writes a file when it is read by ``pickle.loads``."""
 

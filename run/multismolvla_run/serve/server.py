@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -49,6 +49,13 @@ class _NotServedError(ValueError):
     """A call of a client whose turn it is not."""
 
 
+class _Sent(NamedTuple):
+    """What the robot carries out: actions (1, T, A) from a step on, before the post-processor."""
+
+    step: int
+    plan: torch.Tensor
+
+
 class PinnedPolicyServer(PolicyServer):
     """Serves one robot at a time: the one that came last.
 
@@ -72,6 +79,7 @@ class PinnedPolicyServer(PolicyServer):
         self.policy, self.device = pinned.policy, pinned.policy.config.device
         self._pinned, self._rename_map = pinned, dict(rename_map)
         self._client: str | None = None
+        self._sent: _Sent | None = None
         self._policy_lock = threading.Lock()  # held while the policy acts; taken before the other one
         self._client_lock = threading.Lock()  # held for moments, by whatever belongs to one client
 
@@ -85,7 +93,7 @@ class PinnedPolicyServer(PolicyServer):
                 logger.info("%s takes the place of %s.", context.peer(), self._client)
             self._client = context.peer()
             self.lerobot_features = self.preprocessor = self.postprocessor = None
-            self.last_processed_obs = None
+            self.last_processed_obs = self._sent = None
             return super().Ready(request, context)
 
     def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -190,12 +198,16 @@ class PinnedPolicyServer(PolicyServer):
             frame = build_dataset_frame(self.lerobot_features, seen, OBS_STR)
             with inference_modes(self.policy.config):
                 batch = prepare_observation_for_inference(frame, torch.device(self.device), seen.get("task"))
-                chunk = self.postprocessor(self._get_action_chunk(self.preprocessor(batch)))
+                if self._sent is not None:  # LeRobot's client sends the step of the action it did last
+                    self.policy.carried_out(self._sent.plan, step - self._sent.step)
+                plan = self._get_action_chunk(self.preprocessor(batch))
+                chunk = self.postprocessor(plan)
         except _UNUSABLE:
             with self._client_lock:  # or LeRobot's rules would let no further observation of this step pass
                 self._predicted_timesteps.discard(step)
                 self.last_processed_obs = None
             raise
+        self._sent = _Sent(step, plan)
         return self._time_action_chunk(observation_t.get_timestamp(), list(chunk.squeeze(0).cpu()), step)
 
 
