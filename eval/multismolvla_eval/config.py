@@ -53,7 +53,8 @@ class EvalConfig:
     env: EnvironmentArguments = field(default_factory=EnvironmentArguments)
     # smoke, quick, standard or full: conditions and episodes per task.
     level: str = "quick"
-    # Conditions instead of the level's, e.g. '[C1:-rgb, C3:rgb=gaussian_noise@3]'. C0 is always run.
+    # Conditions instead of the level's, e.g. '[C1:-rgb, C3:rgb=gaussian_noise@3]'; attacks, e.g.
+    # '[C6:rgb=policy@4, C6:rgb=random_sign@4]', need --batch_size=1. C0 is always run.
     conditions: list[str] | None = None
     # Episodes per task of each condition but C0; the level's number when left out.
     episodes: int | None = None

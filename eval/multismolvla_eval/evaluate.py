@@ -137,8 +137,9 @@ def _settle(config: EvalConfig) -> Level:
     attacks = [text for text in conditions if parse_condition(text).attack]
     if attacks and config.batch_size > 1:
         raise ValueError(
-            f"{attacks[0]} needs gradients, and with --batch_size={config.batch_size} the simulators have no "
-            "weights. Run attacks (C6) with --batch_size=1, the other conditions in a run of their own."
+            f"{attacks[0]} asks the policy itself before each look, and with "
+            f"--batch_size={config.batch_size} the simulators have no weights. Run attacks and random signs "
+            "(C6) with --batch_size=1, the other conditions in a run of their own."
         )
     for checkpoint in dict.fromkeys(checkpoint_path(path) for path in config.policy_paths().values()):
         try:

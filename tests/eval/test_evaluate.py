@@ -202,7 +202,7 @@ def test_a_policy_that_no_attack_can_reach_is_named_and_left_out(make_config, ca
     evaluate(config)
     assert "ours is left out of C6:rgb=policy@4" in capsys.readouterr().out
     assert {r.condition for r in rows_of(config.output)} == {"C0", "C2:rgb=zero"}
-    with pytest.raises(ValueError, match=r"C6:rgb=policy@4 needs gradients.*--batch_size=1"):
+    with pytest.raises(ValueError, match=r"C6:rgb=policy@4 asks the policy.*--batch_size=1"):
         evaluate(make_config(conditions=["C6:rgb=policy@4"], batch_size=2))
 
 

@@ -55,6 +55,7 @@ class AttackedFrameOptions(FrameOptions):
     """Which recorded frames are attacked, and how far."""
 
     attacked: ClassVar[bool] = True
+    # Frames, spread over the episodes.
     frames: int = 16
     # Radii in grey levels of 255.
     radii: list[float] = field(default_factory=lambda: [float(r) for r in ATTACK_RADII])
@@ -69,11 +70,13 @@ class AttackedFrameOptions(FrameOptions):
 class AttackOptions(AttackedFrameOptions):
     """How far do attacks on RGB move a policy's actions on recorded frames? Fails where an attack is weak."""
 
+    # Frames at a time.
     batch_size: int = 8
     # What is attacked: `policy`, the planned actions, or `feature`, the tokens that the language model reads.
     against: list[str] = field(default_factory=lambda: list(GRADIENT_ATTACKS))
-    # pgd or apgd, and its steps.
+    # How it searches: pgd or apgd.
     method: str = "apgd"
+    # Steps of a search.
     steps: int = 100
     # Shorter searches, at the largest radius: more steps must not be weaker.
     fewer_steps: list[int] = field(default_factory=lambda: [5, 20])

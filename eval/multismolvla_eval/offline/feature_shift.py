@@ -58,8 +58,9 @@ _RIDGE = 1e-3
 class FeatureShiftOptions(AttackedFrameOptions):
     """How far does an attack on RGB move the tokens of the vision towers?"""
 
+    # Frames at a time.
     batch_size: int = 4
-    # Of PGD.
+    # Steps of a search (PGD).
     steps: int = 20
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ class FrameOptions:
     output: Path = Path("outputs/eval")
     # Frames, spread over the episodes.
     frames: int = 128
+    # Frames at a time.
     batch_size: int = 32
     # Which frames, which pairs of frames, which sampling noise.
     seed: int = 0

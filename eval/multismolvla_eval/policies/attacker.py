@@ -130,7 +130,7 @@ class Attacker:
             keys: pictures to be attacked, name in the batch -> name for the policy.
             against: ``policy`` or ``feature``, one of `possible_attacks`.
             how: radius and search.
-            generator: CPU generator of all that is drawn.
+            generator: CPU generator of all that is drawn; radius 0 does not advance it.
             noise: of the chunk that the policy plans on the clean pictures; without it the policy's own next
                 draw, which it will make again when it acts.
         """
@@ -138,7 +138,8 @@ class Attacker:
         available = self.available(batch, keys)
         with preserved_random_state(), mixed_precision(self.config):
             make = self._against_actions if against == "policy" else self._against_tokens
-            objective = make(self.prepare(dict(batch)), generator, noise)
+            drawing = generator if how.radius > 0 else generator.clone_state()
+            objective = make(self.prepare(dict(batch)), drawing, noise)
 
             def value(changed: Mapping[str, Tensor]) -> Tensor:
                 return objective(self.prepare({**batch, **changed})).to(next(iter(pictures.values())).device)

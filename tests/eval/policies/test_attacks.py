@@ -100,12 +100,13 @@ def test_the_attacked_pictures_move_the_action_further_than_random_signs(load, k
 @pytest.mark.parametrize(("kind", "against"), PAIRS)
 def test_radius_zero_gives_the_same_pictures_and_draws_nothing(load, kind, against):
     attacker, batch = Attacker(*load(kind)), raw()  # which draws weights, the first time
-    state = torch.get_rng_state()
-    result = attacker.attack(batch, KEYS, against, Attack(0.0), generator())
+    state, own = torch.get_rng_state(), generator()
+    result = attacker.attack(batch, KEYS, against, Attack(0.0), own)
     assert all(torch.equal(result.found.pictures[k], batch[k]) for k in KEYS)
     assert all(torch.equal(result.signs[k], batch[k]) for k in KEYS)
     assert torch.equal(result.found.reached, result.control)
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(own.get_state(), generator().get_state())
 
 
 @pytest.mark.parametrize(("kind", "against"), PAIRS)
