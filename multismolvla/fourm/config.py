@@ -152,10 +152,17 @@ class FourMConfig:
 
     @classmethod
     def mini(
-        cls, dim: int, depth: int, heads: int, image_size: int = 64, seg_vocab: int = 4096
+        cls,
+        dim: int,
+        depth: int,
+        heads: int,
+        image_size: int = 64,
+        seg_vocab: int = 4096,
+        seg_grid: int = 8,
     ) -> FourMConfig:
         """An encoder of any size for `small_domains`; by default those of the mini preset."""
-        custom = {info.name: info.to_dict() for info in small_domains(image_size, seg_vocab).values()}
+        domains = small_domains(image_size, seg_vocab, seg_grid)
+        custom = {info.name: info.to_dict() for info in domains.values()}
         patch = image_size // 8
         return cls(
             dim, depth, heads, tuple(custom), image_size=image_size, patch_size=patch, custom_domains=custom

@@ -172,12 +172,13 @@ MODALITY_INFO: dict[str, FourMModality] = {
 }
 
 
-def small_domains(image_size: int = 64, seg_vocab: int = 4096) -> dict[str, FourMModality]:
+def small_domains(image_size: int = 64, seg_vocab: int = 4096, seg_grid: int = 8) -> dict[str, FourMModality]:
     """Domains of encoders that are made here, in an 8 x 8 grid: pictures, and ids of weight-free tokenizers.
 
     Args:
         image_size: side of the pictures in pixels.
         seg_vocab: number of segmentation ids.
+        seg_grid: segmentation tokens in a row; a finer grid for things that are smaller than a patch.
 
     Returns:
         Modality -> domain, named by the picture's side, e.g. ``rgb@64``.
@@ -191,7 +192,7 @@ def small_domains(image_size: int = 64, seg_vocab: int = 4096) -> dict[str, Four
     return {
         "rgb": FourMModality(f"rgb{side}", "pixels", "sincos", 64, (8, 8), patch_size=image_size // 8),
         "depth": _tokens(f"tok_depth{side}", 1024, 8),
-        "seg": _tokens(f"tok_semseg{side}", seg_vocab, 8),
+        "seg": _tokens(f"tok_semseg{side}", seg_vocab, seg_grid),
         "thermal": _tokens(f"tok_thermal{side}", 256, 4),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lerobot_policy_multismolvla.mini.pretrain import (
 from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
 from multismolvla.fourm import MINI_DOMAINS, FourMEncoder, small_domains
 from multismolvla.modalities import MINI_LABELS
+from multismolvla.tokenizers.factory import make_tokenizers
 from multismolvla.tokenizers.label_sets import LIBERO
 
 SMALL = {
@@ -121,6 +123,30 @@ def test_larger_pictures_and_label_sets_are_pre_trained_in_as_many_tokens(tmp_pa
     assert encoder.grid(f"rgb@{SIDE * 2}") == (8, 8)
     assert encoder.config.modality(f"tok_semseg@{SIDE * 2}").vocab == 16 * 33
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out/vlm")) > 264
+
+
+def test_things_smaller_than_a_quadrant_of_a_patch_are_told_by_a_finer_grid(tmp_path):
+    """As libero_tiny does: what the encoder reads, and what it is asked for, follow `seg_grid`."""
+    shown = {"thing": LIBERO.ids.index("butter"), "task": "pick up the butter"}
+    side, name = SIDE * 2, f"tok_semseg@{SIDE * 2}"
+    data = write_dataset(tmp_path / "data", side=side, labels=LIBERO.ids, **shown)
+    history = pretrain(small(data, tmp_path / "out", image_size=side, words=True, steps=2, seg_grid=16))
+    assert all(math.isfinite(row["fourm"]) for row in history)
+    encoder = FourMEncoder.from_pretrained(tmp_path / "out/fourm", [name])
+    assert encoder.config.modality(name).grid == (16, 16)
+
+    speck = torch.zeros(1, 1, side, side, dtype=torch.int64)
+    speck[..., 36:40, 36:41] = shown["thing"]  # 20 of the 64 pixels of a quadrant of a patch
+    empty = torch.zeros(1, 1, side, side)
+    pictures = torch.zeros(1, 3, side, side), empty + 1, speck, empty
+    for grid, parts, told in ((8, 4, False), (16, 16, True)):
+        domain = small_domains(side, 16 * 33, grid)["seg"]
+        ids, _ = make_tokenizers("patch", {"seg": domain}, 33, image_size=side)["seg"].encode(speck)
+        assert (ids // 16 == shown["thing"]).any() == told
+        assert (cell_targets(*pictures, grid=8, parts=parts)["seg"] == shown["thing"]).any() == told
+    for wrong in (12, 48):
+        with pytest.raises(ValueError, match=f"--seg_grid={wrong}.*multiple of 8"):
+            small(data, tmp_path, image_size=side, seg_grid=wrong)
 
 
 # -- frames and targets --------------------------------------------------------------------------------------

@@ -5,28 +5,37 @@ The vision half of the stand-in for pre-training, the same for both towers; `.gr
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
 class CellHeads:
-    """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training."""
+    """Linear heads from one feature per cell to what is in that cell; thrown away after pre-training.
 
-    def __init__(self, dim: int, labels: int, generator: torch.Generator):
-        self.labels = labels
+    Args:
+        dim: width D of the features.
+        labels: size of the label set.
+        generator: of the initial weights.
+        parts: labels per cell P, as in `cell_targets`.
+    """
+
+    def __init__(self, dim: int, labels: int, generator: torch.Generator, parts: int = 4):
+        self.labels, self.parts = labels, parts
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            # labels, depth, temperature and colour of four quadrants
-            self.net: nn.Module = nn.Linear(dim, 4 * labels + 4 + 4 + 12)
+            # labels of the parts; depth, temperature and colour of four quadrants
+            self.net: nn.Module = nn.Linear(dim, parts * labels + 4 + 4 + 12)
 
     def loss(
         self, features: Tensor, target: dict[str, Tensor], class_weight: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of (R, N, D) features against per-quadrant targets (R, N, 4[, C])."""
+        """Loss of (R, N, D) features against what `cell_targets` returns."""
         out = self.net(features)
-        label, depth, heat, colour = out.split([4 * self.labels, 4, 4, 12], dim=-1)
-        label = label.unflatten(-1, (4, self.labels))
+        label, depth, heat, colour = out.split([self.parts * self.labels, 4, 4, 12], dim=-1)
+        label = label.unflatten(-1, (self.parts, self.labels))
         ce = F.cross_entropy(label.flatten(0, 2), target["seg"].flatten(), weight=class_weight)
         d = F.smooth_l1_loss(depth, target["depth"])
         t = F.mse_loss(heat, target["thermal"])
@@ -36,8 +45,10 @@ class CellHeads:
         return ce + d + 4 * t + 2 * c, {"label_loss": ce.item(), "object_recall": share.item()}
 
 
-def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid: int) -> dict[str, Tensor]:
-    """Per cell and quadrant: majority label, log depth, temperature and mean colour.
+def cell_targets(
+    rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid: int, parts: int = 4
+) -> dict[str, Tensor]:
+    """Per cell: the majority label of each of its parts; log depth, temperature and colour per quadrant.
 
     Args:
         rgb: float (R, 3, S, S) in [0, 1].
@@ -45,22 +56,23 @@ def cell_targets(rgb: Tensor, depth: Tensor, seg: Tensor, thermal: Tensor, grid:
         seg: int64 (R, 1, S, S).
         thermal: float (R, 1, S, S) in [0, 1].
         grid: cells per side.
+        parts: square parts P of a cell, each with a label; 4 = its quadrants.
 
     Returns:
-        ``seg`` int64 (R, N, 4), ``depth`` and ``thermal`` float (R, N, 4), ``rgb`` float (R, N, 12).
+        ``seg`` int64 (R, N, P), ``depth`` and ``thermal`` float (R, N, 4), ``rgb`` float (R, N, 12).
     """
-    side = 2 * grid
+    across = math.isqrt(parts)
 
-    def quadrants(x: Tensor) -> Tensor:  # (R, C, 2g, 2g) -> (R, N, 4 * C)
-        return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+    def by_cell(x: Tensor, across: int = 2) -> Tensor:  # (R, C, a * g, a * g) -> (R, N, a * a * C)
+        return F.pixel_unshuffle(x, across).flatten(2).transpose(1, 2)
 
     def mean(x: Tensor) -> Tensor:
-        return quadrants(F.adaptive_avg_pool2d(x, side))
+        return by_cell(F.adaptive_avg_pool2d(x, 2 * grid))
 
     one_hot = F.one_hot(seg[:, 0], int(seg.max()) + 1).permute(0, 3, 1, 2).float()
-    label = F.adaptive_avg_pool2d(one_hot, side).argmax(1, keepdim=True)
+    label = F.adaptive_avg_pool2d(one_hot, across * grid).argmax(1, keepdim=True)
     return {
-        "seg": quadrants(label.float()).round().long(),
+        "seg": by_cell(label.float(), across).round().long(),
         "depth": 2 * torch.log(mean(depth).clamp(0.05, 10.0)),
         "thermal": mean(thermal),
         "rgb": mean(rgb),

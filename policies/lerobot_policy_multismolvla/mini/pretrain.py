@@ -66,6 +66,9 @@ class PretrainConfig:
     lr: float = 1e-3
     max_frames: int = 4000  # frames held in memory (18 bytes per pixel: 72 KB each at 64 pixels)
     image_size: int = 64  # side of the data set's pictures
+    # Segmentation tokens in a row, 8 or a multiple: of each quadrant of a token's cell only the most frequent
+    # label is told, so what is much smaller than a quadrant is not seen.
+    seg_grid: int = GRID
     words: bool = False  # one token for each word of the instructions, instead of one for each byte
     seed: int = 0
     dim: int = 96  # width of the tiny 4M encoder
@@ -79,6 +82,18 @@ class PretrainConfig:
     n_action_steps: int = 8
     log_every: int = 50
     cameras: list[str] = field(default_factory=lambda: ["image", "image2"])
+
+    def __post_init__(self) -> None:
+        if self.seg_grid < 1 or self.seg_grid % GRID or self.image_size % self.seg_grid:
+            raise ValueError(
+                f"--seg_grid={self.seg_grid}: expected a multiple of {GRID} that divides the pictures' side "
+                f"--image_size={self.image_size}."
+            )
+
+    @property
+    def label_parts(self) -> int:
+        """Parts of a cell whose labels are told: the quadrants of its segmentation tokens."""
+        return (2 * self.seg_grid // GRID) ** 2
 
 
 @dataclass
@@ -170,8 +185,8 @@ def pretrain(cfg: PretrainConfig) -> History:
     frames = load_frames(cfg)
     labels = len(frames.labels)
     tower, policy = _build(cfg, frames, generator)
-    fourm_heads = CellHeads(cfg.dim, labels, generator)
-    siglip_heads = CellHeads(cfg.vision_width, labels, generator)
+    fourm_heads = CellHeads(cfg.dim, labels, generator, cfg.label_parts)
+    siglip_heads = CellHeads(cfg.vision_width, labels, generator, cfg.label_parts)
     fusion = GatedFusion(cfg.dim, MODALITIES, GRID)
     language = LanguageHalf(cfg, policy, frames)
     trained = [tower.encoder, fusion, fourm_heads.net, siglip_heads.net]
@@ -190,10 +205,11 @@ def pretrain(cfg: PretrainConfig) -> History:
     for step in bar:
         chosen = torch.randint(len(frames), (cfg.batch_size,), generator=generator)
         views = frames.canonical(chosen)
-        target = cell_targets(views["rgb"], views["depth"], views["seg"], views["thermal"], GRID)
+        rgb, depth, seg, thermal = (views[m] for m in MODALITIES)
+        target = cell_targets(rgb, depth, seg, thermal, GRID, cfg.label_parts)
         features = fused_features(tower, fusion, views, generator)
         loss_f, log_f = fourm_heads.loss(features, target, weight)
-        siglip, loss_g, where_error = language.loss(chosen, views["rgb"], views["seg"])
+        siglip, loss_g, where_error = language.loss(chosen, rgb, seg)
         loss_s, log_s = siglip_heads.loss(siglip, target, weight)
         log_s["where_error"] = where_error
         optimizer.zero_grad()
@@ -280,10 +296,11 @@ def _build(
 
     tokenizers: dict[str, WeightFreeTokenizer] = {
         "depth": PatchDepthTokenizer(grid=GRID),
-        "seg": seg_tokenizer(GRID, len(frames.labels)),
+        "seg": seg_tokenizer(cfg.seg_grid, len(frames.labels)),
         "thermal": ThermalGridTokenizer(grid=4),
     }
-    sizes = FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads, cfg.image_size, tokenizers["seg"].vocab_size)
+    vocabulary = tokenizers["seg"].vocab_size
+    sizes = FourMConfig.mini(cfg.dim, cfg.depth, cfg.heads, cfg.image_size, vocabulary, cfg.seg_grid)
     domains = dict(zip(MODALITIES, sizes.domains_in, strict=True))
     encoder = FourMEncoder(sizes, list(sizes.domains_in))
     encoder.init_weights(generator)
