@@ -169,6 +169,15 @@ def test_frames_are_canonical_and_spread_over_the_dataset(tiny_dataset, tmp_path
     assert torch.equal(few.rgb[-1], frames.rgb[-1])  # the last frame of the last episode is among them
 
 
+def test_pictures_are_held_in_no_more_memory_than_their_frames(tiny_dataset, tmp_path, monkeypatch):
+    kept = []
+    compact = stage._compact
+    monkeypatch.setattr(stage, "_compact", lambda *given: kept.append(compact(*given)) or kept[-1])
+    load_frames(small(tiny_dataset, tmp_path, max_frames=3))
+    held = sum(picture.untyped_storage().nbytes() for picture in kept)
+    assert held == 3 * 18 * SIDE * SIDE  # as the option max_frames says
+
+
 def test_a_dataset_that_does_not_fit_is_named(tiny_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"\['observation.images.side'.*multismolvla-record"):
         load_frames(small(tiny_dataset, tmp_path, cameras=["image", "side"]))

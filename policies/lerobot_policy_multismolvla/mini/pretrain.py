@@ -167,13 +167,18 @@ def load_frames(cfg: PretrainConfig) -> Frames:
                         f"{cfg.dataset}: a picture is {tuple(picture.shape)}, expected side "
                         f"{cfg.image_size}. Give --image_size."
                     )
-                store.append(picture if modality == Modality.RGB else picture[:1])
-    rgb, depth, seg, thermal = (torch.stack(pictures[m]) for m in MODALITIES)
-    return Frames(_u8(rgb), depth.float(), _u8(seg), _u8(thermal), torch.stack(states), tasks, labels)
+                store.append(_compact(picture, modality))
+    rgb, depth, seg, thermal = (torch.stack(pictures.pop(m)) for m in MODALITIES)
+    return Frames(rgb, depth, seg, thermal, torch.stack(states), tasks, labels)
 
 
-def _u8(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
+def _compact(picture: Tensor, modality: str) -> Tensor:
+    """A picture as `Frames` holds it, with memory of its own: a view would keep all channels alive."""
+    if modality == Modality.DEPTH:
+        return picture[:1].float().clone()
+    if picture.dtype != torch.uint8:
+        picture = (picture * 255).round().to(torch.uint8)
+    return picture if modality == Modality.RGB else picture[:1].clone()
 
 
 def pretrain(cfg: PretrainConfig) -> History:
