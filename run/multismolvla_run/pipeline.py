@@ -167,7 +167,7 @@ def parse_extra(words: Sequence[str], preset: Preset) -> tuple[Preset, dict[str,
         if not equals or not argument.startswith("--"):
             raise PresetError(f"Additional argument {word!r}: expected --key=value or <stage>:--key=value.")
         where = preset.stage(name).name if found else ""
-        if key == "steps":
+        if key == "steps" and (not found or preset.stage(name).trains):
             preset = _with_steps(preset, where, value)
         else:
             extra.setdefault(where, []).append(argument)

@@ -240,6 +240,13 @@ def test_length_of_a_stage_can_be_given(sandbox, capsys):
     assert "--steps=none" in capsys.readouterr().err
 
 
+def test_steps_of_a_stage_that_is_a_module_are_its_own_option(sandbox, capsys):
+    assert drive(sandbox, "--dry-run", "--", "warm:--steps=3", "base:--steps=4") == 0
+    warm, base, _ = re.split(r"\[\d/3\]", capsys.readouterr().out)[1:]
+    assert "--steps=3" in warm
+    assert "--steps=4" in base
+
+
 @pytest.mark.parametrize("word", ["--output_dir=x", "base:--resume=true", "--config_path=x"])
 def test_driver_keeps_its_own_options(sandbox, capsys, word):
     assert drive(sandbox, "--dry-run", "--", word) == 2
