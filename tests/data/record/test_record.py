@@ -131,6 +131,7 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
         ({"suite": "libero_90"}, "--suite=libero_90"),
         ({"task_ids": [5]}, "--task_ids"),
         ({"size": 4}, "--size=4"),
+        ({"size": 100}, "--size=100: expected a multiple of 16"),
         ({"noise": -1.0}, "--noise"),
         ({"init_split": "all"}, "--init_split"),
         ({"render_quality": "best"}, "--render_quality"),

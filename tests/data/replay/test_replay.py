@@ -297,6 +297,7 @@ def test_unknown_tasks_are_named_with_the_known_ones(tmp_path):
         ({"settle_steps": -1}, "--settle_steps=-1"),
         ({"episodes": -1}, "--episodes=-1"),
         ({"size": 4}, "--size=4"),
+        ({"size": 100}, "--size=100: expected a multiple of 16"),
         ({"workers": -2}, "--workers=-2"),
         ({"render_quality": "best"}, "--render_quality"),
     ],
