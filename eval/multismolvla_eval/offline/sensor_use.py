@@ -91,6 +91,8 @@ class SensorUseOptions(FrameOptions):
 
     # Of the frames, for each modality alone; rounded up to whole batches.
     modality_frames: int = 64
+    # Fail, too, where another task's instruction hardly changes what a policy does.
+    judge_instruction: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

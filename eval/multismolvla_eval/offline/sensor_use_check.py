@@ -2,7 +2,7 @@ r"""Does a checkpoint act on its pictures? Between two stages of a training, and
 
 A policy whose action error does not grow clearly with zeroed pictures and with those of other frames acts
 from state and instruction alone, and no roll-out of it says anything about robustness. Each modality alone is
-shown, not judged.
+shown, not judged; the instruction, exchanged for another task's, is judged where that is asked for.
 
 Example:
     $ python -m multismolvla_eval.offline.sensor_use_check --dataset=outputs/mini/dataset \
@@ -38,21 +38,39 @@ from multismolvla_eval.policies.checkpoints import NO_VISION, policy_hash
 
 #: Each control must raise the error by this share, besides an interval that excludes zero.
 MIN_RELATIVE = 0.10
+#: What a control that is judged shows of the policy, and what to look at where it shows it.
+_PICTURES = ("hardly uses its pictures", "view map, orientation and units of the streams")
+_JUDGED = {
+    "zeroed": _PICTURES,
+    "shuffled": _PICTURES,
+    "another task": ("hardly follows its instruction", "that the instructions differ in the policy's tokens"),
+}
 
 
-def failures(controls: Mapping[str, ControlError]) -> list[str]:
-    """One sentence for each control that is not clearly worse than the true pictures."""
+def failures(controls: Mapping[str, ControlError], judge_instruction: bool = False) -> list[str]:
+    """One sentence for each control that is not clearly worse than the true observations.
+
+    Raises:
+        ValueError: the instruction is to be judged, and all frames have the same.
+    """
+    if judge_instruction and "another task" not in controls:
+        raise ValueError(
+            "--judge_instruction=true needs frames of several tasks to exchange instructions between them. "
+            "Name a dataset with several, or leave the option out."
+        )
     found = []
-    for name in ("zeroed", "shuffled"):
+    for name, (shows, remedy) in _JUDGED.items():
+        if name == "another task" and not judge_instruction:
+            continue
         row, change = controls[name], controls[name].change
         assert change is not None
         if change.low <= 0 or change.relative < MIN_RELATIVE:
             found.append(
-                f"the policy hardly uses its pictures: action error {row.error:.3f} with {name} ones, "
-                f"{controls['true'].error:.3f} with the true ones, difference {change.difference:+.3f} "
+                f"the policy {shows}: action error {row.error:.3f} ({name}), "
+                f"{controls['true'].error:.3f} (true), difference {change.difference:+.3f} "
                 f"[{change.low:+.3f}, {change.high:+.3f}] = {change.relative:+.1%}. Expected: an interval "
-                f"above 0 and at least {MIN_RELATIVE:+.0%}. Train longer, or check view map, orientation and "
-                "units of the streams; --strict=false goes on regardless."
+                f"above 0 and at least {MIN_RELATIVE:+.0%}. Train longer, or check {remedy}; "
+                "--strict=false goes on regardless."
             )
     return found
 
@@ -71,7 +89,11 @@ def check(options: SensorUseOptions, command: Sequence[str] = ()) -> Diagnosis:
             found[name] = SensorUse(path, policy_hash(path), left_out="it looks at no picture")
             continue
         use = found[name] = measure(path, options, rename_map)
-        use.failures = failures(use.controls) if use.controls else [f"it cannot be checked: {use.left_out}"]
+        use.failures = (
+            failures(use.controls, options.judge_instruction)
+            if use.controls
+            else [f"it cannot be checked: {use.left_out}"]
+        )
     diagnosis = Diagnosis(
         dataset=str(options.dataset),
         episodes=options.episodes,
@@ -141,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry.
 
     Returns:
-        0; 1 if a policy hardly uses its pictures, unless ``--strict=false``; 2 on an error.
+        0; 1 if a policy fails the check, unless ``--strict=false``; 2 on an error.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse_options(SensorUseOptions, given)

@@ -12,8 +12,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from tiny_dataset import EPISODES, FRAMES
-from tiny_policy import SIDE
+from tiny_policy import SIDE, TINY
 
+from lerobot_policy_multismolvla.mini.pretrain import PretrainConfig, _smolvla_config
+from lerobot_policy_multismolvla.mini.tiny_vlm import build_tiny_vlm
 from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
 from multismolvla.fourm import MINI_DOMAINS
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
@@ -40,6 +42,7 @@ from multismolvla_eval.offline.sensor_use_check import failures, main
 from multismolvla_eval.policies.features import streams_by_modality
 
 RGB, DEPTH = "observation.images.image", "observation.images.image_depth"
+STATE = "observation.state"
 TRUE = Control("true", "none")
 ALONE = {f"{m} {how}" for m in ("rgb", "depth", "seg", "thermal") for how in ("zeroed", "shuffled", "masked")}
 
@@ -371,6 +374,50 @@ def test_both_the_interval_and_the_size_decide():
     assert len(small) == len(noisy) == 1  # certain but small; large but uncertain
     assert "zeroed" in small[0]
     assert "shuffled" in noisy[0]
+
+
+def test_the_instruction_is_judged_where_that_is_asked_for():
+    true = np.random.default_rng(0).uniform(0.9, 1.1, 200)
+    errors = {"true": true, "zeroed": true + 0.5, "shuffled": true + 0.5, "another task": true + 0.05}
+    controls = control_errors(errors)
+    assert failures(controls) == []
+    (deaf,) = failures(controls, judge_instruction=True)
+    assert "hardly follows its instruction" in deaf
+    assert failures(control_errors(errors | {"another task": true + 0.2}), judge_instruction=True) == []
+    with pytest.raises(ValueError, match="--judge_instruction=true.*several tasks"):
+        failures({name: row for name, row in controls.items() if name != "another task"}, True)
+
+
+def test_one_scene_with_two_instructions_makes_two_actions(tmp_path):
+    """LIBERO-Object's instructions differ in a word, one token; the check tells who has learnt it."""
+    torch.manual_seed(0)
+    tasks = [f"pick up the {thing} and place it in the basket" for thing in ("butter", "ketchup")]
+    build_tiny_vlm(tmp_path / "vlm", TINY, tasks)
+    words = PretrainConfig(output=tmp_path, text_width=48, text_layers=2, chunk_size=4, n_action_steps=4)
+    policy = SmolVLAPolicy(_smolvla_config(words))
+    stats = {k: {"mean": torch.zeros(n), "std": torch.ones(n)} for k, n in ((STATE, 8), ("action", 7))}
+    preprocess, _ = make_smolvla_pre_post_processors(policy.config, stats)
+    count = 16
+    scene = {f"observation.images.{c}": torch.rand(1, 3, SIDE, SIDE) for c in ("image", "image2")}
+    scene = {k: v.expand(count, -1, -1, -1) for k, v in scene.items()} | {STATE: torch.zeros(count, 8)}
+    action = torch.tensor([1.0, -1.0]).repeat(count // 2)[:, None, None].expand(-1, 4, 7)
+    padding = torch.zeros(count, 4, dtype=torch.bool)
+    frames = Frames(scene, tasks * (count // 2), action, padding, torch.arange(count))
+    controls = [TRUE, Control("another task", "task")]
+    same = {name: np.ones(count) for name in ("zeroed", "shuffled")}  # of the instruction alone
+
+    def complaints() -> list[str]:
+        errors = action_errors(policy.eval(), preprocess, frames, controls, {}, SensorUseOptions())
+        return [f for f in failures(control_errors(errors | same), judge_instruction=True) if "instruct" in f]
+
+    assert complaints(), "before the training it acts alike"
+    batch = preprocess({**scene, "task": frames.task, "action": action})
+    optimizer = torch.optim.AdamW([p for p in policy.train().parameters() if p.requires_grad], 2e-3)
+    for _ in range(60):
+        policy.forward(batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not complaints()
 
 
 @pytest.mark.parametrize(
