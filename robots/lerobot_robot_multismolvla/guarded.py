@@ -61,7 +61,7 @@ class _Stream:
         self.loss: Loss | None = None
         self.lost_since = 0.0
         self._good_since: float | None = None
-        self._patience = STEADY_S
+        self._patience = 0.0  # seconds; it has not been lost yet
 
     def see(self, found: NDArray[Any] | Loss, now: float) -> tuple[NDArray[Any], bool]:
         """The picture to show for one that was found, or is lost, and whether that has just changed."""
@@ -70,7 +70,8 @@ class _Stream:
             changed = self.loss is None
             if changed:
                 calm = self._good_since is None or now - self._good_since > FORGIVEN_S
-                self._patience = STEADY_S if calm else min(2 * self._patience, LONGEST_STEADY_S)
+                longer = 0.0 if calm else min(2 * self._patience, LONGEST_STEADY_S)
+                self._patience = max(STEADY_S, longer)
                 self.lost_since = now
             self._good_since, self.loss = None, loss
             return self.zeros.copy(), changed

@@ -106,7 +106,9 @@ def test_a_lost_camera_shows_nothing_and_raises_nothing(failure, cause, opened, 
 
 
 def test_it_is_shown_again_when_it_has_been_steady(opened, world, clock, caplog):
+    """Also when it is lost for the first time soon after it was opened."""
     camera = opened()
+    assert camera.read_latest().any()
     world.colour = TimeoutError("too old")
     camera.read_latest()
     world.colour = picture(9)
