@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
 from enum import StrEnum
@@ -160,10 +161,11 @@ class GuardedCamera(Camera):
             DeviceAlreadyConnectedError: it is connected.
             ConnectionError: the inner camera cannot be opened, and it is ``required``.
             ValueError: its pictures have another size than the configuration says, or its depth another unit,
-                or it has none to convert, or no calibration is known.
+                or it has none to convert, or no calibration is known; or the log cannot be written.
         """
         if self._connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected.")
+        self._check_log()
         inner = self._inner = self._inner or self._make()
         try:
             inner.connect(warmup)
@@ -266,16 +268,19 @@ class GuardedCamera(Camera):
             logger.warning("%s: %s is lost (%s: %s). The robot goes on.", self, stream.name, stream.loss, why)
         if self.config.log is None:
             return
+        now, captured = time.time(), getattr(self._inner, "latest_timestamp", None)
         line = {
-            "time": time.time(),
+            "time": now,
             "camera": str(self),
             "stream": stream.name,
             "state": "back" if stream.loss is None else "lost",
             "cause": stream.loss,
             "why": why if stream.loss else None,
-            "captured": getattr(self._inner, "latest_timestamp", None),
+            # LeRobot's cameras say it by time.perf_counter, which begins anywhere
+            "captured": now - (time.perf_counter() - captured) if isinstance(captured, float) else None,
         }
         try:
+            self.config.log.parent.mkdir(parents=True, exist_ok=True)
             with self.config.log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk must not stop a robot
@@ -356,6 +361,19 @@ class GuardedCamera(Camera):
                 "those before. Take inner.rotation out; the policy's half_turns turns all of a view alike."
             )
         return Aligner(found)
+
+    def _check_log(self) -> None:
+        """Refuse a log that cannot be written.
+
+        Its folder is made with the first line: LeRobot makes that of a data set after it has connected the
+        robot, and will not have it there before.
+        """
+        if self.config.log is None:
+            return
+        log = self.config.log.absolute()
+        place = next(place for place in (log, *log.parents) if place.exists())
+        if log.is_dir() or not (place == log or place.is_dir()) or not os.access(place, os.W_OK):
+            raise ValueError(f"{self}: log={log} cannot be written. Name a file in a folder that can be.")
 
     def _close(self) -> None:
         inner, self._inner = self._inner, None

@@ -97,7 +97,7 @@ class ThermalCamera(Camera):
         ...                                            width=160, height=120, fps=9))
     """
 
-    clock = staticmethod(time.monotonic)
+    clock = staticmethod(time.perf_counter)  # that of LeRobot's cameras
 
     def __init__(self, config: ThermalCameraConfig) -> None:
         super().__init__(config)

@@ -27,7 +27,7 @@ from lerobot_robot_multismolvla.guarded import COLOUR, DEPTH, GuardedCamera, Los
 
 @pytest.fixture
 def world(request):
-    made = SimpleNamespace(colour=picture(), depth=None, shut=None, sticks=False, opened=0)
+    made = SimpleNamespace(colour=picture(), depth=None, shut=None, sticks=False, opened=0, knows={})
     Scripted.worlds = {"a": made}
     return made
 
@@ -197,20 +197,35 @@ def test_a_dead_camera_is_opened_again(world, monkeypatch):
 
 
 def test_losses_are_written_with_their_cause(opened, world, clock, tmp_path):
-    camera = opened(log=tmp_path / "camera.jsonl")
+    captured = time.perf_counter() - 3600  # as LeRobot's cameras say it
+    world.knows = {"latest_timestamp": captured}
+    camera = opened(log=tmp_path / "new" / "folder" / "camera.jsonl")
     world.colour = TimeoutError("frame is too old: 613 ms")
     camera.read_latest()
     world.colour = picture()
     camera.read_latest()
     clock.t += 1.0
     camera.read_latest()
-    lines = [json.loads(line) for line in (tmp_path / "camera.jsonl").read_text().splitlines()]
+    text = (tmp_path / "new" / "folder" / "camera.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["state"], line["cause"]) for line in lines] == [("lost", "old"), ("back", None)]
     assert "613 ms" in lines[0]["why"]
+    for line in lines:  # both of one clock; a microsecond is lost in numbers of this size
+        assert 3600 - 1e-5 < line["time"] - line["captured"] < time.perf_counter() - captured + 1e-5
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_a_robot(opened, world, tmp_path, caplog):
-    camera = opened(log=tmp_path / "nowhere" / "camera.jsonl")
+def test_a_log_that_cannot_be_written_is_refused_and_later_does_not_stop_a_robot(
+    opened, world, tmp_path, caplog
+):
+    (tmp_path / "file").touch()
+    for log in (tmp_path, tmp_path / "file" / "camera.jsonl"):
+        with pytest.raises(ValueError, match=f"log={log} cannot be written"):
+            GuardedCamera(config(log=log)).connect()
+    assert world.opened == 0
+    (tmp_path / "file").unlink()
+    camera = opened(log=tmp_path / "file" / "camera.jsonl")
+    assert not (tmp_path / "file").exists()  # it may be a data set's, which LeRobot makes later
+    (tmp_path / "file").touch()
     world.colour = TimeoutError("too old")
     assert not camera.read_latest().any()
     assert "cannot write" in caplog.text

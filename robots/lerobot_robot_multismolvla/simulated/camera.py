@@ -50,6 +50,7 @@ class SimCamera(Camera):
         self._faults = parse_faults(config.faults)
         self._connected = False
         self._opened: float | None = None
+        self.latest_timestamp: float | None = None  # of the clock of LeRobot's cameras
         self._before: dict[str, deque[tuple[int, NDArray[Any]]]] = {}  # stream -> (step, picture), no faults
         self._frozen: dict[str, NDArray[Any]] = {}
 
@@ -166,6 +167,7 @@ class SimCamera(Camera):
             self._frozen.pop(stream, None)
         for kind, steps in active.items():
             picture = _altered(picture, kind, stream, steps, self.config.depth_scale)
+        self.latest_timestamp = time.perf_counter()
         return picture.copy()
 
     def _picture(self, stream: str, step: int) -> NDArray[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from lerobot.cameras.utils import make_cameras_from_configs
@@ -37,6 +39,20 @@ def open_camera(monkeypatch, **options) -> tuple[SimCamera, Clock]:
         camera.read_latest()
     camera.connect()
     return camera, clock
+
+
+def test_it_says_when_its_last_picture_was_captured(monkeypatch):
+    """By the clock of LeRobot's cameras; a guarded one writes it down."""
+    camera, clock = open_camera(monkeypatch, faults=["stale@1"])
+    assert camera.latest_timestamp is None
+    before = time.perf_counter()
+    camera.read_latest()
+    captured = camera.latest_timestamp
+    assert before <= captured <= time.perf_counter()
+    clock.to(1)
+    with pytest.raises(TimeoutError):
+        camera.read_latest()
+    assert camera.latest_timestamp == captured
 
 
 def test_scripts_are_read():
