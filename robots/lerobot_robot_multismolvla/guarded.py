@@ -16,7 +16,6 @@ import time
 from enum import StrEnum
 from typing import Any
 
-import cv2
 import numpy as np
 from lerobot.cameras.camera import Camera
 from lerobot.cameras.utils import make_cameras_from_configs
@@ -25,12 +24,10 @@ from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_guarded import AUTO, GuardedCameraConfig
 from lerobot_robot_multismolvla.depth import MILLIMETRE, Aligner, DepthConverter, calibration_of, scale_of
+from lerobot_robot_multismolvla.inner import camera_errors
 
 logger = logging.getLogger(__name__)
 
-#: What cameras raise: their own time-outs, lost devices (all OSError), errors of their libraries, and what
-#: reading from half-closed ones gives. Anything else is a fault of the program.
-CAMERA_ERRORS = (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, cv2.error)
 FIRST_MS = 2000  # how long the first picture is waited for
 #: Seconds: a lost camera that was steady for so long is shown again, and for longer after each flap.
 STEADY_S, LONGEST_STEADY_S = 0.5, 8.0
@@ -97,7 +94,7 @@ class _Stream:
 
 
 class GuardedCamera(Camera):
-    """Never raises once it is connected; see :class:`GuardedCameraConfig`.
+    """Raises none of `camera_errors` once it is connected; see :class:`GuardedCameraConfig`.
 
     Colour and depth are lost and come back each by itself. A picture that comes back is shown once it has
     been steady for half a second, for longer after each further loss within a minute.
@@ -170,7 +167,7 @@ class GuardedCamera(Camera):
         try:
             inner.connect(warmup)
             first = inner.async_read(FIRST_MS) if self.use_rgb else None
-        except CAMERA_ERRORS as error:
+        except camera_errors() as error:
             self._close()
             if self.config.required:
                 raise ConnectionError(
@@ -246,7 +243,7 @@ class GuardedCamera(Camera):
         """What is shown of what the inner camera gives, or raises."""
         try:
             found = np.asarray(getattr(inner, method)(limit_ms))
-        except CAMERA_ERRORS as error:
+        except camera_errors() as error:
             loss = Loss.OLD if isinstance(error, TimeoutError) else Loss.ERROR
             return self._show(name, loss, str(error))
         return self._show(name, found)
@@ -308,7 +305,7 @@ class GuardedCamera(Camera):
         try:
             fresh.connect(warmup=False)
             self._convert_depth(fresh)
-        except CAMERA_ERRORS as error:
+        except camera_errors() as error:
             level = logging.WARNING if isinstance(error, ValueError) else logging.DEBUG  # a wrong option
             logger.log(level, "%s cannot be opened again yet: %s", self, error)
         else:
@@ -381,7 +378,7 @@ class GuardedCamera(Camera):
             return
         try:
             inner.disconnect()
-        except CAMERA_ERRORS as error:
+        except camera_errors() as error:
             logger.debug("%s did not close: %s", self, error)
 
     def _make(self) -> Camera:

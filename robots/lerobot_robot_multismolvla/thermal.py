@@ -20,6 +20,7 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_thermal import COLDEST_C, HOTTEST_C, LAYOUTS, ThermalCameraConfig
+from lerobot_robot_multismolvla.inner import camera_errors
 from multismolvla.thermal import ranges
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ class ThermalCamera(Camera):
         while not self._stop.is_set():
             try:
                 self._keep(self._temperatures(source.read()))
-            except (OSError, RuntimeError, ValueError, cv2.error) as error:
+            except camera_errors() as error:
                 with self._new:
                     self._failure = error
                     self._new.notify_all()

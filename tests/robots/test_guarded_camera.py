@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import struct
+import sys
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import draccus
+import grpc
 import numpy as np
 import pytest
+import zmq
 from lerobot.cameras.configs import CameraConfig
 from lerobot.cameras.opencv import OpenCVCameraConfig
 from lerobot.cameras.utils import make_cameras_from_configs
@@ -21,7 +26,7 @@ from processes import free_port, publish_pictures
 from scripted_camera import HEIGHT, WIDTH, Scripted, ScriptedConfig, picture
 
 import lerobot_policy_multismolvla  # noqa: F401  as LeRobot's plugin discovery
-from lerobot_robot_multismolvla import GuardedCameraConfig
+from lerobot_robot_multismolvla import GuardedCameraConfig, inner
 from lerobot_robot_multismolvla.guarded import COLOUR, DEPTH, GuardedCamera, Loss
 
 
@@ -87,6 +92,11 @@ def test_a_healthy_camera_is_passed_through(opened, world):
         (TimeoutError("too old"), Loss.OLD),
         (RuntimeError("read thread is not running"), Loss.ERROR),
         (OSError("No such device"), Loss.ERROR),
+        (zmq.ZMQError(), Loss.ERROR),
+        (grpc.RpcError(), Loss.ERROR),
+        (struct.error("unpack requires a buffer of 4 bytes"), Loss.ERROR),
+        (EOFError(), Loss.ERROR),
+        (AssertionError(), Loss.ERROR),
         (np.zeros((HEIGHT + 1, WIDTH, 3), np.uint8), Loss.SHAPE),
         (np.zeros((HEIGHT, WIDTH, 3), np.float32), Loss.SHAPE),
     ],
@@ -103,6 +113,25 @@ def test_a_lost_camera_shows_nothing_and_raises_nothing(failure, cause, opened, 
     assert camera.losses == {COLOUR: cause}
     assert camera.is_connected  # else the robot would call itself disconnected
     assert caplog.text.count("rgb is lost") == 1
+
+
+def test_errors_of_libraries_are_known_by_name_and_nothing_is_imported_for_them(monkeypatch):
+    for name in inner.LIBRARY_ERRORS:
+        module, _, error = name.rpartition(".")
+        assert getattr(importlib.import_module(module), error) in inner.camera_errors()
+    monkeypatch.delitem(sys.modules, "grpc")
+    assert grpc.RpcError not in inner.camera_errors()
+    assert "grpc" not in sys.modules
+
+
+def test_a_fault_of_the_program_is_none_of_the_camera(opened, world):
+    class OwnError(Exception):
+        pass
+
+    camera = opened()
+    world.colour = OwnError()
+    with pytest.raises(OwnError):
+        camera.read_latest()
 
 
 def test_it_is_shown_again_when_it_has_been_steady(opened, world, clock, caplog):
