@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from lerobot.cameras.camera import Camera
-from lerobot.cameras.utils import make_cameras_from_configs
+from lerobot.cameras.configs import CameraConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_guarded import AUTO, GuardedCameraConfig
 from lerobot_robot_multismolvla.depth import MILLIMETRE, Aligner, DepthConverter, calibration_of, scale_of
-from lerobot_robot_multismolvla.inner import camera_errors
+from lerobot_robot_multismolvla.inner import camera_errors, make_camera
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +116,13 @@ class GuardedCamera(Camera):
     def __init__(self, config: GuardedCameraConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._inner: Camera | None = self._make()
-        self.use_rgb = bool(getattr(self._inner, "use_rgb", True))
-        self.use_depth = bool(getattr(self._inner, "use_depth", False))
+        self._inner: Camera | None = None
+        try:
+            says: Camera | CameraConfig = make_camera(config.inner)
+        except (OSError, RuntimeError):
+            says = config.inner  # it is not there; whether it must be is asked when it is connected
+        self.use_rgb = bool(getattr(says, "use_rgb", True))
+        self.use_depth = bool(getattr(says, "use_depth", False))
         shape = (config.height or 0, config.width or 0)  # both are known, see the configuration
         kinds: dict[str, tuple[int, Any]] = {}
         if self.use_rgb:
@@ -157,16 +161,20 @@ class GuardedCamera(Camera):
         Raises:
             DeviceAlreadyConnectedError: it is connected.
             ConnectionError: the inner camera cannot be opened, and it is ``required``.
-            ValueError: its pictures have another size than the configuration says, or its depth another unit,
-                or it has none to convert, or no calibration is known; or the log cannot be written.
+            ValueError: an option of it is wrong, its pictures have another size than the configuration says,
+                or its depth another unit, or it has none to convert, or no calibration is known; or the log
+                cannot be written.
         """
         if self._connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected.")
         self._check_log()
-        inner = self._inner = self._inner or self._make()
         try:
-            inner.connect(warmup)
-            first = inner.async_read(FIRST_MS) if self.use_rgb else None
+            inner = self._open(warmup)
+            if self.use_rgb:
+                self._check_size(inner.async_read(FIRST_MS))
+        except ValueError:  # wrong options are an error also of a camera that may be absent
+            self._close()
+            raise
         except camera_errors() as error:
             self._close()
             if self.config.required:
@@ -176,18 +184,6 @@ class GuardedCamera(Camera):
             logger.warning("%s cannot be opened and counts as absent: %s", self, error)
             for name in self._streams:
                 self._show(name, Loss.ABSENT, str(error))
-        else:
-            if first is not None and first.shape != self._streams[COLOUR].shape:
-                self._close()
-                raise ValueError(
-                    f"{self} delivers pictures of {first.shape[1]}x{first.shape[0]}, expected "
-                    f"{self.config.width}x{self.config.height}. Set width and height to what it delivers."
-                )
-            try:
-                self._convert_depth(inner)
-            except ValueError:
-                self._close()
-                raise
         self._connected = True
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, daemon=True, name=f"{self} watch")
@@ -300,16 +296,12 @@ class GuardedCamera(Camera):
                 wait = REOPEN_S
 
     def _reopen(self) -> None:
-        self._close()
-        fresh = self._make()
         try:
-            fresh.connect(warmup=False)
-            self._convert_depth(fresh)
+            self._open(warmup=False)
         except camera_errors() as error:
+            self._close()
             level = logging.WARNING if isinstance(error, ValueError) else logging.DEBUG  # a wrong option
             logger.log(level, "%s cannot be opened again yet: %s", self, error)
-        else:
-            self._inner = fresh
 
     def _convert_depth(self, inner: Camera) -> None:
         """Find out how this camera's depth becomes millimetres, seen from the colour camera.
@@ -359,6 +351,13 @@ class GuardedCamera(Camera):
             )
         return Aligner(found)
 
+    def _check_size(self, first: NDArray[Any]) -> None:
+        if first.shape != self._streams[COLOUR].shape:
+            raise ValueError(
+                f"{self} delivers pictures of {first.shape[1]}x{first.shape[0]}, expected "
+                f"{self.config.width}x{self.config.height}. Set width and height to what it delivers."
+            )
+
     def _check_log(self) -> None:
         """Refuse a log that cannot be written.
 
@@ -372,6 +371,14 @@ class GuardedCamera(Camera):
         if log.is_dir() or not (place == log or place.is_dir()) or not os.access(place, os.W_OK):
             raise ValueError(f"{self}: log={log} cannot be written. Name a file in a folder that can be.")
 
+    def _open(self, warmup: bool) -> Camera:
+        """Open the inner camera anew. Raises what it raises, and leaves it to be closed then."""
+        self._close()
+        inner = self._inner = make_camera(self.config.inner)
+        inner.connect(warmup)
+        self._convert_depth(inner)
+        return inner
+
     def _close(self) -> None:
         inner, self._inner = self._inner, None
         if inner is None:
@@ -380,6 +387,3 @@ class GuardedCamera(Camera):
             inner.disconnect()
         except camera_errors() as error:
             logger.debug("%s did not close: %s", self, error)
-
-    def _make(self) -> Camera:
-        return make_cameras_from_configs({"inner": self.config.inner})["inner"]

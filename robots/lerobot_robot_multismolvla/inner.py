@@ -1,8 +1,12 @@
-"""A camera inside another one: what it may raise."""
+"""A camera inside another one: how it is made, and what it may raise."""
 
 from __future__ import annotations
 
 import sys
+
+from lerobot.cameras.camera import Camera
+from lerobot.cameras.configs import CameraConfig
+from lerobot.cameras.utils import make_cameras_from_configs
 
 #: What drivers raise: lost devices and time-outs (OSError), what reading from half-closed ones gives, and
 #: their own slips. Not here: ImportError, since a package that is missing is an error at the start.
@@ -15,6 +19,8 @@ LIBRARY_ERRORS = (
     "cv2.error", "zmq.ZMQError", "grpc.RpcError", "grpc.FutureTimeoutError", "av.FFmpegError",
     "struct.error", "zlib.error", "queue.Empty", "subprocess.SubprocessError", "http.client.HTTPException",
 )  # fmt: skip
+#: lerobot 0.6.1 looks the name of a RealSense up in its constructor: a ValueError if it is not plugged in.
+_UNPLUGGED = "No RealSense camera found"
 
 
 def camera_errors() -> tuple[type[Exception], ...]:
@@ -26,3 +32,19 @@ def camera_errors() -> tuple[type[Exception], ...]:
     names = (name.rpartition(".") for name in LIBRARY_ERRORS)
     loaded = (getattr(sys.modules.get(module), name, None) for module, _, name in names)
     return (*BUILTIN_ERRORS, *(error for error in loaded if error is not None))
+
+
+def make_camera(config: CameraConfig) -> Camera:
+    """LeRobot's camera for a configuration, not connected.
+
+    Raises:
+        ConnectionError: its constructor looks for its device, which is not there.
+        ValueError: an option is wrong.
+    """
+    try:
+        return make_cameras_from_configs({"inner": config})["inner"]
+    except ValueError as error:
+        cause = error.__cause__  # of a plugin's camera: LeRobot makes a ValueError of all
+        if isinstance(cause, OSError | RuntimeError) or _UNPLUGGED in str(error):
+            raise ConnectionError(str(cause or error)) from error
+        raise

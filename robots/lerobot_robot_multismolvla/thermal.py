@@ -15,12 +15,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 from lerobot.cameras.camera import Camera
-from lerobot.cameras.utils import make_cameras_from_configs
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_thermal import COLDEST_C, HOTTEST_C, LAYOUTS, ThermalCameraConfig
-from lerobot_robot_multismolvla.inner import camera_errors
+from lerobot_robot_multismolvla.inner import camera_errors, make_camera
 from multismolvla.thermal import ranges
 
 logger = logging.getLogger(__name__)
@@ -239,7 +238,7 @@ class ThermalCamera(Camera):
     def _open(self) -> Source:
         where = str(self.config.index_or_path)
         if self.config.inner is not None:
-            return _InnerSource(make_cameras_from_configs({"inner": self.config.inner})["inner"])
+            return _InnerSource(make_camera(self.config.inner))
         if where.endswith(".npy"):
             return _FileSource(where, self.config.fps or 1)
         return _VideoSource(int(where) if where.isdigit() else where, self.config)

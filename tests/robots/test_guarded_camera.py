@@ -20,6 +20,7 @@ import pytest
 import zmq
 from lerobot.cameras.configs import CameraConfig
 from lerobot.cameras.opencv import OpenCVCameraConfig
+from lerobot.cameras.realsense import RealSenseCameraConfig, camera_realsense
 from lerobot.cameras.utils import make_cameras_from_configs
 from lerobot.cameras.zmq import ZMQCameraConfig
 from processes import free_port, publish_pictures
@@ -32,7 +33,9 @@ from lerobot_robot_multismolvla.guarded import COLOUR, DEPTH, GuardedCamera, Los
 
 @pytest.fixture
 def world(request):
-    made = SimpleNamespace(colour=picture(), depth=None, shut=None, sticks=False, opened=0, knows={})
+    made = SimpleNamespace(
+        colour=picture(), depth=None, shut=None, sticks=False, opened=0, knows={}, missing=None
+    )
     Scripted.worlds = {"a": made}
     return made
 
@@ -225,6 +228,63 @@ def test_a_dead_camera_is_opened_again(world, monkeypatch):
         camera.disconnect()
 
 
+def test_a_camera_whose_constructor_does_not_find_it_is_opened_when_it_is_there(world, monkeypatch):
+    monkeypatch.setattr("lerobot_robot_multismolvla.guarded.REOPEN_S", 0.05)
+    world.missing = ConnectionError("nobody has that name")
+    with pytest.raises(ConnectionError, match=r"cannot be opened: nobody has that name.*required=false"):
+        GuardedCamera(config()).connect()
+    camera = GuardedCamera(config(required=False))
+    camera.connect()
+    try:
+        assert camera.losses == {COLOUR: Loss.ABSENT}
+        for _ in range(2):
+            world.missing, world.colour = None, picture(5)
+            assert until(lambda: bool(camera.read_latest().any()))
+            world.missing = world.colour = ConnectionError("nobody has that name")
+            assert until(lambda: camera.losses == {COLOUR: Loss.ABSENT} and not camera.read_latest().any())
+    finally:
+        camera.disconnect()
+
+
+@pytest.fixture
+def realsenses(monkeypatch):
+    """No hardware and no librealsense: what LeRobot's driver finds plugged in, by name."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(camera_realsense, "require_package", lambda *_, **__: None)
+    monkeypatch.setattr(camera_realsense.RealSenseCamera, "find_cameras", staticmethod(lambda: found))
+    return found
+
+
+def test_a_realsense_that_is_named_and_not_plugged_in_may_be_absent(realsenses):
+    named = RealSenseCameraConfig(serial_number_or_name="Intel RealSense D435", use_depth=True)
+    camera = GuardedCamera(config(inner=named, required=False))
+    assert (camera.use_rgb, camera.use_depth) == (True, True)
+    camera.connect()
+    try:
+        assert camera.losses == {COLOUR: Loss.ABSENT, DEPTH: Loss.ABSENT}
+    finally:
+        camera.disconnect()
+    with pytest.raises(ConnectionError, match="No RealSense camera found with name 'Intel RealSense D435'"):
+        GuardedCamera(config(inner=named)).connect()
+    realsenses += [{"name": "Intel RealSense D435", "id": number} for number in "12"]
+    with pytest.raises(ValueError, match="Multiple RealSense cameras"):
+        GuardedCamera(config(inner=named, required=False))
+
+
+def test_a_camera_that_is_another_one_than_before_is_closed_again(world, monkeypatch):
+    monkeypatch.setattr("lerobot_robot_multismolvla.guarded.REOPEN_S", 0.05)
+    world.depth, world.knows = np.zeros((HEIGHT, WIDTH, 1), np.uint16), {"depth_scale": 0.001}
+    camera = GuardedCamera(config(depth_scale=0.001))
+    camera.connect()
+    world.knows = {"depth_scale": 0.0001}
+    world.colour = world.depth = OSError("No such device")
+    camera.read_latest()
+    camera.read_latest_depth()
+    assert until(lambda: world.opened >= 3)
+    camera.disconnect()
+    assert world.closed == world.opened
+
+
 def test_losses_are_written_with_their_cause(opened, world, clock, tmp_path):
     captured = time.perf_counter() - 3600  # as LeRobot's cameras say it
     world.knows = {"latest_timestamp": captured}
@@ -267,6 +327,14 @@ def test_a_camera_that_cannot_be_opened_stops_the_robot_unless_it_may_be_absent(
     camera = opened(required=False)
     assert camera.is_connected
     assert not camera.read_latest().any()
+
+
+@pytest.mark.parametrize("when", ["missing", "shut"])
+def test_a_wrong_option_is_an_error_also_of_a_camera_that_may_be_absent(when, world):
+    setattr(world, when, ValueError("exposure=-1; expected more"))
+    for required in (True, False):
+        with pytest.raises(ValueError, match="exposure=-1"):
+            GuardedCamera(config(required=required)).connect()
 
 
 def test_another_size_than_agreed_stops_the_robot_before_it_moves(world):

@@ -104,6 +104,15 @@ def test_what_has_no_temperatures_stops_the_robot_before_it_moves(frames, messag
     assert not open_ranges
 
 
+@pytest.mark.parametrize("required", [True, False])
+def test_it_is_an_error_of_a_guarded_camera_too_even_of_one_that_may_be_absent(required, tmp_path):
+    np.save(tmp_path / "gain.npy", np.zeros((1, HEIGHT, WIDTH), np.uint8))
+    hot = ThermalCameraConfig(range_c=RANGE, index_or_path=tmp_path / "gain.npy")
+    config = GuardedCameraConfig(inner=hot, width=WIDTH, height=HEIGHT, fps=50, required=required)
+    with pytest.raises(ValueError, match="automatic gain"):
+        make_cameras_from_configs({"hot": config})["hot"].connect()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
