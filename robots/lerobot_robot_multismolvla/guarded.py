@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_guarded import AUTO, GuardedCameraConfig
 from lerobot_robot_multismolvla.depth import MILLIMETRE, Aligner, DepthConverter, calibration_of, scale_of
-from lerobot_robot_multismolvla.inner import camera_errors, make_camera
+from lerobot_robot_multismolvla.inner import camera_errors, close_camera, make_camera
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class GuardedCamera(Camera):
         super().__init__(config)
         self.config = config
         self._inner: Camera | None = None
+        self._old: Camera | None = None  # not in use, and not closed yet
         try:
             says: Camera | CameraConfig = make_camera(config.inner)
         except (OSError, RuntimeError):
@@ -201,7 +202,8 @@ class GuardedCamera(Camera):
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10.0)  # opening a camera cannot be interrupted
-        self._close()
+        if not self._close():
+            logger.warning("%s is left open: its driver still waits for a picture.", self)
 
     def read_latest(self, max_age_ms: int = 0) -> NDArray[Any]:
         """The colour picture now, uint8 (H, W, 3), or zeros; never waits.
@@ -373,17 +375,25 @@ class GuardedCamera(Camera):
 
     def _open(self, warmup: bool) -> Camera:
         """Open the inner camera anew. Raises what it raises, and leaves it to be closed then."""
-        self._close()
-        inner = self._inner = make_camera(self.config.inner)
-        inner.connect(warmup)
+        if not self._close():
+            raise ConnectionError("its driver still waits for a picture from when it was open last")
+        inner = self._old = make_camera(self.config.inner)
+        # LeRobot's own warm-up closes a camera without pictures under its reading thread, see `close_camera`.
+        # A RealSense keeps it, because it tries again and resets the device.
+        realsense = self.config.inner.type == "intelrealsense"
+        inner.connect(warmup=warmup and realsense)
+        if warmup and not realsense and self.use_rgb:
+            seconds = getattr(self.config.inner, "warmup_s", 0)
+            inner.async_read(max(FIRST_MS, 1000 * seconds))
+            time.sleep(seconds)
         self._convert_depth(inner)
+        self._inner, self._old = inner, None
         return inner
 
-    def _close(self) -> None:
-        inner, self._inner = self._inner, None
-        if inner is None:
-            return
-        try:
-            inner.disconnect()
-        except camera_errors() as error:
-            logger.debug("%s did not close: %s", self, error)
+    def _close(self) -> bool:
+        """Close the inner camera if it is open; ``False`` while its driver waits for a picture."""
+        self._old, self._inner = self._inner or self._old, None
+        if self._old is not None and not close_camera(self._old):
+            return False
+        self._old = None
+        return True

@@ -1,13 +1,18 @@
-"""A camera inside another one: how it is made, and what it may raise."""
+"""A camera inside another one: how it is made, what it may raise, and how it is closed without harm."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 
 from lerobot.cameras.camera import Camera
 from lerobot.cameras.configs import CameraConfig
 from lerobot.cameras.utils import make_cameras_from_configs
 
+logger = logging.getLogger(__name__)
+
+READER_S = 2.0  # how long a camera's reading thread is waited for
 #: What drivers raise: lost devices and time-outs (OSError), what reading from half-closed ones gives, and
 #: their own slips. Not here: ImportError, since a package that is missing is an error at the start.
 BUILTIN_ERRORS = (
@@ -48,3 +53,27 @@ def make_camera(config: CameraConfig) -> Camera:
         if isinstance(cause, OSError | RuntimeError) or _UNPLUGGED in str(error):
             raise ConnectionError(str(cause or error)) from error
         raise
+
+
+def close_camera(camera: Camera) -> bool:
+    """Close a camera, unless a thread of its own is still reading from the device.
+
+    LeRobot 0.6.1 waits two seconds for that thread and then closes the device under it; with OpenCV the whole
+    process ends when the device delivers again. Its cameras call the thread and what ends it ``thread`` and
+    ``stop_event``.
+
+    Returns:
+        Whether it is closed. If not, its thread ends when its read returns: try again then.
+    """
+    try:
+        stop, thread = getattr(camera, "stop_event", None), getattr(camera, "thread", None)
+        if isinstance(stop, threading.Event):
+            stop.set()
+        if isinstance(thread, threading.Thread):
+            thread.join(READER_S)
+            if thread.is_alive():
+                return False
+        camera.disconnect()
+    except camera_errors() as error:
+        logger.debug("%s did not close: %s", camera, error)
+    return True

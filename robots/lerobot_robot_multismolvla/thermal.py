@@ -19,18 +19,18 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_thermal import COLDEST_C, HOTTEST_C, LAYOUTS, ThermalCameraConfig
-from lerobot_robot_multismolvla.inner import camera_errors, make_camera
+from lerobot_robot_multismolvla.inner import camera_errors, close_camera, make_camera
 from multismolvla.thermal import ranges
 
 logger = logging.getLogger(__name__)
 
 ZERO_C = 273.15  # kelvin
 _FOURCC = "Y16 "
-_FIRST_S = 5.0  # how long the first picture is waited for
+_FIRST_S = 5.0  # how long the first picture is waited for, and the last one
 
 
 class Source(Protocol):
-    """Where raw frames come from."""
+    """Where raw frames come from. Only the thread that reads from it closes it."""
 
     def read(self) -> NDArray[Any]:
         """The next raw frame; waits for it.
@@ -108,12 +108,12 @@ class ThermalCamera(Camera):
                 "them, without rows of telemetry."
             )
         self.config = config
-        self._source: Source | None = None
+        self._connected = False
         self._new = threading.Condition()
         self._picture: NDArray[np.uint8] | None = None
         self._failure: Exception | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.stop_event = threading.Event()  # named as in LeRobot's cameras, see `close_camera`
+        self.thread: threading.Thread | None = None
         self.latest_timestamp: float | None = None
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class ThermalCamera(Camera):
     @property
     def is_connected(self) -> bool:
         """Whether it is open."""
-        return self._source is not None
+        return self._connected
 
     @staticmethod
     def find_cameras() -> list[Any]:
@@ -138,29 +138,26 @@ class ThermalCamera(Camera):
             ConnectionError: the source cannot be opened, or no picture comes.
             ValueError: it delivers no temperatures.
         """
-        if self._source is not None:
+        if self._connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected.")
         source = self._open()
-        try:
-            first = self._temperatures(source.read())
-            middle = float(np.median(first))
-            if not COLDEST_C < middle < HOTTEST_C:
-                raise ValueError(
-                    f"{self}: the middle temperature of the picture is {middle:.0f} degrees Celsius. That is "
-                    "none: switch automatic gain off (Lepton: TLinear on), or correct layout."
-                )
-        except ValueError:
-            source.close()
-            raise
-        except OSError as error:
-            source.close()
-            raise ConnectionError(f"{self}: no picture comes: {error}.") from error
-        self._source, self._failure = source, None
-        self._keep(first)
+        self._picture, self._failure, self.stop_event = None, None, threading.Event()
+        self.thread = threading.Thread(
+            target=self._read_on, args=(source, self.stop_event), daemon=True, name=str(self)
+        )
+        self.thread.start()
+        with self._new:
+            self._new.wait_for(lambda: self._picture is not None or self._failure is not None, _FIRST_S)
+            failure = self._failure
+            if self._picture is None and failure is None:
+                failure = TimeoutError(f"none within {_FIRST_S:.0f} s")
+        if failure is not None:
+            self._end()
+            if isinstance(failure, ValueError):
+                raise failure
+            raise ConnectionError(f"{self}: no picture comes: {failure}.") from failure
+        self._connected = True
         ranges.open_ranges[id(self)] = ranges.OpenRange(str(self), self.config.range_c)
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._read_on, daemon=True, name=str(self))
-        self._thread.start()
 
     def disconnect(self) -> None:
         """Close the source.
@@ -168,14 +165,11 @@ class ThermalCamera(Camera):
         Raises:
             DeviceNotConnectedError: it is not connected.
         """
-        source, self._source = self._source, None
-        if source is None:
+        if not self._connected:
             raise DeviceNotConnectedError(f"{self} is not connected.")
+        self._connected = False
         ranges.open_ranges.pop(id(self), None)
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5.0)
-        source.close()
+        self._end()
 
     def read_latest(self, max_age_ms: int = 500) -> NDArray[Any]:
         """The latest picture, uint8 (H, W, 3); never waits.
@@ -204,7 +198,7 @@ class ThermalCamera(Camera):
         return self.async_read()
 
     def _shown(self, max_age_ms: float | None) -> NDArray[Any]:
-        if self._source is None or self._picture is None or self.latest_timestamp is None:
+        if not self._connected or self._picture is None or self.latest_timestamp is None:
             raise DeviceNotConnectedError(f"{self} is not connected.")
         if self._failure is not None:
             raise RuntimeError(f"{self} has failed: {self._failure}") from self._failure
@@ -213,18 +207,39 @@ class ThermalCamera(Camera):
             raise TimeoutError(f"{self}: the latest picture is {age:.0f} ms old, more than {max_age_ms}.")
         return self._picture
 
-    def _read_on(self) -> None:
+    def _end(self) -> None:
+        """Have the reading thread end and close its source, if need be when its last read returns."""
+        self.stop_event.set()
+        assert self.thread is not None  # of the connection that ends
+        self.thread.join(timeout=_FIRST_S)
+        if self.thread.is_alive():
+            logger.warning("%s stays open until it delivers a frame, or says that there is none.", self)
+
+    def _read_on(self, source: Source, stop: threading.Event) -> None:
         """Keep the latest picture, until the source fails."""
-        source = self._source
-        assert source is not None  # set before this thread began
-        while not self._stop.is_set():
-            try:
-                self._keep(self._temperatures(source.read()))
-            except camera_errors() as error:
-                with self._new:
+        try:
+            while not stop.is_set():
+                temperature = self._temperatures(source.read())
+                if stop.is_set():
+                    break  # a late frame is not one of the next connection
+                if self._picture is None:
+                    self._check_first(temperature)
+                self._keep(temperature)
+        except camera_errors() as error:
+            with self._new:
+                if not stop.is_set():
                     self._failure = error
-                    self._new.notify_all()
-                return
+                self._new.notify_all()
+        finally:
+            source.close()
+
+    def _check_first(self, temperature: NDArray[np.float32]) -> None:
+        middle = float(np.median(temperature))
+        if not COLDEST_C < middle < HOTTEST_C:
+            raise ValueError(
+                f"{self}: the middle temperature of the picture is {middle:.0f} degrees Celsius. That is "
+                "none: switch automatic gain off (Lepton: TLinear on), or correct layout."
+            )
 
     def _keep(self, temperature: NDArray[np.float32]) -> None:
         shown = grey(temperature, self.config.range_c)
@@ -312,12 +327,13 @@ class _InnerSource:
 
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
-        camera.connect()
+        camera.connect(warmup=False)  # the first frame is waited for here, and see `close_camera`
 
     def read(self) -> NDArray[Any]:
         """See `Source`."""
         return self._camera.async_read(1000 * _FIRST_S)
 
     def close(self) -> None:
-        """See `Source`."""
-        self._camera.disconnect()
+        """See `Source`; waits for the camera's own reading thread."""
+        while not close_camera(self._camera):
+            logger.debug("%s: its driver still waits for a frame.", self._camera)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import struct
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,7 +26,7 @@ from lerobot.cameras.opencv import OpenCVCameraConfig
 from lerobot.cameras.realsense import RealSenseCameraConfig, camera_realsense
 from lerobot.cameras.utils import make_cameras_from_configs
 from lerobot.cameras.zmq import ZMQCameraConfig
-from processes import free_port, publish_pictures
+from processes import environment, free_port, publish_pictures
 from scripted_camera import HEIGHT, WIDTH, Scripted, ScriptedConfig, picture
 
 import lerobot_policy_multismolvla  # noqa: F401  as LeRobot's plugin discovery
@@ -34,7 +37,7 @@ from lerobot_robot_multismolvla.guarded import COLOUR, DEPTH, GuardedCamera, Los
 @pytest.fixture
 def world(request):
     made = SimpleNamespace(
-        colour=picture(), depth=None, shut=None, sticks=False, opened=0, knows={}, missing=None
+        colour=picture(), depth=None, shut=None, sticks=False, opened=0, knows={}, missing=None, harmed=0
     )
     Scripted.worlds = {"a": made}
     return made
@@ -228,6 +231,43 @@ def test_a_dead_camera_is_opened_again(world, monkeypatch):
         camera.disconnect()
 
 
+def test_a_camera_is_not_closed_under_a_thread_that_waits_for_its_picture(world, monkeypatch, caplog):
+    """LeRobot 0.6.1 does that after two seconds; with OpenCV the process crashes when the picture comes."""
+    monkeypatch.setattr("lerobot_robot_multismolvla.guarded.REOPEN_S", 0.05)
+    monkeypatch.setattr(inner, "READER_S", 0.05)
+    caplog.set_level(logging.DEBUG)
+    world.hang = threading.Event()
+    camera = GuardedCamera(config())
+    camera.connect()
+    world.colour = TimeoutError("too old")
+    camera.read_latest()
+    assert until(lambda: caplog.text.count("still waits for a picture from when it was open last") >= 2)
+    assert (world.opened, world.harmed) == (1, 0)
+    world.colour = picture(5)
+    world.hang.set()
+    assert until(lambda: bool(camera.read_latest().any()))
+    assert (world.opened, world.harmed) == (2, 0)
+    world.hang.clear()
+    camera._reopen()
+    camera.disconnect()
+    assert "is left open" in caplog.text
+    assert world.harmed == 0
+    world.hang.set()
+
+
+def test_a_camera_that_never_delivers_is_not_closed_under_its_thread_either(world, monkeypatch):
+    monkeypatch.setattr(inner, "READER_S", 0.05)
+    world.hang, world.colour = threading.Event(), TimeoutError("none came")
+    with pytest.raises(ConnectionError, match=r"none came.*required=false"):
+        GuardedCamera(config()).connect()
+    camera = GuardedCamera(config(required=False))
+    camera.connect()
+    assert camera.losses == {COLOUR: Loss.ABSENT}
+    camera.disconnect()
+    assert world.harmed == 0
+    world.hang.set()
+
+
 def test_a_camera_whose_constructor_does_not_find_it_is_opened_when_it_is_there(world, monkeypatch):
     monkeypatch.setattr("lerobot_robot_multismolvla.guarded.REOPEN_S", 0.05)
     world.missing = ConnectionError("nobody has that name")
@@ -353,7 +393,6 @@ def test_another_size_than_agreed_stops_the_robot_before_it_moves(world):
         ),
         ({"inner": ScriptedConfig(width=640)}, r"width=8, but inner.width=640"),
         ({"fps": None}, "fps is not given"),
-        ({"inner": ZMQCameraConfig(server_address="robot")}, "timeout_ms=5000; expected at most 1000"),
         ({"max_age_ms": 30}, "less than two pictures at 30 per second.*at least 67"),
     ],
 )
@@ -418,3 +457,12 @@ def test_a_publisher_that_is_stopped_killed_and_started_again():
         process.wait()
         if camera.is_connected:
             camera.disconnect()
+
+
+@pytest.mark.slow
+def test_an_opencv_camera_that_stalls_and_goes_on_does_not_end_the_process(tmp_path):
+    """LeRobot's own OpenCV camera, in a process of its own because a crash ends it."""
+    words = [sys.executable, "-m", "stalling_camera.stalls", str(tmp_path / "pipe")]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, ["shown", "back", "left"]), done.stderr
+    assert "is left open" in done.stderr

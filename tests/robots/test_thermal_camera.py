@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -150,6 +151,8 @@ class Device:
     def __init__(self, fourcc: str, picture: np.ndarray) -> None:
         self.options: dict[int, float] = {}
         self.fourcc, self.picture, self.dead, self.released = fourcc, picture, False, False
+        self.flows, self.waits, self.reading = threading.Event(), threading.Event(), threading.Lock()
+        self.flows.set()
 
     def set(self, option: int, value: float) -> bool:
         self.options[option] = value
@@ -163,10 +166,15 @@ class Device:
         return True
 
     def read(self) -> tuple[bool, np.ndarray]:
-        time.sleep(0.01)
+        with self.reading:
+            if not self.flows.is_set():
+                self.waits.set()
+            self.flows.wait()
+            time.sleep(0.01)
         return not self.dead, self.picture
 
     def release(self) -> None:
+        assert not self.reading.locked(), "OpenCV would crash"
         self.released = True
 
 
@@ -208,10 +216,35 @@ def test_a_device_that_dies_raises_as_lerobots_cameras_do(video):
     camera = video(device)
     camera.connect()
     device.dead = True
-    camera._thread.join(10)
+    camera.thread.join(10)
     with pytest.raises(RuntimeError, match="delivers no frame"):
         camera.read_latest()
     camera.disconnect()
+
+
+def test_a_device_is_not_closed_before_it_has_answered(video, monkeypatch, caplog):
+    device = Device("Y16 ", frame(rows=HEIGHT + 2))
+    camera = video(device)
+
+    def answers_late() -> None:
+        assert "stays open" in caplog.text
+        assert not device.released
+        device.flows.set()
+        camera.thread.join(10)
+        assert device.released
+        device.released = False
+        caplog.clear()
+
+    camera.connect()
+    monkeypatch.setattr("lerobot_robot_multismolvla.thermal._FIRST_S", 0.1)
+    device.flows.clear()
+    assert device.waits.wait(10)
+    camera.disconnect()
+    answers_late()
+    device.flows.clear()
+    with pytest.raises(ConnectionError, match="no picture comes"):
+        camera.connect()
+    answers_late()
 
 
 def test_an_old_picture_is_not_shown(recorded, monkeypatch):
@@ -245,6 +278,29 @@ def test_it_is_guarded_and_may_read_another_camera(monkeypatch):
         assert not camera.read_latest().any()
     finally:
         camera.disconnect()
+
+
+def test_the_camera_that_it_reads_is_not_closed_before_its_thread_has_ended(monkeypatch):
+    monkeypatch.setattr("lerobot_robot_multismolvla.inner.READER_S", 0.05)
+    monkeypatch.setattr("lerobot_robot_multismolvla.thermal._FIRST_S", 0.2)
+    world = SimpleNamespace(
+        colour=frame()[..., None], depth=None, shut=None, sticks=False, opened=0, closed=0, harmed=0
+    )
+    world.hang = threading.Event()
+    Scripted.worlds = {"a": world}
+    camera = ThermalCamera(
+        ThermalCameraConfig(range_c=RANGE, inner=ScriptedConfig(), width=WIDTH, height=HEIGHT, fps=30)
+    )
+    camera.connect()
+    camera.disconnect()
+    assert world.closed == 0
+    world.colour = TimeoutError("none came")
+    with pytest.raises(ConnectionError, match="none came"):
+        camera.connect()
+    assert world.closed == 0
+    world.hang.set()
+    camera.thread.join(10)
+    assert (world.closed > 0, world.harmed) == (True, 0)
 
 
 def test_the_policys_range_is_compared_with_that_of_the_open_cameras(recorded):
