@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 #: Policies that need no checkpoint: standing still and chance are lower bounds, the scripted expert, which
-#: reads the simulator's state, an upper one.
-BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert")
+#: reads the simulator's state, an upper one. `replay` plays one demonstration per task of a recording.
+BUILTIN_POLICIES: tuple[str, ...] = ("zero", "random", "expert", "replay:DATASET")
 #: Value of ``--view`` that opens a viewer on this machine.
 VIEWER = "viewer"
 #: A name becomes part of file names and of the report's anchors.
@@ -44,11 +44,11 @@ class EvalConfig:
 
     # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those
     # (the same policy without pictures), `no_health:` and one (with policy.health=off), or `builtin:` and one
-    # of zero, random, expert.
+    # of zero, random, expert, replay:DATASET (open loop, what multismolvla-record wrote of LIBERO).
     policies: list[str] = field(default_factory=list)
     # The policy that the others are compared with; the last one when left out.
     baseline: str | None = None
-    # Policies that run C0 only: no fault can touch them (zero, random, expert) or none needs to (no_vision).
+    # Policies that run C0 only: no fault can touch them (builtin:) or none needs to (no_vision).
     clean_only: list[str] = field(default_factory=list)
     env: EnvironmentArguments = field(default_factory=EnvironmentArguments)
     # smoke, quick, standard or full: conditions and episodes per task.
@@ -128,7 +128,9 @@ class EvalConfig:
                     f"--policies has the entry {text!r}; built-in policies look at no picture anyway. "
                     f"{prefix}: takes a checkpoint."
                 )
-            if path.startswith("builtin:") and path.removeprefix("builtin:") not in BUILTIN_POLICIES:
+            kind, colon, dataset = path.removeprefix("builtin:").partition(":")
+            builtin = f"{kind}:DATASET" if colon and dataset else kind
+            if path.startswith("builtin:") and builtin not in BUILTIN_POLICIES:
                 raise ValueError(
                     f"Unknown built-in policy {path!r}. Known: {[f'builtin:{n}' for n in BUILTIN_POLICIES]}."
                 )

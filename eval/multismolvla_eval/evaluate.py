@@ -30,7 +30,12 @@ from multismolvla.corruption import Condition, parse_condition
 from multismolvla.system.command import entry_point, parse_options
 from multismolvla_eval.config import VIEWER, EvalConfig
 from multismolvla_eval.forecast import detailed_lines, summary_lines
-from multismolvla_eval.policies.checkpoints import checkpoint_path, policy_hash, resolve_checkpoint
+from multismolvla_eval.policies.checkpoints import (
+    builtin_identity,
+    checkpoint_path,
+    policy_hash,
+    resolve_checkpoint,
+)
 from multismolvla_eval.protocol.levels import Level, level_conditions, refuse_unfaultable, resolve
 from multismolvla_eval.protocol.schedule import EpisodeSpec, episodes, remaining
 from multismolvla_eval.records.manifest import (
@@ -141,15 +146,16 @@ def _settle(config: EvalConfig) -> Level:
             f"--batch_size={config.batch_size} the simulators have no weights. Run attacks and random signs "
             "(C6) with --batch_size=1, the other conditions in a run of their own."
         )
-    for checkpoint in dict.fromkeys(checkpoint_path(path) for path in config.policy_paths().values()):
+    for path in dict.fromkeys(checkpoint_path(path) or path for path in config.policy_paths().values()):
         try:
-            found = None if checkpoint is None else resolve_checkpoint(checkpoint)
-            if config.dry_run and found is not None and not os.path.isdir(found):
-                _say(f"{checkpoint} is no folder here and is taken for a hub id.")
+            if path.startswith("builtin:"):
+                builtin_identity(path)  # a replay needs its recording
+            elif not os.path.isdir(resolve_checkpoint(path)) and config.dry_run:
+                _say(f"{path} is no folder here and is taken for a hub id.")
         except FileNotFoundError:
             if not config.dry_run:  # which is asked before training, too
                 raise
-            _say(f"warning: there is no policy under {checkpoint} yet.")
+            _say(f"warning: there is no policy under {path} yet.")
     return replace(
         level,
         conditions=conditions,

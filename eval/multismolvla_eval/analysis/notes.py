@@ -148,6 +148,8 @@ def _policy_notes(policy: PolicySummary, cells: Cells, manifest: RunManifest) ->
         )
     if facts.no_vision:
         yield f"{name} is shown no pictures: what it still solves needs no sensors."
+    if facts.description and not facts.privileged:
+        yield f"{name} {facts.description}."
     derived = [m for m, kind in policy.provenance.items() if kind.startswith("derived")]
     if derived:
         yield f"{name} computes {', '.join(derived)} from RGB: this is no sensor redundancy."

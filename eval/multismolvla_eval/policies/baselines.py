@@ -100,25 +100,27 @@ def without_pictures(batch: Batch) -> Batch:
     return changed
 
 
-class _WithoutWeights:
+class WithoutWeights:
     """What built-in policies have in common: they look at no picture and keep nothing between episodes."""
 
     config = None
 
     def reset(self) -> None:
-        pass
+        """Nothing to forget."""
 
     def watch(self, env: gym.Env) -> None:
-        pass
+        """Nothing to look at."""
 
     def prepare(self, batch: Batch) -> Batch:
+        """The batch as it is."""
         return batch
 
     def last_look(self) -> Look:
+        """Nothing was seen."""
         return Look()
 
 
-class BuiltinPolicy(_WithoutWeights):
+class BuiltinPolicy(WithoutWeights):
     """A policy without weights: ``zero`` stands still, ``random`` draws uniformly from [-1, 1]."""
 
     def __init__(self, kind: str, action_dim: int) -> None:
@@ -164,7 +166,7 @@ class _MiniExpert:
         return self._expert.action(snapshot(bare.simulation, bare.task_id))
 
 
-class ExpertPolicy(_WithoutWeights):
+class ExpertPolicy(WithoutWeights):
     """``builtin:expert``: the suites' scripted experts, a privileged oracle and no policy.
 
     They read poses and contacts from the simulator. LIBERO's expert also tries variants of its motions before

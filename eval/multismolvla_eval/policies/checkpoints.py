@@ -14,6 +14,8 @@ NO_VISION = "no_vision:"
 NO_HEALTH = "no_health:"
 #: The scripted experts as ``--policies`` names them.
 EXPERT = "builtin:expert"
+#: Prefix of a recording's folder: its demonstrations, played back without looking.
+REPLAY = "builtin:replay:"
 
 
 def checkpoint_path(path: str) -> str | None:
@@ -155,15 +157,50 @@ def _hub_snapshot(name: str, revision: str | None = None) -> Path:
 def builtin_identity(path: str) -> str:
     """What a row's ``checkpoint`` says of a built-in policy: its name, the expert's with its code's hash.
 
+    A replay's comes with the hash of what the recording keeps of the simulation.
+
     Args:
         path: as in ``--policies``, e.g. ``builtin:zero``.
+
+    Raises:
+        FileNotFoundError: there is no such recording.
     """
+    if path.startswith(REPLAY):
+        files = recorded_simulation(Path(path.removeprefix(REPLAY)))
+        return f"{REPLAY.removesuffix(':')}@{_content_hash(tuple(files))}"
     if path != EXPERT:
         return path
     spec = importlib.util.find_spec("lerobot_env_multismolvla")  # importing it would import LeRobot
     assert spec is not None
     assert spec.origin is not None
     return f"{path}@{_expert_hash(Path(spec.origin).parent)}"
+
+
+def recorded_simulation(folder: Path) -> list[Path]:
+    """The files in which ``multismolvla-record`` keeps states and executed actions, one for each episode.
+
+    Args:
+        folder: of the LeRobotDataset.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    files = sorted(folder.glob("meta/simulation/episode_*.npz"))
+    if not files:
+        raise FileNotFoundError(
+            f"{REPLAY}{folder}: no executed actions there ({folder}/meta/simulation). Name a data set that "
+            "multismolvla-record made of one of LIBERO's suites."
+        )
+    return files
+
+
+@cache
+def _content_hash(files: tuple[Path, ...]) -> str:
+    """12 hexadecimal digits over names and content of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @cache

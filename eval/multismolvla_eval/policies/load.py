@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from multismolvla_eval.environments import EnvironmentSource
 from multismolvla_eval.policies.baselines import BuiltinPolicy, ExpertPolicy, NoVisionPolicy
-from multismolvla_eval.policies.checkpoints import NO_VISION
+from multismolvla_eval.policies.checkpoints import NO_VISION, REPLAY
 from multismolvla_eval.policies.interface import Policy, PolicyServer
+from multismolvla_eval.policies.replay import ReplayPolicy
 
 
 def load_policy(
@@ -27,10 +28,13 @@ def load_policy(
         server: of the policies that plan ahead; without it all weights are loaded here.
 
     Raises:
+        FileNotFoundError, ValueError: the recording of ``builtin:replay:`` does not fit, see `ReplayPolicy`.
         ValueError: a checkpoint is to run in an environment that LeRobot does not know.
     """
     if path == "builtin:expert":
         return ExpertPolicy(source)
+    if path.startswith(REPLAY):
+        return ReplayPolicy(path, source)
     if path.startswith("builtin:"):
         return BuiltinPolicy(path.removeprefix("builtin:"), source.action_dim)
     if source.config is None:
