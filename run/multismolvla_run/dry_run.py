@@ -30,6 +30,7 @@ def dry_run_text(run: TrainingRun, steps: Sequence[Step]) -> str:
             *_data(run, there),
             *_stages(steps, run.environment()),
             *(_needs(run, steps, {**fetched, **({} if there else preset.downloads)}) if fetched else ()),
+            *_measured_hours(run, steps),
         ]
     )
 
@@ -155,6 +156,21 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
     verdict = "" if free > disk else ": NOT ENOUGH"
     wanted = f"{disk:.0f} GB for downloads and checkpoints, without data"
     yield f"  disk: {wanted}; {free:.0f} GB are free{verdict}"
+
+
+def _measured_hours(run: TrainingRun, steps: Sequence[Step]) -> Iterator[str]:
+    """What is left to compute, for presets that say what it takes; empty for others."""
+    hours = {}
+    for step in steps:
+        stage = run.preset.stage(step.stage.name)
+        left = (stage.steps or _number(stage.args, "steps", 0)) - step.resume_step
+        if step.action is not Action.SKIP and (stage.core_seconds or stage.core_seconds_per_step):
+            hours[stage.name] = (stage.core_seconds + left * stage.core_seconds_per_step) / 3600
+    if not hours:
+        return
+    yield "\nHours of one core, from measured seconds per step; two free cores need half to all of that:"
+    yield from (f"  {name:<18}{needed:5.2f} h" for name, needed in hours.items())
+    yield f"  {'together':<18}{sum(hours.values()):5.2f} h"
 
 
 def _number(args: Options, name: str, default: int) -> int:

@@ -49,6 +49,9 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         args: options -> values, with placeholders.
         steps: optimizer steps of a ``lerobot-train`` stage.
         produces: files below the stage's folder that show that a module stage has finished.
+        core_seconds: measured processor time of the stage, without that of its steps.
+        core_seconds_per_step: measured processor time of a step, loading included; a module's steps are its
+            option ``steps``.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     args: Options = {}
     steps: Annotated[int, Meta(ge=1)] | None = None
     produces: tuple[str, ...] = ()
+    core_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    core_seconds_per_step: Annotated[float, Meta(ge=0)] = 0.0
 
     @property
     def trains(self) -> bool:

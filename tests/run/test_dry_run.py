@@ -159,6 +159,30 @@ def test_the_mini_preset_downloads_nothing(cache, tmp_path, capsys) -> None:
     assert "to fetch" not in text
 
 
+def test_hours_follow_from_measured_seconds_and_the_steps_that_are_left(cache, tmp_path, capsys) -> None:
+    words = (f"--output={tmp_path / 'out'}", "--until=base")
+
+    def hours(*more: str) -> dict[str, float]:
+        text = answer("libero_tiny", capsys, *words, *more)
+        return {name: float(h) for name, h in re.findall(r"^  (\w+) +([\d.]+) h$", text, re.MULTILINE)}
+
+    preset = presets.load_preset("libero_tiny", CONFIGS)
+    stages = [preset.stage(name) for name in ("pretrain", "tokens", "base")]
+    assert all(stage.core_seconds_per_step or stage.core_seconds for stage in preset.stages)
+    found = hours()
+    assert list(found) == ["pretrain", "tokens", "base", "together"]
+    for stage in stages:
+        steps = stage.steps or stage.args.get("steps", 0)
+        needed = stage.core_seconds + steps * stage.core_seconds_per_step
+        assert found[stage.name] == pytest.approx(needed / 3600, abs=0.006)
+    assert found["together"] == pytest.approx(sum(found.values()) / 2, abs=0.02)
+    more = hours("--", "pretrain:--steps=6000", "base:--steps=60000")
+    for stage in (stages[0], stages[2]):
+        longer = more[stage.name] * 3600 - stage.core_seconds
+        assert longer == pytest.approx(10 * (found[stage.name] * 3600 - stage.core_seconds), rel=0.05)
+    assert "Hours of one core" not in answer("mini", capsys, f"--output={tmp_path / 'out'}")
+
+
 def test_batch_size_from_the_command_line_counts(cache, tmp_path, capsys) -> None:
     text = answer(
         "libero_b", capsys, f"--output={tmp_path}", "--", "--batch_size=16", "robust:--batch_size=8"
