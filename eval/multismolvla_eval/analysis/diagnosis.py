@@ -54,7 +54,7 @@ class SensorUse(Struct, omit_defaults=True):
     n_action_steps: Count = 0  # executed per frame, over which the error is a mean
     modalities: list[str] = field(default_factory=list)  # that the policy reads and the dataset has
     controls: dict[str, ControlError] = field(default_factory=dict)  # by name, `true` first
-    failures: list[str] = field(default_factory=list)  # why the policy hardly uses its pictures
+    failures: list[str] = field(default_factory=list)  # of the check: what the policy hardly uses
 
 
 class Diagnosis(Struct, kw_only=True):

@@ -38,12 +38,13 @@ from multismolvla_eval.policies.checkpoints import NO_VISION, policy_hash
 
 #: Each control must raise the error by this share, besides an interval that excludes zero.
 MIN_RELATIVE = 0.10
-#: What a control that is judged shows of the policy, and what to look at where it shows it.
-_PICTURES = ("hardly uses its pictures", "view map, orientation and units of the streams")
+#: Control -> what it shows of the policy, with what in the place of the true, and where to look then.
+_PICTURES, _STREAMS = "hardly uses its pictures", "view map, orientation and units of the streams"
+_TASK, _WORDS = "hardly follows its instruction", "that the instructions differ in the policy's tokens"
 _JUDGED = {
-    "zeroed": _PICTURES,
-    "shuffled": _PICTURES,
-    "another task": ("hardly follows its instruction", "that the instructions differ in the policy's tokens"),
+    "zeroed": (_PICTURES, "zeroed ones", _STREAMS),
+    "shuffled": (_PICTURES, "shuffled ones", _STREAMS),
+    "another task": (_TASK, "those of other tasks", _WORDS),
 }
 
 
@@ -59,15 +60,15 @@ def failures(controls: Mapping[str, ControlError], judge_instruction: bool = Fal
             "Name a dataset with several, or leave the option out."
         )
     found = []
-    for name, (shows, remedy) in _JUDGED.items():
+    for name, (shows, shown, remedy) in _JUDGED.items():
         if name == "another task" and not judge_instruction:
             continue
         row, change = controls[name], controls[name].change
         assert change is not None
         if change.low <= 0 or change.relative < MIN_RELATIVE:
             found.append(
-                f"the policy {shows}: action error {row.error:.3f} ({name}), "
-                f"{controls['true'].error:.3f} (true), difference {change.difference:+.3f} "
+                f"the policy {shows}: action error {row.error:.3f} with {shown}, "
+                f"{controls['true'].error:.3f} with the true ones, difference {change.difference:+.3f} "
                 f"[{change.low:+.3f}, {change.high:+.3f}] = {change.relative:+.1%}. Expected: an interval "
                 f"above 0 and at least {MIN_RELATIVE:+.0%}. Train longer, or check {remedy}; "
                 "--strict=false goes on regardless."
