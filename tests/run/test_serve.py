@@ -305,9 +305,12 @@ def test_bytes_that_are_no_observation_are_refused_by_name(data, client, caplog)
     assert client.actions()
 
 
-def test_a_look_that_fails_is_told_and_the_next_one_is_taken(client):
+@pytest.mark.parametrize(
+    "value", [{"front": np.zeros((48, 96), np.uint8)}, {"s0.pos": 10**400}], ids=["picture", "number"]
+)
+def test_a_look_that_fails_is_told_and_the_next_one_is_taken(value, client):
     """Upstream answers with nothing and lets no other observation of that step pass: the arm stands still."""
-    client.observe(seen(front=np.zeros((48, 96), np.uint8)))
+    client.observe(seen(**value))
     with refused(INVALID, "Error"):
         client.actions()
     client.observe(seen(), must_go=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import pickletools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -104,9 +105,11 @@ def test_a_call_in_a_pickle_is_refused_and_not_made(call, place, tmp_path):
 
 #: ``setattr(TimedObservation, "get_timestep", 7)`` in pickle's language.
 CHANGES_THE_CLASS = (
-    pickle.PROTO + b"\x04" + pickle.GLOBAL + f"{helpers.__name__}\nTimedObservation\n".encode()
-    + pickle.NONE + pickle.EMPTY_DICT + pickle.SHORT_BINUNICODE + bytes([12]) + b"get_timestep"
-    + pickle.BININT1 + b"\x07" + pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD + pickle.STOP
+    pickle.PROTO + b"\x04" + pickle.SHORT_BINUNICODE + bytes([len(helpers.__name__)])
+    + helpers.__name__.encode() + pickle.SHORT_BINUNICODE + bytes([16]) + b"TimedObservation"
+    + pickle.STACK_GLOBAL + pickle.NONE + pickle.EMPTY_DICT
+    + pickle.SHORT_BINUNICODE + bytes([12]) + b"get_timestep" + pickle.BININT1 + b"\x07"
+    + pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD + pickle.STOP
 )  # fmt: skip
 
 
@@ -130,6 +133,51 @@ def test_a_dtype_of_numbers_that_claims_to_hold_objects_is_one_of_numbers():
     assert not read.observation["image"].dtype.hasobject
     with pytest.raises(MessageError, match="dtype 'O8'"):
         read_observation(pickle.dumps(observation(image=np.array([None]))))
+
+
+SHARED = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x04Nr\x07\0\0\0.", "opcode LONG_BINPUT"),
+        (b"Np7\n.", "opcode PUT"),
+        (b"\x80\x04(\x91.", "opcode FROZENSET"),
+        (pickle.dumps(observation(task={(1, 2): 3})), "a key: Expected `str`, got `tuple`"),
+        (pickle.dumps(observation(task={"a": 1, SHARED: 2})), "got `tuple`"),
+        (pickle.dumps(observation(task=[SHARED, {SHARED: 3}])), "got `tuple`"),
+        (pickle.dumps(observation(task=[None] * messages.MOST_OPCODES)), "more than 10000 opcodes"),
+        (pickle.dumps(Calls(np.dtype, ((),))), "An array of dtype of type tuple"),
+        (pickle.dumps(Calls(np._core.numeric._frombuffer, b"", [], (0,), "C")), "of type list"),
+    ],
+    ids=["place", "old place", "set", "key", "second key", "shared key", "opcodes", "dtype", "no dtype"],
+)  # fmt: skip
+def test_what_a_few_bytes_could_do_to_the_server_is_refused(data, message):
+    """Small ones, that would do nothing; those that would are sent to a process, in test_serve_processes."""
+    with pytest.raises(MessageError, match=message):
+        read_observation(data)
+
+
+def test_a_robot_with_many_cameras_and_joints_is_far_from_these_bounds():
+    cameras = {f"camera{n}": np.full((4, 4, 3), n, np.uint8) for n in range(40)}
+    joints = {f"joint{n}.pos": np.float32(n) for n in range(100)}
+    sent = pickle.dumps(observation(**cameras, **joints))
+    assert len(list(pickletools.genops(sent))) < messages.MOST_OPCODES / 2
+    read = read_observation(sent).observation
+    assert all(np.array_equal(read[name], value) for name, value in (cameras | joints).items())
+
+
+def test_arrays_are_no_larger_together_than_a_message(monkeypatch):
+    """One that is named a thousand times would be a thousand."""
+    monkeypatch.setattr(messages, "LARGEST", 3 * 48)
+    picture = np.zeros((4, 4, 3), np.uint8)
+    names = [f"camera{n}" for n in range(4)]
+    sent = TimedObservation(12.5, 3, dict.fromkeys(names[:3], picture))
+    assert read_observation(pickle.dumps(sent)).observation.keys() == set(names[:3])
+    sent = TimedObservation(12.5, 3, dict.fromkeys(names, picture))
+    with pytest.raises(MessageError, match="Arrays of more than 144 bytes"):
+        read_observation(pickle.dumps(sent))
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,33 @@ def test_hostile_bytes_are_named_and_nothing_is_executed(server, tmp_path):
         five_chunks(server, process, tmp_path / "after")
 
 
+#: A memo of 2 GiB for nothing; a tuple in a tuple, and so on, and one of twice the other, each as a key.
+MEMO = b"\x80\x04Nr\x00\x00\x00\x08."
+NESTED = b"\x80\x04})" + b"\x85" * 200_000 + b"Ns."
+DOUBLED = b"\x80\x04})\x94" + b"".join(b"h%c\x86\x94" % n for n in range(64)) + b"Ns."
+
+
+def test_small_messages_that_ask_for_much_cost_the_server_nothing(server, tmp_path):
+    def peak() -> int:
+        """Memory (bytes) that the server ever had."""
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+    before = peak()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = services_pb2_grpc.AsyncInferenceStub(channel)
+        stub.Ready(services_pb2.Empty())
+        for data, words in ((MEMO, "LONG_BINPUT"), (NESTED, "10000 opcodes"), (DOUBLED, "got `tuple`")):
+            with pytest.raises(grpc.RpcError, match=words):
+                stub.SendPolicyInstructions(services_pb2.PolicySetup(data=data))
+            with pytest.raises(grpc.RpcError, match=words):
+                stub.SendObservations(send_bytes_in_chunks(data, services_pb2.Observation))
+            assert server.said(words) == 2
+    assert peak() < before + 2**30
+    with client(server, tmp_path / "after") as process:
+        five_chunks(server, process, tmp_path / "after")
+
+
 def test_the_server_stops_when_it_is_asked(server):
     """Last, as it ends the server of this module."""
     server.process.send_signal(signal.SIGTERM)

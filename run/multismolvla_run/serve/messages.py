@@ -2,7 +2,8 @@
 
 lerobot 0.6.1 sends pickles. A pickle names the functions that put its content together, so ``pickle.loads``
 of a stranger's bytes runs the stranger's code. Here every name but those that a robot's observation needs is
-refused before it is called, and the message itself becomes a record whose fields are checked.
+refused before it is called, and the message itself becomes a record whose fields are checked. Before that,
+what a few bytes could make of the server's memory and stack is refused, too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import pickletools
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -24,13 +26,23 @@ from multismolvla.modalities import Feature
 
 #: Bytes of an observation: forty cameras of 1920 x 1080 pixels.
 LARGEST = 256 * 2**20
+#: Opcodes of a message: a picture takes some twenty, a number up to fifteen.
+MOST_OPCODES = 10_000
+#: Those of pickle's protocols 4 (Python 3.12) and 5, but for sets, and what says at which place to remember.
+_OPCODES = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES",
+    "BINBYTES", "BYTEARRAY8", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND",
+    "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "STACK_GLOBAL", "NEWOBJ", "REDUCE", "BUILD",
+})  # fmt: skip
+_FIRST_KEY = {"SETITEM": 1, "SETITEMS": 2}  # behind the dictionary, and the mark
 #: NumPy's codes of what pictures and joints are made of.
 _NUMBERS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
 _ORDERS = ("<", ">", "=", "|")
 #: What reading bytes that are no pickle, or the pickle of something else, ends with.
 _UNREADABLE = (
     pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError, ImportError,
-    OverflowError, MemoryError,
+    OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
 
 
@@ -74,9 +86,10 @@ def read_observation(data: bytes) -> TimedObservation:
         MessageError: the bytes are no observation.
     """
     read = _read(data, TimedObservation.__name__, TimedObservation)
-    read.observation = {
-        name: value.values if isinstance(value, _Array) else value for name, value in read.observation.items()
-    }
+    arrays = {name: value.values for name, value in read.observation.items() if isinstance(value, _Array)}
+    if sum(values.nbytes for values in arrays.values()) > LARGEST:  # of the same bytes, named many times
+        raise MessageError(f"Arrays of more than {LARGEST} bytes; those of an observation have fewer.")
+    read.observation |= {name: values.copy() for name, values in arrays.items()}
     return read
 
 
@@ -99,6 +112,7 @@ def joined(parts: Iterable[services_pb2.Observation]) -> bytes:
 def _read[T](data: bytes, name: str, message: type[T]) -> T:
     unpickler = _Unpickler(data, name)
     try:
+        _check(data)
         found = unpickler.load()
     except MessageError:
         raise
@@ -115,18 +129,51 @@ def _read[T](data: bytes, name: str, message: type[T]) -> T:
         raise MessageError(f"{name}: {error}. Is the client that of LeRobot 0.6.1?") from error
 
 
+def _check(data: bytes) -> None:
+    """See that a pickle asks for nothing that a client's never does, before it is carried out.
+
+    CPython does what it is asked: it makes a memo of as many places as a number in nine bytes says; and of a
+    tuple that is a key it takes the hash, and those of the tuples inside, without end, on the stack of C.
+
+    Raises:
+        UnpicklingError: another opcode, too many, or a key that is no text.
+    """
+    stack: list[pickletools.StackObject] = []
+    memo: list[pickletools.StackObject] = []
+    for number, (opcode, place, _) in enumerate(pickletools.genops(data)):
+        name, taken, made = opcode.name, opcode.stack_before, opcode.stack_after
+        if number == MOST_OPCODES:
+            raise pickle.UnpicklingError(f"more than {MOST_OPCODES} opcodes")
+        if name not in _OPCODES:
+            raise pickle.UnpicklingError(f"opcode {name}")
+        if name == "MEMOIZE":
+            memo.append(stack[-1])
+            continue
+        if name in ("BINGET", "LONG_BINGET"):
+            made = [memo[place or 0]]
+        count = len(taken)
+        if pickletools.stackslice in taken:  # all since the last mark
+            count += stack[::-1].index(pickletools.markobject) - 1
+        below = max(0, len(stack) - count)
+        items = stack[below:]
+        stack[below:] = made
+        for key in items[_FIRST_KEY[name] :: 2] if name in _FIRST_KEY else ():
+            if key is not pickletools.pyunicode:
+                raise pickle.UnpicklingError(f"a key: Expected `str`, got `{key.name}`")
+
+
 class _DType:
     """Stands for ``numpy.dtype``: one of plain numbers."""
 
     def __init__(self, code: str, *_: object) -> None:
-        if code not in _NUMBERS:
-            raise MessageError(f"An array of dtype {_short(str(code))}. Expected one of {sorted(_NUMBERS)}.")
+        if not isinstance(code, str) or code not in _NUMBERS:
+            raise MessageError(f"An array of dtype {_short(code)}. Expected one of {sorted(_NUMBERS)}.")
         self.code = self.text = code
 
     def __setstate__(self, state: tuple[int, str, *tuple[object, ...]]) -> None:
         order = state[1]
-        if order not in _ORDERS:
-            raise MessageError(f"An array of byte order {_short(str(order))}. Expected one of {_ORDERS}.")
+        if not isinstance(order, str) or order not in _ORDERS:
+            raise MessageError(f"An array of byte order {_short(order)}. Expected one of {_ORDERS}.")
         self.text = order + self.code
 
 
@@ -134,7 +181,7 @@ class _Array:
     """Stands for ``numpy.ndarray``, until it is known that everything fits."""
 
     def __init__(self, *_: object) -> None:
-        self.values: NDArray[Any] | None = None
+        self.values: NDArray[Any] = np.empty(0)
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
         _, shape, dtype, fortran, data = state
@@ -143,12 +190,18 @@ class _Array:
 
 def _made(data: bytes, dtype: _DType, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
     array = _Array()
-    array.values = np.frombuffer(data, dtype.text).reshape(shape, order=order).copy()
+    array.values = _from_buffer(data, dtype).reshape(shape, order=order)
     return array
 
 
 def _scalar(dtype: _DType, data: bytes) -> Any:
-    return np.frombuffer(data, dtype.text)[0]
+    return _from_buffer(data, dtype)[0]
+
+
+def _from_buffer(data: bytes, dtype: _DType) -> NDArray[Any]:
+    if not isinstance(dtype, _DType):
+        raise MessageError(f"An array of dtype {_short(dtype)}.")
+    return np.frombuffer(data, dtype.text)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -185,6 +238,8 @@ class _Unpickler(pickle.Unpickler):
         return found
 
 
-def _short(text: str) -> str:
-    """A stranger's text for the log: on one line, and not the whole of it."""
+def _short(text: object) -> str:
+    """A stranger's text for the log: on one line, and not the whole of it; of anything else its type."""
+    if not isinstance(text, str):
+        return f"of type {type(text).__name__}"
     return repr(text if len(text) <= 80 else text[:80] + "...")

@@ -41,7 +41,7 @@ from multismolvla_run.serve.pinned import PinnedPolicy, readable_features
 logger = logging.getLogger(__name__)
 
 #: What the policy and its processors raise when they cannot use an observation, or lack a file of theirs.
-_UNUSABLE = (ValueError, TypeError, LookupError, RuntimeError, OSError)
+_UNUSABLE = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError)
 _LONGEST = 2000  # letters of an error; gRPC sends them in a header
 
 
