@@ -258,7 +258,7 @@ class StoredGuard(NamedTuple):
     guard: GuardStep
 
     @classmethod
-    def beside(cls, checkpoint: Path | None, revision: str | None = None) -> StoredGuard | None:
+    def beside(cls, checkpoint: str | Path | None, revision: str | None = None) -> StoredGuard | None:
         """Read it.
 
         Args:
@@ -269,7 +269,7 @@ class StoredGuard(NamedTuple):
             ``None`` where there is no post-processor, or none with a guard.
         """
         file = f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
-        if checkpoint is None or (checkpoint.is_dir() and not (checkpoint / file).is_file()):
+        if checkpoint is None or (Path(checkpoint).is_dir() and not (Path(checkpoint) / file).is_file()):
             return None
         post = PolicyProcessorPipeline[PolicyAction, PolicyAction].from_pretrained(
             checkpoint, file, revision=revision,
