@@ -130,9 +130,9 @@ def _tokenize(
     import numpy as np
     from tqdm import tqdm
 
-    from multismolvla_data.annotate.tokenizing import IdMaker
+    from multismolvla_data.annotate.tokenizing import FramePlace, IdMaker
 
-    id_maker = IdMaker(tokenizers, cfg.views, cfg.device)
+    id_maker = IdMaker(tokenizers, cfg.views, cfg.device, cfg.health)
     parts: dict[str, list[np.ndarray]] = {stream.token_key: [] for stream in tokenizers.tokenized}
     keys = sorted(stream.key for stream in tokenizers.streams)
     with tqdm(total=sum(source.lengths), desc="tokenize", unit="frame") as bar:
@@ -140,7 +140,8 @@ def _tokenize(
             table = source.table(episode)
             for start in range(0, length, cfg.batch_size):
                 stop = min(start + cfg.batch_size, length)
-                ids, _ = id_maker.ids(source.pictures(table, episode, start, stop, keys))
+                pictures = source.pictures(table, episode, start, stop, keys)
+                ids, _ = id_maker.ids(pictures, FramePlace(episode, start))
                 for key, made in ids.items():
                     parts[key].append(made)
                 bar.update(stop - start)

@@ -22,7 +22,7 @@ from multismolvla.estimators.stored import as_stored
 from multismolvla.geometry import rotate_half_turns
 from multismolvla.modalities import Modality
 from multismolvla_data.annotate.plan import AnnotationPlan, Stream
-from multismolvla_data.annotate.tokenizing import IdMaker
+from multismolvla_data.annotate.tokenizing import FramePlace, IdMaker
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,15 @@ class Annotator:
     id_maker: IdMaker
     half_turns: Mapping[str, int]  # view -> 180-degree turns that bring its pictures upright
 
-    def annotate(self, pictures: Mapping[str, Tensor]) -> AnnotatedBatch:
-        """Make what the plan asks for of the source's pictures, as `.source.SourceDataset.pictures`."""
+    def annotate(self, pictures: Mapping[str, Tensor], place: FramePlace) -> AnnotatedBatch:
+        """Make what the plan asks for of the source's pictures, as `.source.SourceDataset.pictures`.
+
+        Raises:
+            ValueError: a recorded picture shows nothing.
+        """
         stored = self._make(self.plan.streams, pictures)
         read_again = {key: as_read(made) for key, made in stored.items()}
-        ids, valid = self.id_maker.ids({**pictures, **read_again})
+        ids, valid = self.id_maker.ids({**pictures, **read_again}, place)
         return AnnotatedBatch(stored, ids, valid)
 
     def unstored(self, streams: Sequence[Stream], pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ _CHOICES = {
 _MACHINE = {
     "output", "dry_run", "device", "num_workers", "rank", "world_size", "wait_minutes",
     "verify_frames", "max_mismatch",
+    "health",  # where it is another, an episode that could be finished is the same
 }  # fmt: skip
 #: Files and folders, which are known by their content instead.
 _PLACES = {
@@ -70,6 +71,13 @@ class TokenizerOptions:
     half_turns: dict[str, int] = field(default_factory=dict)
     # Nearest and farthest usable depth in metres; everything outside is invalid.
     depth_range_m: tuple[float, float] = (0.011, 10.0)
+    # What becomes of a recorded picture that shows nothing, because its ids would not tell: "strict" = an
+    # error, "act" = ids that say it is absent.
+    health: str = "strict"
+
+    def __post_init__(self) -> None:
+        if self.health not in ("strict", "act"):
+            raise ValueError(f"--health={self.health!r} is unknown. Expected strict or act.")
 
 
 @dataclass
@@ -155,6 +163,7 @@ class AnnotateConfig(TokenizerOptions):
     max_mismatch: float = 0.001
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -125,7 +125,7 @@ class AnnotationSetup:
 
     def id_maker(self) -> IdMaker:
         """The tokenizers at work."""
-        return IdMaker(self.tokenizers, self.plan.views, self.device)
+        return IdMaker(self.tokenizers, self.plan.views, self.device, self.cfg.health)
 
     def policy_options(self) -> JsonObject:
         """Options of a policy that reads the new data set: ids made with others are refused.
@@ -140,7 +140,7 @@ class AnnotationSetup:
         if Modality.THERMAL in tokenizers.parts:
             named |= {"thermal_route", "imagebind_rows"}
         # the other defaults are the policy's
-        own = {option.name for option in fields(TokenizerOptions)} - {"domains"}
+        own = {option.name for option in fields(TokenizerOptions)} - {"domains", "health"}
         named |= {name for name in own if getattr(cfg, name) != getattr(default, name)}
         if tokenizers.parts:
             options["domains"] = {"rgb": "rgb@224"} | {m: cfg.domains[m] for m in tokenizers.domains}

@@ -33,6 +33,7 @@ from multismolvla_data.annotate.annotator import Annotator, encode
 from multismolvla_data.annotate.plan import Stream
 from multismolvla_data.annotate.setup import AnnotationSetup
 from multismolvla_data.annotate.source import Stats
+from multismolvla_data.annotate.tokenizing import FramePlace
 from multismolvla_data.formats.features import Features, PictureFeature, declare_pictures
 
 #: Beside a shard's data: picture feature of depth -> share of usable pixels.
@@ -103,7 +104,7 @@ class EpisodeAnnotator:
                 stop = min(start + size, total)
                 if stop < total:
                     upcoming = ahead.submit(read, stop)
-                batch = self._annotator.annotate(pictures)
+                batch = self._annotator.annotate(pictures, FramePlace(episode, start))
                 for stream in self._plan.stored:
                     stored = batch.stored[stream.key]
                     for picture in (p for t, p in enumerate(stored, start) if t in wanted):

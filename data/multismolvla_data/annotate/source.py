@@ -28,6 +28,7 @@ from lerobot.datasets.video_utils import decode_video_frames
 from PIL import Image
 from torch import Tensor
 
+from multismolvla.modalities import padding_mask_key
 from multismolvla.tokenizers.recipe import file_fingerprint
 from multismolvla_data.formats.features import Features
 from multismolvla_data.formats.metadata import METADATA_FILE, DatasetMetadata, JoinedPart, read_metadata
@@ -97,11 +98,14 @@ class SourceDataset:
         """Pictures of the rows ``start`` to ``stop`` of an episode's table, as LeRobotDataset gives them.
 
         Returns:
-            key -> (B, C, H, W): colour uint8; depth float32 metres.
+            key -> (B, C, H, W): colour uint8; depth float32 metres. Beside them their presence flags (B,)
+            under `multismolvla.modalities.padding_mask_key`, where the data set has them.
         """
         rows = table.slice(start, stop - start)
+        flags = [flag for flag in map(padding_mask_key, keys) if flag in table.column_names]
+        found = {flag: torch.tensor(rows.column(flag).to_pylist()).reshape(-1) for flag in flags}
         with ThreadPoolExecutor(self.workers) as pool:
-            return {
+            return found | {
                 key: self._video(rows, episode, key)
                 if self.meta.features[key]["dtype"] == "video"
                 else self._images(rows, key, pool)

@@ -5,9 +5,11 @@ For every command that caches ids; by the functions that the policy uses at run 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 from multismolvla import weights
 from multismolvla.fourm import FourMConfig
 from multismolvla.fourm.modality import MINI_INFO, MODALITY_INFO, FourMModality
-from multismolvla.modalities import Feature, Modality, ViewMap, valid_key
+from multismolvla.health import Cause, Picture, inspect
+from multismolvla.modalities import Feature, Modality, ViewMap, padding_mask_key, valid_key
 from multismolvla.sensors import SensorReader
 from multismolvla.tokenizers import make_tokenizers
 from multismolvla.tokenizers.recipe import (
@@ -29,8 +32,21 @@ from multismolvla.tokenizers.recipe import (
     split_domains,
     token_recipe,
 )
-from multismolvla.tower import tokenize_view
+from multismolvla.tower import ABSENT, tokenize_view
 from multismolvla_data.annotate.plan import Stream
+
+logger = logging.getLogger(__name__)
+
+#: Pictures that show nothing, though their ids are those of any other. Those of depth without a valid pixel
+#: say themselves that nothing is there.
+_SHOWS_NOTHING = (Cause.ZERO, Cause.CONSTANT)
+
+
+class FramePlace(NamedTuple):
+    """Where a batch of consecutive frames begins in a data set."""
+
+    episode: int
+    frame: int
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,21 @@ class StreamTokenizers:
 
 
 class IdMaker:
-    """Makes ids of pictures as a reader of the data set gets them; weights are read at the first picture."""
+    """Makes ids of pictures as a reader of the data set gets them; weights are read at the first picture.
 
-    def __init__(self, chosen: StreamTokenizers, views: ViewMap, device: str) -> None:
+    Args:
+        chosen: the tokenizers.
+        views: whose pictures are read.
+        device: where the official networks run.
+        health: what becomes of recorded pictures that show nothing: ``strict`` = an error, ``act`` = their
+            ids say that they are absent.
+    """
+
+    def __init__(self, chosen: StreamTokenizers, views: ViewMap, device: str, health: str) -> None:
         options = chosen.options
         self._chosen, self._options, self._device = chosen, options, device
+        self._strict = health == "strict"
+        self._told: set[tuple[str, Cause]] = set()
         self._tokenizers = make_tokenizers(
             options.tokenizers,
             chosen.domains,
@@ -131,16 +157,23 @@ class IdMaker:
             half_turns=dict(options.half_turns),
         )
 
-    def ids(self, pictures: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    def ids(
+        self, pictures: Mapping[str, Tensor], place: FramePlace
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Ids of a batch.
 
         Args:
-            pictures: feature -> (B, C, H, W), of the streams at least.
+            pictures: feature -> (B, C, H, W), of the streams at least, and their presence flags.
+            place: of the first frame.
 
         Returns:
             token feature -> int16 (B, N); depth feature -> share of usable pixels.
+
+        Raises:
+            ValueError: a picture is not what it claims, or a recorded one shows nothing.
         """
         keys = {stream.key for stream in self._chosen.streams}
+        keys |= {padding_mask_key(key) for key in keys}
         canonical = self._reader.read({k: v for k, v in pictures.items() if k in keys})
         ids, valid = {}, {}
         for stream in self._chosen.streams:
@@ -153,5 +186,34 @@ class IdMaker:
                 tokenizer, size = self._tokenizers[stream.modality], self._options.image_size
                 with torch.no_grad():
                     made = tokenize_view(stream.modality, view, tokenizer, size, self._options.square)
+                if not stream.derive:
+                    made[self._showing_nothing(stream, canonical, place)] = ABSENT
                 ids[stream.token_key] = made.to(torch.int16).cpu().numpy()
         return ids, valid
+
+    def _showing_nothing(
+        self, stream: Stream, canonical: Mapping[str, Tensor], place: FramePlace
+    ) -> list[int]:
+        """Rows of the batch whose picture shows nothing and is not said to be absent.
+
+        Raises:
+            ValueError: there are some, with ``strict``.
+        """
+        seen = inspect(
+            [Picture(canonical[stream.key], stream.modality, canonical.get(valid_key(stream.key)))]
+        )
+        there = canonical.get(padding_mask_key(stream.key))
+        causes = seen.cause[:, 0] if there is None else torch.where(there, seen.cause[:, 0], 0)
+        found = {row: Cause(cause) for row, cause in enumerate(causes.tolist()) if cause in _SHOWS_NOTHING}
+        for row, cause in found.items():
+            what = f"{stream.key} is {cause.label} in episode {place.episode}, frame {place.frame + row}"
+            if self._strict:
+                raise ValueError(
+                    f"{what}: it shows nothing, and its ids would not tell. Leave that episode out, set "
+                    f"{padding_mask_key(stream.key)} to false there, or let such pictures count as absent: "
+                    "--health=act."
+                )
+            if (stream.key, cause) not in self._told:
+                self._told.add((stream.key, cause))
+                logger.warning("%s: such pictures count as absent.", what)
+        return [*found]

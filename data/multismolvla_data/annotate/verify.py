@@ -14,9 +14,11 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
+from multismolvla.modalities import padding_mask_key
 from multismolvla.system.command import CommandError
 from multismolvla_data.annotate.annotator import Annotator
 from multismolvla_data.annotate.setup import AnnotationSetup
+from multismolvla_data.annotate.tokenizing import FramePlace
 from multismolvla_data.formats.metadata import Verification
 
 logger = logging.getLogger(__name__)
@@ -48,13 +50,14 @@ class FinishedDataset:
         )
 
     def pictures(self, items: Items, episode: int, start: int) -> dict[str, Tensor]:
-        """Pictures of consecutive frames of an episode: feature -> (B, C, H, W).
+        """Pictures of consecutive frames of an episode, as `.source.SourceDataset.pictures`.
 
         Recorded streams that are kept as ids only come from the source, derived ones are estimated again.
         """
         plan, source = self.setup.plan, self.setup.source
         number = self.setup.episodes[episode]
         keys = [key for streams in plan.views.values() for key in streams.values()]
+        keys += [padding_mask_key(key) for key in keys]
         found = {key: torch.stack([item[key] for item in items]) for key in keys if key in items[0]}
         missing = [stream for stream in plan.streams if stream.key not in found]
         recorded: dict[str, Tensor] = {}
@@ -89,7 +92,8 @@ def verify(dataset: FinishedDataset) -> Verification:
     for episode, start in chosen:
         stop = min(start + cfg.batch_size, lengths[episode])
         items = frames_of(data, episode, start, stop)
-        ids, _ = dataset.annotator.id_maker.ids(dataset.pictures(items, episode, start))
+        place = FramePlace(dataset.setup.episodes[episode], start)
+        ids, _ = dataset.annotator.id_maker.ids(dataset.pictures(items, episode, start), place)
         for stream in tokenized:
             stored = torch.stack([item[stream.token_key] for item in items]).numpy()
             wrong[stream.token_key] += int((stored != ids[stream.token_key]).sum())

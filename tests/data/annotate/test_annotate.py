@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from tiny_dataset import write_dataset
 
-from multismolvla.modalities import token_key
+from multismolvla.modalities import default_view_map, token_key
 from multismolvla.system.command import entry_point
 from multismolvla_data.annotate import command as annotate_command
 from multismolvla_data.annotate.annotator import Annotator
@@ -288,6 +289,32 @@ def test_a_second_run_finds_it_made_and_other_options_are_refused(annotated, tmp
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WorkspaceError, match="no meta/multismolvla.json"):
         annotate(AnnotateConfig(**vars(cfg) | {"output": tmp_path}))
+
+
+def test_after_a_picture_that_shows_nothing_the_finished_episodes_are_kept(tmp_path, monkeypatch):
+    key, ids = default_view_map()["image"]["thermal"], token_key("image", "thermal")
+
+    def blacken(episode, step, made):
+        if (episode, step) == (1, 3):
+            made[key] = np.zeros_like(made[key])
+
+    source = write_dataset(tmp_path / "source", spoil=blacken)
+    options = {
+        "dataset": str(source), "output": tmp_path / "out", "modalities": ["thermal"], "tokenizers": "patch",
+        "domains": {"thermal": "tok_thermal@64"}, "image_size": 64, "batch_size": 4, "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=f"{key} is zero in episode 1, frame 3.*--health=act"):
+        annotate(AnnotateConfig(**options))
+    written, write = [], EpisodeAnnotator.write
+
+    def spy(self, episode, *rest):
+        written.append(episode)
+        write(self, episode, *rest)
+
+    monkeypatch.setattr(EpisodeAnnotator, "write", spy)
+    made = opened(annotate(AnnotateConfig(**options, health="act")))  # verifies the ids once more
+    assert written == [1]
+    assert [i for i in range(len(made)) if (made[i][ids] == -1).any()] == [12 + 3]
 
 
 def test_the_contact_sheet_shows_every_stream(annotated):
