@@ -129,6 +129,16 @@ def default_view_map(
     return {camera: {m: picture_key(camera, m) for m in modalities} for camera in cameras}
 
 
+def view_map_difference(found: ViewMap, expected: ViewMap) -> str:
+    """Which streams of two view maps are not alike, in words; empty if all are."""
+    return ", ".join(
+        f"{view}.{m} is {one or 'not there'} instead of {other or 'not there'}"
+        for view in {**expected, **found}
+        for m in MODALITIES
+        if (one := found.get(view, {}).get(m)) != (other := expected.get(view, {}).get(m))
+    )
+
+
 def validate_view_map(views: Mapping[str, Mapping[str, str]]) -> None:
     """Check a view map for what can be known without data.
 

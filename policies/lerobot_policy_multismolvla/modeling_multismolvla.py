@@ -49,6 +49,7 @@ from lerobot_policy_multismolvla.objectives.unlabelled import (
     reads_unlabelled,
     warn_of_unread,
 )
+from lerobot_policy_multismolvla.processor_multismolvla import check_stored_processors
 from lerobot_policy_multismolvla.safety.guard import StoredGuard
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
@@ -469,8 +470,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Load strictly: the frozen tower must be the only thing the file does not hold.
 
         Raises:
-            ValueError: missing or unexpected keys, other views than the checkpoint's, or a tower other than
-                the one it was trained with.
+            ValueError: missing or unexpected keys, other views than the checkpoint's or its processors', a
+                tower other than the one it was trained with, or damaged statistics in the processors.
         """
         stored = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=kwargs.get("revision"))
         if config is None:
@@ -478,6 +479,8 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             config.pretrained_path = Path(pretrained_name_or_path)  # stored is where that was trained from
         if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
+            # with adapters the processors lie beside them, and the weights in another folder
+            check_stored_processors(Path(config.pretrained_path or pretrained_name_or_path), config.views)
         policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
         if isinstance(stored, MultiSmolVLAConfig):
             policy._derived.trained = Pattern.of(stored)

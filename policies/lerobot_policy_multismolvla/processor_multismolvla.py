@@ -8,8 +8,10 @@ standard steps keep LeRobot's names and order; its scripts override them by name
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +19,29 @@ from lerobot.configs.types import PipelineFeatureType, PolicyFeature
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 from lerobot.processor import (
     DeviceProcessorStep,
+    EnvTransition,
     ObservationProcessorStep,
     PolicyAction,
     PolicyProcessorPipeline,
     ProcessorStepRegistry,
+    TransitionKey,
 )
 from lerobot.utils.constants import OBS_STATE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.safety.guard import guard_of, put_guard
+from lerobot_policy_multismolvla.safety.guard import GuardStep, guard_of, put_guard
 from multismolvla.health import Marker, Picture, StreamStatistics, health_key, inspect
-from multismolvla.modalities import ViewMap, valid_key
+from multismolvla.modalities import ViewMap, valid_key, view_map_difference
 from multismolvla.sensors import SensorReader
+from multismolvla.weights import read_json
+
+logger = logging.getLogger(__name__)
+
+#: LeRobot's files of a checkpoint's processors.
+PRE_FILE, POST_FILE = "policy_preprocessor.json", "policy_postprocessor.json"
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
@@ -71,9 +83,13 @@ class SensorStep(SensorReader, ObservationProcessorStep):
 class HealthStep(ObservationProcessorStep):
     """Marks every picture with what `multismolvla.health` says of it; the policy decides.
 
+    Statistics are of the data of a training that is over. A further one leaves them out: its data may be
+    others, and what is unusual among them is known only afterwards.
+
     Attributes:
         views: the view map.
-        fitted: what the statistics were fitted on, see ``multismolvla-health fit``; empty = none are there.
+        fitted: what the statistics were fitted on, see ``multismolvla-health fit``: the name of the data set,
+            its number of frames, and the views; empty = no statistics are there.
     """
 
     views: ViewMap = field(default_factory=dict)
@@ -83,6 +99,17 @@ class HealthStep(ObservationProcessorStep):
         self.statistics: dict[str, StreamStatistics] = {}  # by view.modality
         self.states: Tensor | None = None  # (2, D): where the robot was in the training data
         self._markers: dict[tuple[str, ...], Marker] = {}  # by the streams that are there
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """Mark the pictures of an observation."""
+        if self.fitted and _is_trained_on(transition):
+            logger.warning(
+                "The health statistics are left out: they are of %s, and training goes on, perhaps on other "
+                "data. When it is over: multismolvla-health fit.",
+                ", ".join(f"{k}={v}" for k, v in self.fitted.items() if k != "views"),
+            )
+            self.set_statistics({}, {})
+        return super().__call__(transition)
 
     def pictures(self, observation: Mapping[str, Any]) -> dict[str, Picture]:
         """The declared pictures that are there, by ``view.modality``."""
@@ -137,8 +164,14 @@ class HealthStep(ObservationProcessorStep):
         """Read the statistics.
 
         Raises:
-            ValueError: they are of streams that the view map does not declare, or damaged.
+            ValueError: they are of other views, or damaged.
         """
+        other = view_map_difference(self.fitted.get("views", self.views), self.views)
+        if other:
+            raise ValueError(
+                f"The health statistics are of other views: {other}. Fit them for these: "
+                "multismolvla-health fit."
+            )
         rows = {name: row for name, row in state.items() if name != OBS_STATE}
         declared = {f"{view}.{m}" for view, streams in self.views.items() for m in streams}
         unknown = sorted(set(rows) - declared)
@@ -168,6 +201,15 @@ class HealthStep(ObservationProcessorStep):
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
         """Marks are no features."""
         return features
+
+
+def _is_trained_on(transition: EnvTransition) -> bool:
+    """Whether these are rows of training data, which come with actions and their numbers in the data set.
+
+    LeRobot 0.6.1 tells processors neither that training begins nor on what.
+    """
+    about = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+    return transition.get(TransitionKey.ACTION) is not None and "index" in about
 
 
 def make_multismolvla_pre_post_processors(
@@ -203,6 +245,48 @@ def sensor_step(config: MultiSmolVLAConfig) -> SensorStep:
         num_labels=config.num_labels,
         half_turns=config.half_turns,
     )
+
+
+def check_stored_processors(folder: Path, views: ViewMap) -> None:
+    """See that a checkpoint's processors are of its policy's views, and that what our steps learned is whole.
+
+    LeRobot reads them without knowing the policy, and names no file that is damaged.
+
+    Args:
+        folder: of the checkpoint; without processors nothing is checked.
+        views: the policy's.
+
+    Raises:
+        ValueError: other views, named, or a damaged file.
+    """
+    own = {
+        "multismolvla_sensors": SensorStep,
+        "multismolvla_health": HealthStep,
+        "multismolvla_guard": GuardStep,
+    }
+    for path in (folder / name for name in (PRE_FILE, POST_FILE)):
+        for entry in read_json(path)["steps"] if path.is_file() else ():
+            name, config = entry.get("registry_name"), entry.get("config", {})
+            if name not in own:
+                continue
+            other = view_map_difference(config.get("views", views), views)
+            if other:
+                raise ValueError(
+                    f"{path}: the step {name} has other views than the policy: {other}. Take both from one "
+                    "training, or give a policy other views by multismolvla-export --views."
+                )
+            if "state_file" not in entry:
+                continue
+            file = folder / entry["state_file"]
+            try:
+                own[name](**config).load_state_dict(load_file(file))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{file} cannot be read: {error}. Fetch it again, or make it anew: "
+                    f"multismolvla-health fit --policy {folder} --dataset ..."
+                ) from error
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
 
 
 def complete_processors(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,8 @@ from multismolvla.modalities import (
     valid_key,
 )
 from multismolvla.tower import EncoderInputs, TowerOutput
+
+logger = logging.getLogger(__name__)
 
 RGB = MODALITIES.index(Modality.RGB)
 
@@ -90,6 +94,9 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
     """The pre-processor's marks of all streams, float (B, V, M, MARKS); ``None`` if it made none.
 
     Streams without marks have the cause -1.
+
+    Raises:
+        ValueError: the pre-processor marks pictures, but not all of the policy's.
     """
     state = batch[OBS_STATE]
     marks = state.new_zeros(len(state), len(cfg.views), len(MODALITIES), MARKS, dtype=torch.float32)
@@ -100,6 +107,14 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
             if health_key(key) in batch:
                 marks[:, v, MODALITIES.index(modality)] = batch[health_key(key)]
                 found = True
+    unmarked = tuple(key for key in cfg.stream_keys() if key in batch and health_key(key) not in batch)
+    if unmarked and any(key.endswith(health_key("")) for key in batch):
+        raise ValueError(
+            f"The pre-processor has other views than the policy: it marks no {', '.join(unmarked)}. Take the "
+            "processors of the policy's own checkpoint."
+        )
+    if unmarked:
+        _warn_of_unmarked(unmarked)
     if not found:
         return None
     marks[..., 0].clamp_(max=float(max(Cause)))
@@ -109,6 +124,15 @@ def health_marks(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> Tensor | 
     dead = marks[:, :, RGB, 0] >= Cause.CONSTANT
     seg[..., 0] = torch.where(empty & dead, float(Cause.ZERO), seg[..., 0])
     return marks
+
+
+@cache  # once for all looks
+def _warn_of_unmarked(keys: tuple[str, ...]) -> None:
+    logger.warning(
+        "Nothing looks at whether %s are fit to be used: the pre-processor has no step for health, or is of "
+        "other views. multismolvla-health fit adds the step.",
+        ", ".join(keys),
+    )
 
 
 def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, cause: Tensor) -> Tensor:

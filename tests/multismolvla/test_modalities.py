@@ -16,6 +16,7 @@ from multismolvla.modalities import (
     stream_name,
     valid_key,
     validate_view_map,
+    view_map_difference,
 )
 
 
@@ -38,6 +39,16 @@ def test_order_and_keys_are_the_project_wide_ones():
     }
     assert padding_mask_key("observation.images.image") == "observation.images.image_padding_mask"
     assert valid_key("observation.images.image_depth") == "observation.images.image_depth_valid"
+
+
+def test_the_streams_in_which_two_view_maps_differ_are_named():
+    views = {"front": {"rgb": "a", "depth": "b"}, "wrist": {"rgb": "c"}}
+    assert view_map_difference(views, {"wrist": {"rgb": "c"}, "front": {"depth": "b", "rgb": "a"}}) == ""
+    other = {"front": {"rgb": "x", "depth": "b"}, "top": {"seg": "d"}}
+    expected = (
+        "front.rgb is x instead of a, wrist.rgb is not there instead of c, top.seg is d instead of not there"
+    )
+    assert view_map_difference(other, views) == expected
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

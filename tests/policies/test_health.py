@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from safetensors.torch import save_file
 from tiny_policy import canonical_batch, chunk, flow_inputs
 
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.processor_multismolvla import (
     HealthStep,
     make_multismolvla_pre_post_processors,
 )
+from lerobot_policy_multismolvla.visual import _warn_of_unmarked
 from multismolvla.health import FEATURES, Cause, StreamStatistics, health_key
 from multismolvla.modalities import default_view_map, padding_mask_key
 
@@ -135,15 +140,22 @@ def test_nan_from_the_start_is_a_mistake_and_later_a_fault(make_config, make_pol
     assert torch.equal(chunk(policy, seen), told)
 
 
-def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
-    pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
+NARROW = StreamStatistics(
+    torch.zeros(len(FEATURES)), torch.full((len(FEATURES),), 0.3), torch.ones(len(FEATURES)), 0.1, 0.5, False
+)
+
+
+def fitted_processor(config, **about):
+    """A pre-processor with statistics of one stream, and its step."""
+    pre, _ = make_multismolvla_pre_post_processors(config, None)
     step = next(s for s in pre.steps if isinstance(s, HealthStep))
-    number = len(FEATURES)
-    narrow = StreamStatistics(
-        torch.zeros(number), torch.full((number,), 0.3), torch.ones(number), 0.1, 0.5, False
-    )
     states = torch.stack([torch.full((8,), -9.0), torch.full((8,), 9.0)])
-    step.set_statistics({"image.rgb": narrow}, {"dataset": "demo"}, states)
+    step.set_statistics({"image.rgb": NARROW}, {"dataset": "demo", **about}, states)
+    return pre, step
+
+
+def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
+    pre, _ = fitted_processor(make_config())
     before = pre(raw(batch))[health_key(RGB[0])]
     pre.save_pretrained(tmp_path)
     again = type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
@@ -157,6 +169,68 @@ def test_statistics_are_saved_with_the_checkpoint(make_config, batch, tmp_path):
     save_file({"observation.state": torch.full((2, 8), torch.nan)}, file)
     with pytest.raises(ValueError, match=r"states.*NaN: True.*multismolvla-health fit"):
         type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
-    save_file({"left.rgb": narrow.to_tensor()}, file)
+    save_file({"left.rgb": NARROW.to_tensor()}, file)
     with pytest.raises(ValueError, match=r"'left.rgb'.*multismolvla-health fit"):
         type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
+
+
+def test_statistics_of_another_view_map_are_refused(make_config, tmp_path):
+    other = {**VIEWS, "image": {**VIEWS["image"], "rgb": "observation.images.top"}}
+    pre, _ = fitted_processor(make_config(), views=other)
+    pre.save_pretrained(tmp_path)
+    difference = f"image.rgb is observation.images.top instead of {RGB[0]}"
+    with pytest.raises(ValueError, match=rf"{difference}\. .*multismolvla-health fit"):
+        type(pre).from_pretrained(tmp_path, config_filename="policy_preprocessor.json")
+
+
+def test_training_on_leaves_the_statistics_out(make_config, batch, caplog):
+    """LeRobot replaces those of its own steps by the new data's, and knows nothing of ours."""
+    pre, step = fitted_processor(make_config())
+    row = raw(batch) | {"action": batch["action"][:, 0]}
+    usual = pre(dict(row))[health_key(RGB[0])][:, 1]
+    assert usual.min() > 0, "an action alone is no training"
+    trained = pre(row | {"index": torch.arange(3)})[health_key(RGB[0])][:, 1]
+    assert trained.max() == 0
+    assert (step.fitted, step.state_dict()) == ({}, {})
+    pre(row | {"index": torch.arange(3)})
+    assert caplog.text.count("left out: they are of dataset=demo") == 1
+
+
+def test_processors_of_other_views_are_named_with_the_policy(make_policy, tmp_path):
+    policy, other = make_policy(), {"image": {"rgb": "observation.images.top"}}
+    policy.save_pretrained(tmp_path)
+    pre, post = make_multismolvla_pre_post_processors(policy.config, None)
+    pre.save_pretrained(tmp_path)
+    post.save_pretrained(tmp_path)
+    MultiSmolVLAPolicy.from_pretrained(tmp_path)
+    file = tmp_path / "policy_preprocessor.json"
+    stored = json.loads(file.read_text())
+    next(s for s in stored["steps"] if s["registry_name"] == "multismolvla_health")["config"]["views"] = other
+    file.write_text(json.dumps(stored))
+    difference = f"image.rgb is observation.images.top instead of {RGB[0]}, image.depth is not there instead"
+    with pytest.raises(ValueError, match=f"{file}.*multismolvla_health.*{difference}"):
+        MultiSmolVLAPolicy.from_pretrained(tmp_path)
+    # adapters have the processors beside them, and name the policy below
+    policy.save_pretrained(tmp_path / "below")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "below")
+    config.pretrained_path = tmp_path
+    with pytest.raises(ValueError, match=f"{file}.*multismolvla_health"):
+        MultiSmolVLAPolicy.from_pretrained(tmp_path / "below", config=config)
+
+
+def test_a_picture_without_marks_beside_marked_ones_is_an_error(make_policy, batch):
+    half = HealthStep(views={"image2": VIEWS["image2"]}).observation(batch)
+    with pytest.raises(ValueError, match=f"other views than the policy: it marks no {RGB[0]}"):
+        chunk(make_policy(), half)
+    with pytest.raises(ValueError, match=f"it marks no {RGB[0]}"):
+        make_policy(stage="robust", curriculum_steps=100).train().forward(dict(half), **flow_inputs())
+    chunk(make_policy(health="off"), half)
+
+
+def test_pictures_at_which_nothing_looks_are_told_once(make_policy, batch, caplog):
+    policy = make_policy()
+    _warn_of_unmarked.cache_clear()
+    for _ in range(2):
+        policy.reset()
+        chunk(policy, batch)
+    assert caplog.text.count(f"Nothing looks at whether {RGB[0]}, ") == 1

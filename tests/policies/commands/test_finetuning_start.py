@@ -19,6 +19,7 @@ from lerobot_policy_multismolvla.export import export_for_finetuning, export_pol
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from multismolvla.health import health_key
 from multismolvla_run.export import main
+from multismolvla_run.health import HealthOptions, fit
 
 JOINTS = 6
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -27,7 +28,7 @@ VIEWS = {"front": {"rgb": FRONT}, "image2": {"rgb": WRIST}}
 
 
 def write_so101(root: Path, joints: int = JOINTS) -> Path:
-    """Two episodes of an SO-101: six joints, two 48x64 cameras."""
+    """Three episodes of an SO-101: six joints, two 48x64 cameras."""
     joint = {"dtype": "float32", "shape": (joints,), "names": [f"joint_{n}.pos" for n in range(joints)]}
     camera = {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
     features = {"observation.state": joint, "action": dict(joint), FRONT: camera, WRIST: dict(camera)}
@@ -35,7 +36,7 @@ def write_so101(root: Path, joints: int = JOINTS) -> Path:
         "tests/so101", 10, features, root=root, robot_type="so101_follower", use_videos=False
     )
     rng = np.random.default_rng(0)
-    for _ in range(2):
+    for _ in range(3):
         for _ in range(8):
             pictures = {key: rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for key in (FRONT, WRIST)}
             state = rng.normal(30, 10, joints).astype(np.float32)
@@ -144,6 +145,7 @@ def test_other_views_for_a_finished_policy_are_refused(make_policy, tmp_path):
 @pytest.mark.timeout(240)
 def test_lerobot_trains_on_from_the_start(finished, so101, tmp_path):
     export_for_finetuning(finished, tmp_path / "start", views=VIEWS, dataset=so101)
+    fit(HealthOptions(policy=tmp_path / "start", dataset=so101))
     run = tmp_path / "run"
     words = [
         "--dataset.repo_id=tests/so101", f"--dataset.root={so101}", f"--policy.path={tmp_path / 'start'}",
@@ -158,3 +160,7 @@ def test_lerobot_trains_on_from_the_start(finished, so101, tmp_path):
     views = [s["config"]["views"] for s in steps if "views" in s.get("config", {})]
     assert views == [VIEWS, VIEWS]  # of both steps of ours
     assert json.loads((made / "config.json").read_text())["views"] == VIEWS
+    # what was fitted before is of other data, for all that LeRobot tells
+    assert log.count("health statistics are left out: they are of dataset=data, frames=24") == 1
+    assert [s["config"]["fitted"] for s in steps if s["registry_name"] == "multismolvla_health"] == [{}]
+    assert not list(made.glob("*multismolvla_health*.safetensors"))
