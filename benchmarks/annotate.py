@@ -303,13 +303,15 @@ def make_ids(
     import torch
 
     from multismolvla_data.annotate.annotator import Annotator
+    from multismolvla_data.annotate.tokenizing import FramePlace
 
     annotator = Annotator(setup.plan, setup.load_estimators(), setup.id_maker(), {})
     read = [setup.source.pictures(setup.source.table(e), e, row, row + 1, cameras) for e, row in rows]
     made = []
     for start in range(0, len(read), batch_size):
         batch = read[start : start + batch_size]
-        made.append(annotator.annotate({k: torch.cat([one[k] for one in batch]) for k in cameras}).ids)
+        pictures = {k: torch.cat([one[k] for one in batch]) for k in cameras}
+        made.append(annotator.annotate(pictures, FramePlace(*rows[start])).ids)
     return {
         modality: np.concatenate(
             [

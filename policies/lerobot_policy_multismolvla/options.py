@@ -299,11 +299,10 @@ def check_options(cfg: MultiSmolVLAOptions) -> None:
         _check_choice(option, getattr(cfg, option), allowed)
     if cfg.health is not None:
         _check_choice("health", cfg.health, ("act", "off", "strict"))
-        if cfg.health != "off" and cfg.vision_tower == "siglip":
+        if cfg.health == "strict" and cfg.vision_tower == "siglip":
             raise ValueError(
-                f"--policy.health={cfg.health} needs a tower that can be told what is absent: vanilla "
-                "SmolVLA (--policy.vision_tower=siglip) takes every picture for what it is. Leave "
-                "--policy.health out."
+                "--policy.health=strict needs a 4M tower: vanilla SmolVLA (--policy.vision_tower=siglip) "
+                "takes every picture for what it is when it acts. In training it is strict by itself."
             )
     if cfg.max_skew_ms is not None and not cfg.max_skew_ms > 0:
         raise ValueError(

@@ -265,7 +265,7 @@ def check_stored_processors(folder: Path, views: ViewMap) -> None:
         "multismolvla_guard": GuardStep,
     }
     for path in (folder / name for name in (PRE_FILE, POST_FILE)):
-        for entry in read_json(path)["steps"] if path.is_file() else ():
+        for entry in read_json(path).get("steps", ()) if path.is_file() else ():
             name, config = entry.get("registry_name"), entry.get("config", {})
             if name not in own:
                 continue

@@ -48,8 +48,7 @@ def picture(channels: int) -> PolicyFeature:
         ({"dropout_ramp": 0.0}, "--policy.dropout_ramp=0.0"),
         ({"dropout_clean": 1.5}, "dropout_clean=1.5"),
         ({"n_action_steps": 51}, "n_action_steps"),
-        ({"vision_tower": "siglip", "health": "act"}, "--policy.health=act needs a tower.*siglip"),
-        ({"vision_tower": "siglip", "health": "strict"}, "--policy.health=strict needs a tower"),
+        ({"vision_tower": "siglip", "health": "strict"}, "--policy.health=strict needs a 4M tower.*siglip"),
     ],
 )
 def test_a_wrong_option_is_named(option, message):
