@@ -304,7 +304,10 @@ def test_no_other_alarms(scripted):
         for stream in row.may_be_lost
         for step in range(row.first, row.last + row.back)
     } | {(stream, step) for stream in LOST2 for step in range(FLAPS[0], FLAPS[-1] + GUARDED)}
-    assert [e for e in scripted.diary if e.event == "lost" and (e.stream, e.step) not in explained] == []
+    # a wrong picture leads the arm, and the wrist's camera with it, where no demonstration was
+    astray = {step for row in rows if row.noted for step in range(row.first, row.last + row.back)}
+    lost = [e for e in scripted.diary if e.event == "lost" and (e.stream, e.step) not in explained]
+    assert [e for e in lost if e.cause != "unusual" or e.step not in astray] == []
 
 
 # -- the roll-outs -------------------------------------------------------------------------------------------
