@@ -6,7 +6,7 @@ The step stands behind the unnormalisation, so it sees what the robot would get,
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -108,15 +108,22 @@ class GuardStep(PolicyActionProcessorStep):
 
     def safe_rows(self, rows: Tensor) -> Sequence[int]:
         """Which of a chunk's rows (B, T, A) would not be replaced; nothing is said, or remembered."""
-        if self._wrong(rows, ()) is None:
-            return range(rows.shape[1])
-        safe: list[int] = []
-        for number in range(rows.shape[1]):
-            last = rows[:, safe[-1]] if safe else None
-            replaced = bool(safe) and safe[-1] < number - 1
-            if self._wrong(rows[:, number, None], self._before(last, replaced=replaced)) is None:
-                safe.append(number)
-        return safe
+        judged = self._judged(rows, None, replaced=False)
+        return [number for number, wrong in enumerate(judged) if wrong is None]
+
+    def _judged(self, rows: Tensor, last: Tensor | None, *, replaced: bool) -> Iterator[str | None]:
+        """What is unsafe about each of the rows (B, T, A), in words, one after the other; ``None`` = nothing.
+
+        Args:
+            rows: to be judged.
+            last: the safe action (B, A) before them, if they follow it.
+            replaced: whether another one has stood for the action since then.
+        """
+        for row in rows.unbind(1):
+            wrong = self._wrong(row[:, None], self._before(last, replaced=replaced))
+            replaced = wrong is not None
+            last = last if replaced else row
+            yield wrong
 
     def _before(self, last: Tensor | None, *, replaced: bool) -> tuple[Tensor, ...]:
         """What the next action may go on from, (B, A) each: the last safe one, and what stood for another.
@@ -158,8 +165,8 @@ class GuardStep(PolicyActionProcessorStep):
         """
         safe: list[Tensor] = []
         waiting = 0  # unsafe rows at the beginning, for which the first safe one is taken
-        for row in rows.unbind(1):
-            wrong = self._wrong(row[:, None], self._before(last, replaced=self._replaced > 0))
+        judged = self._judged(rows, last, replaced=self._replaced > 0)
+        for row, wrong in zip(rows.unbind(1), judged, strict=True):
             if wrong is None:
                 self._replaced, last = 0, row
                 safe += [self._held(row)] * waiting + [row]
