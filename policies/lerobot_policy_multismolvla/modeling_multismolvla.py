@@ -273,16 +273,15 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._hold.forget()
             self._derived.forget()
             if not self.training:
-                if self.config.on_blind == "hold" and self._hold.guard is None:
-                    self._hold.guard = StoredGuard.beside(
-                        self.config.pretrained_path, self.config.pretrained_revision
-                    )
                 if self.config.measures(Modality.THERMAL):
                     check_ranges(self.config.thermal_range_c)
                 if self.config.uses_fourm:
                     device = next(self.parameters()).device
                     self._derived.warm(self.config, device)
                     self.model.tower.warm_tokenizers(device)
+                    if self.config.on_blind == "hold" and self._hold.guard is None:
+                        where, revision = self.config.pretrained_path, self.config.pretrained_revision
+                        self._hold.guard = StoredGuard.beside(where, revision)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
