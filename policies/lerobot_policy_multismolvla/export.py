@@ -22,7 +22,12 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import DeviceProcessorStep
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_STATE,
+    POLICY_POSTPROCESSOR_DEFAULT_NAME,
+    POLICY_PREPROCESSOR_DEFAULT_NAME,
+)
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 
@@ -188,7 +193,7 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
     Returns:
         Names of what the processors lacked.
     """
-    names = ("policy_preprocessor", "policy_postprocessor")
+    names = (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)
     if not all((folder / f"{name}.json").is_file() for name in names):
         return []
     pre, post = make_pre_post_processors(

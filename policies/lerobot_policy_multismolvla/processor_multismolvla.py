@@ -26,7 +26,11 @@ from lerobot.processor import (
     ProcessorStepRegistry,
     TransitionKey,
 )
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import (
+    OBS_STATE,
+    POLICY_POSTPROCESSOR_DEFAULT_NAME,
+    POLICY_PREPROCESSOR_DEFAULT_NAME,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,7 +45,7 @@ from multismolvla.weights import read_json
 logger = logging.getLogger(__name__)
 
 #: LeRobot's files of a checkpoint's processors.
-PRE_FILE, POST_FILE = "policy_preprocessor.json", "policy_postprocessor.json"
+PRE_FILE, POST_FILE = f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json", f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
 
 
 @ProcessorStepRegistry.register("multismolvla_sensors")
