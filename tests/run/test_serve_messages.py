@@ -207,6 +207,7 @@ def test_instructions_of_another_make_are_named():
         read_instructions(pickle.dumps(instructions(lerobot_features=features)))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused(data):
     with pytest.raises(MessageError):
