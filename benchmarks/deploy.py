@@ -132,7 +132,7 @@ def _health(cfg: DeployBenchmark) -> Iterator[list[Case]]:
         canonical[streams["depth"]] = torch.from_numpy(depth).permute(2, 0, 1)[None]
         canonical[valid_key(streams["depth"])] = canonical[streams["depth"]] > 0
     step = HealthStep(views=views)
-    healthy = StreamStatistics(torch.zeros(7), torch.ones(7), torch.ones(7), 3.0, 1e-3, False)
+    healthy = StreamStatistics(torch.zeros(7), torch.ones(7), torch.ones(7), 3.0, 1e-3, False, 0.5)
     step.set_statistics({f"{v}.{m}": healthy for v, streams in views.items() for m in streams}, {})
     marked = step.observation(canonical)
     keys = [key for streams in views.values() for key in streams.values()]

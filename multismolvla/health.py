@@ -64,7 +64,8 @@ FEATURES = ("mean", "deviation", "contrast", "dark", "bright", "valid", "level")
 LEAST_THRESHOLD = 3.0
 #: Score of a stream that a rule declares unfit.
 CERTAIN = 10.0
-#: Numbers of a stream's marks: cause, distance, whether two equal pictures say that it is frozen, thumbnail.
+#: Numbers of a stream's marks: cause, distance, the robot's motion from which on two pictures that hardly
+#: differ say that it is frozen (0 = never), thumbnail.
 MARKS = 3 + THUMBNAIL**2
 #: Key of what `judge` remembers, where a caller keeps it in the policy's stead: float (B, memory_size(...)).
 MEMORY_KEY = "observation.health_memory"
@@ -198,6 +199,8 @@ class StreamStatistics:
         threshold: distance that no held-out picture exceeded.
         change: least change of a thumbnail between two looks while the robot moved.
         constant: whether healthy pictures may have no structure.
+        motion: what counts as moving there, in the units of `MOVED`; pictures of an arm that hovers hardly
+            change.
     """
 
     low: Tensor
@@ -206,6 +209,7 @@ class StreamStatistics:
     threshold: float
     change: float
     constant: bool
+    motion: float
 
     def distance(self, features: Tensor) -> Tensor:
         """How far features (B, F) lie outside the healthy range; 1 = at the threshold."""
@@ -219,11 +223,11 @@ class StreamStatistics:
         """
         never = torch.full((len(FEATURES),), torch.inf)
         change = 0.0 if modality == Modality.SEG else _SAME
-        return cls(-never, never, torch.ones(len(FEATURES)), 1.0, change, False)
+        return cls(-never, never, torch.ones(len(FEATURES)), 1.0, change, False, MOVED)
 
     def to_tensor(self) -> Tensor:
-        """All numbers in one row, float32 (3 * F + 3,), for a file."""
-        numbers = torch.tensor([self.threshold, self.change, float(self.constant)])
+        """All numbers in one row, float32 (3 * F + 4,), for a file."""
+        numbers = torch.tensor([self.threshold, self.change, float(self.constant), self.motion])
         return torch.cat([self.low, self.high, self.spread, numbers]).float()
 
     @classmethod
@@ -234,14 +238,14 @@ class StreamStatistics:
             ValueError: numbers of another version, or damaged ones.
         """
         number = len(FEATURES)
-        if row.shape != (3 * number + 3,) or not row.isfinite().all():
+        if row.shape != (3 * number + 4,) or not row.isfinite().all():
             raise ValueError(
                 f"Health statistics of shape {tuple(row.shape)} (finite: {bool(row.isfinite().all())}), "
-                f"expected {3 * number + 3} finite numbers. Fit them again: multismolvla-health fit."
+                f"expected {3 * number + 4} finite numbers. Fit them again: multismolvla-health fit."
             )
-        threshold, change, constant = row[-3:].tolist()
-        low, high, spread = row[:-3].cpu().split(number)
-        return cls(low, high, spread, threshold, change, bool(constant))
+        threshold, change, constant, motion = row[-4:].tolist()
+        low, high, spread = row[:-4].cpu().split(number)
+        return cls(low, high, spread, threshold, change, bool(constant), motion)
 
 
 class Marker:
@@ -265,7 +269,7 @@ class Marker:
         )
         self._threshold = torch.tensor([row.threshold for row in rows])
         self._change = torch.tensor([max(row.change, _SAME) for row in rows])
-        self._compared = torch.tensor([float(row.change > 0) for row in rows])
+        self._motion = torch.tensor([row.motion if row.change > 0 else 0.0 for row in rows])
         self._constant = torch.tensor([row.constant for row in rows])
         self._states = torch.tensor([[-torch.inf], [torch.inf]]) if states is None else states
 
@@ -289,12 +293,12 @@ class Marker:
         cause = torch.where(self._constant & (cause == Cause.CONSTANT), int(Cause.FIT), cause)
         if known is not None:
             cause = torch.maximum(cause, known)
-        compared = self._compared.expand_as(distance)
+        motion = self._motion.expand_as(distance)
         if state is not None:
             low, high = self._states
             # an arm that has left the picture moves, and nothing in it changes
-            compared = compared * ((state >= low) & (state <= high)).all(1, keepdim=True)
-        numbers = torch.stack([cause.float(), distance, compared], 2)
+            motion = motion * ((state >= low) & (state <= high)).all(1, keepdim=True)
+        numbers = torch.stack([cause.float(), distance, motion], 2)
         return torch.cat([numbers, seen.thumbnail / self._change[:, None]], 2)
 
     def _to(self, device: torch.device) -> None:
@@ -351,16 +355,17 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | N
     began, thumbnail_before = before[..., 0] > 0, before[..., 1 : 1 + THUMBNAIL**2]
     equal, was_frozen, strange, usual, was_unusual = before[..., 1 + THUMBNAIL**2 :].unbind(-1)
     cause, distance = marks[..., 0].long(), marks[..., 1]
-    compared, thumbnail = marks[..., 2] > 0, marks[..., 3:]
+    motion, thumbnail = marks[..., 2], marks[..., 3:]
     marked = cause >= 0
 
-    moved = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True) > MOVED  # (B, 1)
+    way = (state - memory[:, streams * _MEMORY :]).abs().amax(1, keepdim=True)  # (B, 1)
     difference = (thumbnail - thumbnail_before).abs().amax(-1)
     same = began & marked & (difference < 1)
-    near = same & compared
-    equal = torch.where(near & (moved | (equal > 0)), equal + 1, 0.0)
+    near = same & (motion > 0)
+    exact = (difference == 0) & (way > MOVED)
+    equal = torch.where(near, equal + (exact | (way > motion)), 0.0)
     least = equal.new_ones(streams) if least is None else least.to(equal)
-    identical = near & (difference == 0) & moved & (equal >= least)
+    identical = near & exact & (equal >= least)
     frozen = identical | (equal >= least.clamp_min(_NEAR)) | (same & (was_frozen > 0))
 
     # a black picture says nothing of what the sensor shows once it is back
@@ -379,7 +384,7 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | N
 
 
 def fit_statistics(
-    episodes: Sequence[Tensor], held_out: Sequence[Tensor], changes: Tensor
+    episodes: Sequence[Tensor], held_out: Sequence[Tensor], changes: Tensor, motion: float
 ) -> StreamStatistics:
     """Statistics of one stream.
 
@@ -391,6 +396,7 @@ def fit_statistics(
         episodes: features (N, F) of the pictures of each episode that sets the range.
         held_out: the same of episodes that set the threshold.
         changes: (N,), greatest change of a thumbnail's field between two looks, while the robot moved.
+        motion: what counts as moving, see :func:`fit_motion`.
 
     Raises:
         ValueError: no episode for the range, or none for the threshold.
@@ -403,11 +409,21 @@ def fit_statistics(
     seen = torch.cat(list(episodes))
     low, high = seen.amin(0), seen.amax(0)
     spread = torch.maximum((high - low) * 0.25, torch.full_like(low, 0.02))
-    ranged = StreamStatistics(low, high, spread, 1.0, 0.0, False)
+    ranged = StreamStatistics(low, high, spread, 1.0, 0.0, False, motion)
     threshold = max([LEAST_THRESHOLD, *(ranged.distance(f).max().item() for f in held_out)])
     change = changes.min().item() / 2 if len(changes) else 0.0
     constant = seen[:, FEATURES.index("deviation")].min().item() < 2 * CONSTANT_DEVIATION
-    return StreamStatistics(low, high, spread, threshold, change, constant)
+    return StreamStatistics(low, high, spread, threshold, change, constant, motion)
+
+
+def fit_motion(ways: Tensor) -> float:
+    """What counts as moving: less than the robot moved between 19 of 20 looks of the training data.
+
+    Args:
+        ways: (N,), greatest change of a number of the normalised state between two looks, pauses among them.
+    """
+    moving = ways[ways > MOVED]
+    return moving.quantile(0.05).item() if len(moving) else MOVED
 
 
 def fit_states(states: Tensor) -> Tensor:

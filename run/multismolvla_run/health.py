@@ -311,19 +311,21 @@ def _greatest_step(data: LeRobotDataset) -> torch.Tensor:
 def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:
     import torch
 
-    from multismolvla.health import MOVED, fit_statistics
+    from multismolvla.health import fit_motion, fit_statistics
 
     made = {}
+    ways = [e.state.diff(dim=0).abs().amax(1) for e in episodes]
+    motion = fit_motion(torch.cat(ways))
     for number, name in enumerate(episodes[0].streams):
         changes = []
-        for e in episodes:
+        for e, way in zip(episodes, ways, strict=True):
             fit = e.fit(number)
-            moved = (e.state.diff(dim=0).abs().amax(1) > MOVED) & fit[1:] & fit[:-1]
+            moved = (way > motion) & fit[1:] & fit[:-1]
             changes.append(e.seen.thumbnail[:, number].diff(dim=0).abs().amax(1)[moved])
         features = [e.seen.features[e.fit(number), number] for e in episodes]
         some, others = ([f for f in part if len(f)] for part in (features[:-held_out], features[-held_out:]))
         if some and others:
-            made[name] = fit_statistics(some, others, torch.cat(changes))
+            made[name] = fit_statistics(some, others, torch.cat(changes), motion)
     return made
 
 

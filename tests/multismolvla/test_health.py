@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from multismolvla.health import (
     MARKS,
+    MOVED,
     Cause,
     Marker,
     Picture,
     StreamStatistics,
+    fit_motion,
     fit_states,
     fit_statistics,
     inspect,
@@ -105,7 +107,7 @@ def statistics(modality="rgb", factor=1.0):
     valid = torch.ones(60, 1, 48, 48, dtype=torch.bool)
     seen = inspect([Picture(scene(60) * factor, modality, valid)])
     parts = list(seen.features[:, 0].split(20))
-    return fit_statistics(parts[:2], parts[2:], torch.tensor([0.2, 0.1]))
+    return fit_statistics(parts[:2], parts[2:], torch.tensor([0.2, 0.1]), 0.5)
 
 
 def test_no_held_out_picture_exceeds_the_threshold():
@@ -141,7 +143,7 @@ def test_statistics_survive_a_file_and_damaged_ones_are_refused():
 
 def test_statistics_need_held_out_episodes():
     with pytest.raises(ValueError, match="0 held out"):
-        fit_statistics([inspect([Picture(scene(), "rgb")]).features[:, 0]], [], torch.tensor([]))
+        fit_statistics([inspect([Picture(scene(), "rgb")]).features[:, 0]], [], torch.tensor([]), 0.5)
 
 
 # -- several looks -------------------------------------------------------------------------------------------
@@ -208,14 +210,37 @@ def test_a_slow_camera_and_a_shutter_are_borne(modality, steps, looks):
     assert causes == [Cause.FIT] * looks + [Cause.FROZEN]
 
 
+def noisy(seed):
+    return (scene() + torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(seed)) * 0.02).clip(
+        0, 1
+    )
+
+
+def test_what_counts_as_moving_is_what_nearly_all_looks_of_the_data_did():
+    ways = torch.cat([torch.zeros(50), torch.linspace(1.0, 2.0, 101)])  # half of it pauses
+    assert fit_motion(ways) == pytest.approx(1.05)
+    assert fit_motion(torch.zeros(9)) == MOVED
+
+
+def test_pictures_of_an_arm_that_hovers_hardly_change():
+    """It moves less than in the data, where healthy thumbnails change by 0.1 between looks."""
+    fitted = statistics()
+    assert set(watch([noisy(i) for i in range(6)], fitted, step=0.3)) == {Cause.FIT}
+    exact = [Cause.FIT, *[Cause.FROZEN] * 3]
+    assert watch([scene()] * 4, fitted, step=0.3) == exact, "no noise at all is no healthy sensor"
+
+
+def test_a_pause_neither_counts_nor_clears():
+    memory, found = None, []
+    for look, place in enumerate([0.0, 1.0, 1.0, 1.0, 2.0]):
+        verdict = judge(marks_of(noisy(look), statistics()), torch.full((1, 2), place), memory)
+        memory = verdict.memory
+        found.append(Cause(int(verdict.cause)))
+    assert found == [*[Cause.FIT] * 4, Cause.FROZEN]
+
+
 def test_a_freeze_with_sensor_noise_is_found_at_the_third_look():
     fitted = statistics()  # healthy thumbnails change by 0.1 between looks
-
-    def noisy(seed):
-        return (
-            scene() + torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(seed)) * 0.02
-        ).clip(0, 1)
-
     assert watch([noisy(i) for i in range(4)], fitted) == [Cause.FIT, Cause.FIT, Cause.FROZEN, Cause.FROZEN]
     assert set(watch([noisy(i) for i in range(4)])) == {Cause.FIT}  # nothing is known of healthy changes
 

@@ -140,9 +140,8 @@ def test_nan_from_the_start_is_a_mistake_and_later_a_fault(make_config, make_pol
     assert torch.equal(chunk(policy, seen), told)
 
 
-NARROW = StreamStatistics(
-    torch.zeros(len(FEATURES)), torch.full((len(FEATURES),), 0.3), torch.ones(len(FEATURES)), 0.1, 0.5, False
-)
+ONES = torch.ones(len(FEATURES))
+NARROW = StreamStatistics(0 * ONES, 0.3 * ONES, ONES, threshold=0.1, change=0.5, constant=False, motion=1.0)
 
 
 def fitted_processor(config, **about):
