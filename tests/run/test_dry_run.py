@@ -281,6 +281,8 @@ def test_commands_that_make_datasets_are_right(name) -> None:
         assert getattr(annotate, same) == policy[same]
     assert annotate.seg_labels == policy.get("seg_labels", "coco_panoptic")
     assert annotate.num_labels in (None, policy["num_labels"])
+    # stage 1 says it, later ones take it from its checkpoint
+    assert annotate.square == options(name, "connector")[0].get("square", "crop")
 
 
 def test_downloads_must_be_a_mapping(tmp_path) -> None:
