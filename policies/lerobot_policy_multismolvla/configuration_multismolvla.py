@@ -102,16 +102,21 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
         self.input_features = {**pictures, **{k: f for k, f in others.items() if k not in pictures}}
 
     def _check_geometry(self, pictures: dict[str, PolicyFeature]) -> None:
-        """Student and teacher must see the same in the same cells: SmolVLA pads what is not square."""
-        if self.stage != "connector" or self.align_weight == 0 or self.vision_tower != "fourm":
+        """Where cells of both towers meet they must show the same: SmolVLA pads what is not square.
+
+        Student and teacher meet in stage 1, and the two towers of ``siglip+fourm`` always.
+        """
+        distils = self.vision_tower == "fourm" and self.stage == "connector" and self.align_weight > 0
+        if not distils and self.vision_tower != "siglip+fourm":
             return
         for key, feature in pictures.items():
             height, width = feature.shape[-2:]
             if key in self.rgb_keys and height != width and self.square != "pad":
+                otherwise = ", or --policy.align_weight=0" if distils else ""
                 raise ValueError(
-                    f"{key} is {width}x{height} pixels. SigLIP, which stage 1 distils, sees it padded to a "
-                    f"square, 4M would see it with --policy.square={self.square}: the same cell would show "
-                    "different things. Set --policy.square=pad, or --policy.align_weight=0."
+                    f"{key} is {width}x{height} pixels. SigLIP sees it padded to a square, 4M would see it "
+                    f"with --policy.square={self.square}: cells that belong together would show different "
+                    f"things. Set --policy.square=pad{otherwise}."
                 )
 
     def _pictures_known_by_their_tokens(self, features: dict[str, PolicyFeature]) -> dict[str, PolicyFeature]:

@@ -388,3 +388,9 @@ def test_a_teacher_that_pads_and_a_student_that_crops_are_refused(make_config):
         make_config(stage="connector", input_features=wide).validate_features()
     make_config(stage="connector", input_features=wide, square="pad").validate_features()
     make_config(stage="connector", input_features=wide, align_weight=0.0).validate_features()
+    # where 4M's tokens are added to SigLIP's, they meet in every stage
+    for stage in ("connector", "robust"):
+        both = {"vision_tower": "siglip+fourm", "input_features": wide, "stage": stage, "align_weight": 0.0}
+        with pytest.raises(ValueError, match=r"image is 64x48.*Set --policy.square=pad\.$"):
+            make_config(**both).validate_features()
+        make_config(**both, square="pad").validate_features()
