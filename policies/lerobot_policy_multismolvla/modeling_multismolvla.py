@@ -57,7 +57,7 @@ from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
 from lerobot_policy_multismolvla.training_data import check_cameras
-from lerobot_policy_multismolvla.training_faults import Corruption
+from lerobot_policy_multismolvla.training_faults import Corruption, check_dropout
 from lerobot_policy_multismolvla.visual import (
     PreparedBatch,
     VisualPrefix,
@@ -415,13 +415,14 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
         Raises:
             ValueError: the first training batch lacks a declared RGB camera, a picture of a training batch
-                is not fit to be used (``policy.health``), an objective would not be trained, or none of the
-                episodes that count as labelled is read.
+                is not fit to be used (``policy.health``), dropout could not reach the tower, an objective
+                would not be trained, or none of the episodes that count as labelled is read.
         """
         if self.training and self.config.health in (None, "strict"):
             check_training_health(self.config, batch)
         if self.training and not self._training_began:
             check_cameras(self.config.views, self.config.absent_streams, batch)
+            check_dropout(self.config)
             warn_of_reuse(self.config)
             self._derived.trained = None
             self._begin_curriculum()

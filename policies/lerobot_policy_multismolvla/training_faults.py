@@ -36,6 +36,27 @@ def dropout_p(cfg: MultiSmolVLAConfig) -> float:
     )
 
 
+def check_dropout(cfg: MultiSmolVLAConfig) -> None:
+    """See that vanilla SmolVLA is asked for no dropout that cannot reach it.
+
+    Raises:
+        ValueError: in a connector, which it has not, or of whole modalities, where it reads RGB alone.
+    """
+    if cfg.uses_fourm:
+        return
+    if cfg.connector_dropout:
+        raise ValueError(
+            f"--policy.connector_dropout={cfg.connector_dropout} is not supported with "
+            "--policy.vision_tower=siglip, which has no connector: lose cameras in --policy.stage=robust."
+        )
+    if cfg.stage == "robust" and cfg.drops and cfg.dropout_modalities:
+        raise ValueError(
+            f"--policy.dropout_modalities={cfg.dropout_modalities} is not supported with "
+            "--policy.vision_tower=siglip, which reads RGB alone: set it to 0 and lose cameras by "
+            "--policy.dropout_cameras=1, or nothing by --policy.dropout_mode=none."
+        )
+
+
 def drop_sensors(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
     """Presence bool (B, V, M) after the dropout curriculum, which begins from what a look would show.
 

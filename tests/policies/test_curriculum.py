@@ -293,6 +293,22 @@ def test_vanilla_learns_to_miss_a_camera(robust, batch, monkeypatch):
     assert seen[-1].all()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"connector_dropout": 0.5, "dropout_modalities": 0, "dropout_cameras": 1},
+            "connector_dropout=0.5.*has no connector",
+        ),
+        ({"dropout_modalities": 0.5, "dropout_cameras": 0.5}, "dropout_modalities=0.5.*reads RGB alone"),
+    ],
+)
+def test_vanilla_is_asked_for_no_dropout_that_cannot_reach_it(robust, batch, options, message):
+    policy = robust(vision_tower="siglip", dropout_independent=0, dropout_mode="fixed", **options).train()
+    with pytest.raises(ValueError, match=message):
+        policy.forward(dict(batch))
+
+
 def test_the_clean_share_shows_what_the_robot_will_have(robust):
     policy = robust(
         deployment=["image.rgb", "image2.rgb"],
