@@ -184,13 +184,17 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
         tiles = [clean]
         for severity in SEVERITIES:
             generator = frame_generator(SEED, 0, type_)
-            broken = apply_soft(image, valid, modality, type_, severity, generator, labels)
+            depth = _tensor(frame["image", "depth"])  # smoke grows with it
+            broken = apply_soft(image, valid, modality, type_, severity, generator, labels, depth)
             tiles.append(tile(f"severity {severity}", *broken))
         seen = "\n(seen in training)" if seen_in_training(modality, type_) else ""
         rows.append(SheetRow(type_.replace("_", " ") + seen, tiles))
     hard = [t for t in ("zero", "grey") if (modality, t) != ("seg", "grey")]
-    constant = [tile(t, *apply_hard(image, valid, modality, t)) for t in hard]
-    rows.append(SheetRow("unannounced (C2)", [clean, *constant]))
+    dead = [tile(t, *apply_hard(image, valid, modality, t)) for t in hard]
+    if modality != "seg":
+        noise = torch.Generator().manual_seed(SEED)
+        dead.append(tile("noisy freeze", *apply_hard(image, valid, modality, "noisy_freeze", image, noise)))
+    rows.append(SheetRow("unannounced (C2)", [clean, *dead]))
     tiles = []
     for type_ in CROSS_MODAL_TYPES[modality]:
         for number in cross_modal.PARAMETERS.get(type_, (None,)):
