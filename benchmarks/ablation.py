@@ -452,7 +452,7 @@ def page(rows: pd.DataFrame, notes: str = "") -> str:
         "",
     ]
     present = [arm for arm in ARMS if arm.name in set(rows.arm)]
-    lines += ["| arm | what it is | training samples | training seeds (commit) |", "|---|---|---|---|"]
+    lines += ["| arm | what it is | training samples | training seeds (evaluated at) |", "|---|---|---|---|"]
     for arm in present:
         made = _made_of(rows[rows.arm == arm.name])
         lines.append(f"| `{arm.name}` | {arm.says} | {training_samples(arm):,} | {made} |")
