@@ -103,23 +103,46 @@ def test_a_call_in_a_pickle_is_refused_and_not_made(call, place, tmp_path):
         assert list(tmp_path.iterdir())
 
 
-#: ``setattr(TimedObservation, "get_timestep", 7)`` in pickle's language.
+def text(value: str) -> bytes:
+    """In pickle's language."""
+    return pickle.SHORT_BINUNICODE + bytes([len(value)]) + value.encode()
+
+
+def named(module: str, name: str) -> bytes:
+    """What a name stands for, at the first place of the memo."""
+    return pickle.PROTO + b"\x04" + text(module) + text(name) + pickle.STACK_GLOBAL + pickle.MEMOIZE
+
+
+#: ``setattr(TimedObservation, "get_timestep", 7)``
 CHANGES_THE_CLASS = (
-    pickle.PROTO + b"\x04" + pickle.SHORT_BINUNICODE + bytes([len(helpers.__name__)])
-    + helpers.__name__.encode() + pickle.SHORT_BINUNICODE + bytes([16]) + b"TimedObservation"
-    + pickle.STACK_GLOBAL + pickle.NONE + pickle.EMPTY_DICT
-    + pickle.SHORT_BINUNICODE + bytes([12]) + b"get_timestep" + pickle.BININT1 + b"\x07"
+    named(helpers.__name__, "TimedObservation") + pickle.NONE + pickle.EMPTY_DICT
+    + text("get_timestep") + pickle.BININT1 + b"\x07"
     + pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD + pickle.STOP
 )  # fmt: skip
 
 
 def test_a_pickle_cannot_change_the_programs_own_classes(monkeypatch):
     monkeypatch.setattr(TimedObservation, "get_timestep", TimedObservation.get_timestep)  # puts it back
-    with pytest.raises(MessageError, match="expected TimedObservation"):
+    with pytest.raises(MessageError, match="cannot be read as TimedObservation"):
         read_observation(CHANGES_THE_CLASS)
     assert callable(TimedObservation.get_timestep)
     pickle.loads(CHANGES_THE_CLASS)  # it would have
     assert TimedObservation.get_timestep == 7
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"), ("numpy", "dtype"),
+        ("numpy._core.numeric", "_frombuffer"),
+    ],
+)  # fmt: skip
+def test_a_pickle_cannot_change_what_numpys_names_stand_for(module, name):
+    """``f.__setstate__((f, (), {}, None))``, after which a ``functools.partial`` calls itself."""
+    state = pickle.MARK + pickle.BINGET + b"\0" + pickle.EMPTY_TUPLE + pickle.EMPTY_DICT + pickle.NONE
+    changed = named(module, name) + state + pickle.TUPLE + pickle.BUILD
+    with pytest.raises(MessageError, match="changes what NumPy's names stand for"):
+        read_observation(changed + pickle.STOP)
 
 
 def test_a_dtype_of_numbers_that_claims_to_hold_objects_is_one_of_numbers():

@@ -181,10 +181,12 @@ def test_hostile_bytes_are_named_and_nothing_is_executed(server, tmp_path):
         five_chunks(server, process, tmp_path / "after")
 
 
-#: A memo of 2 GiB for nothing; a tuple in a tuple, and so on, and one of twice the other, each as a key.
+#: A memo of 2 GiB for nothing; a tuple in a tuple, and so on, and one of twice the other, each as a key; and
+#: a function that is told to call itself, and is called.
 MEMO = b"\x80\x04Nr\x00\x00\x00\x08."
 NESTED = b"\x80\x04})" + b"\x85" * 200_000 + b"Ns."
 DOUBLED = b"\x80\x04})\x94" + b"".join(b"h%c\x86\x94" % n for n in range(64)) + b"Ns."
+CALLS_ITSELF = b"\x80\x04\x8c\x16numpy._core.multiarray\x8c\x06scalar\x93\x94(h\x00)}Ntb)R."
 
 
 def test_small_messages_that_ask_for_much_cost_the_server_nothing(server, tmp_path):
@@ -197,7 +199,10 @@ def test_small_messages_that_ask_for_much_cost_the_server_nothing(server, tmp_pa
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = services_pb2_grpc.AsyncInferenceStub(channel)
         stub.Ready(services_pb2.Empty())
-        for data, words in ((MEMO, "LONG_BINPUT"), (NESTED, "10000 opcodes"), (DOUBLED, "got `tuple`")):
+        for data, words in (
+            (MEMO, "LONG_BINPUT"), (NESTED, "10000 opcodes"), (DOUBLED, "got `tuple`"),
+            (CALLS_ITSELF, "names stand for"),
+        ):  # fmt: skip
             with pytest.raises(grpc.RpcError, match=words):
                 stub.SendPolicyInstructions(services_pb2.PolicySetup(data=data))
             with pytest.raises(grpc.RpcError, match=words):

@@ -8,11 +8,10 @@ what a few bytes could make of the server's memory and stack is refused, too.
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 import pickletools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -204,12 +203,36 @@ def _from_buffer(data: bytes, dtype: _DType) -> NDArray[Any]:
     return np.frombuffer(data, dtype.text)
 
 
+class _Maker:
+    """Stands for a function or class of NumPy's: may be called, and not be changed.
+
+    ``functools.partial`` may be told by a pickle that its function is itself, and calls that without end, on
+    the stack of C.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., object]) -> None:
+        self._make = make
+
+    def __call__(self, *values: object) -> object:
+        return self._make(*values)
+
+    def __setstate__(self, state: object) -> None:
+        raise MessageError("The message changes what NumPy's names stand for; an observation does not.")
+
+
+def _fill(record: object, state: Mapping[str, object]) -> None:
+    """``__setstate__`` of a record. Of the class, it lacks an argument: that cannot be changed."""
+    vars(record).update(state)
+
+
 class _Unpickler(pickle.Unpickler):
     """Makes one kind of record, and arrays of plain numbers.
 
-    A pickle also fills what it has made, and NumPy's own classes trust it: a dtype of numbers may be told
-    that it holds objects. So there are stand-ins for them, which check; and nothing is handed out that
-    outlives the message, because a pickle may set attributes.
+    A pickle also fills what it has made, and what it was given by name: NumPy's own classes trust it (a dtype
+    of numbers may be told that it holds objects), and so would a function's attributes. So there are
+    stand-ins for them, each with a ``__setstate__`` that checks.
 
     Attributes:
         record: stands for the message's class.
@@ -217,14 +240,14 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, data: bytes, message: str) -> None:
         super().__init__(io.BytesIO(data))
-        self.record: type[object] = type(message, (), {})
+        self.record: type[object] = type(message, (), {"__setstate__": _fill})
         self._known: dict[tuple[str, str], object] = {
             (helpers.__name__, message): self.record,
             ("numpy", "ndarray"): "ndarray",  # says to the next one what to make
-            ("numpy._core.multiarray", "_reconstruct"): functools.partial(_Array),
-            ("numpy", "dtype"): functools.partial(_DType),
-            ("numpy._core.multiarray", "scalar"): functools.partial(_scalar),
-            ("numpy._core.numeric", "_frombuffer"): functools.partial(_made),  # protocol 5
+            ("numpy._core.multiarray", "_reconstruct"): _Maker(_Array),
+            ("numpy", "dtype"): _Maker(_DType),
+            ("numpy._core.multiarray", "scalar"): _Maker(_scalar),
+            ("numpy._core.numeric", "_frombuffer"): _Maker(_made),  # protocol 5
         }
 
     def find_class(self, module_name: str, global_name: str, /) -> object:
