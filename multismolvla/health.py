@@ -7,7 +7,8 @@ Two halves, because LeRobot resets policies between episodes but never their pro
 - :func:`judge` belongs to the policy. It compares the marks with those of the looks before, per batch row,
   and says which streams count as absent.
 
-A *look* is a moment at which the policy plans: every ``n_action_steps`` steps. Delays are counted in looks.
+A *look* is a moment at which the policy plans: every ``n_action_steps`` steps, or as often as somebody asks.
+How long a picture may stay the same is counted in steps, other delays in looks.
 
 The rules that act at once were built for what drivers deliver when a camera fails: all-zero, constant, not
 finite, out of range, depth without a valid pixel or in another unit; the rules with a memory for a frozen
@@ -81,8 +82,8 @@ _NEAR = 2  # looks in a row that differ by less than any healthy ones until a pi
 #: at a quarter of the loop's rate, a little late; and of a thermal one, whose shutter closes for a second.
 _SAME_STEPS, _SHUTTER_STEPS = 5, 30
 _OCTAVES = 1.0  # depth twice as far as any of the training data, or half as near, is another unit
-#: Per stream: whether there was a look, the last thumbnail, equal looks in a row, whether it counts as
-#: frozen, unusual looks in a row, usual looks in a row, whether it counts as unusual.
+#: Per stream: whether there was a look, the last thumbnail, steps for which looks were equal, whether it
+#: counts as frozen, unusual looks in a row, usual looks in a row, whether it counts as unusual.
 _MEMORY = 1 + THUMBNAIL**2 + 5
 
 
@@ -328,25 +329,22 @@ class Verdict:
     memory: Tensor
 
 
-def patience(modalities: Sequence[str], steps: int) -> Tensor:
-    """Comparisons in a row, float (S,), that must find the same picture until it counts as frozen.
-
-    Args:
-        modalities: of S streams.
-        steps: of the control loop between two looks.
-    """
-    longest = [_SHUTTER_STEPS if m == Modality.THERMAL else _SAME_STEPS for m in modalities]
-    return torch.tensor([float(number // steps + 1) for number in longest])
+def patience(modalities: Sequence[str]) -> Tensor:
+    """Steps of the control loop, float (S,), for which a healthy picture may stay the same."""
+    return torch.tensor([float(_SHUTTER_STEPS if m == Modality.THERMAL else _SAME_STEPS) for m in modalities])
 
 
-def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | None = None) -> Verdict:
+def judge(
+    marks: Tensor, state: Tensor, memory: Tensor | None, longest: Tensor | None = None, steps: int = 1
+) -> Verdict:
     """Say which streams count as absent, from this look's marks and what the looks before have left.
 
     Args:
         marks: float32 (B, S, MARKS); a negative cause stands for a stream without marks.
         state: float32 (B, D), normalised.
         memory: of the look before; ``None`` or zeros at an episode's first look.
-        least: float (S,), see :func:`patience`; ``None`` = one comparison is enough.
+        longest: float (S,), see :func:`patience`; ``None`` = one comparison is enough.
+        steps: of the control loop since the look before, at least.
     """
     rows, streams, _ = marks.shape
     if memory is None:
@@ -363,10 +361,10 @@ def judge(marks: Tensor, state: Tensor, memory: Tensor | None, least: Tensor | N
     same = began & marked & (difference < 1)
     near = same & (motion > 0)
     exact = (difference == 0) & (way > MOVED)
-    equal = torch.where(near, equal + (exact | (way > motion)), 0.0)
-    least = equal.new_ones(streams) if least is None else least.to(equal)
-    identical = near & exact & (equal >= least)
-    frozen = identical | (equal >= least.clamp_min(_NEAR)) | (same & (was_frozen > 0))
+    equal = torch.where(near, equal + steps * (exact | (way > motion)), 0.0)
+    too_long = equal > (0.0 if longest is None else longest.to(equal))
+    identical = near & exact & too_long
+    frozen = identical | (too_long & (equal >= _NEAR * steps)) | (same & (was_frozen > 0))
 
     # a black picture says nothing of what the sensor shows once it is back
     fit, far = cause <= Cause.FIT, distance > 1

@@ -115,7 +115,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._diary = HealthLog()
         self._sensors, self._looks_early = SensorWatch(self._diary), False
         self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()
-        self._planning_periods: int | None = None  # under RTC: the least that lie between two looks
+        self._periods: int | None = None  # at least so many since the look before, where it is known
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
@@ -250,7 +250,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """
         there = available_sensors(self.config, batch)
         if not self.training:
-            steps = self._planning_periods or self.config.n_action_steps
+            steps = self._periods or self.config.n_action_steps
             return self._sensors.look(self.config, batch, there, steps=steps, early=self._looks_early)
         marks = health_marks(self.config, batch) if self.config.health == "act" else None
         if marks is None:
@@ -352,7 +352,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         left = without_padding(kwargs.get("prev_chunk_left_over"))
         slowest = kwargs.get("inference_delay")
         periods = self._planning_time.periods(slowest, self.config.chunk_size, late=left is None)
-        kwargs["inference_delay"], self._planning_periods = periods, max(1, periods or 1)
+        kwargs["inference_delay"], self._periods = periods, max(1, periods or 1)
         kwargs["prev_chunk_left_over"] = left
         began = perf_counter()
         chunk = super().predict_action_chunk(batch, noise, **kwargs)
@@ -365,8 +365,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def carried_out(self, plan: Tensor, due: int) -> None:
         """A normalised plan (B, T, A) was carried out elsewhere up to row ``due``: there ``hold`` stays.
 
-        `select_action` and RTC know it by themselves; else, how far a plan is carried out is a guess.
+        So many periods lie between the look that made the plan and the next one. `select_action` and RTC know
+        all this by themselves; else it is a guess.
         """
+        self._periods = max(1, due)
         self._hold.remember(plan, due)
 
     def _get_action_chunk(

@@ -339,9 +339,9 @@ def _false_alarms(
     for e in episodes:
         marker = Marker(list(e.streams.values()), [statistics.get(name) for name in e.streams], states)
         marks = marker(e.seen, state=e.raw_state)
-        memory, least = None, patience(list(e.streams.values()), steps)
+        memory, longest = None, patience(list(e.streams.values()))
         for i in range(len(e.state)):
-            verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory, least)
+            verdict = judge(marks[i : i + 1], e.state[i : i + 1], memory, longest, steps)
             memory = verdict.memory
             for name, cause in zip(e.streams, verdict.cause[0].tolist(), strict=True):
                 if cause:

@@ -200,14 +200,28 @@ def test_the_same_picture_of_a_resting_robot_is_fit():
 )
 def test_a_slow_camera_and_a_shutter_are_borne(modality, steps, looks):
     """A camera at a quarter of the loop's rate, and a thermal one that shows nothing new for a second."""
-    least = patience([modality], steps)
-    assert least.tolist() == [looks]
     memory, causes = None, []
     for number in range(looks + 1):
-        verdict = judge(marks_of(scene()), torch.full((1, 2), float(number)), memory, least)
+        state = torch.full((1, 2), float(number))
+        verdict = judge(marks_of(scene()), state, memory, patience([modality]), steps)
         memory = verdict.memory
         causes.append(Cause(int(verdict.cause)))
     assert causes == [Cause.FIT] * looks + [Cause.FROZEN]
+
+
+@pytest.mark.parametrize(
+    "apart", [(1, 1, 3, 1), (3, 2, 1), (4, 1, 4), (2, 2, 2)], ids=["often", "in between", "seldom", "evenly"]
+)
+def test_what_counts_is_how_long_the_picture_stays_however_far_looks_are_apart(apart):
+    """A camera at a quarter of the loop's rate, a little late, shows the same for five steps."""
+    memory, causes = None, []
+    for place, steps in enumerate((1, *apart)):
+        state = torch.full((1, 2), float(place))
+        verdict = judge(marks_of(scene()), state, memory, patience(["rgb"]), steps)
+        memory = verdict.memory
+        causes.append(Cause(int(verdict.cause)))
+    assert sum(apart[:-1]) <= 5 < sum(apart)
+    assert causes == [Cause.FIT] * len(apart) + [Cause.FROZEN]
 
 
 def noisy(seed):

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,7 @@ def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, co
         return int(pinned.policy.last_look().health.cause[0, front_rgb])
 
     for step in range(4):
-        client.observe(seen(step) | still, step)
+        client.observe(seen(step) | still, 3 * step)  # whenever all that was sent is done
         assert client.actions()
     assert cause() == Cause.FROZEN
     next_one = connect()
@@ -378,6 +379,20 @@ def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, co
     next_one.observe(seen(2) | still)
     assert next_one.actions()
     assert cause() == Cause.FIT
+
+
+def test_a_slow_camera_is_not_frozen_while_the_robot_looks_often(client, pinned):
+    """LeRobot's client sends every observation once part of its actions are done, the server takes the last.
+
+    The camera has a quarter of the loop's rate, and every third picture comes a step late.
+    """
+    front_rgb = list(pinned.policy.config.views).index("image") * len(MODALITIES)
+    apart = [2, 3, 1, 2, 4, 1, 1, 2, 3, 2] * 2
+    for step in accumulate(apart, initial=0):
+        shown = {k: v for k, v in seen(step // 4 - (step % 12 == 4)).items() if k not in JOINTS}
+        client.observe(seen(step) | shown, step)
+        assert client.actions()
+        assert pinned.policy.last_look().health.cause[0, front_rgb] == Cause.FIT, step
 
 
 @pytest.mark.parametrize("pinned", ["thermal of RGB"], indirect=True)

@@ -183,8 +183,8 @@ class SensorWatch:
         shape = (len(state), memory_size(marks.shape[1] * marks.shape[2], state.shape[1]))
         if memory is not None and memory.shape != shape:  # other rows than at the last look
             memory = None
-        least = patience(MODALITIES, steps).repeat(marks.shape[1])
-        verdict = judge(marks.flatten(1, 2), state, memory, least)
+        longest = patience(MODALITIES).repeat(marks.shape[1])
+        verdict = judge(marks.flatten(1, 2), state, memory, longest, steps)
         cause = with_skew(cfg, batch, there, verdict.cause.unflatten(1, marks.shape[1:3]))
         now = cause.flatten(1)
         self.verdict = replace(
