@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_guarded import AUTO, GuardedCameraConfig
 from lerobot_robot_multismolvla.depth import MILLIMETRE, Aligner, DepthConverter, calibration_of, scale_of
-from lerobot_robot_multismolvla.inner import camera_errors, close_camera, make_camera
+from lerobot_robot_multismolvla.inner import camera_errors, camera_name, close_camera, make_camera
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,8 @@ class GuardedCamera(Camera):
             says: Camera | CameraConfig = make_camera(config.inner)
         except (OSError, RuntimeError):
             says = config.inner  # it is not there; whether it must be is asked when it is connected
+        nameless = isinstance(says, CameraConfig) or type(says).__str__ is object.__str__
+        self._name = camera_name(config.inner) if nameless else str(says)  # the same, whatever comes
         self.use_rgb = bool(getattr(says, "use_rgb", True))
         self.use_depth = bool(getattr(says, "use_depth", False))
         shape = (config.height or 0, config.width or 0)  # both are known, see the configuration
@@ -139,7 +141,7 @@ class GuardedCamera(Camera):
         self._thread: threading.Thread | None = None
 
     def __str__(self) -> str:
-        return f"GuardedCamera({self.config.inner.type})"
+        return f"GuardedCamera({self._name})"
 
     @property
     def is_connected(self) -> bool:

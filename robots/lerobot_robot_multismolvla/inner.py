@@ -1,4 +1,4 @@
-"""A camera inside another one: how it is made, what it may raise, and how it is closed without harm."""
+"""A camera inside another one: how it is made and called, what it may raise, and how it is closed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ BUILTIN_ERRORS = (
 LIBRARY_ERRORS = (
     "cv2.error", "zmq.ZMQError", "grpc.RpcError", "grpc.FutureTimeoutError", "av.FFmpegError",
     "struct.error", "zlib.error", "queue.Empty", "subprocess.SubprocessError", "http.client.HTTPException",
+)  # fmt: skip
+#: By what configurations of LeRobot's cameras, and of this package's, tell one camera from another.
+_IDENTITY = (
+    "index_or_path", "serial_number_or_name", "name", "camera_name", "server_address", "port", "picture",
 )  # fmt: skip
 #: lerobot 0.6.1 looks the name of a RealSense up in its constructor: a ValueError if it is not plugged in.
 _UNPLUGGED = "No RealSense camera found"
@@ -53,6 +57,13 @@ def make_camera(config: CameraConfig) -> Camera:
         if isinstance(cause, OSError | RuntimeError) or _UNPLUGGED in str(error):
             raise ConnectionError(str(cause or error)) from error
         raise
+
+
+def camera_name(config: CameraConfig) -> str:
+    """How messages call a camera that is not made, or has no name of its own: ``opencv(2)``."""
+    values = [getattr(config, name, None) for name in _IDENTITY]
+    known = ", ".join(str(value) for value in values if value is not None)
+    return f"{config.type}({known})" if known else config.type
 
 
 def close_camera(camera: Camera) -> bool:

@@ -19,7 +19,7 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 from numpy.typing import NDArray
 
 from lerobot_robot_multismolvla.config_thermal import COLDEST_C, HOTTEST_C, LAYOUTS, ThermalCameraConfig
-from lerobot_robot_multismolvla.inner import camera_errors, close_camera, make_camera
+from lerobot_robot_multismolvla.inner import camera_errors, camera_name, close_camera, make_camera
 from multismolvla.thermal import ranges
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class ThermalCamera(Camera):
 
     def __str__(self) -> str:
         config = self.config
-        return f"ThermalCamera({config.inner.type if config.inner else config.index_or_path})"
+        return f"ThermalCamera({camera_name(config.inner) if config.inner else config.index_or_path})"
 
     @property
     def is_connected(self) -> bool:

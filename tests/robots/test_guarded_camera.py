@@ -298,6 +298,7 @@ def realsenses(monkeypatch):
 def test_a_realsense_that_is_named_and_not_plugged_in_may_be_absent(realsenses):
     named = RealSenseCameraConfig(serial_number_or_name="Intel RealSense D435", use_depth=True)
     camera = GuardedCamera(config(inner=named, required=False))
+    assert str(camera) == "GuardedCamera(intelrealsense(Intel RealSense D435))"
     assert (camera.use_rgb, camera.use_depth) == (True, True)
     camera.connect()
     try:
@@ -323,6 +324,24 @@ def test_a_camera_that_is_another_one_than_before_is_closed_again(world, monkeyp
     assert until(lambda: world.opened >= 3)
     camera.disconnect()
     assert world.closed == world.opened
+
+
+def test_cameras_that_share_a_log_can_be_told_apart_in_it(tmp_path, caplog):
+    log = tmp_path / "cameras.jsonl"
+    guarded = [
+        GuardedCamera(config(inner=OpenCVCameraConfig(index_or_path=700 + n), required=False, log=log))
+        for n in range(2)
+    ]
+    for camera in guarded:
+        camera.connect()
+        camera.disconnect()
+    names = ["GuardedCamera(OpenCVCamera(700))", "GuardedCamera(OpenCVCamera(701))"]
+    assert [json.loads(line)["camera"] for line in log.read_text().splitlines()] == names
+    assert all(caplog.text.count(f"{name}: rgb is lost") == 1 for name in names)
+
+
+def test_a_camera_that_has_no_name_is_called_by_its_configuration(world):
+    assert str(GuardedCamera(config())) == "GuardedCamera(tests_scripted)"
 
 
 def test_losses_are_written_with_their_cause(opened, world, clock, tmp_path):

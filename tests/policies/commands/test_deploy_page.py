@@ -200,5 +200,5 @@ def test_the_page_from_the_first_recording_to_the_last_picture(hub, networks, tm
     assert starts[0]["wrist.rgb"] != starts[-1]["wrist.rgb"] == "zero"
     assert starts[-1]["front.rgb"] == starts[-1]["front.depth"] == "there"
     cameras = (outputs / "cameras.jsonl").read_text()
-    assert '"camera": "GuardedCamera(zmq)"' in cameras
+    assert '"camera": "GuardedCamera(ZMQCamera(wrist@' in cameras
     assert 10_000 < (outputs / "rolled_out.png").stat().st_size < 300_000
