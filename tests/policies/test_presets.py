@@ -41,6 +41,20 @@ def test_options_make_a_valid_configuration(name, stage) -> None:
         assert modality in config.domains
 
 
+@pytest.mark.parametrize("name", ["mini_baselines", "libero_b_baselines"])
+def test_baselines_see_as_many_samples_as_both_stages(name) -> None:
+    preset = presets.load_preset(name, CONFIGS)
+
+    def samples(*stages: str) -> int:
+        return sum(preset.stage(s).steps * preset.stage(s).args["batch_size"] for s in stages)
+
+    for stage in ("base_continued", "base_dropout"):
+        assert samples(stage) == samples("connector", "robust")
+        options, _ = dry_run.policy_options(preset, preset.stage(stage))
+        assert options["vision_tower"] == "siglip"
+        assert options["dropout_mode"] == ("none" if stage == "base_continued" else "linear")
+
+
 @pytest.mark.parametrize("stage", ["base", "connector", "robust", "base_continued", "base_dropout"])
 def test_options_of_libero_tiny_make_a_valid_configuration(stage) -> None:
     preset = presets.load_preset("libero_tiny", CONFIGS)
