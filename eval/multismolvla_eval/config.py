@@ -1,4 +1,4 @@
-"""Options of ``multismolvla-eval``. Standard library only, so that ``--help`` answers at once."""
+"""Options of ``multismolvla-eval``. Imports nothing slow, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from multismolvla.modalities import MODALITIES
 
 #: Policies that need no checkpoint: standing still and chance are lower bounds, the scripted expert, which
 #: reads the simulator's state, an upper one. `replay` plays one demonstration per task of a recording.
@@ -38,8 +40,33 @@ class EnvironmentArguments:
         return list(dict.fromkeys(name.strip() for name in self.task.split(",") if name.strip()))
 
 
+@dataclass(kw_only=True)
+class EstimatorOptions:
+    """What a checkpoint's ``config.json`` cannot know of this machine: the networks that estimate of RGB."""
+
+    # Folders with the files of the networks that policies compute streams of RGB with, where they are not in
+    # the hub's cache, e.g. '{thermal: FOLDER}'; as --policy.estimator_sources of LeRobot's programs.
+    estimator_sources: dict[str, str] = field(default_factory=dict)
+    # Where such files are missing: error, or absent (the policy acts without the stream, as
+    # --policy.missing_estimator says); the checkpoint's own choice when left out.
+    missing_estimator: str | None = None
+
+    def check_estimators(self) -> None:
+        """See that both can be meant.
+
+        Raises:
+            ValueError: something that is not estimated, or another word than error and absent.
+        """
+        if unknown := sorted(set(self.estimator_sources) - set(MODALITIES[1:])):
+            raise ValueError(
+                f"--estimator_sources names {unknown[0]!r}; expected some of {list(MODALITIES[1:])}."
+            )
+        if self.missing_estimator not in (None, "error", "absent"):
+            raise ValueError(f"--missing_estimator={self.missing_estimator}: expected error or absent.")
+
+
 @dataclass
-class EvalConfig:
+class EvalConfig(EstimatorOptions):
     """Paired evaluation of policies under failing sensors."""
 
     # What is evaluated: `name=path`; the path is a checkpoint folder or hub id, `no_vision:` and one of those
@@ -157,6 +184,7 @@ class EvalConfig:
             ValueError: an option has no meaning; the message names it as typed.
         """
         names, baseline = list(self.policy_paths()), self.baseline_name()
+        self.check_estimators()
         for option in ("workers", "batch_size", "episodes", "clean_episodes", "clean_repeats"):
             value = getattr(self, option)
             if value is not None and value < 1:

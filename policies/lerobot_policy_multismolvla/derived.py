@@ -332,7 +332,9 @@ class DerivedStreams:
                     raise FileNotFoundError(
                         f"The policy learned from {modality} that {_called(recipe)} estimates of RGB. "
                         f"{error}\nFiles elsewhere: --policy.estimator_sources='{{\"{modality}\": FOLDER}}'; "
-                        "without, or with what a sensor delivers: --policy.missing_estimator=absent."
+                        "without, or with what a sensor delivers: --policy.missing_estimator=absent. For "
+                        "multismolvla-eval and its checks on recorded frames: --estimator_sources, "
+                        "--missing_estimator."
                     ) from error
                 logger.warning("%s is not estimated and counts as absent: %s", modality, error)
                 self._loaded[modality] = None

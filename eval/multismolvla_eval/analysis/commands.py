@@ -29,6 +29,8 @@ def _call(condition_id: str, suites: Sequence[str], tasks: Sequence[int], manife
         "env.task_ids": list(tasks),
         "rename_map": json.dumps(manifest.rename_map) if manifest.rename_map else "",
         "plugins": _listed(manifest.plugins),
+        "estimator_sources": json.dumps(manifest.estimator_sources) if manifest.estimator_sources else "",
+        "missing_estimator": shared.missing_estimator or "",
         "device": manifest.device,
         "episode_timeout": manifest.episode_timeout,
         "batch_size": shared.batch_size if shared.batch_size > 1 else "",

@@ -150,7 +150,7 @@ def measure(path: str, options: AttackOptions, rename_map: Mapping[str, str]) ->
     if path.startswith(("builtin:", NO_VISION)):
         found.left_out = "it looks at no picture"
         return found
-    config = stored_config(path)
+    config = stored_config(path, options)
     config.device = options.device or config.device
     against = [a for a in options.against if a in possible_attacks(config)]
     if not against or "policy" not in possible_attacks(config):

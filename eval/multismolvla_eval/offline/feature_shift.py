@@ -210,7 +210,7 @@ def measure(name: str, path: str, options: FeatureShiftOptions, rename_map: Mapp
         FileNotFoundError: there is no checkpoint or no dataset.
         ValueError: the dataset lacks the episodes, or the policy's pictures.
     """
-    config = stored_config(path)
+    config = stored_config(path, options)
     config.device = options.device or config.device
     data = open_dataset(options, getattr(config, "depth_unit", "m"))
     attacker = Attacker(*load_as_trained(config, data.meta, rename_map))

@@ -24,7 +24,7 @@ from torch import Tensor
 from multismolvla.modalities import padding_mask_key
 from multismolvla_eval.analysis.bootstrap import percentile_interval, resampled_means
 from multismolvla_eval.analysis.diagnosis import Change, ControlError, SensorUse
-from multismolvla_eval.config import EvalConfig, renaming
+from multismolvla_eval.config import EstimatorOptions, EvalConfig, renaming
 from multismolvla_eval.policies.checkpoints import policy_hash
 from multismolvla_eval.policies.features import (
     Streams,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class FrameOptions:
+class FrameOptions(EstimatorOptions):
     """Which policies are shown which recorded frames."""
 
     # As for multismolvla-eval: `name=checkpoint`. Those that look at no picture (builtin:, no_vision:) are
@@ -71,6 +71,7 @@ class FrameOptions:
     attacked: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        self.check_estimators()
         for name, least in (("frames", 2), ("batch_size", 1)):  # 2: to swap pictures
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}.")
@@ -163,7 +164,7 @@ def measure(path: str, options: SensorUseOptions, rename_map: Mapping[str, str])
         ValueError: the dataset lacks the episodes, the policy's pictures, or a second frame.
         FloatingPointError: the policy returns NaN or infinity.
     """
-    config = stored_config(path)
+    config = stored_config(path, options)
     config.device = options.device or config.device
     use = SensorUse(path, policy_hash(path), type=config.type)
     if not plans_ahead(config):

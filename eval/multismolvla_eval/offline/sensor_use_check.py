@@ -136,6 +136,8 @@ def check_first(config: EvalConfig) -> None:
         "device": config.device,
         "plugins": json.dumps(config.plugins),
         "rename_map": json.dumps(config.rename_map),
+        "estimator_sources": json.dumps(config.estimator_sources),
+        "missing_estimator": config.missing_estimator,
         "strict": "false",
     }
     given = [f"--{k}={v}" for k, v in options.items() if v is not None]

@@ -18,6 +18,7 @@ from torch import Tensor
 from multismolvla.health import MEMORY_KEY, Cause, Verdict
 from multismolvla.inspection import ShowsLastLook, find_last_look
 from multismolvla.modalities import MODALITIES, Modality
+from multismolvla_eval.config import EstimatorOptions
 from multismolvla_eval.environments import Batch, EnvironmentSource
 from multismolvla_eval.policies.announcing import GAP_READERS, MASK_READERS, announce
 from multismolvla_eval.policies.checkpoints import (
@@ -43,6 +44,7 @@ class LeRobotPolicy:
         device: overrides the checkpoint's device.
         rename_map: as LeRobot's option.
         server: has the weights of policies that plan ahead; without it all weights are loaded here.
+        estimators: where the networks are that the policy estimates with, and what counts without them.
 
     Attributes:
         policy: LeRobot's policy; ``None`` where a server has it.
@@ -61,6 +63,7 @@ class LeRobotPolicy:
         device: str | None = None,
         rename_map: Mapping[str, str] | None = None,
         server: PolicyServer | None = None,
+        estimators: EstimatorOptions | None = None,
     ) -> None:
         from lerobot.envs.utils import env_to_policy_features
         from lerobot.policies.factory import make_policy, make_pre_post_processors
@@ -74,7 +77,7 @@ class LeRobotPolicy:
         )
 
         self.path, self.rename_map, self.cameras = path, dict(rename_map or {}), source.cameras
-        config = stored_config(path)
+        config = stored_config(path, estimators)
         self._folder = str(config.pretrained_path)
         self._server = server if plans_ahead(config) else None
         if self._server is not None:
@@ -242,11 +245,15 @@ class LeRobotPolicy:
         }
 
 
-def stored_config(path: str) -> Any:
+def stored_config(path: str, estimators: EstimatorOptions | None = None) -> Any:
     """LeRobot's configuration of a checkpoint; after ``no_health:`` with ``health`` switched off.
 
     What a policy makes of a world without pictures is a question of the protocol (``C2:all=zero`` is what a
     policy without vision sees), so ours acts there, though a robot would hold.
+
+    Args:
+        path: of the checkpoint.
+        estimators: what holds on this machine in the place of what the checkpoint says of its estimators.
 
     Raises:
         FileNotFoundError: the path is a folder without a policy.
@@ -261,6 +268,9 @@ def stored_config(path: str) -> Any:
     config.pretrained_path = Path(folder)
     if hasattr(config, "on_blind"):
         config.on_blind = "act"
+    if estimators is not None and hasattr(config, "missing_estimator"):
+        config.estimator_sources = config.estimator_sources | estimators.estimator_sources
+        config.missing_estimator = estimators.missing_estimator or config.missing_estimator
     if path.startswith(NO_HEALTH):
         if not hasattr(config, "health"):
             raise ValueError(f"{path!r}: a policy of type {config.type} does not judge its pictures.")

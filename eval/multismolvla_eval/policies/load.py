@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from multismolvla_eval.config import EstimatorOptions
 from multismolvla_eval.environments import EnvironmentSource
 from multismolvla_eval.policies.baselines import BuiltinPolicy, ExpertPolicy, NoVisionPolicy
 from multismolvla_eval.policies.checkpoints import NO_VISION, REPLAY
@@ -17,6 +18,7 @@ def load_policy(
     device: str | None = None,
     rename_map: Mapping[str, str] | None = None,
     server: PolicyServer | None = None,
+    estimators: EstimatorOptions | None = None,
 ) -> Policy:
     """A built-in policy (``builtin:...``), a LeRobot checkpoint, or one without pictures (``no_vision:...``).
 
@@ -26,6 +28,7 @@ def load_policy(
         device: overrides the checkpoint's device.
         rename_map: as LeRobot's option.
         server: of the policies that plan ahead; without it all weights are loaded here.
+        estimators: where the networks are that a policy estimates with, and what counts without them.
 
     Raises:
         FileNotFoundError, ValueError: the recording of ``builtin:replay:`` does not fit, see `ReplayPolicy`.
@@ -43,5 +46,5 @@ def load_policy(
         )
     from multismolvla_eval.policies.lerobot import LeRobotPolicy
 
-    policy = LeRobotPolicy(path.removeprefix(NO_VISION), source, device, rename_map, server)
+    policy = LeRobotPolicy(path.removeprefix(NO_VISION), source, device, rename_map, server, estimators)
     return NoVisionPolicy(policy) if path.startswith(NO_VISION) else policy

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec import UNSET
 from msgspec.structs import asdict, replace
 
 from multismolvla.corruption import CORRUPTION_VERSION, Condition
@@ -86,6 +87,7 @@ def build_manifest(
         rename_map=config.rename_map,
         plugins=config.plugins,
         device=config.device,
+        estimator_sources=config.estimator_sources,
         episode_timeout=config.episode_timeout,
     )
     old = earlier_manifest(config.output)
@@ -99,7 +101,13 @@ def build_manifest(
 def comparable(config: EvalConfig) -> Comparable:
     """What all episodes of a run share; two calls that differ in it are two runs."""
     return Comparable(
-        SCHEMA, config.env.type, config.env.options, config.seed, CORRUPTION_VERSION, config.batch_size
+        SCHEMA,
+        config.env.type,
+        config.env.options,
+        config.seed,
+        CORRUPTION_VERSION,
+        config.batch_size,
+        config.missing_estimator or UNSET,
     )
 
 
@@ -195,6 +203,7 @@ def _continue(old: RunManifest, new: RunManifest) -> RunManifest:
         commands=old.commands + [c for c in new.commands if c not in old.commands],
         remarks=union("remarks"),
         rename_map=old.rename_map | new.rename_map,
+        estimator_sources=old.estimator_sources | new.estimator_sources,
         plugins=union("plugins"),
     )
 

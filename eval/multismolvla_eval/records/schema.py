@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from multismolvla_eval.protocol.schedule import episode_key
 
@@ -222,6 +222,8 @@ class Comparable(Struct, forbid_unknown_fields=True):
     seed: int
     corruption_version: str
     batch_size: int = 1
+    # As given; not in the hash of runs that leave it to the checkpoints, as all did before it was recorded.
+    missing_estimator: str | UnsetType = UNSET
 
 
 class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -249,6 +251,7 @@ class RunManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     rename_map: dict[str, str | dict[str, str]] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     device: str | None = None  # as given
+    estimator_sources: dict[str, str] = field(default_factory=dict)  # modality -> folder, as given
     episode_timeout: float = 0.0  # seconds
     synthetic: bool = False  # made up to test the report
 

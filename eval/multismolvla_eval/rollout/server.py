@@ -107,7 +107,8 @@ def _load(config: EvalConfig) -> dict[str, ChunkBatcher]:
     for name, named in config.policy_paths().items():
         path = loaded_path(named)
         if path is not None and path not in batchers and plans_ahead(stored_config(path)):
-            policy = LeRobotPolicy(path, source, config.device, renaming(name, config.rename_map))
+            renamed = renaming(name, config.rename_map)
+            policy = LeRobotPolicy(path, source, config.device, renamed, estimators=config)
             policy.keep_shapes()
             batchers[path] = ChunkBatcher(policy, config.batch_size)
     return batchers

@@ -80,7 +80,7 @@ def worker_main(config: EvalConfig, number: int, pipe: Connection, server: Polic
     sources = load_sources(config.env)
     first = next(iter(sources.values()))  # all suites have the same cameras, state and action
     policies = {
-        name: load_policy(path, first, config.device, renaming(name, config.rename_map), server)
+        name: load_policy(path, first, config.device, renaming(name, config.rename_map), server, config)
         for name, path in config.policy_paths().items()
     }
     suites = {name: source.facts() for name, source in sources.items()}

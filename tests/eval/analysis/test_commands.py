@@ -51,6 +51,7 @@ def test_plugins_device_and_time_limit_are_noted_and_repeated(tmp_path):
     toy = SuiteFacts(type="toy", tasks={0: "a"}, max_steps=9)
     run = RunFacts({"toy": toy}, ["image"], {"a": facts("a", path="outputs/a b")})
     said = {"plugins": ["one", "two.three"], "device": "cuda:1", "episode_timeout": 60.0}
+    said |= {"estimator_sources": {"thermal": "a folder"}, "missing_estimator": "absent"}
     config = EvalConfig(["a=outputs/a b"], env=EnvironmentArguments("toy", "toy"), output=tmp_path, **said)
     manifest = build_manifest(config, run, [CLEAN], Counts(1, 1), [])
     (again,) = parsed(manifest, "C0")

@@ -126,7 +126,7 @@ def check(dataset: Path, folder: Path, policy: Path, *more: str):
 
 def check_oracle(monkeypatch, reads: bool, dataset: Path, folder: Path, *more: str):
     oracle = Oracle(reads)
-    monkeypatch.setattr(sensor_use, "stored_config", lambda path: oracle.config)
+    monkeypatch.setattr(sensor_use, "stored_config", lambda path, options: oracle.config)
     monkeypatch.setattr(sensor_use, "load_as_trained", lambda *arguments: (oracle, preprocess))
     policy = folder.parent / "oracle"
     policy.mkdir(exist_ok=True)
@@ -428,6 +428,8 @@ def test_one_scene_with_two_instructions_makes_two_actions(tmp_path):
         ({"episodes": "[0, 7]"}, "[7]"),
         ({"episodes": "[]"}, "--episodes"),
         ({"frames": 1}, "--frames=1"),
+        ({"estimator_sources": "{rgb: x}"}, "--estimator_sources names 'rgb'"),
+        ({"missing_estimator": "maybe"}, "--missing_estimator=maybe"),
     ],
 )
 def test_wrong_requests_are_named_and_write_nothing(
@@ -435,7 +437,7 @@ def test_wrong_requests_are_named_and_write_nothing(
 ):
     if "policies" not in changes:
         (tmp_path / "config.json").write_text("{}")
-        monkeypatch.setattr(sensor_use, "stored_config", lambda path: Oracle(True).config)
+        monkeypatch.setattr(sensor_use, "stored_config", lambda path, options: Oracle(True).config)
     out = tmp_path / "out"
     options = {"policies": f"[p={tmp_path}]", "dataset": tiny_dataset, "output": out} | changes
     assert main([f"--{k}={v}" for k, v in options.items()]) == 2

@@ -48,7 +48,7 @@ def test_a_modality_that_the_policy_does_not_use_shows(tmp_path, monkeypatch):
         torch.arange(24) // 8,
     )
     looks = Looks()
-    monkeypatch.setattr(sensor_use, "stored_config", lambda path: looks.config)
+    monkeypatch.setattr(sensor_use, "stored_config", lambda path, options: looks.config)
     monkeypatch.setattr(sensor_use, "open_dataset", lambda *arguments: SimpleNamespace(meta=None))
     monkeypatch.setattr(sensor_use, "load_as_trained", lambda *arguments: (looks, lambda batch: batch))
     monkeypatch.setattr(sensor_use, "load_frames", lambda *arguments: frames)
@@ -86,6 +86,7 @@ def test_a_policy_with_other_names_for_its_cameras_and_a_plugin_is_measured(tmp_
     assert found.modalities == ["rgb"]
     assert found.controls["zeroed"].n == 8
     same = {"plugins": options.plugins, "rename_map": options.rename_map, "output": options.output}
+    same |= {"estimator_sources": {"depth": "a folder"}, "missing_estimator": "absent"}
     config = EvalConfig(options.policies, diagnose=options.dataset, **same)
     monkeypatch.setattr(
         sensor_use_check.subprocess, "run", lambda *a, **k: pytest.fail("it is there already")
@@ -97,6 +98,8 @@ def test_a_policy_with_other_names_for_its_cameras_and_a_plugin_is_measured(tmp_
         given = dict(c[2:].split("=", 1) for c in command if c.startswith("--"))
         assert json.loads(given["rename_map"]) == options.rename_map
         assert json.loads(given["plugins"]) == ["some_plugin"]
+        assert json.loads(given["estimator_sources"]) == {"depth": "a folder"}
+        assert given["missing_estimator"] == "absent"
         return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr(sensor_use_check.subprocess, "run", measure)
