@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from multismolvla.tokenizers.vit import full_float32
+
 Setting = str | int | float | None | tuple[float, ...]
 
 
@@ -70,7 +72,7 @@ class Estimator(Protocol):
 
 
 def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor:
-    """What an estimator makes of pictures, at its own precision: autocast around the call changes nothing.
+    """What an estimator makes of pictures, at its own precision: no autocast and no TF32 around the call.
 
     Args:
         estimator: of the modality.
@@ -83,7 +85,7 @@ def estimate_checked(estimator: Estimator, rgb: Tensor, modality: str) -> Tensor
     Raises:
         ValueError: another shape than one channel of the pictures' size, NaN or infinity.
     """
-    with torch.autocast(rgb.device.type, enabled=False):
+    with full_float32(rgb.device):
         found = estimator.estimate(rgb.float())
     if found.shape != (len(rgb), 1, *rgb.shape[-2:]):
         raise ValueError(

@@ -27,6 +27,7 @@ from multismolvla.estimators import (
     restore_estimator,
 )
 from multismolvla.estimators import depth as depth_module
+from multismolvla.estimators.interface import estimate_checked
 from multismolvla.tokenizers.depth import prepare_depth
 from multismolvla.tokenizers.label_sets import COCO_PANOPTIC
 
@@ -128,6 +129,29 @@ def test_a_pictures_temperature_depends_on_that_picture_alone(tmp_path):
     other = ThermalEstimator.from_pretrained(folder, seed=1, **options)
     assert not torch.allclose(other.estimate(rgb), made, atol=1e-3)
     assert estimator.recipe.settings["seed"] == 0
+
+
+def test_tf32_and_autocast_around_the_call_do_not_reach_the_network():
+    """LeRobot's programs switch TF32 on, an annotation does not."""
+    found = []
+
+    def estimate(rgb):
+        precision = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        found.append((*precision, torch.is_autocast_enabled("cpu")))
+        return rgb[:, :1]
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        recipe = EstimatorRecipe("a", None, "b", "float32")
+        with torch.autocast("cpu", torch.bfloat16):
+            estimate_checked(SimpleNamespace(estimate=estimate, recipe=recipe), pictures(), "depth")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+    assert found == [("highest", False, False)]
 
 
 # -- recipes -------------------------------------------------------------------------------------------------
