@@ -484,8 +484,12 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             # with adapters the processors lie beside them, and the weights in another folder
             check_stored_processors(Path(config.pretrained_path or pretrained_name_or_path), config.views)
         policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)
-        if isinstance(stored, MultiSmolVLAConfig):
-            policy._derived.trained = Pattern.of(stored)
+        learned = stored
+        if config.use_peft and config.pretrained_path:  # `stored` is what the adapters were trained from
+            beside, revision = config.pretrained_path, config.pretrained_revision
+            learned = PreTrainedConfig.from_pretrained(beside, revision=revision)
+        if isinstance(learned, MultiSmolVLAConfig):
+            policy._derived.trained = Pattern.of(learned)
         return policy
 
     @classmethod

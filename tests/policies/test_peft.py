@@ -4,6 +4,7 @@ the way.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,26 @@ def test_the_gate_of_siglip_plus_fourm_is_trained_and_saved(make_policy, batch, 
     assert gates
     again = reloaded(saved(wrapped, tmp_path / "two"))
     assert torch.equal(chunk(again, batch), chunk(wrapped, batch))
+
+
+def test_a_roll_out_of_adapters_that_learned_a_refresh_does_not_claim_another(make_policy, tmp_path, caplog):
+    """The checkpoint below the adapters is stage 1's, which estimated at every look."""
+    make_policy(stage="connector").save_pretrained(tmp_path / "one")
+    wrapped = stage_two(tmp_path / "one")
+    recipe = {"model": "nobody/nowhere", "revision": None, "fingerprint": "f", "dtype": "float32"}
+    learned = {
+        "provenance": {"thermal": "derived"}, "estimators": {"thermal": recipe}, "refresh": {"thermal": 4},
+        "missing_estimator": "absent",
+    }  # fmt: skip
+    for option, value in learned.items():
+        setattr(wrapped.config, option, value)
+    folder = saved(wrapped, tmp_path / "two")
+    for overrides, told in (((), 0), (['--refresh={"thermal": 2}'], 1)):
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(overrides))
+        config.pretrained_path = folder
+        policy = lerobot_make_policy(config, ds_meta=Metadata()).eval()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            policy.reset()
+        assert caplog.text.count("trained with refresh={'thermal': 4} (between: absent)") == told
+        assert caplog.text.count("The policy was trained with") == told
