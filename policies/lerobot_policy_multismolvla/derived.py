@@ -214,7 +214,7 @@ class DerivedStreams:
             )
         self.trained = None
         for stream in derived_streams(cfg):
-            if stream in self._taken or stream.name in self._loaded:
+            if stream.name in self._loaded:
                 continue
             if self._estimator(cfg, stream.name, device) is not None:
                 feature = (cfg.input_features or {}).get(stream.rgb)
@@ -287,7 +287,10 @@ class DerivedStreams:
         return first_ages(len(there), streams, there.device)  # also where the rows are others
 
     def _delivered(self, cfg: MultiSmolVLAOptions, batch: dict[str, Tensor], stream: DerivedStream) -> bool:
-        """Whether somebody else makes the stream; told once, as it may look otherwise than in training."""
+        """Whether somebody else makes the stream; told once, as it may look otherwise than in training.
+
+        The network is kept: where they cease to, none is to be read in the control loop.
+        """
         if stream.key not in batch and stream.ids not in batch:
             return False
         if stream not in self._taken:
@@ -297,8 +300,6 @@ class DerivedStreams:
                 stream.place,
                 recipe_from(cfg.estimators[stream.name]).model,
             )
-            if all(s in self._taken for s in derived_streams(cfg) if s.name == stream.name):
-                self._loaded.pop(stream.name, None)  # nobody needs the network
         return True
 
     def _pictures(
