@@ -151,7 +151,10 @@ def adopt_recipes(cfg: MultiSmolVLAOptions, features: Features) -> Recipes:
             continue
         found = json.loads(json.dumps(found))
         known = recipes.setdefault(modality, found) or {}
-        different = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
+        fields = {*known, *found}
+        if not (known.get("files") and found.get("files")):  # of older data; as where a network is restored
+            fields -= {"files"}
+        different = sorted(name for name in fields if known.get(name) != found.get(name))
         if different:
             name = different[0]
             raise ValueError(

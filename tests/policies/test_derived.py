@@ -374,7 +374,14 @@ def test_the_recipes_are_stored_with_the_policy_and_a_dataset_of_others_is_refus
     assert again.estimators == policy.config.estimators
     again.set_dataset_feature_metadata(annotated.meta.features)  # the same: fine
     features = json.loads(json.dumps(annotated.meta.features))
-    features[token_key("image", "thermal")]["info"]["estimator"]["settings"]["steps"] = 7
+    annotation = features[token_key("image", "thermal")]["info"]["estimator"]
+    files = annotation.pop("files")  # as recipes of older data; what is not known cannot be compared
+    again.set_dataset_feature_metadata(features)
+    annotation["files"] = files | {"config.json": "another"}
+    with pytest.raises(ValueError, match=r"image_thermal.*thermal was estimated with files=.*'another'"):
+        again.set_dataset_feature_metadata(features)
+    annotation["files"] = files
+    annotation["settings"]["steps"] = 7
     with pytest.raises(ValueError, match=r"image_thermal.*thermal was estimated with settings=.*'steps': 7"):
         again.set_dataset_feature_metadata(features)
 
