@@ -33,6 +33,7 @@ Recipes = dict[str, dict[str, Any] | None]
 #: `derived_streams`; where a caller remembers that in the policy's stead.
 AGE_KEY = "observation.derived_age"
 NEVER = -1  # age of what was not estimated yet
+_GREY = 0.5  # of a picture that stands in for one
 #: What a network may raise at a picture: a robot goes on with what it has.
 _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
@@ -182,6 +183,8 @@ class DerivedStreams:
     """The estimators of one policy, read at their first use, and what they gave at the looks before.
 
     Attributes:
+        every_row: estimate a whole batch, where anything of it is due, so that the rounding of a row does not
+            depend on what others need; what is not due is grey and left out again.
         memory: what a caller that serves several episodes gives back with an episode's next look; empty where
             every stream is estimated at every look.
         trained: what training showed, as far as a checkpoint says.
@@ -192,6 +195,7 @@ class DerivedStreams:
     def __init__(self) -> None:
         self._failing: set[str] = set()  # modalities of which nothing could be estimated last time
         self._loaded: dict[str, Estimator | None] = {}
+        self.every_row = False
         self._taken: set[DerivedStream] = set()  # those that were delivered though a recipe makes them
         self.memory: dict[str, Tensor] = {}
         self.trained: Pattern | None = None
@@ -222,7 +226,7 @@ class DerivedStreams:
             if self._estimator(cfg, stream.name, device) is not None:
                 feature = (cfg.input_features or {}).get(stream.rgb)
                 size = feature.shape[-2:] if feature else (cfg.image_size, cfg.image_size)
-                grey = torch.full((1, 3, *size), 0.5, device=device)
+                grey = torch.full((1, 3, *size), _GREY, device=device)
                 with torch.no_grad():
                     self._pictures(cfg, stream.name, stream.key, grey)
 
@@ -263,7 +267,12 @@ class DerivedStreams:
             due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
             pictures: dict[str, Tensor] = {}
             fresh = due.clone()
-            if due.any():
+            if due.any() and self.every_row:
+                shown = torch.where(due[:, None, None, None], batch[stream.rgb], _GREY)
+                whole_batch, made_of = self._pictures(cfg, stream.name, stream.key, shown)
+                fresh = due & made_of
+                pictures = {name: picture[due[made_of]] for name, picture in whole_batch.items()}
+            elif due.any():
                 pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
             again = rows & ~due & (cfg.refresh_between == "reuse")
             for name in (stream.key, valid_key(stream.key)):

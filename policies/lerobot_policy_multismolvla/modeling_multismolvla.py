@@ -283,6 +283,12 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                         where, revision = self.config.pretrained_path, self.config.pretrained_revision
                         self._hold.guard = StoredGuard.beside(where, revision)
 
+    def keep_shapes(self) -> None:
+        """Let no row's rounding depend on what other rows of a batch lack, or have estimated this time."""
+        if self.config.uses_fourm:
+            self.model.tower.drop_absent = False
+        self._derived.every_row = True
+
     @contextmanager
     def trial(self) -> Iterator[None]:
         """What the policy sees inside it forgets: an attack looks many times before the look that counts."""

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_annotated import MODALITIES, RGB, VIEWS, alike, raw, seen, stored
+from tiny_annotated import DOMAINS, MODALITIES, RGB, VIEWS, alike, raw, seen, stored
 from tiny_policy import SIDE
 
 from multismolvla.health import Cause
 from multismolvla.modalities import MODALITIES as ALL_MODALITIES
+from multismolvla.modalities import padding_mask_key
 
 
 def test_autocast_around_the_policy_changes_no_id(policy_of, annotated):
@@ -120,3 +121,37 @@ def test_what_becomes_of_estimates_is_in_the_verdict_and_the_diary(policy_of, an
         ("lost", "image.depth", "no estimate"), ("lost", "image2.depth", "no estimate"),
         ("back", "image.depth", None), ("back", "image2.depth", None),
     ]  # fmt: skip
+
+
+def test_in_a_servers_batch_a_network_always_sees_as_many_pictures(policy_of, annotated):
+    """Else how an estimate is rounded would tell what the other episodes of the batch need."""
+    from multismolvla_eval.policies.lerobot import LeRobotPolicy
+
+    policy, pre = policy_of(refresh={"thermal": 2}, health="off")
+    LeRobotPolicy.keep_shapes(SimpleNamespace(policy=policy))
+    policy.reset()
+    counts: dict[str, list[int]] = {m: [] for m in MODALITIES}
+    grey = [0]
+    for modality, sound in list(policy._derived._loaded.items()):
+
+        def estimate(rgb, sound=sound, counted=counts[modality]):
+            counted.append(len(rgb))
+            grey[0] += int((rgb == 0.5).flatten(1).all(1).sum())
+            return sound.estimate(rgb)
+
+        policy._derived._loaded[modality] = SimpleNamespace(estimate=estimate, recipe=sound.recipe)
+    lost = {padding_mask_key(RGB[0]): torch.tensor([True, False, True])}
+    found = seen(policy, pre, raw(annotated, [0, 1, 2], **lost))
+    for modality in MODALITIES:
+        wanted = stored(annotated, [0, 1, 2], modality)
+        assert (found[modality][1, 0] == -1).all()
+        assert alike(found[modality][[0, 2], 0], wanted[[0, 2], 0])
+        assert alike(found[modality][:, 1], wanted[:, 1])
+    policy.predict_action_chunk(pre(raw(annotated, [0, 1, 2])))  # thermal is due where there was no RGB
+    inputs, thermal = policy.last_look().inputs, DOMAINS["thermal"]
+    there = inputs.present[thermal].reshape(3, len(VIEWS), -1)
+    assert there.any(-1).tolist() == [[False, False], [True, False], [False, False]]
+    ids = inputs.values[thermal].reshape(3, len(VIEWS), -1)
+    assert alike(ids[1, 0], stored(annotated, [1], "thermal")[0, 0])
+    assert counts == {"depth": [3] * 4, "seg": [3] * 4, "thermal": [3] * 3}
+    assert grey == [1 + 1 + 1 + 2]  # what is not due is left out

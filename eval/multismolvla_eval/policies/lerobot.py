@@ -189,12 +189,12 @@ class LeRobotPolicy:
             return self.policy.select_action(batch)
 
     def keep_shapes(self) -> None:
-        """Make the 4M tower's shapes, and so its rounding, independent of what other rows of a batch lack."""
-        from multismolvla.tower import MultimodalTower
+        """Make our policy's shapes, and so its rounding, independent of the other rows of a batch."""
+        from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 
-        for module in self.policy.modules():
-            if isinstance(module, MultimodalTower):
-                module.drop_absent = False
+        for module in self.policy.modules():  # adapters are around it
+            if isinstance(module, MultiSmolVLAPolicy):
+                module.keep_shapes()
 
     def look(self, row: int, first: bool) -> Look:
         """What the policy saw of one row of its last batch.
