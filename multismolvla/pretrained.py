@@ -39,7 +39,8 @@ _THERMALGEN = (
     "code MIT; weights: none stated beside it, read the model card (the training sets carry their own terms)"
 )
 _MASK2FORMER = "code MIT; weights: see the model card (most of the family: CC-BY-NC 4.0)"
-_MODEL = ("config.json", "model.safetensors")
+#: Files of a network that is no more than its settings and weights.
+MODEL_FILES = ("config.json", "model.safetensors")
 _PICTURE_MODEL = ("config.json", "preprocessor_config.json", "model.safetensors")
 _LANGUAGE_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json")
 
@@ -63,7 +64,7 @@ class Source:
     licence: str
     size_bytes: int
     known: str = "listed"
-    files: tuple[str, ...] = _MODEL
+    files: tuple[str, ...] = MODEL_FILES
 
     @property
     def url(self) -> str:

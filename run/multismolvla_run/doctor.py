@@ -19,12 +19,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from multismolvla.pretrained import SOURCES, bytes_of, is_hub_id, licence_of, needed_to_act
+from multismolvla.pretrained import (
+    LANGUAGE_MODEL,
+    MODEL_FILES,
+    SOURCES,
+    bytes_of,
+    is_hub_id,
+    licence_of,
+    needed_to_act,
+)
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.libero_assets import find_libero_assets, identify, missing_files, own_folder
 from multismolvla.system.versions import installed
 from multismolvla_run.fetch_assets import fetch_assets
-from multismolvla_run.hub import cache_folder, is_cached
+from multismolvla_run.hub import cache_folder, cached_commit, is_cached
 from multismolvla_run.threads import available_cores, seconds_per_step, training_threads
 
 #: Debian packages of the software renderer and of OpenCV, as in `scripts/system-packages.sh`.
@@ -267,8 +275,10 @@ def policy_table(folder: Path) -> tuple[str, bool]:
     for where, purpose in needed.items():
         hub = is_hub_id(where)
         revision = revisions.get(where)
-        here = is_cached(where, revision) if hub else Path(where).exists()
-        known = bytes_of(where)
+        files = SOURCES[LANGUAGE_MODEL].files if where == policy.get("vlm_model_name") else MODEL_FILES
+        place = cached_commit(where, revision, files) if hub else Path(where)
+        here = place is not None and place.exists()
+        known = bytes_of(where if where in SOURCES or place is None else place)
         size = SOURCES[where].size if where in SOURCES else f"{known / 1e6:.1f} MB" if here else "unknown"
         rows.append(("yes" if here else "no", where, size, purpose, licence_of(where)))
         if not here and hub:

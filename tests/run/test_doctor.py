@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from multismolvla.pretrained import SOURCES
+from multismolvla.pretrained import LANGUAGE_MODEL, SOURCES
 from multismolvla_run import doctor
 
 REPO = Path(__file__).resolve().parents[2]
@@ -174,6 +174,31 @@ def test_what_a_policy_reads_and_what_of_it_is_missing(monkeypatch, tmp_path, ca
     assert "no    gone/connector/x" in capsys.readouterr().out
     assert doctor.main([f"--policy={depth}"]) == 1
     assert "has no config.json" in capsys.readouterr().err
+
+
+def test_an_estimator_that_this_package_does_not_list_is_here_with_its_weights_and_has_their_size(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    recipe = {"model": "lab/metric-depth", "revision": "01", "fingerprint": "f", "dtype": "float32"}
+    options = {"vision_tower": "fourm", "estimators": {"depth": recipe}, "vlm_model_name": "lab/words"}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    commit = tmp_path / "models--lab--metric-depth/snapshots/01"
+    words = tmp_path / "models--lab--words/snapshots/02"
+    for folder, names in ((commit, ["config.json"]), (words, SOURCES[LANGUAGE_MODEL].files)):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text("{}")
+
+    def rows() -> dict[str, tuple[str, str]]:
+        assert doctor.main([f"--policy={tmp_path}"]) == 1  # the tower is not here
+        found = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[1:4]]
+        return {where: (here, size) for here, where, size, *_ in found}
+
+    assert rows()["lab/metric-depth"] == ("no", "unknown")  # fetched by half
+    assert rows()["lab/words"][0] == "yes"  # of which no weights are read
+    (commit / "model.safetensors").write_bytes(bytes(2_000_000))
+    assert rows()["lab/metric-depth"] == ("yes", "2.0 MB")
 
 
 def test_published_weights_with_cache_and_licence(monkeypatch, tmp_path, capsys):
