@@ -3,19 +3,21 @@
     sh benchmarks/gpu.sh            # this, and latency.py where LeRobot is installed
 
 Needs the repository and PyTorch with its usual company (numpy, safetensors, tqdm; transformers for the
-estimators of depth and segmentation): no LeRobot, no weights, no dataset. Official sizes, random weights, two
-pictures, as of a robot with two cameras.
+estimators of depth and segmentation, diffusers for ThermalGen, which are left out without): no LeRobot, no
+weights, no dataset. Official sizes, random weights, two pictures, as of a robot with two cameras. fp32 is
+float32 throughout, as the policy computes estimates and ids in: no TF32.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +33,12 @@ from multismolvla.estimators import load_estimator  # noqa: E402
 from multismolvla.fourm import FourMConfig, FourMEncoder  # noqa: E402
 from multismolvla.fusion import GatedFusion  # noqa: E402
 from multismolvla.thermal.thermalgen import ThermalGen  # noqa: E402
+from multismolvla.tokenizers.vit import full_float32  # noqa: E402
 
 PICTURES = 2
 DOMAINS = ("rgb@224", "tok_depth@224", "tok_semseg@224", "tok_imagebind@224")
+#: Modality -> the package that its estimator is made of.
+PACKAGES = {"depth": "transformers", "seg": "transformers", "thermal": "diffusers"}
 #: Column -> (bf16, compiled).
 WAYS = {
     "fp32": (False, False),
@@ -109,8 +114,14 @@ class Logits(nn.Module):
         return self.network(pixel_values=pixel_values)[self.output]
 
 
-def parts(folder: Path, *, tiny: bool) -> dict[str, Callable[[], Part]]:
-    """Name -> makes the network; one after the other, so that they need not be in memory together."""
+def parts(folder: Path, estimators: Collection[str], *, tiny: bool) -> dict[str, Callable[[], Part]]:
+    """Name -> makes the network; one after the other, so that they need not be in memory together.
+
+    Args:
+        folder: with the files of the estimators.
+        estimators: modalities.
+        tiny: the tests' sizes.
+    """
     draw = torch.Generator().manual_seed(0)
     grid = 64 if tiny else 256
 
@@ -142,9 +153,12 @@ def parts(folder: Path, *, tiny: bool) -> dict[str, Callable[[], Part]]:
         "tower 4M-21 L, four modalities": lambda: tower("L"),
         "fusion and connector": bridge,
     }
-    found |= {f"ThermalGen B/2, {n} steps": (lambda n=n: thermal(n)) for n in (1, 2, 4, 8)}
-    found["Depth Anything V2 Small"] = lambda: estimator("depth", "predicted_depth", 28 if tiny else 518)
-    found["Mask2Former Swin-B"] = lambda: estimator("seg", "masks_queries_logits", 64 if tiny else 384)
+    if "thermal" in estimators:
+        found |= {f"ThermalGen B/2, {n} steps": (lambda n=n: thermal(n)) for n in (1, 2, 4, 8)}
+    if "depth" in estimators:
+        found["Depth Anything V2 Small"] = lambda: estimator("depth", "predicted_depth", 28 if tiny else 518)
+    if "seg" in estimators:
+        found["Mask2Former Swin-B"] = lambda: estimator("seg", "masks_queries_logits", 64 if tiny else 384)
     return found
 
 
@@ -196,9 +210,12 @@ def main() -> None:
     heads = "".join(f"{way:>16}" for way in ways)
     print(f"{'milliseconds, two pictures':34}{heads}{'fp32 - CPU':>14}{'bf16 - CPU':>14}")
     wrong = []
-    with tempfile.TemporaryDirectory(prefix="gpu-") as scratch:
-        write_estimators(Path(scratch), tiny=options.tiny)
-        for name, make in parts(Path(scratch), tiny=options.tiny).items():
+    estimators = [m for m, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    for modality in PACKAGES.keys() - set(estimators):
+        print(f"{PACKAGES[modality]} is not installed: the estimator of {modality} is left out.")
+    with tempfile.TemporaryDirectory(prefix="gpu-") as scratch, full_float32(device):
+        write_estimators(Path(scratch), estimators, tiny=options.tiny)
+        for name, make in parts(Path(scratch), estimators, tiny=options.tiny).items():
             part = make()
             with torch.inference_mode():
                 reference = part.network.eval()(*part.inputs).float()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +119,14 @@ def write_tokenizers(folder: Path, scale: Scale) -> dict[str, str]:
     return {part: str(folder / part) for part in configs}
 
 
-def write_estimators(folder: Path, *, tiny: bool = False) -> dict[str, str]:
+def write_estimators(
+    folder: Path, modalities: Collection[str] = ("depth", "seg", "thermal"), *, tiny: bool = False
+) -> dict[str, str]:
     """The estimators of depth, segmentation and thermal.
 
     Args:
         folder: where to.
+        modalities: of which.
         tiny: the tests' networks instead of the sizes of Depth Anything V2 Small, Mask2Former Swin-B and
             ThermalGen B/2 (2 GB).
 
@@ -131,17 +136,12 @@ def write_estimators(folder: Path, *, tiny: bool = False) -> dict[str, str]:
     import tiny_estimators as tiny_ones
     from tiny_thermalgen import write_tiny_thermalgen
 
-    if tiny:
-        return {
-            "depth": str(tiny_ones.write_tiny_depth_estimator(folder / "depth")),
-            "seg": str(tiny_ones.write_tiny_segmenter(folder / "seg")),
-            "thermal": str(write_tiny_thermalgen(folder / "thermal")),
-        }
-    return {
-        "depth": _write_depth_anything(folder / "depth"),
-        "seg": _write_mask2former(folder / "seg"),
-        "thermal": str(write_tiny_thermalgen(folder / "thermal", arch="B", vae=None)),
+    writers: dict[str, Callable[[Path], str | Path]] = {
+        "depth": tiny_ones.write_tiny_depth_estimator if tiny else _write_depth_anything,
+        "seg": tiny_ones.write_tiny_segmenter if tiny else _write_mask2former,
+        "thermal": write_tiny_thermalgen if tiny else partial(write_tiny_thermalgen, arch="B", vae=None),
     }
+    return {modality: str(writers[modality](folder / modality)) for modality in modalities}
 
 
 def _write_depth_anything(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +90,43 @@ def test_benchmarks_find_the_random_networks_when_they_are_run_by_path():
     assert subprocess.run(command, cwd=FOLDER, check=False).returncode == 0
 
 
+def test_the_whole_gpu_run_goes_on_after_a_failure_and_ends_in_time(tmp_path):
+    """With a Python that only notes what it is asked for: fails the first, hangs in the second."""
+    stub = tmp_path / "python"
+    stub.write_text(
+        f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\ncase "$1$*" in\n  -c*) exit 0 ;;\n'
+        "  *gpu.py*) exit 3 ;;\n  *float32*) exec sleep 3600 ;;\nesac\n"
+    )
+    stub.chmod(0o755)
+    given = os.environ | {"PYTHON": str(stub), "LIMIT": "4", "DEVICE": "cpu", "TINY": "1"}
+    command = ["sh", str(FOLDER / "gpu.sh")]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == ["benchmarks/gpu.py", "-c", *["benchmarks/latency.py"] * 2]
+    lines = done.stdout.splitlines()
+    assert [line.partition(", of")[0] for line in lines] == [
+        "benchmarks/gpu.py: exit code 3", "benchmarks/latency.py: exit code 124",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_the_gpu_run_needs_no_lerobot():
-    blocked = "import sys; sys.modules['lerobot'] = sys.modules['lerobot_policy_multismolvla'] = None; "
+@pytest.mark.parametrize(("lacking", "networks"), [("diffusers", 5), ("nothing", 9)])
+def test_the_gpu_run_needs_no_lerobot(lacking, networks):
+    blocked = (
+        "import sys, torch; sys.modules['lerobot'] = sys.modules['lerobot_policy_multismolvla'] = None; "
+        f"sys.modules['{lacking}'] = None; torch.set_float32_matmul_precision('high'); "
+        "torch.backends.cudnn.allow_tf32 = True; import gpu; measured = gpu.measure; "
+        "tf32 = lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32); "
+        "gpu.measure = lambda *a, **o: print('tf32', *tf32()) or measured(*a, **o); "
+    )
     options = ["gpu.py", "--device=cpu", "--tiny", "--eager", "--rounds=1"]
-    code = f"{blocked}sys.argv = {options}; import gpu; gpu.main()"
+    code = f"{blocked}sys.argv = {options}; gpu.main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("0.0e+00") == 9  # every network gives what the CPU gives
+    assert done.stdout.count("0.0e+00") == networks  # every network gives what the CPU gives
+    assert done.stdout.count("tf32 highest False") == 2 * networks
+    left_out = "diffusers is not installed: the estimator of thermal is left out."
+    assert (left_out in done.stdout) == (lacking == "diffusers")
