@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -222,9 +222,9 @@ class _Maker:
         raise MessageError("The message changes what NumPy's names stand for; an observation does not.")
 
 
-def _fill(record: object, state: Mapping[str, object]) -> None:
+def _fill(record: Any, state: Any) -> None:
     """``__setstate__`` of a record. Of the class, it lacks an argument: that cannot be changed."""
-    vars(record).update(state)
+    record.__dict__.update(state)
 
 
 class _Unpickler(pickle.Unpickler):
