@@ -1,8 +1,9 @@
-"""``lerobot-rollout``'s strategies and RTC on the simulated arm, as processes; what they record loads."""
+"""``lerobot-rollout``'s strategies and RTC on the simulated arm, as processes; what they record trains."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import subprocess
@@ -11,11 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from processes import command, environment, wait_until
+from lerobot.utils.constants import OBS_STATE
+from processes import command, common, environment, finish, logged, start, wait_until
+from safetensors.torch import load_file
 from tiny_policies import save_ours
+from tiny_policy import all_features
 
 from lerobot_robot_multismolvla.simulated.arm import ACTION, STATE
+from multismolvla.modalities import picture_key
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(900)]
 TASK = "put the cube in the basket"
@@ -24,7 +30,11 @@ FPS = 5
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_ours(tmp_path_factory.mktemp("policies")) / "ours"
+    """A policy of what is recorded here."""
+    streams = {modality: picture_key("image", modality) for modality in ("rgb", "depth")}
+    features = {k: f for k, f in all_features().items() if k in (OBS_STATE, *streams.values())}
+    root = tmp_path_factory.mktemp("policies")
+    return save_ours(root, views={"image": streams}, input_features=features) / "ours"
 
 
 class Rollout:
@@ -135,6 +145,19 @@ def test_dagger_with_its_keys(checkpoint, tmp_path):
     frames = [data[number] for number in range(len(data))]
     assert all(frame["intervention"].item() for frame in frames)
     assert all(np.allclose(frame["action"], 0.25) for frame in frames)
+
+    trained = tmp_path / "trained"
+    words = [
+        *common(root, trained, 2, 2), f"--policy.path={checkpoint}", "--policy.device=cpu",
+        "--policy.push_to_hub=false", "--policy.stage=robust", "--policy.curriculum_steps=2",
+    ]  # fmt: skip
+    log = finish(start(trained, *words), trained)
+    losses = logged("loss", log)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    last = trained / "checkpoints" / "last" / "pretrained_model" / "model.safetensors"
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(last)
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
 
 
 RTC = (
