@@ -191,15 +191,15 @@ def late_and_failed_plans(rollout: Rollout) -> None:
 
 
 def loop_keeps_its_rate(rollout: Rollout) -> None:
-    """It never waits for a plan. How fast it is otherwise is up to who else uses the machine."""
+    """It never waits for a plan, only for the arm, which takes longer where others use the machine."""
     first, last = rollout.looks[0].time, rollout.looks[-1].time
     planned = [plan for plan in rollout.plans if plan.ended - plan.began >= PLANNING_S]
     planned = [plan for plan in planned if first < plan.began and plan.ended < last]
     assert len(planned) >= 9
-    during = [[k.time for k in rollout.looks if plan.began < k.time < plan.ended] for plan in planned]
+    during = [[k for k in rollout.looks if plan.began < k.time < plan.ended] for plan in planned]
     assert min(map(len, during)) >= 2
-    periods = [after - before for times in during for before, after in pairwise(times)]
-    assert statistics.quantiles(periods, n=10)[0] == pytest.approx(1 / RTC_FPS, rel=0.1)
+    late = [(b.time - a.time) / max(1 / RTC_FPS, a.busy) for looks in during for a, b in pairwise(looks)]
+    assert statistics.median(late) == pytest.approx(1.0, rel=0.1)
 
 
 def swapped(rollout: Rollout) -> None:
