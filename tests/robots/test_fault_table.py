@@ -61,7 +61,7 @@ class Scripted:
         lost: stream -> the cause for which it must count as absent.
         guard: what the guarded camera's own log says.
         back: steps after which it must be used again.
-        noted: whether the cameras' streams may count as absent, and need not.
+        noted: whether the cameras' streams may count as absent, and need not but for ``lost``.
     """
 
     cameras: tuple[str, ...]
@@ -90,6 +90,10 @@ class Scripted:
             assert (stream, "lost", cause) in rollout.camera_log(self.cameras[0])
         for stream in {s for camera in self.cameras for s in STREAMS_OF[camera]} - self.may_be_lost:
             assert not rollout.events("lost", stream, self.first, self.last), stream
+        if self.noted:  # or nobody would miss the fault
+            during = [look.wrong for look in rollout.looks if self.first <= look.step <= self.last]
+            assert during
+            assert all(wrong[camera] for wrong in during for camera in self.cameras)
 
 
 def two_at_once(rollout: Rollout) -> None:
@@ -203,7 +207,8 @@ def loop_keeps_its_rate(rollout: Rollout) -> None:
 
 
 def swapped(rollout: Rollout) -> None:
-    pass  # noted or not: what all roll-outs must do is enough
+    """Noted or not."""
+    assert all(look.wrong["image"] and look.wrong["image2"] for look in rollout.looks)
 
 
 # -- unsafe actions, and motors ------------------------------------------------------------------------------
@@ -254,7 +259,7 @@ TABLE = [
     Row("4 flapping at 5 Hz", "scripted", few_transitions),
     Row("5 black", "scripted", Scripted(IMAGE, ("black",), 20, 29, BLACK)),
     Row("5b covered lens through lossy video", "scripted",
-        Scripted(IMAGE, ("covered",), 140, 149, noted=True)),
+        Scripted(IMAGE, ("covered",), 140, 149, {"image.rgb": "constant"}, noted=True)),
     Row("6 saturated", "scripted",
         Scripted(IMAGE, ("white",), 50, 59, {"image.rgb": "constant", "image.depth": "no depth"})),
     Row("7 NaN in float depth", "scripted",
