@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -57,6 +58,16 @@ def test_the_batch_size_is_part_of_the_runs_identity(config):
         config.batch_size = other
         with pytest.raises(ResultsError, match=f"batch_size 4, now {other}"):
             manifest_of(config, toy_facts())
+
+
+def test_to_act_without_an_estimator_makes_another_run_and_to_say_nothing_the_same_as_ever(config):
+    """Runs from before the option was recorded are continued."""
+    manifest = manifest_of(config, toy_facts())
+    assert b"missing_estimator" not in msgspec.json.encode(manifest)
+    write_manifest(config.output, manifest)
+    config.missing_estimator = "absent"
+    with pytest.raises(ResultsError, match=r"missing_estimator UNSET, now 'absent'"):
+        manifest_of(config, toy_facts())
 
 
 def test_a_continued_run_forgets_nothing_of_its_earlier_calls(config, monkeypatch):
