@@ -22,12 +22,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import DeviceProcessorStep
-from lerobot.utils.constants import (
-    ACTION,
-    OBS_STATE,
-    POLICY_POSTPROCESSOR_DEFAULT_NAME,
-    POLICY_PREPROCESSOR_DEFAULT_NAME,
-)
+from lerobot.utils.constants import ACTION, OBS_STATE
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 
@@ -43,6 +38,8 @@ from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.objectives.modules import give_up_objectives
 from lerobot_policy_multismolvla.options import check_options
 from lerobot_policy_multismolvla.processor_multismolvla import (
+    POST_FILE,
+    PRE_FILE,
     complete_processors,
     make_multismolvla_pre_post_processors,
 )
@@ -193,8 +190,7 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
     Returns:
         Names of what the processors lacked.
     """
-    names = (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)
-    if not all((folder / f"{name}.json").is_file() for name in names):
+    if not all((folder / name).is_file() for name in (PRE_FILE, POST_FILE)):
         return []
     pre, post = make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides={"device_processor": {"device": "cpu"}}
@@ -208,10 +204,10 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
     for step in pre.steps:
         if isinstance(step, DeviceProcessorStep):
             step.device = device
-    for name, pipeline in zip(names, (pre, post), strict=True):
-        for path in folder.glob(f"{name}*"):
+    for name, pipeline in ((PRE_FILE, pre), (POST_FILE, post)):
+        for path in folder.glob(f"{Path(name).stem}*"):
             path.unlink()  # the files' names hold the numbers of the steps
-        pipeline.save_pretrained(folder, config_filename=f"{name}.json")
+        pipeline.save_pretrained(folder, config_filename=name)
     return added
 
 
