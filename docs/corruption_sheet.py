@@ -165,11 +165,13 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
         seen_in_training,
     )
     from multismolvla.corruption.hard import apply_hard
+    from multismolvla.corruption.names import NOT_FOR_IDS
     from multismolvla.corruption.soft import apply_soft
     from multismolvla.pictures import SheetRow, Tile, colourise, own_depth_span
 
     image = _tensor(frame["image", modality])
     valid = image > 0 if modality == "depth" else None
+    depth = _tensor(frame["image", "depth"])  # smoke grows with it
     span = None if valid is None else own_depth_span(image[0].numpy(), valid[0].numpy())
 
     def tile(
@@ -184,16 +186,13 @@ def modality_rows(frame: Frame, modality: str, labels: int) -> list[SheetRow]:
         tiles = [clean]
         for severity in SEVERITIES:
             generator = frame_generator(SEED, 0, type_)
-            depth = _tensor(frame["image", "depth"])  # smoke grows with it
             broken = apply_soft(image, valid, modality, type_, severity, generator, labels, depth)
             tiles.append(tile(f"severity {severity}", *broken))
         seen = "\n(seen in training)" if seen_in_training(modality, type_) else ""
         rows.append(SheetRow(type_.replace("_", " ") + seen, tiles))
-    hard = [t for t in ("zero", "grey") if (modality, t) != ("seg", "grey")]
-    dead = [tile(t, *apply_hard(image, valid, modality, t)) for t in hard]
-    if modality != "seg":
-        noise = torch.Generator().manual_seed(SEED)
-        dead.append(tile("noisy freeze", *apply_hard(image, valid, modality, "noisy_freeze", image, noise)))
+    noise = torch.Generator().manual_seed(SEED)
+    hard = [t for t in ("zero", "grey", "noisy_freeze") if modality != "seg" or t not in NOT_FOR_IDS]
+    dead = [tile(t.replace("_", " "), *apply_hard(image, valid, modality, t, image, noise)) for t in hard]
     rows.append(SheetRow("unannounced (C2)", [clean, *dead]))
     tiles = []
     for type_ in CROSS_MODAL_TYPES[modality]:
