@@ -19,7 +19,7 @@ emptier than any of theirs. No rule was built for noise, blur, glare or smoke.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 
@@ -411,7 +411,7 @@ def fit_statistics(
     threshold = max([LEAST_THRESHOLD, *(ranged.distance(f).max().item() for f in held_out)])
     change = changes.min().item() / 2 if len(changes) else 0.0
     constant = seen[:, FEATURES.index("deviation")].min().item() < 2 * CONSTANT_DEVIATION
-    return StreamStatistics(low, high, spread, threshold, change, constant, motion)
+    return replace(ranged, threshold=threshold, change=change, constant=constant)
 
 
 def fit_motion(ways: Tensor) -> float:

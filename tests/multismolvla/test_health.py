@@ -153,11 +153,15 @@ def marks_of(images, fitted=None):
     return mark(images, "rgb", fitted)[:, None]  # (B, 1, MARKS)
 
 
-def watch(looks, fitted=None, step=1.0):
-    """Causes of one stream over looks; the robot moves by ``step`` between them."""
+def watch(looks, fitted=None, step=1.0, places=None, longest=None, apart=None):
+    """Causes of one stream over looks, ``apart`` steps after the one before.
+
+    The robot moves by ``step`` between them, or is at ``places``.
+    """
     memory, found = None, []
     for number, image in enumerate(looks):
-        verdict = judge(marks_of(image, fitted), torch.full((1, 2), number * step), memory)
+        state = torch.full((1, 2), float(number * step if places is None else places[number]))
+        verdict = judge(marks_of(image, fitted), state, memory, longest, apart[number] if apart else 1)
         memory = verdict.memory
         found.append(Cause(int(verdict.cause)))
     return found
@@ -200,12 +204,7 @@ def test_the_same_picture_of_a_resting_robot_is_fit():
 )
 def test_a_slow_camera_and_a_shutter_are_borne(modality, steps, looks):
     """A camera at a quarter of the loop's rate, and a thermal one that shows nothing new for a second."""
-    memory, causes = None, []
-    for number in range(looks + 1):
-        state = torch.full((1, 2), float(number))
-        verdict = judge(marks_of(scene()), state, memory, patience([modality]), steps)
-        memory = verdict.memory
-        causes.append(Cause(int(verdict.cause)))
+    causes = watch([scene()] * (looks + 1), longest=patience([modality]), apart=[steps] * (looks + 1))
     assert causes == [Cause.FIT] * looks + [Cause.FROZEN]
 
 
@@ -214,12 +213,7 @@ def test_a_slow_camera_and_a_shutter_are_borne(modality, steps, looks):
 )
 def test_what_counts_is_how_long_the_picture_stays_however_far_looks_are_apart(apart):
     """A camera at a quarter of the loop's rate, a little late, shows the same for five steps."""
-    memory, causes = None, []
-    for place, steps in enumerate((1, *apart)):
-        state = torch.full((1, 2), float(place))
-        verdict = judge(marks_of(scene()), state, memory, patience(["rgb"]), steps)
-        memory = verdict.memory
-        causes.append(Cause(int(verdict.cause)))
+    causes = watch([scene()] * (len(apart) + 1), longest=patience(["rgb"]), apart=[1, *apart])
     assert sum(apart[:-1]) <= 5 < sum(apart)
     assert causes == [Cause.FIT] * len(apart) + [Cause.FROZEN]
 
@@ -245,11 +239,7 @@ def test_pictures_of_an_arm_that_hovers_hardly_change():
 
 
 def test_a_pause_neither_counts_nor_clears():
-    memory, found = None, []
-    for look, place in enumerate([0.0, 1.0, 1.0, 1.0, 2.0]):
-        verdict = judge(marks_of(noisy(look), statistics()), torch.full((1, 2), place), memory)
-        memory = verdict.memory
-        found.append(Cause(int(verdict.cause)))
+    found = watch([noisy(i) for i in range(5)], statistics(), places=[0.0, 1.0, 1.0, 1.0, 2.0])
     assert found == [*[Cause.FIT] * 4, Cause.FROZEN]
 
 
