@@ -327,10 +327,11 @@ def test_no_other_alarms(scripted):
         for step in range(row.first, row.last + row.back)
     } | {(stream, step) for stream in LOST2 for step in range(FLAPS[0], FLAPS[-1] + GUARDED)}
     # from the first wrong picture that nobody must notice, the arm may be where no demonstration was, and
-    # what the cameras see there may be unusual; every other cause remains a false alarm
+    # what the cameras see there outside the fitted ranges; every other cause remains a false alarm
+    fitted = ("unusual", "depth scale")
     astray = min(row.first for row in rows if row.noted)
     lost = [e for e in alarms(scripted) if (e.stream, e.step) not in explained]
-    assert [e for e in lost if e.cause != "unusual" or e.step < astray] == []
+    assert [e for e in lost if e.cause not in fitted or e.step < astray] == []
 
 
 # -- the roll-outs -------------------------------------------------------------------------------------------
