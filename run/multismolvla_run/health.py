@@ -121,9 +121,8 @@ def fit(options: HealthOptions) -> str:
         _read(config, data, pre, step, e) for e in trange(number, desc="read episodes", unit="episode")
     ]
     left_out = _left_out(episodes, config.n_action_steps)
-    # every so many-th, so that all tasks are among them: recorders write task after task
-    order = [i for part in range(number // held_out) for i in range(part, number, number // held_out)]
-    episodes = [episodes[i] for i in order]
+    tasks = [data.meta.episodes[e.number]["tasks"] for e in episodes]
+    episodes = [episodes[i] for i in split_order(tasks, held_out)]
     test, episodes = episodes[:held_out], episodes[held_out:]
     statistics = _statistics(episodes, held_out)
     states = fit_states(torch.cat([e.raw_state for e in episodes]))
@@ -167,6 +166,20 @@ def fit(options: HealthOptions) -> str:
         f"Written into {folder}.",
     ]
     return "\n".join(told)
+
+
+def split_order(tasks: Sequence[Sequence[str]], held_out: int) -> list[int]:
+    """Numbers of the episodes, such that as many as are held out, taken from either end, are of all tasks.
+
+    Every so many-th, task after task: recordings alternate between tasks as well as they finish one by one.
+
+    Args:
+        tasks: of each episode.
+        held_out: at most half of the episodes.
+    """
+    by_task = sorted(range(len(tasks)), key=lambda i: list(tasks[i]))
+    stride = len(tasks) // held_out
+    return [by_task[i] for part in range(stride) for i in range(part, len(tasks), stride)]
 
 
 def _unfitted_processors(config: Any, folder: Path) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from multismolvla.modalities import default_view_map, padding_mask_key
 from multismolvla.system.command import CommandError, parse_options
 from multismolvla_eval.records.schema import HealthRecord
 from multismolvla_eval.records.store import read_run
-from multismolvla_run.health import HealthOptions, fit, main, report
+from multismolvla_run.health import HealthOptions, fit, main, report, split_order
 
 THERMAL = default_view_map()["image"]["thermal"]
 
@@ -90,6 +90,15 @@ def test_the_statistics_are_read_again_and_the_rest_of_the_policy_stays(checkpoi
     assert set(summary["streams"]) == set(step.statistics)
     assert not summary["left_out"]
     assert not summary["rules_off"]
+
+
+@pytest.mark.parametrize("recorded", ["task after task", "in turn"])
+def test_each_part_of_the_episodes_is_of_all_tasks(recorded):
+    tasks = [[f"task {i // 16 if recorded == 'task after task' else i % 10}"] for i in range(160)]
+    order = split_order(tasks, 32)
+    assert sorted(order) == list(range(160))
+    for part in (order[:32], order[32:-32], order[-32:]):
+        assert {tasks[i][0] for i in part} == {f"task {n}" for n in range(10)}
 
 
 def test_the_guard_learns_range_and_steps_of_the_data(checkpoint, dataset):
