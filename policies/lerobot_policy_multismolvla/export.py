@@ -199,7 +199,7 @@ def _complete(folder: Path, config: MultiSmolVLAConfig, device: str, *, anew: bo
         config.standstill = standstill(config, statistics_of(post))
     guard = guard_of(post)
     if guard is not None:
-        put_guard(post, config.stopped, guard.step)
+        put_guard(post, config.stopped, guard.step, guard.start)
     added = complete_processors(config, pre, post)
     for step in pre.steps:
         if isinstance(step, DeviceProcessorStep):

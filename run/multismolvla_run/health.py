@@ -83,7 +83,7 @@ def fit(options: HealthOptions) -> str:
     """Fit the statistics and write them into the policy's processors; returns what to tell the user.
 
     Pictures with which something is wrong by themselves are left out. The guard gets the range by which the
-    policy unnormalises, and the farthest step between two frames.
+    policy unnormalises, the farthest step between two frames, and the farthest with which an episode begins.
 
     Raises:
         CommandError: the folder holds no MultiSmolVLA policy, the data too few episodes, or none of the
@@ -139,7 +139,7 @@ def fit(options: HealthOptions) -> str:
     # computed on the CPU, whatever device the policy is for
     moves = next(s for s in pre.steps if isinstance(s, DeviceProcessorStep))
     moves.device = json.loads((folder / "config.json").read_text())["device"]
-    put_guard(post, config.stopped, _greatest_step(data))
+    put_guard(post, config.stopped, *_greatest_steps(data))
     pre.save_pretrained(folder, config_filename=PRE_FILE)
     post.save_pretrained(folder, config_filename=POST_FILE)
     output = options.output or folder
@@ -312,13 +312,15 @@ def _rules_off(
             yield f"frozen pictures of {name}, since healthy ones stay the same while the robot moves"
 
 
-def _greatest_step(data: LeRobotDataset) -> torch.Tensor:
-    """How far each number of the action moves between two frames of an episode, at most: (A,)."""
+def _greatest_steps(data: LeRobotDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far each number of the action moves between two frames, and from 0 in the first: (A,) each."""
     import torch
 
     rows = data.hf_dataset.with_format("torch").select_columns(["action", "episode_index"])[:]
     actions, episode = torch.as_tensor(rows["action"]), torch.as_tensor(rows["episode_index"])
-    return actions.diff(dim=0)[episode.diff() == 0].abs().amax(0)
+    same = episode.diff() == 0
+    first = torch.cat([torch.tensor([True]), ~same])
+    return actions.diff(dim=0)[same].abs().amax(0), actions[first].abs().amax(0)
 
 
 def _statistics(episodes: list[_Episode], held_out: int) -> dict[str, StreamStatistics]:

@@ -115,6 +115,8 @@ def test_the_guard_learns_range_and_steps_of_the_data(checkpoint, dataset):
     assert torch.allclose(guard.range, torch.stack([actions.amin(0), actions.amax(0)]))
     moves = [actions[episodes == e].diff(dim=0).abs().amax(0) for e in range(5)]
     assert torch.allclose(guard.step, torch.stack(moves).amax(0))
+    firsts = [actions[episodes == e][0].abs() for e in range(5)]
+    assert torch.allclose(guard.start, torch.stack(firsts).amax(0))
     assert not torch.allclose(guard.step, actions.diff(dim=0).abs().amax(0))  # from one episode to the next
 
 

@@ -173,7 +173,8 @@ class LeRobotPolicy:
             actions = self.chunk(batch)[0] if plans_ahead(self.config) else self._select(batch)
             self._look = self.look(0, self._first)
         self._first = False
-        return self.postprocessor(actions)
+        # one after the other, as lerobot-eval does: our guard compares each action with the one before
+        return torch.cat([self.postprocessor(action) for action in actions.split(1)])
 
     def last_look(self) -> Look:
         """See `Policy`; the encoder's inputs are hashed at an episode's first look only."""

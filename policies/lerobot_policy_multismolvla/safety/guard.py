@@ -37,7 +37,7 @@ MARGIN = 0.25
 #: A goal may move so many times farther in one step than in any training episode, and by that part of the
 #: range in any case: where one plan follows another, it moves farther than a demonstrator's.
 STEP_FACTOR, LEAST_STEP = 1.5, 0.1
-_RANGE, _STEP = "range", "step"
+_RANGE, _STEP, _START = "range", "step", "start"
 
 
 @ProcessorStepRegistry.register("multismolvla_guard")
@@ -46,10 +46,10 @@ class GuardStep(PolicyActionProcessorStep):
     """Replaces unsafe actions by the last safe one; more than `PATIENCE` in a row end the roll-out.
 
     An action is unsafe if it is not finite, lies outside the range of the training data and a margin, or is
-    farther from the one before than any in the training data and a margin; after a replaced one, farther
-    from the last safe one and from its replacement. Of a chunk the rows are judged in their order; before its
-    first safe row stands that one. The first row of a chunk is not compared with the chunk before, of which
-    nobody knows how much was executed.
+    farther from the one before than any in the training data and a margin. After a replaced one a delta
+    action may also begin as the training's episodes do, from rest. Of a chunk the rows are judged in their
+    order; before its first safe row stands that one. The first row of a chunk is not compared with the chunk
+    before, of which nobody knows how much was executed.
 
     Attributes:
         stopped: numbers of an action that are 0 in its replacement, since the last one again would be another
@@ -61,6 +61,7 @@ class GuardStep(PolicyActionProcessorStep):
     def __post_init__(self) -> None:
         self.range: Tensor | None = None  # (2, A): least and greatest of the training data
         self.step: Tensor | None = None  # (A,): the farthest from one frame to the next
+        self.start: Tensor | None = None  # (A,): the greatest with which an episode begins
         self.reset()
 
     def reset(self) -> None:
@@ -68,22 +69,30 @@ class GuardStep(PolicyActionProcessorStep):
         self._last: Tensor | None = None  # (B, A): the last safe action
         self._replaced = 0  # in a row
 
-    def learn(self, low: Tensor, high: Tensor, step: Tensor | None = None) -> None:
-        """Take over the range (A,) of the training actions and, where known, their greatest steps (A,).
+    def learn(
+        self, low: Tensor, high: Tensor, step: Tensor | None = None, start: Tensor | None = None
+    ) -> None:
+        """Take over the range of the training actions and, where known, their greatest steps and first sizes.
+
+        Args:
+            low: (A,).
+            high: (A,).
+            step: (A,), from one frame to the next.
+            start: (A,), of an episode's first action.
 
         Raises:
             ValueError: a number is not finite, or ``low`` is above ``high``.
         """
         limits = torch.stack([low, high]).float().cpu()
-        step = None if step is None else step.float().cpu()
-        known = [limits, *([] if step is None else [step])]
+        step, start = (None if x is None else x.float().cpu() for x in (step, start))
+        known = [limits, *(x for x in (step, start) if x is not None)]
         if not all(numbers.isfinite().all() for numbers in known) or (limits[0] > limits[1]).any():
             raise ValueError(
                 f"The actions' training range is {limits.tolist()}, its steps {step}: expected finite "
                 "numbers, the least first. Compute the data set's statistics anew, then multismolvla-health "
                 "fit."
             )
-        self.range, self.step = limits, step
+        self.range, self.step, self.start = limits, step, start
 
     # -- judging --------------------------------------------------------------------------------------------
 
@@ -97,8 +106,7 @@ class GuardStep(PolicyActionProcessorStep):
         rows = action[:, None] if single else action
         if self._last is not None and self._last.shape != rows[:, 0].shape:
             self._last = None  # other episodes than before
-        before = self._before(self._last, replaced=self._replaced > 0) if single else ()
-        if self._wrong(rows, before) is None:
+        if self._wrong(rows, self._last if single else None, replaced=self._replaced > 0) is None:
             if self._replaced:
                 logger.warning("Actions are safe again, after %d that were replaced.", self._replaced)
             self._last, self._replaced = rows[:, -1].clone(), 0
@@ -120,21 +128,21 @@ class GuardStep(PolicyActionProcessorStep):
             replaced: whether another one has stood for the action since then.
         """
         for row in rows.unbind(1):
-            wrong = self._wrong(row[:, None], self._before(last, replaced=replaced))
+            wrong = self._wrong(row[:, None], last, replaced=replaced)
             replaced = wrong is not None
             last = last if replaced else row
             yield wrong
 
-    def _before(self, last: Tensor | None, *, replaced: bool) -> tuple[Tensor, ...]:
-        """What the next action may go on from, (B, A) each: the last safe one, and what stood for another.
+    def _wrong(self, rows: Tensor, last: Tensor | None, *, replaced: bool) -> str | None:
+        """What is unsafe about the first unsafe number of rows (B, T, A), in words; ``None`` = nothing.
 
-        Of a delta action these are two: a policy that braked too hard is at rest and stays there, and one
-        whose motion was interrupted takes it up.
+        Args:
+            rows: to be judged.
+            last: the safe action (B, A) before them, if they follow it.
+            replaced: whether another one has stood for the action since then. A delta action's is rest: a
+                policy that braked too hard stays there, one whose motion was interrupted takes it up, and
+                one that was held from its first motion on begins as it would have.
         """
-        return () if last is None else (last, self._held(last)) if replaced else (last,)
-
-    def _wrong(self, rows: Tensor, before: Sequence[Tensor]) -> str | None:
-        """What is unsafe about the first unsafe number of rows (B, T, A), in words; ``None`` = nothing."""
         finite = rows.isfinite()
         if not finite.all():
             return _say(rows, ~finite, "expected a finite number")
@@ -149,8 +157,15 @@ class GuardStep(PolicyActionProcessorStep):
         steps = self._steps(rows)
         if steps is None:
             return None
-        apart = torch.stack([(rows[:, 0] - action).abs() for action in before or (rows[:, 0],)]).amin(0)
-        far = torch.cat([apart[:, None], rows.diff(dim=1).abs()], 1) > steps
+        far = torch.cat([torch.zeros_like(rows[:, :1]), rows.diff(dim=1).abs()], 1) > steps
+        if last is not None:
+            far[:, 0] = (rows[:, 0] - last).abs() > steps
+            if replaced:
+                starts = (
+                    steps if self.start is None else torch.maximum(steps, STEP_FACTOR * self.start.to(rows))
+                )
+                at_rest = rows[:, 0, self.stopped].abs() <= starts[self.stopped]
+                far[:, 0, self.stopped] &= ~at_rest
         if far.any():
             number = int(far.nonzero()[0, 2])
             return _say(rows, far, f"a step of more than {steps[number].item():.4g}")
@@ -216,8 +231,8 @@ class GuardStep(PolicyActionProcessorStep):
     # -- saving ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The training range and steps."""
-        known = {_RANGE: self.range, _STEP: self.step}
+        """The training range, steps and starts."""
+        known = {_RANGE: self.range, _STEP: self.step, _START: self.start}
         return {name: numbers for name, numbers in known.items() if numbers is not None}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -228,7 +243,7 @@ class GuardStep(PolicyActionProcessorStep):
         """
         if _RANGE in state:
             low, high = state[_RANGE]
-            self.learn(low, high, state.get(_STEP))
+            self.learn(low, high, state.get(_STEP), state.get(_START))
 
     def get_config(self) -> dict[str, list[int]]:
         """What is written to ``policy_postprocessor.json``."""
@@ -295,6 +310,7 @@ def put_guard(
     post: PolicyProcessorPipeline[PolicyAction, PolicyAction],
     stopped: Collection[int],
     step: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> GuardStep:
     """Give a post-processor a guard for the statistics by which it unnormalises, in place of one it has.
 
@@ -305,10 +321,11 @@ def put_guard(
         post: ends with LeRobot's unnormalisation.
         stopped: see `GuardStep`.
         step: (A,), the greatest steps of the training data; ``None`` = unknown, not looked at.
+        start: (A,), the greatest with which its episodes begin; ``None`` = unknown, none beyond a step.
     """
     guard, stats = GuardStep(stopped=sorted(stopped)), statistics_of(post).get(ACTION, {})
     if {"min", "max"} <= stats.keys():
-        guard.learn(torch.as_tensor(stats["min"]), torch.as_tensor(stats["max"]), step)
+        guard.learn(torch.as_tensor(stats["min"]), torch.as_tensor(stats["max"]), step, start)
     post.steps = [*(s for s in post.steps if not isinstance(s, GuardStep)), guard]
     return guard
 

@@ -23,9 +23,9 @@ STATS = {
 }  # fmt: skip
 
 
-def guard(step: torch.Tensor | None = STEP, **options) -> GuardStep:
+def guard(step: torch.Tensor | None = STEP, start: torch.Tensor | None = None, **options) -> GuardStep:
     made = GuardStep(**options)
-    made.learn(LOW, HIGH, step)
+    made.learn(LOW, HIGH, step, start)
     return made
 
 
@@ -77,6 +77,21 @@ def test_a_policy_that_brakes_too_hard_is_at_rest_and_may_stay_there():
     assert step.action(still) is still
     chunk = torch.stack([fast, still, still, row(0.2, gripper=1.0)], 1)
     assert torch.equal(guard(stopped=[0, 1]).action(chunk), chunk)
+
+
+def test_a_policy_that_is_held_from_its_first_motion_on_may_begin_as_the_demonstrations_do():
+    """Where they begin fast, all but an episode's first action would be a leap from rest."""
+    turning, back = row(0.6), row(-0.6)
+    step = guard(stopped=[0, 1], start=torch.tensor([0.6, 0.6, 0.0, 5.0]))
+    step.action(back)
+    assert torch.equal(step.action(turning), row(0.0))
+    assert step.action(turning) is turning
+    gentle = guard(stopped=[0, 1], start=torch.tensor([0.1, 0.1, 0.0, 5.0]))
+    gentle.action(back)
+    for _ in range(PATIENCE):
+        assert torch.equal(gentle.action(turning), row(0.0))
+    with pytest.raises(PolicyStopError, match="number 0 is 0.6, a step of more than 0.3"):
+        gentle.action(turning)
 
 
 def test_more_than_ten_in_a_row_end_the_rollout_and_a_safe_one_between_does_not():
@@ -152,13 +167,14 @@ def test_damaged_limits_are_named():
 def test_the_guard_is_saved_with_the_checkpoint_and_sees_the_units_of_the_data(make_config, tmp_path):
     config = make_config(standstill=[0.0] * 6 + [None])
     pre, post = make_multismolvla_pre_post_processors(config, STATS)
-    put_guard(post, config.stopped, torch.full((7,), 0.5))
+    put_guard(post, config.stopped, torch.full((7,), 0.5), torch.full((7,), 0.7))
     for name, pipeline in (("policy_preprocessor", pre), ("policy_postprocessor", post)):
         pipeline.save_pretrained(tmp_path, config_filename=f"{name}.json")
     stored = json.loads((tmp_path / "policy_postprocessor.json").read_text())["steps"][-1]
     assert (stored["registry_name"], stored["config"]) == ("multismolvla_guard", {"stopped": list(range(6))})
     _, again = make_pre_post_processors(config, pretrained_path=str(tmp_path))
     assert torch.equal(guard_of(again).step, torch.full((7,), 0.5))
+    assert torch.equal(guard_of(again).start, torch.full((7,), 0.7))
     # normalised 0.4 is 1.3, inside of -1.5 to 1.5; 0.6 is 1.7
     assert again(torch.full((1, 7), 0.4)) == pytest.approx(1.3)
     assert again(torch.full((1, 7), 0.6))[0].tolist() == pytest.approx([0.0] * 6 + [1.3])
