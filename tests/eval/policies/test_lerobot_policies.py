@@ -26,17 +26,22 @@ class ActionSpy:
         return action
 
 
-@pytest.mark.parametrize("name", ["vanilla", "ours"])
-def test_same_actions_as_lerobot_eval(checkpoints, source, name):
+@pytest.mark.parametrize(("name", "guarded"), [("vanilla", False), ("ours", False), ("ours", True)])
+def test_same_actions_as_lerobot_eval(checkpoints, source, name, guarded):
     from lerobot.envs.factory import make_env_pre_post_processors
     from lerobot.scripts.lerobot_eval import rollout
 
+    from lerobot_policy_multismolvla.safety.guard import guard_of
     from multismolvla_eval.policies.load import load_policy
     from multismolvla_eval.protocol.schedule import EpisodeSpec
     from multismolvla_eval.rollout.episode import derived_seed, run_episode
 
     policy = load_policy(str(checkpoints / name), source)
     episode = EpisodeSpec(name, source.suite, 0, "C0", 0)
+    if guarded:  # each action but the first one is unsafe
+        run_episode(episode, source, free := ActionSpy(policy), run_seed=3)
+        first = free.actions[0][0]
+        guard_of(policy.postprocessor).learn(first - 1e-4, first + 1e-4)
     spy = ActionSpy(policy)
     row = run_episode(episode, source, spy, run_seed=3)
     assert row.steps == STEPS
@@ -57,6 +62,7 @@ def test_same_actions_as_lerobot_eval(checkpoints, source, name):
     vector.close()
     assert len(spy.actions) == STEPS // N_ACTION_STEPS, "it looks only when it needs a new chunk"
     assert torch.equal(torch.cat(spy.actions), result["action"][0])
+    assert not guarded or not torch.equal(torch.cat(spy.actions), torch.cat(free.actions))
 
 
 def test_what_nobody_looks_at_is_not_rendered_and_changes_nothing(checkpoints, source):
