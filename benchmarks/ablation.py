@@ -432,10 +432,9 @@ def _commit() -> str:
 
 def cell_text(cell: pd.DataFrame) -> str:
     """Successes of a cell with their 95 % interval."""
-    from multismolvla_eval.analysis.bootstrap import rate_interval
+    from multismolvla_eval.analysis.bootstrap import rate_text
 
-    low, high = rate_interval([part.success.to_numpy() for _, part in cell.groupby("seed")])
-    return f"{cell.success.sum()}/{len(cell)} ({100 * low:.0f}–{100 * high:.0f} %)"
+    return rate_text([part.success.to_numpy() for _, part in cell.groupby("seed")])
 
 
 def page(rows: pd.DataFrame, notes: str = "") -> str:

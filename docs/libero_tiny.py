@@ -8,7 +8,7 @@ with the notes in ``docs/libero_tiny/notes.md``. ``--logs`` draws the learning c
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pandas as pd
 from multismolvla.corruption import parse_condition
 from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla.system.files import whole_file
-from multismolvla_eval.analysis.bootstrap import rate_interval
+from multismolvla_eval.analysis.bootstrap import rate_text
 from multismolvla_eval.analysis.loaded_run import read_episodes
 from multismolvla_eval.protocol.levels import describe
 
@@ -72,10 +72,7 @@ def add(runs: Sequence[Path]) -> pd.DataFrame:
 
 def rate(cell: pd.DataFrame) -> str:
     """Successes of a cell with Wilson's 95 % interval; nothing of none."""
-    if cell.empty:
-        return ""
-    low, high = rate_interval([cell.success.to_numpy()])
-    return f"{cell.success.sum()}/{len(cell)} ({100 * low:.0f}–{100 * high:.0f} %)"
+    return "" if cell.empty else rate_text([cell.success.to_numpy()])
 
 
 def page(rows: pd.DataFrame, notes: str) -> str:
@@ -83,34 +80,33 @@ def page(rows: pd.DataFrame, notes: str) -> str:
     lines = ["# A policy of our own in LIBERO", "", notes.split("\n---\n")[0].strip()]
     for suite, own in rows.groupby("suite"):
         policies = list(own.groupby("policy").size().sort_values(ascending=False, kind="stable").index)
-        head = [
-            "| " + " | ".join(["", *(f"`{name}`" for name in policies)]) + " |",
-            "|---" * (len(policies) + 1) + "|",
-        ]
-        lines += ["", f"## {suite}: conditions", "", *head]
+        parts = {name: own[own.policy == name] for name in policies}
         conditions = sorted(own.condition.unique(), key=lambda c: (c != CLEAN, c))
-        for condition in conditions:
-            cells = own[own.condition == condition]
-            texts = [rate(cells[cells.policy == name]) for name in policies]
-            lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(texts) + " |")
-        lines += [
-            "",
-            "Of the starts of each condition, how many the same policy solves when nothing is wrong:",
-            "",
-            *head,
-        ]
-        for condition in conditions[1:]:
-            texts = [kept(own[own.policy == name], condition) for name in policies]
-            lines.append(f"| {describe(parse_condition(condition))} | " + " | ".join(texts) + " |")
-        lines += ["", f"## {suite}: tasks, clean", "", *head]
-        clean = own[own.condition == CLEAN]
-        for (number, task), cells in clean.groupby(["task_id", "task"]):
-            texts = [rate(cells[cells.policy == name]) for name in policies]
-            lines.append(f"| {number}: {task} | " + " | ".join(texts) + " |")
+        names = {condition: describe(parse_condition(condition)) for condition in conditions}
+        rates = {names[c]: [rate(p[p.condition == c]) for p in parts.values()] for c in conditions}
+        pairs = {names[c]: [kept(p, c) for p in parts.values()] for c in conditions[1:]}
+        clean = {name: part[part.condition == CLEAN] for name, part in parts.items()}
+        tasks = own[own.condition == CLEAN].drop_duplicates("task_id").sort_values("task_id")
+        by_task = {
+            f"{number}: {task}": [rate(p[p.task_id == number]) for p in clean.values()]
+            for number, task in zip(tasks.task_id, tasks.task, strict=True)
+        }
+        lines += ["", f"## {suite}: conditions", "", *table(policies, rates), ""]
+        lines += ["Of the starts of each condition, how many the same policy solves when nothing is wrong:"]
+        lines += ["", *table(policies, pairs)]
+        lines += ["", f"## {suite}: tasks, clean", "", *table(policies, by_task)]
     commits = ", ".join(sorted({commit[:7] for commit in rows.commit}))
     lines += ["", f"Evaluated at {commits}. 95 % intervals: Wilson's. [Rows](libero_tiny/rows.csv.gz)."]
     lines += ["", *notes.split("\n---\n")[1:]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def table(policies: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table: a column per policy."""
+    head = ["", *(f"`{name}`" for name in policies)]
+    cells = [head, *([title, *texts] for title, texts in rows.items())]
+    first, *others = ["| " + " | ".join(line) + " |" for line in cells]
+    return [first, "|---" * len(head) + "|", *others]
 
 
 def kept(rows: pd.DataFrame, condition: str) -> str:
@@ -122,7 +118,7 @@ def kept(rows: pd.DataFrame, condition: str) -> str:
 
 
 def draw_curves(logs: Path, output: Path) -> None:
-    """Training loss of each stage over its samples."""
+    """Training loss of each stage over its steps, of runs that were not interrupted."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -197,6 +197,13 @@ def rate_interval(by_cluster: Sequence[np.ndarray]) -> tuple[float, float]:
     return min(float(low), rate.low), max(float(high), rate.high)
 
 
+def rate_text(by_cluster: Sequence[np.ndarray]) -> str:
+    """``40/50 (67–89 %)``: successes with the interval of `rate_interval`, of at least one outcome."""
+    outcomes = np.concatenate(by_cluster)
+    low, high = rate_interval(by_cluster)
+    return f"{outcomes.sum()}/{len(outcomes)} ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
 def pooled_auroc(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
     """Area under the ROC curve, in the mean of several runs' own, with its 95 % interval.
 

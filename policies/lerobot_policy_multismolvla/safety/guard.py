@@ -161,11 +161,8 @@ class GuardStep(PolicyActionProcessorStep):
         if last is not None:
             far[:, 0] = (rows[:, 0] - last).abs() > steps
             if replaced:
-                starts = (
-                    steps if self.start is None else torch.maximum(steps, STEP_FACTOR * self.start.to(rows))
-                )
-                at_rest = rows[:, 0, self.stopped].abs() <= starts[self.stopped]
-                far[:, 0, self.stopped] &= ~at_rest
+                begins = rows[:, 0, self.stopped].abs() <= self._starts(steps)[self.stopped]
+                far[:, 0, self.stopped] &= ~begins
         if far.any():
             number = int(far.nonzero()[0, 2])
             return _say(rows, far, f"a step of more than {steps[number].item():.4g}")
@@ -227,6 +224,9 @@ class GuardStep(PolicyActionProcessorStep):
             return None
         low, high = self.range.to(rows)
         return torch.maximum(STEP_FACTOR * self.step.to(rows), LEAST_STEP * (high - low) + 1e-4)
+
+    def _starts(self, steps: Tensor) -> Tensor:
+        return steps if self.start is None else torch.maximum(steps, STEP_FACTOR * self.start.to(steps))
 
     # -- saving ---------------------------------------------------------------------------------------------
 
