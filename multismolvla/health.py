@@ -46,6 +46,7 @@ class Cause(IntEnum):
     # of what the policy estimates of RGB; its pictures themselves are not judged
     NOT_DUE = 10  # estimated at every k-th look only, and not at this one
     NO_ESTIMATE = 11  # what estimates it failed, or is not there
+    NO_RGB = 12  # the picture it would be estimated of is lost
 
     @property
     def label(self) -> str:

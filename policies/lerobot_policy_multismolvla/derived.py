@@ -189,7 +189,8 @@ class DerivedStreams:
             every stream is estimated at every look.
         trained: what training showed, as far as a checkpoint says.
         outcome: of the last look, int64 (B, V, M): `Cause.FIT` = estimated, `Cause.NOT_DUE`,
-            `Cause.NO_ESTIMATE`, and -1 = nothing was to be estimated; ``None`` = of no stream.
+            `Cause.NO_ESTIMATE`, `Cause.NO_RGB`, and -1 = nothing was to be estimated; ``None`` = of no
+            stream.
     """
 
     def __init__(self) -> None:
@@ -258,13 +259,22 @@ class DerivedStreams:
         age = torch.where(before[AGE_KEY] == NEVER, NEVER, before[AGE_KEY] + 1)
         kept: dict[str, Tensor] = {}
         for number, stream in enumerate(streams):
-            if stream.rgb not in batch or self._delivered(cfg, batch, stream):
+            names, every = (stream.key, valid_key(stream.key)), cfg.refresh.get(stream.name, 1)
+            last = {name: before[last_key(name)] for name in names if last_key(name) in before}
+            if every > 1:  # the ages go on also where nothing is to be estimated
+                kept |= {last_key(name): picture for name, picture in last.items()}
+            if self._delivered(cfg, batch, stream):
                 continue
-            rows = there[:, stream.view, MODALITIES.index(Modality.RGB)]
+            of_stream = outcome[:, stream.view, stream.modality]
+            rows = there[:, stream.view, MODALITIES.index(Modality.RGB)] & (stream.rgb in batch)
+            of_stream[~rows] = int(Cause.NO_RGB)
+            if stream.rgb not in batch:
+                continue
             announced = batch.get(padding_mask_key(stream.key))
             if announced is not None:
                 rows = rows & announced.bool()
-            due = rows & ((age[:, number] == NEVER) | (age[:, number] >= cfg.refresh.get(stream.name, 1)))
+                of_stream[~announced.bool()] = -1
+            due = rows & ((age[:, number] == NEVER) | (age[:, number] >= every))
             pictures: dict[str, Tensor] = {}
             fresh = due.clone()
             if due.any() and self.every_row:
@@ -275,15 +285,14 @@ class DerivedStreams:
             elif due.any():
                 pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
             again = rows & ~due & (cfg.refresh_between == "reuse")
-            for name in (stream.key, valid_key(stream.key)):
-                whole = _with_rows(before.get(last_key(name)), fresh, pictures.get(name))
+            for name in names:
+                whole = _with_rows(last.get(name), fresh, pictures.get(name))
                 if whole is not None:
                     made[name] = whole
-                    if cfg.refresh_between == "reuse":
+                    if every > 1 and cfg.refresh_between == "reuse":
                         kept[last_key(name)] = whole
             age[fresh, number] = 0
             now[:, stream.view, stream.modality] = fresh | again
-            of_stream = outcome[:, stream.view, stream.modality]
             for which, cause in (
                 (rows, Cause.NOT_DUE), (due & ~fresh, Cause.NO_ESTIMATE), (fresh | again, Cause.FIT)
             ):  # fmt: skip

@@ -6,6 +6,7 @@ drawn, and dropout draws the same with and without corruption.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,16 +96,19 @@ def drop_for_connector(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, ra
 
 
 def between_looks(cfg: MultiSmolVLAConfig, available: Tensor, seed: int, rank: int) -> Tensor:
-    """Without the streams that are estimated at every k-th look only, in all but a k-th of the samples.
+    """Without the streams that are estimated at every k-th look only, as at a look drawn for each sample.
 
-    With ``policy.refresh_between=reuse`` nothing changes: a sample has no earlier frames to reuse.
+    All of an episode's looks are counted from its first one, so what comes at every fourth look comes
+    together with what comes at every second. With ``policy.refresh_between=reuse`` nothing changes: a sample
+    has no earlier frames to reuse.
     """
     if cfg.refresh_between == "reuse" or not cfg.refresh:
         return available
     generator = step_generator(seed, cfg.curriculum_step, rank, "refresh")
+    looks = torch.randint(math.lcm(*cfg.refresh.values()), (len(available),), generator=generator)
     left = available.clone()
-    for modality, every in sorted(cfg.refresh.items()):
-        looked = torch.randint(every, (len(left),), generator=generator).to(left.device) == 0
+    for modality, every in cfg.refresh.items():
+        looked = (looks % every == 0).to(left.device)
         for v, m in cfg.provenance_map.derived():
             if MODALITIES[m] == modality:
                 left[:, v, m] &= looked

@@ -231,6 +231,28 @@ def test_rows_are_remembered_apart(policy_of, annotated):
     assert torch.equal(first[2][1], first[1][1])
 
 
+@pytest.mark.parametrize("meanwhile", ["no RGB", "delivered"])
+def test_what_is_reused_outlasts_a_look_at_which_nothing_could_be_estimated(meanwhile, policy_of, annotated):
+    policy, pre = policy_of(refresh={"thermal": 4}, refresh_between="reuse")
+    policy.reset()
+    reset, policy.reset = policy.reset, lambda: None  # `seen` begins an episode
+    first = seen(policy, pre, raw(annotated, [0]))["thermal"]
+    disturbed = raw(annotated, [1])
+    if meanwhile == "no RGB":
+        del disturbed[RGB[0]]
+    else:
+        disturbed[VIEWS["image"]["thermal"]] = torch.full((1, 1, SIDE, SIDE), 0.5)
+    second = seen(policy, pre, disturbed)["thermal"]
+    assert (second[:, 0] == -1).all() or second[:, 0].unique().numel() == 1
+    assert torch.equal(second[:, 1], first[:, 1])
+    assert torch.equal(seen(policy, pre, raw(annotated, [2]))["thermal"], first)
+    kept = [key for key in policy.last_look().derived if key.endswith("_last")]
+    assert kept == [
+        derived.last_key(VIEWS[view]["thermal"]) for view in VIEWS
+    ]  # not what is always estimated
+    policy.reset = reset
+
+
 def test_a_caller_can_remember_in_the_policys_stead(policy_of, annotated):
     """A server's policy sees looks of several episodes in turn."""
     policy, pre = policy_of(refresh={"thermal": 2}, refresh_between="reuse")
@@ -257,6 +279,20 @@ def test_training_misses_a_stream_as_often_as_the_robot_will(policy_of):
     assert left[..., others].all()
     policy.config.refresh_between = "reuse"
     assert drop_sensors(policy.config, everything, 0, 0).all()
+
+
+def test_training_misses_streams_together_as_the_robot_will(policy_of):
+    policy, _ = policy_of(refresh={"thermal": 4, "seg": 2}, dropout_mode="none")
+    everything = torch.ones(8000, len(VIEWS), len(ALL_MODALITIES), dtype=torch.bool)
+    left = drop_sensors(policy.config, everything, 0, 0)
+    thermal, seg = (left[:, 0, ALL_MODALITIES.index(m)] for m in ("thermal", "seg"))
+    looks = torch.arange(4)
+    for t in (True, False):
+        for s in (True, False):
+            acting = ((looks % 4 == 0) == t) & ((looks % 2 == 0) == s)
+            trained = (thermal == t) & (seg == s)
+            share = acting.float().mean().item()
+            assert trained.float().mean().item() == (pytest.approx(share, abs=0.02) if share else 0)
 
 
 def test_a_refresh_that_training_did_not_show_is_told(policy_of, tmp_path, caplog):

@@ -75,6 +75,20 @@ def test_an_estimator_that_fails_makes_its_stream_absent_and_the_run_goes_on(
         assert torch.equal(found[sense], stored(annotated, [0], sense))
 
 
+def test_what_goes_with_its_rgb_is_said_to_go_with_it(policy_of, annotated, tmp_path):
+    diary = tmp_path / "health.jsonl"
+    policy, pre = policy_of(health_log=str(diary))
+    policy.reset()
+    policy.predict_action_chunk(pre(raw(annotated, [0])))
+    black = torch.zeros_like(raw(annotated, [1])[RGB[0]])
+    policy.predict_action_chunk(pre(raw(annotated, [1], **{RGB[0]: black})))
+    said = [json.loads(line) for line in diary.read_text().splitlines()]
+    lost = {line["stream"]: line["cause"] for line in said if line["event"] == "lost"}
+    assert lost == {"image.rgb": "zero"} | {f"image.{m}": "no rgb" for m in MODALITIES}
+    causes = policy.last_look().health.cause.unflatten(1, (len(VIEWS), -1))
+    assert [c.item() for c in causes.flatten() if c] == [Cause.ZERO]  # they themselves are not judged
+
+
 @pytest.mark.parametrize("how", ["nan", "raises"])
 def test_a_row_that_fails_takes_no_other_row_along(how, policy_of, annotated):
     policy, pre = policy_of(refresh={"depth": 2})

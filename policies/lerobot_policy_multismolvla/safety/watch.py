@@ -217,9 +217,10 @@ class SensorWatch:
         cause = torch.zeros_like(there, dtype=torch.int64) if self._cause is None else self._cause
         made = torch.zeros_like(there) if derived is None else derived == Cause.FIT
         if derived is not None:
+            if self.verdict is not None:  # what goes with its RGB is not judged itself
+                own = torch.where((derived > 0) & (derived != Cause.NO_RGB), derived, cause)
+                self.verdict = replace(self.verdict, cause=own.flatten(1))
             cause = torch.where(derived > 0, derived, cause)
-            if self.verdict is not None:
-                self.verdict = replace(self.verdict, cause=cause.flatten(1))
         now, estimated, why = there.any(0).tolist(), made.any(0).tolist(), cause.amax(0).tolist()
         states, names = {}, set()
         for v, (view, streams) in enumerate(cfg.views.items()):
