@@ -146,6 +146,9 @@ def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, 
         batch: with the times, where the source has them.
         there: bool (B, V, M), which streams are there.
         cause: (B, V, M), what else is wrong with them.
+
+    Raises:
+        ValueError: the times' number format has no such milliseconds.
     """
     if cfg.max_skew_ms is None:
         return cause
@@ -156,11 +159,23 @@ def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, 
             continue
         usable = there[:, v, RGB] & (cause[:, v, RGB] <= Cause.FIT)
         for modality, taken in times.items():
+            _check_resolution(captured_key(streams[modality]), taken, cfg.max_skew_ms)
             apart = (taken - times[Modality.RGB]).abs() * 1000 > cfg.max_skew_ms
             m = MODALITIES.index(modality)
             own = found[:, v, m]
             own.copy_(torch.where(usable & there[:, v, m] & apart, own.clamp_min(int(Cause.SKEW)), own))
     return found
+
+
+def _check_resolution(key: str, taken: Tensor, limit_ms: float) -> None:
+    """See that capture times can be told apart; LeRobot reads those of a dataset as float32."""
+    step_ms = 1000 * (torch.finfo(taken.dtype).eps * taken.abs().nan_to_num(0.0, 0.0).amax()).item()
+    if step_ms > limit_ms / 4:
+        raise ValueError(
+            f"{key} reaches {taken.abs().nan_to_num(0.0, 0.0).amax().item():.0f} s, where {taken.dtype} has "
+            f"steps of {step_ms:.3g} ms: too coarse for --policy.max_skew_ms={limit_ms}. Count seconds from "
+            "the episode's start (LeRobot reads all numbers of a dataset as float32), or deliver float64."
+        )
 
 
 def check_training_health(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor]) -> None:

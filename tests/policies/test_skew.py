@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tiny_policy import all_features, canonical_batch, chunk, flow_inputs
 
 from lerobot_policy_multismolvla.processor_multismolvla import (
@@ -136,17 +138,37 @@ def test_times_pass_the_pre_processor_as_they_are(make_config, make_policy, batc
     assert present[:, 0].tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (torch.full((3,), int(NOW)), r"dtype torch\.int64. Expected seconds as float64"),
-        (torch.full((3,), NOW, dtype=torch.float32), r"reaches 1800000000 s, where torch\.float32 has steps"),
-    ],
-)
-def test_times_that_tell_no_milliseconds_are_refused(value, message, make_config, batch):
+def test_times_are_numbers_with_a_point(make_config, batch):
     pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
-    with pytest.raises(ValueError, match=f"{captured_key(RGB)}.*{message}"):
-        pre(raw(batch, {captured_key(RGB): value}))
+    with pytest.raises(ValueError, match=rf"{captured_key(RGB)} has dtype torch\.int64. Expected seconds as"):
+        pre(raw(batch, {captured_key(RGB): torch.full((3,), int(NOW))}))
+
+
+@pytest.mark.parametrize("since", [0.0, 300_000.0], ids=["episode", "boot"])
+def test_times_of_a_dataset_are_compared_where_float32_can_tell_them_apart(
+    since, make_config, make_policy, batch, tmp_path
+):
+    """Recorded as float64, they are read by LeRobot as float32; 18 ms lie between RGB and depth."""
+    moments = {captured_key(RGB): since + 5.0, captured_key(DEPTH): since + 4.982}
+    features = {key: {"dtype": "float64", "shape": (1,), "names": None} for key in moments}
+    options = {"root": tmp_path / "data", "fps": 10, "use_videos": False}
+    data = LeRobotDataset.create("tests/times", features=features, **options)
+    data.add_frame({key: np.array([at]) for key, at in moments.items()} | {"task": "push"})
+    data.save_episode()
+    data.finalize()
+    frame = LeRobotDataset("tests/times", root=tmp_path / "data")[0]
+    pre, _ = make_multismolvla_pre_post_processors(make_config(), None)
+    seen = pre(raw(batch, {key: frame[key].expand(3, 1) for key in moments}))
+    depth = MODALITIES.index("depth")
+    chunk(make_policy(), seen)  # nothing is compared, so nothing is too coarse
+    for limit, cause in ((20.0, Cause.FIT), (15.0, Cause.SKEW)):
+        policy = make_policy(max_skew_ms=limit)
+        if since:
+            with pytest.raises(ValueError, match=rf"{captured_key(RGB)} reaches 300005 s.*steps of 35.8 ms"):
+                chunk(policy, seen)
+            continue
+        chunk(policy, seen)
+        assert policy.last_look().health.cause[:, depth].tolist() == [cause] * 3
 
 
 def test_recorded_times_are_neither_normalised_nor_asked_of_a_robot(make_config):
