@@ -11,6 +11,7 @@ from multismolvla.estimators.interface import Estimator, EstimatorRecipe
 from multismolvla.estimators.segmentation import SegmentationEstimator
 from multismolvla.estimators.thermal import ThermalEstimator
 from multismolvla.modalities import Modality
+from multismolvla.pretrained import is_hub_id
 
 #: Of the estimators that do not check them themselves.
 _SETTINGS: dict[str, tuple[str, ...]] = {Modality.DEPTH: ("output", "range_m"), Modality.SEG: ()}
@@ -64,8 +65,8 @@ def restore_estimator(
     Args:
         modality: depth, seg or thermal.
         recipe: as stored with a data set or policy.
-        source: where its files are on this machine; ``None`` = on the hub, or in its cache, by the recipe's
-            name and revision.
+        source: where its files are, a folder or another repository of the hub that mirrors them; ``None`` =
+            on the hub, or in its cache, by the recipe's name and revision.
         device: where the network runs.
 
     Raises:
@@ -74,10 +75,13 @@ def restore_estimator(
     """
     narrow = None if recipe.torch_dtype == torch.float32 else recipe.torch_dtype
     place = source or recipe.model
+    mirror = is_hub_id(place) and place != recipe.model  # the same files, but commits of its own
     made = load_estimator(
-        modality, place, revision=recipe.revision, device=device, dtype=narrow, **recipe.settings
-    )
-    if made.recipe.revision and recipe.revision and made.recipe.revision != recipe.revision:
+        modality, place, revision=None if mirror else recipe.revision, device=device, dtype=narrow,
+        **recipe.settings,
+    )  # fmt: skip
+    known = not mirror and made.recipe.revision and recipe.revision
+    if known and made.recipe.revision != recipe.revision:
         raise ValueError(
             f"The {modality} estimator at {place!r} is revision {made.recipe.revision} of "
             f"{made.recipe.model!r}, the recipe's is {recipe.revision} of {recipe.model!r}. Give that "

@@ -244,6 +244,11 @@ def test_exactly_the_revision_of_the_recipe_is_restored(modality, folders, tmp_p
     with pytest.raises(ValueError, match=rf"is revision {now} of 'lab/network', the recipe's is {then}"):
         restore_estimator(modality, recipe, source=str(cache / "snapshots" / now))
     restore_estimator(modality, recipe, source=folders[modality])  # no revision: its weights say enough
+    mirror = tmp_path / "models--another--network"
+    shutil.copytree(folders[modality], mirror / "snapshots" / now)
+    (mirror / "refs").mkdir()
+    (mirror / "refs" / "main").write_text(now)
+    restore_estimator(modality, recipe, source="another/network")  # which has other commits
     shutil.rmtree(cache / "snapshots" / then)
     with pytest.raises(FileNotFoundError, match=f"of 'lab/network' at revision '{then}'"):
         restore_estimator(modality, recipe)
