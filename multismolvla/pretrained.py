@@ -111,13 +111,21 @@ _SOURCES = (
         known="estimated",
         files=_LANGUAGE_FILES,
     ),
-    Source(
-        repo="depth-anything/Depth-Anything-V2-Small-hf",
-        purpose="depth from RGB",
-        licence="Apache-2.0 (Base and Large: CC-BY-NC 4.0)",
-        size_bytes=99_200_000,
-        known="estimated",
-        files=_PICTURE_MODEL,
+    *(
+        Source(
+            repo=f"depth-anything/Depth-Anything-V2-{variant}{size}-hf",
+            purpose="depth from RGB",
+            licence=licence,
+            size_bytes=size_bytes,
+            known="estimated",
+            files=_PICTURE_MODEL,
+        )
+        for variant in ("", "Metric-Indoor-", "Metric-Outdoor-")
+        for size, licence, size_bytes in (
+            ("Small", "Apache-2.0", 99_200_000),
+            ("Base", "CC-BY-NC 4.0", 390_000_000),
+            ("Large", "CC-BY-NC 4.0", 1_341_000_000),
+        )
     ),
     Source(
         repo="facebook/mask2former-swin-base-coco-panoptic",
