@@ -1,10 +1,15 @@
 """Fault wrapper: the fault and nothing else."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from lerobot_env_multismolvla import faults
 from lerobot_env_multismolvla.faults import FaultWrapper
 from multismolvla.corruption import parse_condition
+from multismolvla.corruption.cross_modal import Displacement
 
 pytestmark = pytest.mark.sim
 
@@ -135,6 +140,27 @@ def test_a_knocked_camera_sees_the_scene_from_elsewhere(mini_env):
         np.array_equal(STREAMS["rgb"](a, "image"), STREAMS["rgb"](b, "image"))
         for a, b in zip(clean, again, strict=True)
     )
+
+
+def test_a_camera_that_is_turned_about_its_line_of_sight_shows_a_turned_picture(mini_env, monkeypatch):
+    """By as many degrees, and all of it as far away as before."""
+    turn = Displacement(turn=(0.0, 0.0, math.radians(10)))
+    monkeypatch.setattr(faults, "draw_displacement", lambda *_: turn)
+    env = mini_env(0)
+    clean, shown = (
+        STREAMS["depth"](run(e, 0)[0], "image").squeeze().astype(float)
+        for e in (env, FaultWrapper(env, parse_condition("C5:all.image=turned@10"), run_seed=0))
+    )
+    rows, columns = np.indices(clean.shape) - (len(clean) - 1) / 2
+    inside = np.hypot(rows, columns) < len(clean) / 2 - 1
+
+    def apart(degrees: float) -> float:
+        by_hand = ndimage.rotate(clean, degrees, reshape=False, order=1, mode="nearest")
+        return float(np.abs(by_hand - shown)[inside].mean())
+
+    found = {degrees: apart(degrees) for degrees in (-30, -20, -10, -5, 0, 5, 10, 20, 30)}
+    assert abs(min(found, key=found.__getitem__)) == 10
+    assert min(found.values()) < 0.25 * found[0]
 
 
 def test_people_see_what_a_knocked_camera_would_have_seen(mini_env):

@@ -150,6 +150,25 @@ def test_the_option_for_coco_ids(process):
         MultiSmolVLALiberoConfig(seg_labels="detectron").env_maker(SUITE_NAME, 0)()
 
 
+def test_a_knocked_camera_sees_the_scene_from_elsewhere(libero_assets):
+    """All its streams, and those of no other camera."""
+    options = {"observation_height": 64, "observation_width": 64, "num_steps_wait": 0, "hard_reset": False}
+    shown = {}
+    for condition in (None, "C5:all.image=moved@5"):
+        config = MultiSmolVLALiberoConfig(
+            task="libero_object", libero_assets=str(libero_assets), condition=condition, **options
+        )
+        env = config.env_maker("libero_object", 1)()
+        shown[condition] = env.reset(seed=0, options={"init_state_id": 0})[0]
+        env.close()
+    clean, knocked = shown.values()
+    for part in ("", "_depth", "_seg", "_thermal"):
+        for camera in ("image", "image2"):
+            name = f"{camera}{part}"
+            one, other = (o.get(name, o["pixels"].get(name)) for o in (clean, knocked))
+            assert np.array_equal(one, other) == (camera == "image2"), name
+
+
 def test_falling_objects_are_told(libero_assets, caplog):
     # Stored states of libero_10's task 0 hold tall objects inside the table; mujoco >= 3.4 throws them up.
     config = MultiSmolVLALiberoConfig(

@@ -361,6 +361,14 @@ def test_a_robot_that_the_policy_is_not_ready_for_is_told_and_takes_no_place(
     other.instruct()
 
 
+def test_a_policy_whose_estimators_are_not_there_is_not_served(checkpoint, tmp_path):
+    policy = save_deriving(tmp_path, checkpoint.parent)
+    gone = f'--estimator_sources={{"thermal": "{tmp_path / "nowhere"}"}}'
+    with pytest.raises(FileNotFoundError, match=r"learned from thermal(?s:.*)missing_estimator=absent"):
+        PinnedPolicy.load(policy, overrides=[gone])
+    PinnedPolicy.load(policy, overrides=[gone, "--missing_estimator=absent"])
+
+
 def test_what_is_remembered_of_one_robot_is_not_held_against_the_next(client, connect, pinned):
     """A picture that stays while the robot moves is frozen, unless another robot shows it."""
     still = {name: value for name, value in seen(0).items() if name not in JOINTS}

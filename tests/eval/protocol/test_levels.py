@@ -69,6 +69,9 @@ def test_full_holds_the_whole_protocol():
         assert {f"C4:{target}={t}" for t in types} <= full
     cross = {f"C5:depth=shift@{n}" for n in (2, 4, 8, 16)} | {"C5:depth=scale@0.8", "C5:depth=scale@1.2"}
     cross |= {"C5:all=swapped"} | {f"C5:{m}=rotated" for m in ("rgb", "depth", "seg", "thermal")}
+    for target in ("all.image", "depth.image"):
+        cross |= {f"C5:{target}=moved@{n}" for n in (1, 2, 5)}
+        cross |= {f"C5:{target}=turned@{n}" for n in (2, 5, 10)}
     assert cross <= full
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from processes import allow_any_action, as_options, common, finish, run, start
+from processes import allow_any_action, as_options, command, common, environment, finish, run, start
 from safetensors.torch import load_file, save_file
 from tiny_annotated import DOMAINS, MODALITIES, VIEWS, annotation, write_networks, write_rgb_dataset
 
@@ -62,21 +63,28 @@ def test_a_robot_with_two_rgb_cameras_acts_on_the_ids_that_training_saw(hub, tmp
     pictures = {view: torch.stack(frames) for view, frames in shown.items()}
     frames = {view: stack.permute(0, 2, 3, 1).contiguous() for view, stack in pictures.items()}
     save_file(frames, tmp_path / "frames.safetensors")
-    run(
-        "lerobot-rollout",
-        f"--policy.path={trained / 'checkpoints/last/pretrained_model'}", "--policy.device=cpu",
-        f"--policy.estimator_sources={json.dumps(networks)}", "--device=cpu",
-        "--robot.discover_packages_path=replay_arm", "--robot.type=replay_arm", "--robot.id=test",
-        f"--robot.frames={tmp_path / 'frames.safetensors'}",
-        f"--robot.report={tmp_path / 'looks.safetensors'}",
-        "--task=push", "--fps=30", "--duration=600", "--play_sounds=false",
+    report = tmp_path / "looks.safetensors"
+    rollout = [
+        "lerobot-rollout", f"--policy.path={trained / 'checkpoints/last/pretrained_model'}",
+        "--policy.device=cpu", "--device=cpu", "--robot.discover_packages_path=replay_arm",
+        "--robot.type=replay_arm", "--robot.id=test", f"--robot.frames={tmp_path / 'frames.safetensors'}",
+        f"--robot.report={report}", "--task=push", "--fps=30", "--duration=600", "--play_sounds=false",
         "--return_to_initial_position=false",
-    )  # fmt: skip
-    looks = load_file(tmp_path / "looks.safetensors")  # one frame at a time
-    met, same = set(), {modality: [] for modality in MODALITIES}
+    ]  # fmt: skip
+    lost = networks | {"thermal": str(tmp_path / "nowhere")}
+    words = [command(rollout[0]), *rollout[1:], f"--policy.estimator_sources={json.dumps(lost)}"]
+    refused = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert refused.returncode != 0
+    assert "without, or with what a sensor delivers: --policy.missing_estimator=absent" in refused.stderr
+    assert not report.exists()  # nothing was looked at
+
+    run(*rollout, f"--policy.estimator_sources={json.dumps(networks)}")
+    looks = load_file(report)  # one frame at a time
+    entered = looks["values.rgb@64"].unflatten(0, (len(looks["rgb.image"]), len(VIEWS)))
+    met, same = {}, {modality: [] for modality in MODALITIES}  # row -> its RGB at the encoder
     for number, rgb in enumerate(as_bytes(looks["rgb.image"])):
         (row,) = (pictures["image"] == rgb).flatten(1).all(1).nonzero().flatten().tolist()
-        met.add(row)
+        met[row] = entered[number]
         for modality, wanted in ids.items():
             found = looks[DOMAINS[modality]][number]
             if row < FRAMES:
@@ -86,6 +94,8 @@ def test_a_robot_with_two_rgb_cameras_acts_on_the_ids_that_training_saw(hub, tmp
             else:  # one patch of one camera was changed
                 assert not torch.equal(found[0], wanted[CHANGED][0]), modality
                 assert torch.equal(found[1], wanted[CHANGED][1]), modality
-    assert met == set(range(2 * FRAMES + 1))
+    assert set(met) == set(range(2 * FRAMES + 1))
+    assert not torch.equal(met[2 * FRAMES][0], met[CHANGED][0])
+    assert torch.equal(met[2 * FRAMES][1], met[CHANGED][1])
     for modality, equal in same.items():
         assert torch.stack(equal).float().mean() > 0.99, modality
