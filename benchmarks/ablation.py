@@ -22,7 +22,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -34,9 +33,6 @@ from multismolvla.system.command import CommandError, entry_point, parse_options
 from multismolvla_eval.protocol.levels import ALL_SUBSETS
 from multismolvla_run.presets import OptionValue, Preset, Stage, load_preset, result_folder
 from multismolvla_run.process import installed_program
-
-if TYPE_CHECKING:
-    from multismolvla_eval.records.schema import RunManifest
 
 REPO = Path(__file__).resolve().parents[1]
 ROWS, PAGE = REPO / "docs/ablation/rows.csv.gz", REPO / "docs/ablation.md"
@@ -354,6 +350,7 @@ def _evaluate(options: Options, preset: Preset, arm: Arm, seed: int, train: Path
 
 def _rows_of(folder: Path, arm: Arm, seed: int, health: str) -> pd.DataFrame:
     from multismolvla_eval.records.store import read_run
+    from multismolvla_eval.records.system_info import single_commit
 
     manifest, rows = read_run(folder)
     frame = pd.DataFrame(
@@ -368,7 +365,7 @@ def _rows_of(folder: Path, arm: Arm, seed: int, health: str) -> pd.DataFrame:
             for r in rows
         ]
     )
-    return frame.assign(commit=_made_at(folder, manifest), arm=arm.name, seed=seed, health=health)
+    return frame.assign(commit=single_commit(folder, manifest), arm=arm.name, seed=seed, health=health)
 
 
 _KEY = ["arm", "seed", "health", "condition", "task", "start"]
@@ -394,23 +391,13 @@ def _call(command: list[str]) -> None:
         raise CommandError(f"{Path(command[0]).name} ended with code {code}; the reason stands above.")
 
 
-def _made_at(folder: Path, manifest: RunManifest) -> str:
-    """The commit of an evaluation."""
-    commits = sorted({call.commit or "unknown" for call in manifest.calls})
-    if len(commits) > 1:
-        raise CommandError(
-            f"{folder} was evaluated at the commits {' and '.join(commits)}, and its rows do not say which "
-            "is theirs. Remove the folder: the same command evaluates anew."
-        )
-    return commits[0]
-
-
 def _same_commit(output: Path, commit: str) -> None:
     """See that what there is was evaluated at this commit, before anything is trained."""
     from multismolvla_eval.records.store import MANIFEST, read_manifest
+    from multismolvla_eval.records.system_info import single_commit
 
     for path in sorted(output.glob(f"eval/*/*/{MANIFEST}")):
-        made = _made_at(path.parent, read_manifest(path.parent))
+        made = single_commit(path.parent, read_manifest(path.parent))
         if made != commit:
             raise CommandError(
                 f"{path.parent} was evaluated at the commit {made}, the code is at {commit}: rows of one "

@@ -20,6 +20,7 @@ from multismolvla.system.files import whole_file
 from multismolvla_eval.analysis.bootstrap import rate_text
 from multismolvla_eval.analysis.loaded_run import read_episodes
 from multismolvla_eval.protocol.levels import describe
+from multismolvla_eval.records.system_info import single_commit
 
 FOLDER = Path(__file__).resolve().with_suffix("")
 ROWS, NOTES, PAGE = FOLDER / "rows.csv.gz", FOLDER / "notes.md", FOLDER.with_suffix(".md")
@@ -47,14 +48,14 @@ def rows_of(folder: Path) -> pd.DataFrame:
         CommandError: several commits took part.
     """
     manifest, table = read_episodes(folder)
-    commits = sorted({call.commit or "unknown" for call in manifest.calls})
-    if len(commits) > 1:
-        raise CommandError(f"{folder} was evaluated at the commits {' and '.join(commits)}: evaluate anew.")
     names = [
         manifest.suites[suite].tasks[task] for suite, task in zip(table.suite, table.task_id, strict=True)
     ]
     table = table.assign(
-        success=table.success.astype(int), commit=commits[0], seed=manifest.comparable.seed, task=names
+        success=table.success.astype(int),
+        commit=single_commit(folder, manifest),
+        seed=manifest.comparable.seed,
+        task=names,
     ).astype(dict.fromkeys(("policy", "suite", "condition"), str))
     return table[[*KEY, "task", "success", "cause", "steps", "seed", "commit"]]
 

@@ -76,12 +76,9 @@ def restore_estimator(
     narrow = None if recipe.torch_dtype == torch.float32 else recipe.torch_dtype
     place = source or recipe.model
     mirror = is_hub_id(place) and place != recipe.model  # the same files, but commits of its own
-    made = load_estimator(
-        modality, place, revision=None if mirror else recipe.revision, device=device, dtype=narrow,
-        **recipe.settings,
-    )  # fmt: skip
-    known = not mirror and made.recipe.revision and recipe.revision
-    if known and made.recipe.revision != recipe.revision:
+    revision = None if mirror else recipe.revision
+    made = load_estimator(modality, place, revision=revision, device=device, dtype=narrow, **recipe.settings)
+    if made.recipe.revision and revision and made.recipe.revision != revision:
         raise ValueError(
             f"The {modality} estimator at {place!r} is revision {made.recipe.revision} of "
             f"{made.recipe.model!r}, the recipe's is {recipe.revision} of {recipe.model!r}. Give that "

@@ -259,10 +259,11 @@ class DerivedStreams:
         age = torch.where(before[AGE_KEY] == NEVER, NEVER, before[AGE_KEY] + 1)
         kept: dict[str, Tensor] = {}
         for number, stream in enumerate(streams):
-            names, every = (stream.key, valid_key(stream.key)), cfg.refresh.get(stream.name, 1)
-            last = {name: before[last_key(name)] for name in names if last_key(name) in before}
-            if every > 1:  # the ages go on also where nothing is to be estimated
-                kept |= {last_key(name): picture for name, picture in last.items()}
+            every = cfg.refresh.get(stream.name, 1)
+            reused = every > 1 and cfg.refresh_between == "reuse"
+            names = (stream.key, valid_key(stream.key))
+            if reused:  # the ages go on also where nothing is to be estimated
+                kept |= {last: before[last] for last in map(last_key, names) if last in before}
             if self._delivered(cfg, batch, stream):
                 continue
             of_stream = outcome[:, stream.view, stream.modality]
@@ -284,12 +285,12 @@ class DerivedStreams:
                 pictures = {name: picture[due[made_of]] for name, picture in whole_batch.items()}
             elif due.any():
                 pictures, fresh[due] = self._pictures(cfg, stream.name, stream.key, batch[stream.rgb][due])
-            again = rows & ~due & (cfg.refresh_between == "reuse")
+            again = rows & ~due & reused
             for name in names:
-                whole = _with_rows(last.get(name), fresh, pictures.get(name))
+                whole = _with_rows(kept.get(last_key(name)), fresh, pictures.get(name))
                 if whole is not None:
                     made[name] = whole
-                    if every > 1 and cfg.refresh_between == "reuse":
+                    if reused:
                         kept[last_key(name)] = whole
             age[fresh, number] = 0
             now[:, stream.view, stream.modality] = fresh | again

@@ -169,12 +169,13 @@ def with_skew(cfg: MultiSmolVLAConfig, batch: dict[str, Tensor], there: Tensor, 
 
 def _check_resolution(key: str, taken: Tensor, limit_ms: float) -> None:
     """See that capture times can be told apart; LeRobot reads those of a dataset as float32."""
-    step_ms = 1000 * (torch.finfo(taken.dtype).eps * taken.abs().nan_to_num(0.0, 0.0).amax()).item()
+    reach = taken.abs().nan_to_num(0.0, 0.0).amax().item()
+    step_ms = 1000 * torch.finfo(taken.dtype).eps * reach
     if step_ms > limit_ms / 4:
         raise ValueError(
-            f"{key} reaches {taken.abs().nan_to_num(0.0, 0.0).amax().item():.0f} s, where {taken.dtype} has "
-            f"steps of {step_ms:.3g} ms: too coarse for --policy.max_skew_ms={limit_ms}. Count seconds from "
-            "the episode's start (LeRobot reads all numbers of a dataset as float32), or deliver float64."
+            f"{key} reaches {reach:.0f} s, where {taken.dtype} has steps of {step_ms:.3g} ms: too coarse for "
+            f"--policy.max_skew_ms={limit_ms}. Count seconds from the episode's start (LeRobot reads all "
+            "numbers of a dataset as float32), or deliver float64."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from multismolvla.system.command import CommandError
 from multismolvla_eval.records.schema import Hardware, MadeWith, RunManifest
 
 
@@ -35,6 +36,21 @@ def distinct_calls(manifest: RunManifest) -> list[MadeWith]:
         if not any(call == msgspec.structs.replace(other, time=call.time) for other in found):
             found.append(call)
     return found
+
+
+def single_commit(folder: Path, manifest: RunManifest) -> str:
+    """The commit of all episodes of a run.
+
+    Raises:
+        CommandError: several commits took part.
+    """
+    commits = sorted({call.commit or "unknown" for call in manifest.calls})
+    if len(commits) > 1:
+        raise CommandError(
+            f"{folder} was evaluated at the commits {' and '.join(commits)}, and its rows do not say which "
+            "is theirs. Remove the folder: the same command evaluates anew."
+        )
+    return commits[0]
 
 
 def hardware() -> Hardware:
