@@ -10,6 +10,7 @@ interrupted run, so let it run from a clone of its own at one commit:
     $ python benchmarks/ablation.py --seeds='[1]' --arms='[base_continued, base_dropout, robust]'
     $ python benchmarks/ablation.py --arms='[robust, consistency, robult, rlbind_one, rlbind]'
     $ python benchmarks/ablation.py --arms='[tenth, robult_tenth]'
+    $ python benchmarks/ablation.py --arms='[adapted, rlbind_adapted]'
     $ python benchmarks/ablation.py --table --output=clone/outputs/ablation
 """
 
@@ -207,6 +208,16 @@ ARMS = (
         objectives__rlbind__distribution=0.0,
     ),
     _objective("rlbind", "RLBind, both stages", objectives__rlbind__weight=1.0),
+    _objective("adapted", "LoRA on the encoder, too, no objective", encoder_lora_blocks=2),
+    _objective(
+        "rlbind_adapted",
+        "RLBind, stage 1, with LoRA on the encoder, too",
+        "adapted",
+        encoder_lora_blocks=2,
+        objectives__rlbind__weight=1.0,
+        objectives__rlbind__anchor=0.0,
+        objectives__rlbind__distribution=0.0,
+    ),
 )
 #: Those that can be asked for; the others are trained where one of these stands on them.
 EVALUATED = tuple(arm for arm in ARMS if not arm.only_trained)

@@ -70,7 +70,8 @@ class CompleteLook(NamedTuple):
         look: pooled.
         tokens: of the connector, float (B, V, N, D).
         rgb: bool (B, V), the cameras whose RGB is there.
-        inputs: of the connector; ``None`` if no sample shows anything.
+        inputs: of the connector, from the encoder as published, without adapters on it; ``None`` if no sample
+            shows anything.
     """
 
     look: Look

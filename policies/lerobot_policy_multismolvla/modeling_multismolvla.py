@@ -55,7 +55,12 @@ from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standst
 from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
-from lerobot_policy_multismolvla.trainable import freeze_for_stage, optimizer_groups, peft_targets
+from lerobot_policy_multismolvla.trainable import (
+    check_encoder_adapters,
+    freeze_for_stage,
+    optimizer_groups,
+    peft_targets,
+)
 from lerobot_policy_multismolvla.training_data import check_cameras
 from lerobot_policy_multismolvla.training_faults import Corruption, check_dropout
 from lerobot_policy_multismolvla.visual import (
@@ -436,6 +441,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             self._begin_curriculum()
             check_length(self.config)
             check_trained(self)
+            check_encoder_adapters(self, self.config)
             warn_of_unread(self.config)
             self._training_began = True
         if self.training:
@@ -457,8 +463,10 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
 
     def _get_default_peft_targets(self) -> dict[str, Any] | None:
         """LoRA on language model, expert and projections; what is new is trained in full and saved."""
-        soft = self.model.tower.soft_domains if self.config.uses_fourm else ()
-        return peft_targets(self.config, soft)
+        if not self.config.uses_fourm:
+            return peft_targets(self.config)
+        tower = self.model.tower
+        return peft_targets(self.config, tower.soft_domains, len(tower.encoder.encoder))
 
     def _validate_peft_config(self, peft_config: Any) -> None:
         """No warning that SmolVLM2's own weights were not loaded: the base checkpoint supplies them."""

@@ -123,6 +123,7 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     connector_unshuffle: int = 2  # block folded into channels; (16 / 2)^2 = 64 tokens per view
     connector_hidden: int = 2048  # hidden width of the connector's MLP
     view_embedding: bool = True  # a learned vector per view: tells the views apart when one alone is left
+    encoder_lora_blocks: int = 0  # so many of the encoder's last blocks stage 2's LoRA reaches; 0 = frozen
 
     # -- stages ---------------------------------------------------------------------------------------------
     stage: str = "connector"
@@ -350,6 +351,12 @@ def _check_combinations(cfg: MultiSmolVLAOptions) -> None:
         )
     if cfg.flow_samples < 1:
         raise ValueError(f"--policy.flow_samples={cfg.flow_samples} must be at least 1.")
+    blocks = cfg.encoder_lora_blocks
+    if blocks < 0 or (blocks and not cfg.uses_fourm):
+        raise ValueError(
+            f"--policy.encoder_lora_blocks={blocks}: expected 0 or more of the 4M encoder's blocks, and 0 "
+            "with --policy.vision_tower=siglip."
+        )
     degrees = cfg.thermal_range_c
     if degrees is not None and (len(degrees) != 2 or not degrees[0] < degrees[1]):
         raise ValueError(f"--policy.thermal_range_c={degrees} must be [lowest, highest], in degrees Celsius.")

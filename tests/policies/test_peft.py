@@ -5,6 +5,7 @@ the way.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,40 @@ def test_trainable_are_lora_on_language_model_and_expert_the_projections_and_the
     )
     optimized = wrapped.get_optim_params()
     assert {id(p) for p in optimized} == {id(p) for p in wrapped.parameters() if p.requires_grad}
+
+
+def test_lora_reaches_the_encoders_last_blocks_where_asked(make_policy, batch, tmp_path):
+    make_policy(stage="connector").save_pretrained(tmp_path / "one")
+    plain = {n for n, p in stage_two(tmp_path / "one").named_parameters() if p.requires_grad}
+    wrapped = stage_two(tmp_path / "one", options=["--encoder_lora_blocks=1"])
+    names = {n for n, p in wrapped.named_parameters() if p.requires_grad}
+    last = len(wrapped.get_base_model().model.tower.encoder.encoder) - 1
+    layers = {
+        re.sub(r"\.lora_[AB]\.default\.weight", "", n.partition(".encoder.encoder.")[2])
+        for n in names - plain
+    }
+    assert layers == {
+        f"{last}.{layer}" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.fc3")
+    }
+    assert plain < names
+    again = reloaded(saved(trained(wrapped, batch), tmp_path / "two"))
+    assert torch.equal(chunk(again, batch), chunk(wrapped, batch))
+    adapters = [p for n, p in again.named_parameters() if "tower" in n and "lora_B" in n]
+    assert all(p.abs().sum() > 0 for p in adapters)
+    assert len(adapters) == 5
+
+
+def test_adapters_on_the_encoder_that_would_not_be_there_are_named(make_policy, batch, tmp_path):
+    make_policy(stage="connector").save_pretrained(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"encoder_lora_blocks=9, but the encoder at .* has 2"):
+        stage_two(tmp_path / "one", options=["--encoder_lora_blocks=9"])
+    with pytest.raises(ValueError, match=r"encoder_lora_blocks=-1: expected 0 or more"):
+        make_policy(encoder_lora_blocks=-1)
+    with pytest.raises(ValueError, match=r"encoder_lora_blocks=1: .*vision_tower=siglip"):
+        make_policy(encoder_lora_blocks=1, vision_tower="siglip")
+    policy = make_policy(stage="robust", encoder_lora_blocks=1).train()  # full fine-tuning
+    with pytest.raises(ValueError, match=r"encoder_lora_blocks=1, but .* Set --peft.method_type=LORA"):
+        policy.forward(dict(batch), **flow_inputs())
 
 
 def test_gradients_reach_bridge_language_model_and_expert(stage_one, batch):

@@ -16,6 +16,7 @@ from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, flow_velocity, rank
 from lerobot_policy_multismolvla.objectives.modules import alone_modalities
+from lerobot_policy_multismolvla.trainable import has_adapters, without_adapters
 from lerobot_policy_multismolvla.training_faults import Corruption
 from lerobot_policy_multismolvla.visual import (
     RGB,
@@ -287,15 +288,17 @@ class TrainingStep:
 
     @cached_property
     def _complete(self) -> CompleteLook:
-        made = self._look(self._batch, self._sensors.available)
-        inputs = None
-        if made.encoded.tokens or made.encoded.globals:
+        available, tower = self._sensors.available, self._policy.model.tower
+        entering = encoder_inputs(self._policy, self._batch, available, None)
+        made, inputs = run_tower(self._policy, entering, available), None
+        encoded = made.encoded
+        if encoded.tokens or encoded.globals:
+            if has_adapters(tower):
+                with torch.no_grad(), without_adapters(tower):
+                    encoded = tower.encode(entering)
+            rows = available[:, :, RGB].numel()
             inputs = BridgeInputs(
-                made.encoded.tokens,
-                made.encoded.present,
-                made.encoded.globals,
-                made.encoded.globals_present,
-                self._sensors.available[:, :, RGB].numel(),
+                encoded.tokens, encoded.present, encoded.globals, encoded.globals_present, rows
             )
         return CompleteLook(
             _pooled(made.prefix, made.seen),

@@ -14,8 +14,11 @@ from tiny_policy import chunk, flow_inputs
 from training_batch import TASKS, training_batch
 
 from lerobot_policy_multismolvla.export import export_policy
+from lerobot_policy_multismolvla.flow import FlowDraw
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
 from lerobot_policy_multismolvla.objectives.modules import adopt_labels, adopt_tasks
+from lerobot_policy_multismolvla.objectives.step import Sensors, TrainingStep
+from multismolvla.objectives.interface import CompleteLook
 from multismolvla.objectives.options import ObjectivesOptions
 
 BOTH = {"robult": {"weight": 1.0}, "rlbind": {"weight": 1.0, "attack_steps": 1}}
@@ -125,6 +128,31 @@ def test_heads_are_trained_in_full_beside_adapters_and_go_on_as_if_never_saved(
     assert any("robult.statistics.rgb.mean" in k for k in keys)
     assert any("rlbind.reference." in k for k in keys)
     again = resumed(folder, stage_one)
+    assert terms(again, training_batch(seed=1)) == terms(policy, training_batch(seed=1))
+
+
+def complete(policy, batch) -> CompleteLook:
+    """The undisturbed look of a step, which RLBind keeps tokens to."""
+    inner = policy.get_base_model()
+    available = inner.availability(batch)
+    visual = inner.visual_tokens(batch, available)
+    return TrainingStep(inner, batch, Sensors(available, available), visual, FlowDraw()).complete()
+
+
+def test_adapters_on_the_tower_learn_and_the_target_stays_that_of_the_tower_without_them(
+    train, stage_one, batch, tmp_path
+):
+    policy = wrapped(train, rlbind=BOTH["rlbind"], encoder_lora_blocks=1)
+    before = complete(policy, batch)
+    trained(policy, batch)
+    adapters = {n: p for n, p in policy.named_parameters() if ".tower." in n and "lora_B" in n}
+    assert adapters
+    assert all(p.abs().sum() > 0 and p.requires_grad for p in adapters.values())
+    after = complete(policy.train(), batch)
+    assert not torch.equal(after.tokens, before.tokens)
+    assert all(torch.equal(after.inputs.tokens[m], before.inputs.tokens[m]) for m in before.inputs.tokens)
+    assert not any(tokens.requires_grad for tokens in after.inputs.tokens.values())
+    again = resumed(saved(policy, tmp_path / "two"), stage_one)
     assert terms(again, training_batch(seed=1)) == terms(policy, training_batch(seed=1))
 
 
