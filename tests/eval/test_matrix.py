@@ -118,10 +118,17 @@ def test_the_adversarial_matrix_has_a_control_for_each_radius_and_one_that_must_
     assert config.batch_size == 1
 
 
-def test_libero_tiny_is_evaluated_as_it_was_recorded():
-    config = parse([f"--config_path={CONFIGS / 'libero_tiny.yaml'}"])
+@pytest.mark.parametrize("name", ["libero_tiny", "libero_tiny_spatial"])
+def test_libero_tiny_is_evaluated_as_it_was_recorded(name):
+    config = parse([f"--config_path={CONFIGS / f'{name}.yaml'}"])
     config.check()
-    recorded = yaml.safe_load((CONFIGS.parent / "libero_tiny.yaml").read_text())["make_dataset"][0]
+    preset = yaml.safe_load((CONFIGS.parent / f"{name}.yaml").read_text())
+    (recorded,) = preset["make_dataset"]
+    assert config.conditions == parse([f"--config_path={CONFIGS / 'libero_tiny.yaml'}"]).conditions
+    assert (
+        str(config.output.parent) == str(Path(preset["output"]).parent) == str(Path(preset["dataset"]).parent)
+    )
+    assert all(f"{config.output.parent}/" in policy for policy in config.policies if "expert" not in policy)
     options = config.env.options
     assert f"--suite={config.env.task} " in recorded
     assert f"--size={options['observation_height']} --render_quality={options['render_quality']}" in recorded

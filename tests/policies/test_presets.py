@@ -7,7 +7,6 @@ from pathlib import Path
 
 import draccus
 import pytest
-import yaml
 
 from lerobot_env_multismolvla import MultiSmolVLALiberoConfig
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
@@ -15,6 +14,7 @@ from lerobot_policy_multismolvla.mini.pretrain import PretrainConfig
 from multismolvla.modalities import MODALITIES
 from multismolvla.tokenizers.label_sets import LIBERO
 from multismolvla_data.record.config import RecordConfig
+from multismolvla_eval.evaluate import parse
 from multismolvla_run import dry_run, presets
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -69,14 +69,15 @@ def test_options_of_libero_tiny_make_a_valid_configuration(stage) -> None:
         assert config.num_labels == len(LIBERO.ids)
 
 
-def test_all_of_libero_tiny_is_about_pictures_of_one_size() -> None:
+@pytest.mark.parametrize("name", ["libero_tiny", "libero_tiny_spatial"])
+def test_all_of_libero_tiny_is_about_pictures_of_one_size(name) -> None:
     """Recorder, pre-training, tokens and evaluation: options that they have, and the same pictures."""
-    preset = presets.load_preset("libero_tiny", CONFIGS)
+    preset = presets.load_preset(name, CONFIGS)
     (command,) = preset.make_dataset
     program, *words = shlex.split(command.replace("{dataset}", "there"))
     recorded = draccus.parse(RecordConfig, args=words)
-    evaluated = yaml.safe_load((CONFIGS / "eval/libero_tiny.yaml").read_text())
-    environment = MultiSmolVLALiberoConfig(task=evaluated["env"]["task"], **evaluated["env"]["options"])
+    evaluated = parse([f"--config_path={CONFIGS / f'eval/{name}.yaml'}"])
+    environment = MultiSmolVLALiberoConfig(task=evaluated.env.task, **evaluated.env.options)
     args = preset.stage("pretrain").args
     pretrained = draccus.decode(PretrainConfig, {k: v for k, v in args.items() if "{" not in str(v)})
     sizes = {recorded.size, environment.observation_height, environment.observation_width}
@@ -85,4 +86,4 @@ def test_all_of_libero_tiny_is_about_pictures_of_one_size() -> None:
     assert recorded.render_quality == environment.render_quality
     assert recorded.settle_steps == environment.num_steps_wait
     assert recorded.suite == environment.task
-    assert preset.dataset in " ".join(evaluated["policies"])  # the replay's
+    assert preset.dataset in " ".join(evaluated.policies)  # the replay's
