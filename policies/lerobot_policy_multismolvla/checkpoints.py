@@ -71,6 +71,20 @@ def check_same_views(source: str, stored: ViewMap, wanted: ViewMap) -> None:
         )
 
 
+def check_same_action_kind(source: str, stored: str, wanted: str) -> None:
+    """A checkpoint's guard knows which actions stand still: of another kind, others would.
+
+    Raises:
+        ValueError: the kinds differ.
+    """
+    if wanted != stored:
+        raise ValueError(
+            f"--policy.action_kind={wanted}, but {source} and its guard are of {stored} actions. Write a "
+            f"checkpoint of the other kind: multismolvla-export --checkpoint=... --action_kind={wanted} (for "
+            "another robot with --views and --dataset)."
+        )
+
+
 def load_weights(policy: nn.Module, state: dict[str, torch.Tensor], source: str) -> list[str]:
     """Load a policy's weights into one of the same sizes; views of other names start with no embedding.
 

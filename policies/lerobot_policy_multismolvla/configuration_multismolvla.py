@@ -20,7 +20,15 @@ from torch import Tensor
 
 from lerobot_policy_multismolvla.derived import adopt_recipes, derived_streams, first_ages, remembers
 from lerobot_policy_multismolvla.options import MultiSmolVLAOptions
-from lerobot_policy_multismolvla.training_data import Features, check_cameras, warn_of_undeclared_cameras
+from lerobot_policy_multismolvla.training_data import (
+    Features,
+    adopt_classes,
+    check_action_kind,
+    check_cameras,
+    check_same_robot,
+    warn_of_other_cameras,
+    warn_of_undeclared_cameras,
+)
 from multismolvla.health import MEMORY_KEY, memory_size
 from multismolvla.modalities import (
     CAPTURED_SUFFIX,
@@ -159,13 +167,22 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
         came with the ids, and checked against it when a picture must be tokenized for the first time.
 
         Raises:
-            ValueError: a declared RGB camera is missing, the ids were made with other tokenizers, weights,
-                sizes or labels than this policy uses at run time, corruption is to disturb pictures that the
-                data do not hold, or the provenance contradicts the dataset's.
+            ValueError: a declared RGB camera is missing, state or action are not the checkpoint's, actions
+                are of another kind, the ids were made with other tokenizers, weights, sizes or labels than
+                this policy uses at run time, corruption is to disturb pictures that the data do not hold, or
+                the provenance contradicts the dataset's.
         """
+        check_action_kind(self.action_kind, features)
         if self.pretrained_path is None:  # else --rename_map may rename; the first batch will show it
             check_cameras(self.views, self.absent_streams, features)
+        else:
+            check_same_robot({**(self.input_features or {}), **(self.output_features or {})}, features)
+            warn_of_other_cameras(self.rgb_keys, features)
         warn_of_undeclared_cameras(self.views, features)
+        if Modality.SEG in self.tower_modalities and self.uses_fourm:
+            keys = {key for key, (_, m) in self.stream_keys().items() if m == Modality.SEG}
+            labels = self.num_labels if self.tokenizers == "patch" else None
+            self.seg_classes = adopt_classes(self.seg_classes, keys, features, labels)
         cached = {
             k: f for k, f in features.items() if k in self.token_keys() and self._reads_ids(k, features)
         }

@@ -220,7 +220,13 @@ class Transfer(NamedTuple):
 
 
 def export_for_finetuning(
-    checkpoint: Path, output: Path, *, views: ViewMap, dataset: Path, base: Path | None = None
+    checkpoint: Path,
+    output: Path,
+    *,
+    views: ViewMap,
+    dataset: Path,
+    base: Path | None = None,
+    action_kind: str | None = None,
 ) -> list[Transfer]:
     """Write a checkpoint for other cameras, another robot: ``lerobot-train --policy.path`` starts from it.
 
@@ -232,6 +238,7 @@ def export_for_finetuning(
         views: the new view map; a view that is called as one of the checkpoint's keeps its embedding.
         dataset: folder of the LeRobotDataset that is going to be trained on.
         base: as for `export_policy`.
+        action_kind: of the data's actions; ``None`` = that of the checkpoint.
 
     Returns:
         What was kept and what is new, part by part.
@@ -239,7 +246,7 @@ def export_for_finetuning(
     Raises:
         FileNotFoundError, FileExistsError: as `export_policy`; or no data set there.
         ValueError: the data set lacks an RGB camera of ``views`` or exceeds the policy's sizes, or a view
-            has a modality that the checkpoint was trained without.
+            has a modality that the checkpoint was trained without; or its actions are of another kind.
     """
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.utils.feature_utils import dataset_to_policy_features
@@ -251,6 +258,8 @@ def export_for_finetuning(
     _check_tower_is_official(checkpoint)
     features = dataset_to_policy_features(meta.features)
     config = _config_for(old, views, features)
+    config.action_kind = action_kind or old.action_kind
+    check_options(config)
     config.set_dataset_feature_metadata(meta.features)
     config.validate_features()
     with new_folder(output) as folder:
@@ -314,12 +323,20 @@ def _transfers(old: MultiSmolVLAConfig, new: MultiSmolVLAConfig) -> list[Transfe
     how = f"{new.image_size} pixels, square={new.square}" if new.uses_fourm else ""
     rows.append(Transfer("pictures", how, f"cameras of {', '.join(sorted(sizes))} pixels"))
     for view in new.views:
-        known = view in old.views and new.view_embedding
-        embedding = ("its embedding", "") if known else ("", "its embedding, at zero")
-        rows.append(Transfer(f"view {view}", *embedding))
+        turned = f"turned by {new.half_turns[view] * 180} degrees" if new.half_turns.get(view) else ""
+        known = ["its embedding"] if new.view_embedding and view in old.views else []
+        begun = "its embedding, at zero" if new.view_embedding and not known else ""
+        rows.append(Transfer(f"view {view}", ", ".join(filter(None, [*known, turned])), begun))
     for name, what in ((OBS_STATE, "state"), (ACTION, "action")):
         numbers = " -> ".join(str(f[name].shape[0] if name in f else 0) for f in (before, after))
         rows.append(Transfer(what, "projection", f"{numbers} numbers, ranges of the data set"))
+    kinds = {"absolute": "goals", "delta": "displacements: 0 stands still, but for the gripper"}
+    same = new.action_kind == old.action_kind
+    said = f"{new.action_kind} ({kinds[new.action_kind]})"
+    rows.append(Transfer("actions", said if same else "", "" if same else said))
+    chunk = f"{new.chunk_size} steps of the data set, {new.n_action_steps} of them carried out"
+    rows.append(Transfer("chunk", chunk, ""))
+    rows.append(Transfer("guard, hold", "", "ranges of the data set"))
     rows.append(Transfer("health", "", "no statistics: multismolvla-health fit, after training"))
     return rows
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lerobot_policy_multismolvla.adoption import AdoptedVLM, Teacher
 from lerobot_policy_multismolvla.checkpoints import (
+    check_same_action_kind,
     check_same_views,
     is_frozen_key,
     load_base_checkpoint,
@@ -486,8 +487,9 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         """Load strictly: the frozen tower must be the only thing the file does not hold.
 
         Raises:
-            ValueError: missing or unexpected keys, other views than the checkpoint's or its processors', a
-                tower other than the one it was trained with, or damaged statistics in the processors.
+            ValueError: missing or unexpected keys, other views than the checkpoint's or its processors',
+                another kind of actions, a tower other than the one it was trained with, or damaged statistics
+                in the processors.
         """
         stored = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=kwargs.get("revision"))
         if config is None:
@@ -495,6 +497,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
             config.pretrained_path = Path(pretrained_name_or_path)  # stored is where that was trained from
         if isinstance(stored, MultiSmolVLAConfig) and isinstance(config, MultiSmolVLAConfig):
             check_same_views(str(pretrained_name_or_path), stored.views, config.views)
+            check_same_action_kind(str(pretrained_name_or_path), stored.action_kind, config.action_kind)
             # with adapters the processors lie beside them, and the weights in another folder
             check_stored_processors(Path(config.pretrained_path or pretrained_name_or_path), config.views)
         policy = super().from_pretrained(pretrained_name_or_path, config=config, restoring=True, **kwargs)

@@ -73,6 +73,8 @@ class MultiSmolVLAOptions(SmolVLAConfig):
     # Degrees Celsius that a thermal sensor's pictures show black and white; compared with the robot's camera.
     thermal_range_c: list[float] | None = None
     num_labels: int = 8  # size of the segmentation pictures' label set, id 0 = background (official: 134)
+    # What these ids mean, adopted from the training data; other data must say the same, if they say it.
+    seg_classes: list[str] = field(default_factory=list)
     # View -> 180-degree turns of a camera mounted upside down.
     half_turns: dict[str, int] = field(default_factory=dict)
     # What becomes of pictures that are not fit to be used: act = absent, off = nothing, strict = an error.

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from lerobot.configs.types import PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from multismolvla.modalities import Feature, Modality, ViewMap, modality_of_key
 
@@ -16,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 #: LeRobot's description of a dataset's features, by key.
 Features = Mapping[str, Feature]
+#: What makes a checkpoint ready for another robot.
+_ANEW = "multismolvla-export --checkpoint=... --views=... --dataset=..."
 
 
 def check_cameras(views: ViewMap, absent_streams: Collection[str], keys: Collection[str]) -> None:
@@ -55,3 +60,102 @@ def warn_of_undeclared_cameras(views: ViewMap, features: Features) -> None:
             logger.warning(
                 "The camera %s of the data is declared by no view (--policy.views) and is not read.", key
             )
+
+
+def names_of(feature: Feature | None) -> list[str]:
+    """Names of a feature's numbers, empty where there are none."""
+    names: object = feature["names"] if feature else None
+    if isinstance(names, Mapping):  # {"motors": [...]}, of older data sets
+        names = next(iter(names.values()), None)
+    return list(map(str, names)) if isinstance(names, Sequence) else []
+
+
+def check_action_kind(kind: str, features: Features) -> None:
+    """Check that goals of joints are not taken for displacements.
+
+    A displacement that is held or replaced becomes 0: as a goal that would drive the joint there.
+
+    Raises:
+        ValueError: they are.
+    """
+    goals = [name for name in names_of(features.get(ACTION)) if name.endswith(".pos")]
+    if kind == "delta" and goals:
+        raise ValueError(
+            f"action_kind=delta, but the data's actions are goals, by LeRobot's names ({', '.join(goals)}): "
+            "where an action is held or replaced, each of these joints would be driven to 0. Expected "
+            f"--policy.action_kind=absolute; for a finished policy {_ANEW} --action_kind=absolute."
+        )
+
+
+def check_same_robot(stored: Mapping[str, PolicyFeature], features: Features) -> None:
+    """Check that state and action have as many numbers as the checkpoint that is trained further.
+
+    Args:
+        stored: the checkpoint's features.
+        features: of the data.
+
+    Raises:
+        ValueError: they have not. Its ranges and its guard would be of another robot.
+    """
+    for key in (OBS_STATE, ACTION):
+        if key not in stored or key not in features:
+            continue
+        known, found = tuple(stored[key].shape), tuple(features[key]["shape"])
+        if known != found:
+            raise ValueError(
+                f"The data's {key} has the shape {found}, the checkpoint's {known}. Make a start for another "
+                f"robot with {_ANEW}, and train from that."
+            )
+
+
+def adopt_classes(
+    known: Sequence[str], keys: Collection[str], features: Features, labels: int | None
+) -> list[str]:
+    """Names of the segmentation ids that training data show.
+
+    Args:
+        known: the policy's, empty = not known yet.
+        keys: of the segmentation pictures that are read.
+        features: of the data.
+        labels: how many ids the policy takes; ``None`` = its own table maps them.
+
+    Returns:
+        ``known``, or what the data say.
+
+    Raises:
+        ValueError: the data mean something else by an id, or have another number of them.
+    """
+    found = list(known)
+    for key in sorted(keys & features.keys()):
+        said = (features[key].get("info") or {}).get("labels")
+        if not isinstance(said, Sequence) or isinstance(said, str):
+            continue
+        named = list(map(str, said))
+        if found and named != found:
+            pairs = enumerate(zip(found, named, strict=False))
+            first = [f" Id {n} is {a!r} there and {b!r} here." for n, (a, b) in pairs if a != b][:1]
+            raise ValueError(
+                f"{key}: the policy knows {len(found)} segmentation classes, the data have {len(named)}."
+                f"{''.join(first)} Map the data's ids to the policy's classes, or leave seg out of "
+                f"--policy.views (of a finished policy: {_ANEW})."
+            )
+        if labels is not None and len(named) != labels:
+            raise ValueError(
+                f"{key}: the data name {len(named)} segmentation classes, but --policy.num_labels={labels}. "
+                f"Set it to {len(named)}."
+            )
+        found = named
+    return found
+
+
+def warn_of_other_cameras(rgb_keys: Collection[str], features: Features) -> None:
+    """Say what to do about a checkpoint's cameras, before LeRobot refuses them or ``--rename_map`` helps."""
+    if rgb_keys and not any(key in features for key in rgb_keys):
+        found = sorted(key for key in features if key.startswith("observation.image"))
+        logger.warning(
+            "The data have none of the checkpoint's cameras %s, but %s. If they are the same under other "
+            "names: --rename_map. If they are others, make a start for them with %s, and train from that.",
+            sorted(rgb_keys),
+            found,
+            _ANEW,
+        )

@@ -37,7 +37,8 @@ class ExportConfig:
     revision: str | None = None  # commit, branch or tag of --encoder on the hub
     # encoder domains to keep, e.g. [rgb@224, tok_depth@224]; default: those of --checkpoint
     modalities: list[str] = field(default_factory=list)
-    # absolute or delta, of a policy's checkpoint from before `policy.action_kind` was; default: as it says
+    # absolute or delta: of the data of --dataset, or of a checkpoint from before `policy.action_kind` was;
+    # default: as the checkpoint says
     action_kind: str | None = None
     bf16: bool = False  # a policy's weights in bfloat16, half the file; it acts in it (policy.acting_dtype)
     push: str | None = None  # upload the export to this hub repository, owner/name
@@ -67,9 +68,10 @@ class ExportConfig:
                 raise ValueError(
                     "A start for fine-tuning (--views) is no slim encoder, and not to be pushed."
                 )
-        for name, given in (("action_kind", self.action_kind is not None), ("bf16", self.bf16)):
-            if given and (self.slim_encoder or self.views is not None):
-                raise ValueError(f"--{name} belongs to the export of a policy.")
+        if self.action_kind is not None and self.slim_encoder:
+            raise ValueError("--action_kind belongs to the export of a policy.")
+        if self.bf16 and (self.slim_encoder or self.views is not None):
+            raise ValueError("--bf16 belongs to the export of a policy.")
         if self.push is not None and self.push.count("/") != 1:
             raise ValueError(f"--push={self.push}: expected owner/name.")
 
@@ -96,7 +98,12 @@ def export(cfg: ExportConfig) -> str:
         assert cfg.checkpoint is not None
         assert cfg.dataset is not None
         rows = work.export_for_finetuning(
-            cfg.checkpoint, cfg.output, views=cfg.views, dataset=cfg.dataset, base=cfg.base
+            cfg.checkpoint,
+            cfg.output,
+            views=cfg.views,
+            dataset=cfg.dataset,
+            base=cfg.base,
+            action_kind=cfg.action_kind,
         )
         lines = [("", "from the checkpoint", "new"), *rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
+from lerobot_policy_multismolvla.training_data import names_of
 from multismolvla.modalities import Feature
 
 if TYPE_CHECKING:
@@ -45,10 +46,7 @@ def standstill(
         action: the data set's description of its actions; without it the last number is the gripper's.
     """
     number = config.action_feature.shape[0]
-    names: object = action["names"] if action else None
-    if isinstance(names, Mapping):  # {"motors": [...]}, of older data sets
-        names = next(iter(names.values()), None)
-    names = list(map(str, names)) if isinstance(names, Sequence) else []
+    names = names_of(action)
     stopped = stopped_numbers(config.action_kind, names if len(names) == number else [""] * number)
     normalize = NormalizerProcessorStep(config.output_features, config.normalization_mapping, stats)
     still = normalize(create_transition(action=torch.zeros(1, number)))[TransitionKey.ACTION][0].tolist()

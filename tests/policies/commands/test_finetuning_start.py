@@ -17,6 +17,8 @@ from processes import finish, start
 
 from lerobot_policy_multismolvla.export import export_for_finetuning, export_policy
 from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from lerobot_policy_multismolvla.processor_multismolvla import make_multismolvla_pre_post_processors
+from lerobot_policy_multismolvla.safety.guard import guard_of
 from multismolvla.health import health_key
 from multismolvla_run.export import main
 from multismolvla_run.health import HealthOptions, fit
@@ -75,6 +77,9 @@ def test_what_is_known_is_kept_and_what_is_new_is_told(finished, so101, tmp_path
         r"view image2 *its embedding\n",
         r"state *projection *8 -> 6 numbers",
         r"action *projection *7 -> 6 numbers",
+        r"actions *absolute \(goals\)\n",
+        r"chunk *\d+ steps of the data set, \d+ of them carried out\n",
+        r"guard, hold *ranges of the data set",
         r"health *no statistics",
     ):
         assert re.search(line, said), line
@@ -108,6 +113,102 @@ def test_the_start_looks_with_the_new_cameras_and_acts_in_the_new_units(finished
     policy.reset()
     torch.manual_seed(0)
     assert not torch.equal(post(policy.select_action(dark)), action)
+
+
+def from_libero(make_policy, tmp_path, **options) -> Path:
+    """A policy whose actions are displacements, as LIBERO's."""
+    policy = make_policy(stage="robust", dropout_mode="none", action_kind="delta", **options)
+    policy.save_pretrained(tmp_path / "libero")
+    unit = {
+        key: {"mean": torch.zeros(n), "std": torch.ones(n), "min": -torch.ones(n), "max": torch.ones(n)}
+        for key, n in (("observation.state", 8), ("action", 7))
+    }
+    for steps in make_multismolvla_pre_post_processors(policy.config, unit):
+        steps.save_pretrained(tmp_path / "libero")
+    return tmp_path / "libero"
+
+
+def test_joints_are_not_driven_to_zero_by_a_checkpoint_of_displacements(make_policy, so101, tmp_path, capsys):
+    """From LIBERO to an SO-101: what stands still there would be a goal here."""
+    words = [f"--checkpoint={from_libero(make_policy, tmp_path)}", f"--dataset={so101}"]
+    words += [f"--views={json.dumps(VIEWS)}", f"--output={tmp_path / 'start'}"]
+    assert main(words) == 1
+    assert "joint_0.pos, joint_1.pos" in (said := capsys.readouterr().err)
+    assert "--action_kind=absolute" in said
+    assert main([*words, "--action_kind=absolute"]) == 0
+    assert re.search(r"actions  +absolute \(goals\)", capsys.readouterr().out)
+    config = PreTrainedConfig.from_pretrained(tmp_path / "start")
+    _, post = make_pre_post_processors(config, pretrained_path=str(tmp_path / "start"))
+    guard = guard_of(post)
+    assert (config.action_kind, config.stopped, guard.stopped) == ("absolute", [], [])
+    goals = torch.full((1, JOINTS), 31.0)
+    assert torch.equal(guard.action(goals), goals)
+    assert torch.equal(guard.action(goals + 500), goals)
+
+
+def test_a_checkpoint_is_not_of_another_kind_of_actions_by_option(make_policy, tmp_path):
+    """Its guard is read from its files."""
+    config = PreTrainedConfig.from_pretrained(from_libero(make_policy, tmp_path))
+    config.action_kind = "absolute"
+    with pytest.raises(ValueError, match=r"guard are of delta actions.*--action_kind=absolute"):
+        MultiSmolVLAPolicy.from_pretrained(tmp_path / "libero", config=config)
+
+
+def numbers(count: int, name: str = "n") -> dict:
+    """LeRobot's description of a state or an action."""
+    return {"dtype": "float32", "shape": (count,), "names": [f"{name}{n}" for n in range(count)]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": numbers(6)}, r"action has the shape \(6,\), the checkpoint's \(7,\)"),
+        ({"observation.state": numbers(40)}, r"observation.state has the shape \(40,\)"),
+        ({"action": numbers(7) | {"names": [f"j{n}.pos" for n in range(7)]}}, r"j0\.pos.*driven to 0"),
+    ],
+)
+def test_a_checkpoint_is_not_trained_on_for_another_robot(change, message, make_policy, tmp_path):
+    config = PreTrainedConfig.from_pretrained(from_libero(make_policy, tmp_path))
+    config.pretrained_path = tmp_path / "libero"
+    data = {
+        key: {"dtype": "image", "shape": (*f.shape[1:], f.shape[0]), "names": None}
+        for key, f in config.input_features.items()
+        if len(f.shape) == 3
+    } | {"observation.state": numbers(8), "action": numbers(7)}
+    config.set_dataset_feature_metadata(data)  # its own robot
+    with pytest.raises(ValueError, match=message + r"[\s\S]*multismolvla-export"):
+        config.set_dataset_feature_metadata(data | change)
+
+
+def test_other_cameras_are_told_before_lerobot_asks_for_a_rename_map(make_policy, so101, tmp_path, caplog):
+    config = PreTrainedConfig.from_pretrained(from_libero(make_policy, tmp_path))
+    config.pretrained_path = tmp_path / "libero"
+    features = LeRobotDataset("tests/so101", root=so101).meta.features
+    config.action_kind = "absolute"
+    config.set_dataset_feature_metadata({k: f for k, f in features.items() if "image" in k})
+    assert "observation.images.front" in caplog.text
+    assert "multismolvla-export --checkpoint=... --views=..." in caplog.text
+
+
+def test_segmentation_of_other_classes_is_named(make_policy, tmp_path):
+    config = PreTrainedConfig.from_pretrained(from_libero(make_policy, tmp_path))
+    key = config.views["image"]["seg"]
+
+    def data(names) -> dict:
+        return {key: {"dtype": "image", "shape": (64, 64, 3), "names": None, "info": {"labels": names}}}
+
+    names = [f"class {n}" for n in range(config.num_labels)]
+    config.pretrained_path = tmp_path / "libero"
+    with pytest.raises(
+        ValueError, match=r"name 5 segmentation classes, but --policy.num_labels=8\. Set it to 5"
+    ):
+        config.set_dataset_feature_metadata(data(names[:5]))
+    config.set_dataset_feature_metadata(data(names))
+    assert config.seg_classes == names
+    with pytest.raises(ValueError, match=r"Id 7 is 'class 7' there and 'cup' here"):
+        config.set_dataset_feature_metadata(data([*names[:7], "cup"]))
+    with pytest.raises(ValueError, match=r"knows 8 segmentation classes, the data have 7\."):
+        config.set_dataset_feature_metadata(data(names[:7]))
 
 
 def test_a_depth_that_the_checkpoint_never_saw_is_refused(make_policy, so101, tmp_path):
