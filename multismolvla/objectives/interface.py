@@ -142,6 +142,9 @@ class Step(Protocol):
     def complete(self) -> CompleteLook:
         """Everything, undisturbed."""
 
+    def measured(self) -> CompleteLook:
+        """The same without what is computed from RGB: what an attack is compared with."""
+
     def attacked(
         self, distance: Callable[[Tensor], Tensor], radius: float, step: float, steps: int
     ) -> AttackedLook:

@@ -116,14 +116,17 @@ class Rlbind(ObjectiveModule):
         self.spread.update(target.flatten(0, 2), complete.rgb[..., None].expand(target.shape[:3]).flatten())
         spread = self.spread.variance.sum().clamp_min(1e-6)
 
-        def displacement(tokens: Tensor) -> Tensor:
-            return displacement_loss(tokens, target, complete.rgb, spread)
-
         radius = options.radius / 255 * attack_share(options, step.number, step.total)
         attacked = None
-        clean = displacement(complete.tokens)
+        clean = displacement_loss(complete.tokens, target, complete.rgb, spread)
         adversarial = torch.zeros_like(clean)
         if radius > 0:
+            beside = step.measured()
+            aim = target if beside is complete else self._target(beside)
+
+            def displacement(tokens: Tensor) -> Tensor:
+                return displacement_loss(tokens, aim, beside.rgb, spread)
+
             attacked = step.attacked(displacement, radius, radius / 4, options.attack_steps)
             adversarial = displacement(attacked.tokens)
         loss = options.clean * clean + options.adversarial * adversarial

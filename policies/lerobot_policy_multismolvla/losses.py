@@ -38,7 +38,7 @@ def connector_loss(policy: SmolVLAPolicy, batch: dict[str, Tensor], draw: FlowDr
     loss = torch.zeros((), device=batch[OBS_STATE].device)
     logs: dict[str, float] = {}
     target = teacher_tokens(policy, batch) if policy.teacher is not None and rgb_views(cfg, batch) else None
-    if policy.training and cfg.curriculum_step == 0:
+    if policy.training and cfg.curriculum_step == 0 and cfg.pretrained_path is None:  # else it is trained
         _match_norm(policy, batch, None if target is None else target[0])
     if policy.training:
         sensors = draw_sensors(policy, policy.availability(batch), policy.curriculum_seed)

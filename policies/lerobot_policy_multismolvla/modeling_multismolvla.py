@@ -36,6 +36,7 @@ from lerobot_policy_multismolvla.derived import DerivedStreams, Pattern, check_d
 from lerobot_policy_multismolvla.flow import FlowDraw, Loss, many_flows, wants_many_flows
 from lerobot_policy_multismolvla.losses import connector_loss, robust_loss
 from lerobot_policy_multismolvla.objectives.modules import (
+    OtherDataError,
     adopt_labels,
     adopt_tasks,
     begin_objectives,
@@ -140,8 +141,13 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
                 "--policy.align_weight=0."
             )
         check_start(config, restoring=restoring)
-        adopt_tasks(config, getattr(dataset_meta, "tasks", None))
-        self._label_watch = LabelWatch(adopt_labels(config, getattr(dataset_meta, "episodes", None)))
+        self._label_watch = LabelWatch(0.0)
+        self._other_data: OtherDataError | None = None
+        try:
+            adopt_tasks(config, getattr(dataset_meta, "tasks", None))
+            self._label_watch = LabelWatch(adopt_labels(config, getattr(dataset_meta, "episodes", None)))
+        except OtherDataError as error:  # LeRobot's factory does not say whether it is for training
+            self._other_data = error
         if config.uses_fourm:
             self._adopt(needs_teacher, loaded=not restoring)
         self.model.objectives = build_objectives(self)
@@ -203,13 +209,15 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     def train(self, mode: bool = True) -> MultiSmolVLAPolicy:
         """Train or evaluation mode; the frozen tower stays in evaluation mode.
 
-        Training needs the second data set, where an objective has one; ``lerobot-train`` asks for it before
-        its first step.
+        Training needs the second data set, where an objective has one, and the tasks and episodes that
+        objectives were begun with; ``lerobot-train`` asks for all this before its first step.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it does not fit this policy.
+            FileNotFoundError: the second data set is not there.
+            ValueError: it does not fit this policy, or the training data are others.
         """
+        if mode and self._other_data is not None:
+            raise self._other_data
         nn.Module.train(self, mode)
         if self.config.uses_fourm:
             self.model.tower.eval()

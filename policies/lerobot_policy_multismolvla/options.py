@@ -410,3 +410,10 @@ def _check_objectives(cfg: MultiSmolVLAOptions) -> None:
             f"--policy.objectives.rlbind.weight={cfg.objectives.rlbind.weight} attacks RGB, which the tower "
             f"does not read (only {list(cfg.tower_modalities)}). Declare rgb in --policy.views and domains."
         )
+    soft = [m for m in cfg.tower_modalities if cfg.is_soft(m)]
+    if cfg.objectives.rlbind.weight > 0 and soft:
+        raise ValueError(
+            f"--policy.objectives.rlbind.weight={cfg.objectives.rlbind.weight} keeps the connector's tokens "
+            f"where they were, but the map of {soft[0]}'s rows (thermal_route=soft) learns, and they move "
+            "with it. Choose another --policy.thermal_route."
+        )

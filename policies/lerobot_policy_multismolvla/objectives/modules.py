@@ -18,6 +18,10 @@ from multismolvla.objectives.registry import OBJECTIVES, Parts, modules_to_save
 logger = logging.getLogger(__name__)
 
 
+class OtherDataError(ValueError):
+    """The data are not those that an objective was begun with: they can be acted on, but not trained on."""
+
+
 class TaskTable(Protocol):
     """LeRobot's table of a data set's tasks: a frame with the instructions as its index."""
 
@@ -43,7 +47,7 @@ def adopt_labels(cfg: MultiSmolVLAConfig, episodes: EpisodeTable | None) -> floa
         Their share of the table, 0 without one.
 
     Raises:
-        ValueError: an episode that was named does not exist.
+        OtherDataError: an episode that was named does not exist.
     """
     options = cfg.objectives
     named = options.label_episodes
@@ -54,7 +58,7 @@ def adopt_labels(cfg: MultiSmolVLAConfig, episodes: EpisodeTable | None) -> floa
     pairs = zip(episodes["episode_index"], episodes["tasks"], strict=True)
     tasks = {int(number): " / ".join(said) for number, said in pairs}
     if strangers := sorted({*named} - tasks.keys()):
-        raise ValueError(
+        raise OtherDataError(
             f"--policy.objectives.label_episodes names {strangers}; the data have the episodes "
             f"{min(tasks)} to {max(tasks)}."
         )
@@ -77,7 +81,8 @@ def adopt_tasks(cfg: MultiSmolVLAConfig, tasks: TaskTable | None) -> None:
         tasks: of the data's metadata; ``None`` outside of training.
 
     Raises:
-        ValueError: there are none, or others than the checkpoint was trained with.
+        OtherDataError: they are others than the checkpoint was trained with.
+        ValueError: there are none, or they are not numbered one by one.
     """
     asking = [name for name in cfg.active_objectives if OBJECTIVES[name].trains]
     if not asking:
@@ -93,7 +98,7 @@ def adopt_tasks(cfg: MultiSmolVLAConfig, tasks: TaskTable | None) -> None:
                 "meta/tasks.parquet."
             )
         if known and known != found:
-            raise ValueError(
+            raise OtherDataError(
                 f"The checkpoint's objectives ({', '.join(asking)}) know the tasks {known}, the data have "
                 f"{found}. Begin them anew: export the checkpoint first (multismolvla-export leaves them "
                 "out), then switch them on."
@@ -200,7 +205,7 @@ def begin_objectives(policy: SmolVLAPolicy, names: Collection[str]) -> None:
             "%s begins with %d tasks; the cosine between the anchors of two tasks is at most %.2f.",
             name,
             len(anchors),
-            cosines(anchors, anchors).fill_diagonal_(0).max().item(),
+            cosines(anchors, anchors).fill_diagonal_(-1).max().item(),
         )
 
 

@@ -288,39 +288,49 @@ class TrainingStep:
 
     @cached_property
     def _complete(self) -> CompleteLook:
-        available, tower = self._sensors.available, self._policy.model.tower
-        entering = encoder_inputs(self._policy, self._batch, available, None)
-        made, inputs = run_tower(self._policy, entering, available), None
+        return self._undisturbed(self._sensors.available)
+
+    def measured(self) -> CompleteLook:
+        """The same without what is computed from RGB: what an attack is compared with."""
+        return self._measured if self._cfg.provenance_map.derived() else self._complete
+
+    @cached_property
+    def _measured(self) -> CompleteLook:
+        return self._undisturbed(self._without_derived())
+
+    def _without_derived(self) -> Tensor:
+        """What is available, bool (B, V, M), but for the streams that would show the clean RGB."""
+        presence = self._sensors.available.clone()
+        for v, m in self._cfg.provenance_map.derived():
+            presence[:, v, m] = False
+        return presence
+
+    def _undisturbed(self, presence: Tensor) -> CompleteLook:
+        tower, rgb = self._policy.model.tower, presence[:, :, RGB]
+        entering = encoder_inputs(self._policy, self._batch, presence, None)
+        made, inputs = run_tower(self._policy, entering, presence), None
         encoded = made.encoded
         if encoded.tokens or encoded.globals:
             if has_adapters(tower):
                 with torch.no_grad(), without_adapters(tower):
                     encoded = tower.encode(entering)
-            rows = available[:, :, RGB].numel()
             inputs = BridgeInputs(
-                encoded.tokens, encoded.present, encoded.globals, encoded.globals_present, rows
+                encoded.tokens, encoded.present, encoded.globals, encoded.globals_present, rgb.numel()
             )
-        return CompleteLook(
-            _pooled(made.prefix, made.seen),
-            self._grid_tokens(made.prefix),
-            self._sensors.available[:, :, RGB],
-            inputs,
-        )
+        return CompleteLook(_pooled(made.prefix, made.seen), self._grid_tokens(made.prefix), rgb, inputs)
 
     def attacked(
         self, distance: Callable[[Tensor], Tensor], radius: float, step: float, steps: int
     ) -> AttackedLook:
         """RGB attacked so that ``distance`` of the connector's tokens (B, V, N, D) grows; in pixel units."""
-        presence = self._sensors.available.clone()
-        for v, m in self._cfg.provenance_map.derived():
-            presence[:, v, m] = False  # it would still show the clean picture
+        presence = self._without_derived()
         keys = {
             v: key
             for v, streams in enumerate(self._cfg.views.values())
             if (key := streams.get(Modality.RGB)) in self._batch
         }
         if not presence[:, :, RGB].any():
-            whole = self.complete()
+            whole = self.measured()
             return AttackedLook(whole.look, whole.tokens)
         pictures = [self._batch[key] for key in keys.values()]
         seed = step_generator(self._policy.curriculum_seed, self.number, rank(), "attack").initial_seed()
@@ -330,7 +340,8 @@ class TrainingStep:
         def moved(varied: list[Tensor]) -> Tensor:
             shown = self._with_rgb(inputs, dict(zip(keys, varied, strict=True)), presence)
             prefix = run_tower(self._policy, shown, presence).prefix
-            return distance(self._grid_tokens(prefix))
+            # A mean over the batch would let the gradient of a pixel vanish in float16.
+            return distance(self._grid_tokens(prefix)) * presence[:, :, RGB].sum()
 
         where = [presence[:, v, RGB] for v in keys]
         found = pgd(moved, pictures, radius, step, steps, generator, where)

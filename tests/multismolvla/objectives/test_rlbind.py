@@ -147,6 +147,52 @@ def test_the_untouched_connector_is_not_displaced_where_nothing_is_attacked():
     assert logs["rlbind_adversarial"] > 0
 
 
+def test_the_term_is_the_sum_of_its_definitions():
+    module, bridge = rlbind(anchor=0.3, distribution=0.7, clean=2.0, adversarial=0.5, temperature=0.5)
+    step = MadeUpStep(task=[0, 0, 1, 1], bridge=bridge)
+    found = module(step)
+    complete = step.complete()
+    radius = module.options.radius / 255 * 50 / 60  # at half of the stage; it rises over six tenths
+    attacked = step.attacked(lambda t: t.sum(), radius, 0, 0)
+    target = module.reference({"rgb": step.grid}, {}).tokens.unflatten(0, step.rgb.shape)
+    spread = target.flatten(0, 2).var(0, unbiased=False).sum()
+
+    def log_shares(look) -> torch.Tensor:
+        z = torch.nn.functional.normalize(module.projection(look.features), dim=1)
+        return (z @ torch.nn.functional.normalize(module.anchors, dim=1).T / 0.5).log_softmax(1)
+
+    whole, alone, moved = map(log_shares, (complete.look, step.unimodal().look, attacked.look))
+    anchor = torch.stack(
+        [
+            torch.nn.functional.nll_loss(shares, step.task)
+            for shares in (whole, log_shares(step.seen()), moved)
+        ]
+    ).mean()
+    by_task = [
+        torch.stack([shares.exp()[:2].mean(0), shares.exp()[2:].mean(0)]) for shares in (whole, alone, moved)
+    ]
+    apart = [(by_task[0] * (by_task[0] / other).log()).sum(1).mean() for other in by_task[1:]]
+    expected = (
+        2.0 * (complete.tokens - target).square().sum(-1).mean() / spread
+        + 0.5 * (attacked.tokens - target).square().sum(-1).mean() / spread
+        + 0.3 * anchor
+        + 0.7 * torch.stack(apart).mean()
+    )
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert found.logs["rlbind_anchor"] == pytest.approx(anchor.item(), rel=1e-4)
+
+
+def test_the_branches_come_to_the_clean_distributions_and_not_these_to_them():
+    module, bridge = rlbind(clean=0.0, adversarial=0.0, anchor=0.0)
+    step = MadeUpStep(task=[0, 0, 1, 1], bridge=bridge)
+    whole = step.complete()
+    leaf = whole.look.features.detach().requires_grad_()
+    step.complete = lambda: whole._replace(look=whole.look._replace(features=leaf))
+    module(step).loss.backward()
+    assert leaf.grad is None or not leaf.grad.any()
+    assert (step.single.grad.abs().sum(1) > 0).all()
+
+
 def test_the_radius_rises_and_the_last_share_is_not_attacked():
     module, bridge = rlbind(radius=4.0, attack_steps=3)
     for number, radius in ((0, 0.0), (30, 2.0), (60, 4.0), (89, 4.0), (90, 0.0), (99, 0.0)):

@@ -175,6 +175,29 @@ def test_frames_of_the_second_data_set_are_unlabelled_frames_of_none_of_the_batc
     assert frames_of(step).episode.tolist() == [0, 1, 2, 3, -1, -2]
 
 
+def test_the_contrast_is_the_mean_of_both_directions_and_knows_near_frames():
+    step = MadeUpStep(task=[-1, -1, 0, 2])
+    step.episode, step.index = torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 10, 30])
+    module = robult(temperature=0.4)
+    found = module(step).logs["robult_contrastive"]
+    with torch.no_grad():
+        fused, single = (
+            torch.nn.functional.normalize(module.projection(x), dim=1) for x in (step.fused, step.single)
+        )
+        guess = torch.nn.functional.normalize(module.posterior(fused), dim=1)
+        guess = (guess @ torch.nn.functional.normalize(module.anchors, dim=1).T / 0.1).softmax(1)
+        near = torch.eye(4, dtype=torch.bool)
+        near[0, 1] = near[1, 0] = True
+        one, other = (
+            pu_contrastive_loss(a, c, step.task, guess, temperature=0.4, near=near).item()
+            for a, c in ((single, fused), (fused, single))
+        )
+        far = pu_contrastive_loss(single, fused, step.task, guess, temperature=0.4).item()
+    assert abs(one - other) > 1e-3
+    assert abs(one - far) > 1e-3
+    assert found == pytest.approx((one + other) / 2, rel=1e-4)
+
+
 def test_an_absent_modality_gets_no_gradient_and_changes_nothing():
     step = MadeUpStep(there=[True, True, False, True])
     term = robult()(step)

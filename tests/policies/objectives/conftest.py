@@ -35,9 +35,9 @@ def stage_one(make_policy, tmp_path) -> Path:  # noqa: F811
 
 @pytest.fixture
 def train(stage_one):
-    """A policy in training that goes on from stage 1: objectives by name, ``{"robult": {"weight": 1.0}}``."""
+    """A policy that goes on from stage 1: objectives by name, ``{"robult": {"weight": 1.0}}``."""
 
-    def make(robult=(), rlbind=(), tasks=TASKS, dataset_meta=None, **options):
+    def make(robult=(), rlbind=(), tasks=TASKS, dataset_meta=None, training=True, **options):
         config = PreTrainedConfig.from_pretrained(stage_one)
         config.pretrained_path = stage_one
         config.stage, config.curriculum_steps, config.curriculum_seed = "robust", 100, 0
@@ -49,6 +49,6 @@ def train(stage_one):
             setattr(place, name, value)
         config.__post_init__()
         policy = MultiSmolVLAPolicy.from_pretrained(stage_one, config=config, dataset_meta=dataset_meta)
-        return policy.train()
+        return policy.train() if training else policy
 
     return make

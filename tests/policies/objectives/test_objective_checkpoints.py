@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -84,7 +85,7 @@ def test_an_objective_joins_and_leaves_as_a_whole(train, batch, tmp_path):
 
 
 def test_an_export_knows_nothing_of_objectives(train, batch, tmp_path):
-    policy = trained(train(**BOTH, label_fraction=0.5, label_episodes=[0, 1]), batch)
+    policy = trained(train(**BOTH, label_fraction=0.5, label_episodes=[0, 1], consistency_weight=0.5), batch)
     policy.save_pretrained(tmp_path / "two")
     export_policy(tmp_path / "two", tmp_path / "out")
     assert not any(k.startswith(PREFIX) for k in load_file(tmp_path / "out" / "model.safetensors"))
@@ -234,6 +235,22 @@ def test_episodes_that_are_named_count_as_labelled_and_no_others(make_config, ca
     config.objectives.label_episodes = [1, 8]
     with pytest.raises(ValueError, match=r"label_episodes names \[8\]; the data have the episodes 0 to 7"):
         adopt_labels(config, data)
+
+
+@pytest.mark.parametrize("change", [{"tasks": ["another"]}, {"tasks": list(TASKS), "episodes": 1}])
+def test_on_other_data_a_checkpoint_acts_and_is_not_trained(change, train, batch):
+    """LeRobot's factory hands over the data both for training and for what is measured on recorded frames."""
+    episodes = change.get("episodes", 4)
+    meta = SimpleNamespace(
+        features={},
+        tasks=table(change["tasks"]),
+        episodes={"episode_index": list(range(episodes)), "tasks": [[change["tasks"][0]]] * episodes},
+    )
+    own = train(**BOTH, label_episodes=[0, 3], label_fraction=0.5)
+    policy = train(**BOTH, label_episodes=[0, 3], label_fraction=0.5, dataset_meta=meta, training=False)
+    assert torch.equal(chunk(policy, batch), chunk(own, batch))
+    with pytest.raises(ValueError, match=r"know the tasks|label_episodes names \[3\]"):
+        policy.train()
 
 
 def test_other_tasks_than_the_checkpoints_are_refused(make_config):

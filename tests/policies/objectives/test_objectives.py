@@ -73,6 +73,18 @@ def test_they_join_stage_one_too(name, stage_one, batch):
     assert all(n.startswith(("model.bridge.", "model.objectives.")) for n in trained)
 
 
+def test_a_trained_connector_keeps_its_norm_in_a_further_stage_one(stage_one, batch):
+    """It would be set anew at the first step, away from what RLBind holds it to."""
+    config = PreTrainedConfig.from_pretrained(stage_one)
+    config.pretrained_path = stage_one
+    config.curriculum_steps = 10
+    config.objectives = ObjectivesOptions(tasks=TASKS, rlbind=RlbindOptions(weight=1.0))
+    policy = MultiSmolVLAPolicy.from_pretrained(stage_one, config=config).train()
+    gain = policy.model.bridge.connector.gain.clone()
+    assert forward(policy, batch)[1]["rlbind_clean"] < 1e-6
+    assert torch.equal(policy.model.bridge.connector.gain, gain)
+
+
 @pytest.mark.parametrize("name", ["robult", "rlbind"])
 def test_gradients_reach_heads_and_connector_and_not_the_tower(name, train, batch):
     policy = train(**MIDDLE, **ON[name], dropout_mode="none")
@@ -278,6 +290,44 @@ def test_streams_that_are_computed_from_rgb_do_not_show_the_clean_picture(train,
     assert all("tok_depth@64" in domains for domains in shown)
 
 
+def test_without_a_radius_the_attacked_look_is_what_it_is_compared_with(train, batch):
+    policy = train(provenance={"thermal": "derived", "depth": "derived"}, **ON["rlbind"])
+    made = look(policy, batch)
+    found = made.attacked(lambda t: t.sum(), 1e-6 / 255, 1e-6 / 255, 1)
+    beside = made.measured()
+    assert (found.tokens - beside.tokens).abs().max() < 1e-4
+    assert (made.complete().tokens - beside.tokens).abs().max() > 1e-2
+    logs = forward(policy, batch)[1]
+    assert logs["rlbind_clean"] < 1e-6
+    rlbind = policy.model.objectives["rlbind"]
+    rlbind.options.radius = 1e-6
+    policy.config.curriculum_step = 50
+    assert forward(policy, batch)[1]["rlbind_adversarial"] < 1e-4
+
+
+def test_where_all_is_measured_nothing_is_looked_at_twice(train, batch):
+    made = look(train(**ON["rlbind"]), batch)
+    assert made.measured() is made.complete()
+
+
+def test_a_pixels_gradient_does_not_shrink_with_the_batch(train, batch, monkeypatch):
+    """In float16 it would vanish."""
+    policy = train(**ON["rlbind"])
+    slopes = []
+
+    def spy(loss_fn, pictures, *_):
+        varied = [picture.detach().requires_grad_() for picture in pictures]
+        slopes.append(torch.autograd.grad(loss_fn(varied), varied)[0][0].abs().max().item())
+        return list(pictures)
+
+    monkeypatch.setattr(steps, "pgd", spy)
+    one = {k: v[:1] if isinstance(v, torch.Tensor) else v[:1] for k, v in batch.items()}
+    for some in (one, batch):
+        made = look(policy, some)
+        made.attacked(lambda t: t.square().mean(), 2 / 255, 1 / 255, 1)
+    assert slopes[1] == pytest.approx(slopes[0], rel=1e-3)
+
+
 def test_an_attack_changes_nothing_else(train, batch):
     policy = train(**ON["rlbind"])
     forward(policy, batch)[0].backward()
@@ -363,6 +413,16 @@ def test_a_new_connector_cannot_be_held_to_what_it_was(make_policy):
     options = ObjectivesOptions(rlbind=RlbindOptions(weight=1.0), tasks=TASKS)
     with pytest.raises(ValueError, match="rlbind.weight=1.0.*this one is new.*--policy.path"):
         make_policy(objectives=options)
+
+
+def test_a_tower_whose_own_map_learns_moves_the_target_too(make_config):
+    soft = {"rgb": "rgb@224", "thermal": "soft_thermal@224"}
+    views = {"image": {m: f"observation.images.image{'' if m == 'rgb' else '_thermal'}" for m in soft}}
+    objectives = ObjectivesOptions(rlbind=RlbindOptions(weight=1.0))
+    with pytest.raises(
+        ValueError, match=r"rlbind.weight=1.0 keeps .* thermal's rows .* another --policy.thermal_route"
+    ):
+        make_config(domains=soft, views=views, objectives=objectives, thermal_route="soft")
 
 
 def test_without_instructions_there_are_no_anchors(train):
