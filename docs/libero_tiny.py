@@ -1,8 +1,9 @@
 """Make docs/libero_tiny.md: `python docs/libero_tiny.py --runs='[FOLDER of multismolvla-eval]'`.
 
 Adds the episodes of these runs to ``docs/libero_tiny/rows.csv.gz`` and writes the page of all that there are,
-with the notes in ``docs/libero_tiny/notes.md``. ``--logs`` draws the learning curves of a run of
-``python train.py libero_tiny``, ``--clips`` a strip of each clip that an evaluation kept.
+with the notes in ``docs/libero_tiny/notes.md``. ``--names`` renames the runs' policies. ``--logs`` draws the
+learning curves of a run of ``python train.py libero_tiny``, ``--clips`` a strip of each clip that an
+evaluation kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ FOLDER = Path(__file__).resolve().with_suffix("")
 ROWS, NOTES, PAGE = FOLDER / "rows.csv.gz", FOLDER / "notes.md", FOLDER.with_suffix(".md")
 CLEAN = "C0"
 KEY = ["policy", "suite", "condition", "task_id", "init_state"]
+#: Policies of the tables, in their order; others are told below, clean alone.
+POLICIES = ("ours", "base_continued", "base_dropout", "no_vision", "replay", "expert")
+#: Which see nothing: what they solve of the same starts stands beside what is left of the others.
+BLIND = ("no_vision", "replay")
 #: Of a training stage's log; lerobot-train writes one every `log_freq` steps.
 LOSS = re.compile(r"\bloss:([\d.]+)")
 LOG_FREQ = 50
@@ -37,12 +42,17 @@ class PageOptions:
     """Options of docs/libero_tiny.py."""
 
     runs: list[Path] = field(default_factory=list)  # folders of multismolvla-eval
+    names: dict[str, str] = field(default_factory=dict)  # policy in these runs -> its name on the page
     logs: Path | None = None  # folder `logs` of a training run
     clips: list[Path] = field(default_factory=list)  # files of folders `clips`
 
 
-def rows_of(folder: Path) -> pd.DataFrame:
-    """Episodes of a run, with the commit and the seed that they are of.
+def rows_of(folder: Path, named: Mapping[str, str]) -> pd.DataFrame:
+    """Episodes of a run, with the commit, the checkpoint and the seed that they are of.
+
+    Args:
+        folder: of the run.
+        named: policy -> another name for it.
 
     Raises:
         CommandError: several commits took part.
@@ -51,21 +61,36 @@ def rows_of(folder: Path) -> pd.DataFrame:
     names = [
         manifest.suites[suite].tasks[task] for suite, task in zip(table.suite, table.task_id, strict=True)
     ]
+    checkpoints = {name: facts.checkpoint[:12] for name, facts in manifest.policies.items()}
     table = table.assign(
+        policy=[named.get(name, name) for name in table.policy],
+        checkpoint=[checkpoints[name] for name in table.policy],
         success=table.success.astype(int),
         commit=single_commit(folder, manifest),
         seed=manifest.comparable.seed,
         task=names,
     ).astype(dict.fromkeys(("policy", "suite", "condition"), str))
-    return table[[*KEY, "task", "success", "cause", "steps", "seed", "commit"]]
+    return table[[*KEY, "task", "success", "cause", "steps", "seed", "commit", "checkpoint"]]
 
 
-def add(runs: Sequence[Path]) -> pd.DataFrame:
-    """All rows: those kept, and those of these runs in the place of earlier ones of the same episodes."""
-    known = [pd.read_csv(ROWS, dtype={"commit": str})] if ROWS.is_file() else []
+def add(runs: Sequence[Path], named: Mapping[str, str]) -> pd.DataFrame:
+    """All rows: those kept, and those of these runs in the place of earlier ones of the same episodes.
+
+    Raises:
+        CommandError: there are none, or rows of one policy would be of two checkpoints.
+    """
+    text = dict.fromkeys(("commit", "checkpoint"), str)
+    known = [pd.read_csv(ROWS, dtype=text)] if ROWS.is_file() else []
     if not known and not runs:
         raise CommandError(f"There are no rows in {ROWS}. Name folders of multismolvla-eval with --runs.")
-    rows = pd.concat([*known, *map(rows_of, runs)]).drop_duplicates(KEY, keep="last").sort_values(KEY)
+    new = [rows_of(run, named) for run in runs]
+    rows = pd.concat([*known, *new]).drop_duplicates(KEY, keep="last").sort_values(KEY)
+    of_two = rows.groupby(["policy", "suite"]).checkpoint.nunique().loc[lambda several: several > 1]
+    if len(of_two):
+        raise CommandError(
+            f"{of_two.index[0]} would have rows of several checkpoints. Give the new ones another name with "
+            "--names, or remove the earlier rows."
+        )
     ROWS.parent.mkdir(exist_ok=True)
     rows.to_csv(ROWS, index=False, compression={"method": "gzip", "mtime": 0})
     return rows
@@ -80,12 +105,15 @@ def page(rows: pd.DataFrame, notes: str) -> str:
     """The document."""
     lines = ["# A policy of our own in LIBERO", "", notes.split("\n---\n")[0].strip()]
     for suite, own in rows.groupby("suite"):
-        policies = list(own.groupby("policy").size().sort_values(ascending=False, kind="stable").index)
+        policies = [name for name in POLICIES if name in set(own.policy)]
         parts = {name: own[own.policy == name] for name in policies}
         conditions = sorted(own.condition.unique(), key=lambda c: (c != CLEAN, c))
         names = {condition: describe(parse_condition(condition)) for condition in conditions}
         rates = {names[c]: [rate(p[p.condition == c]) for p in parts.values()] for c in conditions}
-        pairs = {names[c]: [kept(p, c) for p in parts.values()] for c in conditions[1:]}
+        faults = [c for c in conditions if c != CLEAN]
+        seeing = {name: part for name, part in parts.items() if (part.condition != CLEAN).any()}
+        blind = {name: parts[name] for name in BLIND if name in parts}
+        pairs = {names[c]: [kept(p, c, blind) for p in seeing.values()] for c in faults}
         clean = {name: part[part.condition == CLEAN] for name, part in parts.items()}
         tasks = own[own.condition == CLEAN].drop_duplicates("task_id").sort_values("task_id")
         by_task = {
@@ -93,9 +121,19 @@ def page(rows: pd.DataFrame, notes: str) -> str:
             for number, task in zip(tasks.task_id, tasks.task, strict=True)
         }
         lines += ["", f"## {suite}: conditions", "", *table(policies, rates), ""]
-        lines += ["Of the starts of each condition, how many the same policy solves when nothing is wrong:"]
-        lines += ["", *table(policies, pairs)]
+        lines += [
+            "Under each condition, and of the same starts with nothing wrong, and by those that see nothing:",
+            "",
+            *table(list(seeing), pairs),
+        ]
         lines += ["", f"## {suite}: tasks, clean", "", *table(policies, by_task)]
+        others = {
+            name: rate(part[part.condition == CLEAN])
+            for name, part in own[~own.policy.isin(POLICIES)].groupby("policy")
+        }
+        if others:
+            told = "; ".join(f"`{name}` {text}" for name, text in others.items())
+            lines += ["", f"Clean, besides: {told}."]
     commits = ", ".join(sorted({commit[:7] for commit in rows.commit}))
     lines += ["", f"Evaluated at {commits}. 95 % intervals: Wilson's. [Rows](libero_tiny/rows.csv.gz)."]
     lines += ["", *notes.split("\n---\n")[1:]]
@@ -110,12 +148,22 @@ def table(policies: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[st
     return [first, "|---" * len(head) + "|", *others]
 
 
-def kept(rows: pd.DataFrame, condition: str) -> str:
-    """Successes under a condition beside the clean ones of the same starts."""
-    start = ["task_id", "init_state"]
-    faulty, clean = (rows[rows.condition == c].set_index(start).success for c in (condition, CLEAN))
+def kept(rows: pd.DataFrame, condition: str, blind: Mapping[str, pd.DataFrame]) -> str:
+    """Successes under a condition beside clean ones of the same starts, its own and those of the blind."""
+    faulty, clean = (by_start(rows, c) for c in (condition, CLEAN))
+    others = {name: by_start(part, CLEAN) for name, part in blind.items()}
     shared = faulty.index.intersection(clean.index)
-    return f"{faulty[shared].sum()} against {clean[shared].sum()}" if len(shared) else ""
+    for other in others.values():
+        shared = shared.intersection(other.index)
+    if not len(shared):
+        return ""
+    seen = "".join(f", {name} {other[shared].sum()}" for name, other in others.items())
+    return f"{faulty[shared].sum()} of {len(shared)}; clean {clean[shared].sum()}{seen}"
+
+
+def by_start(rows: pd.DataFrame, condition: str) -> pd.Series:
+    """Successes under a condition by task and initial state."""
+    return rows[rows.condition == condition].set_index(["task_id", "init_state"]).success
 
 
 def draw_curves(logs: Path, output: Path) -> None:
@@ -161,7 +209,7 @@ def draw_strips(clips: Sequence[Path], output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parse_options(PageOptions, arguments)
-    PAGE.write_text(page(add(options.runs), NOTES.read_text()))
+    PAGE.write_text(page(add(options.runs, options.names), NOTES.read_text()))
     if options.logs:
         draw_curves(options.logs, FOLDER / "learning.png")
     if options.clips:
