@@ -16,6 +16,8 @@ from multismolvla_eval.records.schema import EpisodeRow, SuiteFacts
 #: times faster.
 NOMINAL_STEP_S = {"multismolvla_mini": 0.04}
 NOMINAL_LIBERO_STEP_S = 0.25
+#: The same at 128 pixels in fast quality, for a policy that looks every 8th step.
+NOMINAL_LIBERO_FAST_STEP_S = 0.05
 
 
 def seconds_per_episode(
@@ -26,6 +28,11 @@ def seconds_per_episode(
     Otherwise it is the simulation of all steps up to the limit, without policy, resets and the expert's
     search.
     """
+
+    def nominal(name: str, suite: SuiteFacts) -> float:
+        fast = suite.render_quality == "fast"
+        return NOMINAL_STEP_S.get(name, NOMINAL_LIBERO_FAST_STEP_S if fast else NOMINAL_LIBERO_STEP_S)
+
     times: dict[str, list[float]] = {name: [] for name in suites}
     for row in rows:
         if row.suite in times and row.seconds is not None:
@@ -33,7 +40,7 @@ def seconds_per_episode(
     return {
         name: (sum(t) / len(t), True)
         if (t := times[name])
-        else (NOMINAL_STEP_S.get(name, NOMINAL_LIBERO_STEP_S) * suite.max_steps, False)
+        else (nominal(name, suite) * suite.max_steps, False)
         for name, suite in suites.items()
     }
 

@@ -21,6 +21,13 @@ _UNITS = {
     Modality.SEG: "class ids",
     Modality.THERMAL: "8-bit grey",
 }
+#: Of our simulators' numbers.
+_MEANINGS = {
+    "observation.state": "x, y, z of the hand in metres, rx, ry, rz its axis-angle rotation in radians, "
+    "fingers in metres",
+    "action": "in -1 to 1; dx, dy, dz: 1 = 0.05 m along the world's axes; drx, dry, drz: 1 = 0.5 rad; "
+    "gripper: -1 opens, +1 closes",
+}
 #: More initial states than this are told as a number.
 _FEW = 8
 
@@ -52,7 +59,7 @@ def write_card(root: Path, metadata: DatasetMetadata) -> None:
         *_ids(info["features"]),
         "## Numbers",
         "",
-        *_numbers(info["features"]),
+        *_numbers(info["features"], simulated=metadata.suite is not None),
         "",
         "## Origin",
         "",
@@ -103,11 +110,12 @@ def _ids(features: dict[str, Any]) -> Iterator[str]:
         yield ""
 
 
-def _numbers(features: dict[str, Any]) -> Iterator[str]:
+def _numbers(features: dict[str, Any], *, simulated: bool) -> Iterator[str]:
     for key in ("observation.state", "action"):
         if key in features:
             names = features[key].get("names") or [f"{features[key]['shape'][0]} numbers"]
-            yield f"- `{key}`: {', '.join(map(str, names))}"
+            meaning = f" ({_MEANINGS[key]})" if simulated else ""
+            yield f"- `{key}`: {', '.join(map(str, names))}{meaning}"
 
 
 def _origin(metadata: DatasetMetadata) -> Iterator[str]:
@@ -118,6 +126,7 @@ def _origin(metadata: DatasetMetadata) -> Iterator[str]:
         "initial states": metadata.init_split,
         "temperature": metadata.thermal,
         "actions": metadata.actions,
+        "disturbance of actions, seed": _disturbance(metadata),
     }
     yield from (f"- {name}: {value}" for name, value in made.items() if value)
     for number, starts in metadata.starts.items():
@@ -138,11 +147,23 @@ def _origin(metadata: DatasetMetadata) -> Iterator[str]:
         yield f"- versions: {', '.join(f'{k} {v}' for k, v in metadata.versions.items())}"
 
 
+def _disturbance(metadata: DatasetMetadata) -> str | None:
+    """Scale and seed of a recording's disturbance."""
+    for identity in metadata.identities.values():
+        if "noise" in identity:
+            return f"{identity['noise']} times the recorder's own, {identity.get('seed')}"
+    return None
+
+
 def _licence(metadata: DatasetMetadata) -> Iterator[str]:
     if metadata.suite == SUITE_NAME:
         yield "Rendered from shapes of this package's own (Apache-2.0) and robosuite's Panda (MIT)."
     elif metadata.suite is not None:
-        yield "Rendered from LIBERO's scenes: its code is under MIT, its assets have their own terms."
+        yield "Rendered from the scenes of LIBERO (https://github.com/Lifelong-Robot-Learning/LIBERO): its"
+        yield "code is under MIT, its assets have their own terms."
+        if metadata.standins:
+            yield "Some objects are this project's visual stand-ins for LIBERO's: figures cannot be compared"
+            yield "with published ones."
     else:
         yield "That of the recording."
     for recipe in metadata.annotation.estimators.values() if metadata.annotation else ():

@@ -87,6 +87,7 @@ class DatasetMetadata(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
     episode_lengths: list[int] = []
     actions: str | None = None
     thermal: str | None = None
+    standins: bool | None = None  # whether some of LIBERO's assets were stand-ins; None = unknown
     views: ViewMap = {}
     provenance: dict[str, str] = {}
     versions: dict[str, str] = {}
@@ -95,14 +96,21 @@ class DatasetMetadata(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
     annotation: Annotation | None = None
 
 
-def simulated(suite: str, render_quality: str) -> DatasetMetadata:
-    """What all data sets from our simulators tell; who makes one fills in the rest."""
+def simulated(suite: str, render_quality: str, *, standins: bool | None = None) -> DatasetMetadata:
+    """What all data sets from our simulators tell; who makes one fills in the rest.
+
+    Args:
+        suite: its name.
+        render_quality: default or fast.
+        standins: as `multismolvla.system.libero_assets.AssetIdentity` says.
+    """
     from lerobot_env_multismolvla.cameras import suite_views
 
     views = suite_views(suite)
     return DatasetMetadata(
         suite=suite,
         render_quality=render_quality,
+        standins=standins,
         views=views,
         provenance=dict.fromkeys(next(iter(views.values())), Provenance.SENSOR.value),
         thermal="simulated: temperature per body, rendered through segmentation, blurred, noisy",

@@ -55,6 +55,15 @@ class SimulatorSettings:
         return known | {"assets": identify(require_libero_assets(self.suite, folder)).hash}
 
 
+def assets_standins(suite: str, folder: str | None) -> bool | None:
+    """Whether some of the assets that a suite's scenes are made of are stand-ins; ``None`` = unknown."""
+    from lerobot_env_multismolvla.libero.setup import require_libero_assets
+    from lerobot_env_multismolvla.mini import SUITE_NAME
+    from multismolvla.system.libero_assets import identify
+
+    return None if suite == SUITE_NAME else identify(require_libero_assets(suite, folder)).standins
+
+
 def suite_tasks(suite: str) -> dict[str, str]:
     """Names and instructions of a suite's tasks, in the suite's order."""
     from lerobot_env_multismolvla.mini import SUITE_NAME, TASKS

@@ -13,6 +13,8 @@ LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 #: Initial states that the evaluation uses by declaration (``MultiSmolVLALiberoConfig(init_split="eval")``).
 EVALUATION_STATES = range(20)
 RECORDING_STATES = "20-49"
+#: Below that LIBERO's smallest objects are specks of a few pixels.
+LEAST_LIBERO_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class RecordConfig:
             known = ", ".join((SUITE_NAME, *LIBERO_SUITES))
             raise ValueError(f"--suite={self.suite}: a scripted expert exists for {known}.")
         self.size = self.size or (256 if self.is_libero else 64)
+        if self.is_libero and self.size < LEAST_LIBERO_SIZE:
+            raise ValueError(
+                f"--size={self.size}: expected at least {LEAST_LIBERO_SIZE} pixels for {self.suite}: at 128 "
+                "the smallest objects cover 28 to 63 pixels of the front view."
+            )
         self.repo_id = self.repo_id or f"multismolvla/{self.suite if self.is_libero else 'mini'}"
         if self.episodes < 1:
             raise ValueError(f"--episodes={self.episodes}: expected at least 1 episode per task.")
@@ -89,6 +96,11 @@ class RecordConfig:
             raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
         if self.is_libero and self.init_split != "train":
             raise ValueError(f"--init_split={self.init_split}: LIBERO's suites take --init_states instead.")
+        if self.init_split == "eval" and not self.allow_evaluation_states:
+            raise ValueError(
+                "--init_split=eval: a policy trained on the evaluation's states cannot be measured. Leave it "
+                "out, or, for data that nothing is measured with, add --allow_evaluation_states=true."
+            )
         if not self.is_libero and self.init_states is not None:
             raise ValueError(f"--init_states={self.init_states}: the mini suite takes --init_split instead.")
         every = range(10 if self.is_libero else len(TASKS))
@@ -108,7 +120,8 @@ class RecordConfig:
         """What decides the content of an episode."""
         states = None
         if self.is_libero:
-            states = check_states(self.init_states or RECORDING_STATES, self.allow_evaluation_states)
+            text = RECORDING_STATES if self.init_states is None else self.init_states
+            states = check_states(text, self.allow_evaluation_states)
         simulator = SimulatorSettings(
             suite=self.suite,
             size=self.size,

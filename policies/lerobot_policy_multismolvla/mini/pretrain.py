@@ -165,7 +165,9 @@ def load_frames(cfg: PretrainConfig) -> Frames:
                 if picture.shape[-2:] != (cfg.image_size, cfg.image_size):
                     raise ValueError(
                         f"{cfg.dataset}: a picture is {tuple(picture.shape)}, expected side "
-                        f"{cfg.image_size}. Give --image_size."
+                        f"{cfg.image_size}. Record pictures of that size, or give pre-training "
+                        f"--image_size={picture.shape[-1]}; in a preset all stages name the size, so write "
+                        "one that extends it."
                     )
                 store.append(_compact(picture, modality))
     rgb, depth, seg, thermal = (torch.stack(pictures.pop(m)) for m in MODALITIES)

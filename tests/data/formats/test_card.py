@@ -33,6 +33,7 @@ def card(root: Path, metadata: DatasetMetadata, declared: dict[str, object]) -> 
 def test_a_simulated_data_set(tmp_path):
     metadata = simulated("multismolvla_mini", "fast")
     metadata.tasks = {"0": "put the cube in the basket"}
+    metadata.identities = {"multismolvla-record": {"noise": 0.5, "seed": 7}}
     metadata.starts, metadata.failed_starts = {"0": [Start(3, 0), Start(5, 0)]}, {"0": [Start(4, 0)]}
     front, text = card(tmp_path, metadata, features("multismolvla_mini", 64))
     assert front["license"] == "apache-2.0"
@@ -42,11 +43,20 @@ def test_a_simulated_data_set(tmp_path):
         "0. put the cube in the basket",
         "| `observation.images.image2_seg` | seg | 64x64 | image | class ids | sensor |",
         "by id: 0 background, 1 robot",
-        "`action`: dx, dy, dz",
+        "`action`: dx, dy, dz, drx, dry, drz, gripper (in -1 to 1; dx, dy, dz: 1 = 0.05 m",
+        "fingers in metres)",
+        "disturbance of actions, seed: 0.5 times the recorder's own, 7",
         "task 0: 2 episodes from the states 3, 5; 1 more starts failed",
         "render quality: fast",
     ):
         assert line in text, line
+
+
+@pytest.mark.parametrize("standins", [True, False, None])
+def test_stand_ins_for_liberos_objects_are_told(standins, tmp_path):
+    _, text = card(tmp_path, simulated("libero_object", "fast", standins=standins), {})
+    assert ("visual stand-ins" in text) == bool(standins)
+    assert "https://github.com/Lifelong-Robot-Learning/LIBERO" in text
 
 
 @pytest.mark.parametrize("suite", ["libero_object", None])

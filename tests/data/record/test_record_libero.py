@@ -21,6 +21,11 @@ def test_evaluation_states_are_refused_unless_forced():
     assert check_states("18-21", True) == (18, 19, 20, 21)
     with pytest.raises(ValueError, match="allow_evaluation_states"):
         RecordConfig(suite="libero_object", init_states="0-3")
+    with pytest.raises(ValueError, match=r"--init_split=eval: .*allow_evaluation_states"):
+        RecordConfig(init_split="eval")
+    assert (
+        RecordConfig(init_split="eval", allow_evaluation_states=True).settings.simulator.init_split == "eval"
+    )
 
 
 def test_options_of_one_suite_are_refused_for_the_other():
@@ -30,6 +35,10 @@ def test_options_of_one_suite_are_refused_for_the_other():
         RecordConfig(suite="libero_goal", init_split="eval")
     with pytest.raises(ValueError, match="--task_ids"):
         RecordConfig(suite="libero_goal", task_ids=[10])
+    with pytest.raises(ValueError, match=r"--size=32: expected at least 64 pixels for libero_goal"):
+        RecordConfig(suite="libero_goal", size=32)
+    with pytest.raises(ValueError, match="Initial states ''"):
+        RecordConfig(suite="libero_goal", init_states="")
     assert RecordConfig(suite="libero_10").task_ids == list(range(10))
     with pytest.raises(ValueError, match="--settle_steps"):
         RecordConfig(suite="libero_goal", settle_steps=-1)
