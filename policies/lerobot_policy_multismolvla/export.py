@@ -50,7 +50,7 @@ from multismolvla.fourm import FourMEncoder
 from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.modalities import ViewMap
 from multismolvla.objectives.options import ObjectivesOptions
-from multismolvla.objectives.registry import OBJECTIVES, objective_of
+from multismolvla.objectives.registry import objective_of
 from multismolvla.pretrained import SOURCE_FILE, is_hub_id, licence_of, needed_to_act
 from multismolvla.tokenizers.recipe import split_domains
 
@@ -157,8 +157,9 @@ def export_policy(
         policy.save_pretrained(folder)
         # The policy's own configuration as it was, not as this machine understood it (device).
         values["use_peft"] = False
-        for objective in OBJECTIVES.values():
-            values.pop(objective.option.partition(".")[0], None)  # all are off by default
+        for name, off in (("objectives", ObjectivesOptions()), ("consistency_weight", 0.0)):
+            if getattr(config, name) != off:
+                del values[name]  # off is the default
         for path in sorted(checkpoint.iterdir()):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, folder / path.name)
