@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lerobot_policy_multismolvla import training_faults
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
-from lerobot_policy_multismolvla.flow import FlowDraw, Loss, flow_velocity, rank
+from lerobot_policy_multismolvla.flow import FlowDraw, Loss, draw_noise_and_time, rank, velocities
 from lerobot_policy_multismolvla.objectives.modules import alone_modalities
 from lerobot_policy_multismolvla.trainable import has_adapters, without_adapters
 from lerobot_policy_multismolvla.training_faults import Corruption
@@ -143,6 +144,13 @@ class Sensors:
     available: Tensor
     presence: Tensor
     faults: Corruption | None = None
+
+    def changed(self) -> Tensor:
+        """Which samples lack or show something else than they have, bool (B,)."""
+        lost = (self.presence != self.available).any(-1).any(-1)
+        if self.faults is None:
+            return lost
+        return lost | (self.faults.severity > 0).any(-1).any(-1)
 
 
 def draw_sensors(policy: SmolVLAPolicy, available: Tensor, seed: int) -> Sensors:
@@ -360,18 +368,34 @@ class TrainingStep:
         return EncoderInputs(inputs.values | rgb.values, inputs.present, inputs.domains)
 
     def velocities(self) -> Velocities:
-        """What the action expert answers with the dropped and with the complete sensors."""
+        """What the action expert answers with the dropped and with the complete sensors.
+
+        Only samples that lack or show something else are looked at again: the others answer alike.
+        """
         assert self._velocity is not None
-        policy, batch = self._policy, self._batch
-        with torch.no_grad():
-            visual, _ = visual_tokens(policy, batch, self._sensors.available, None)
-            complete, _, _ = flow_velocity(policy, batch, visual, self._draw)
-        real, padded = torch.ones_like(complete[..., :1]), batch.get("action_is_pad")
-        if padded is not None:
-            draws = len(complete) // len(padded)  # of noise and time, side by side
-            real = (~padded)[..., None].to(complete).repeat_interleave(draws, 0)
         width = self._cfg.action_feature.shape[0]
-        return Velocities(self._velocity[..., :width], complete[..., :width], real)
+        dropped = self._velocity[..., :width]
+        where = self._sensors.changed()
+        draws = len(dropped) // len(where)  # of noise and time, side by side
+        complete = dropped.detach().clone()
+        if where.any():
+            complete[where.repeat_interleave(draws)] = self._complete_velocities(where, draws).to(complete)
+        real, padded = torch.ones_like(complete[..., :1]), self._batch.get("action_is_pad")
+        if padded is not None:
+            real = (~padded)[..., None].to(complete).repeat_interleave(draws, 0)
+        return Velocities(dropped, complete, real)
+
+    @torch.no_grad()
+    def _complete_velocities(self, where: Tensor, draws: int) -> Tensor:
+        """Velocities (N * draws, T, A) of the N samples ``where``, bool (B,), with all their sensors."""
+        policy, noise, time = self._policy, self._draw.noise, self._draw.time
+        if noise is None or time is None:
+            actions = policy.prepare_action(self._batch).repeat_interleave(draws, 0)
+            noise, time = draw_noise_and_time(policy, actions)
+        some = {key: _rows(value, where) for key, value in self._batch.items()}
+        visual, _ = visual_tokens(policy, some, self._sensors.available[where], None)
+        rows = where.repeat_interleave(draws)
+        return velocities(policy, some, visual, noise[rows], time[rows])[0].flatten(0, 1)
 
     def _look(self, batch: dict[str, Tensor], presence: Tensor, faults: Corruption | None = None) -> Pass:
         return run_tower(self._policy, encoder_inputs(self._policy, batch, presence, faults), presence)
@@ -379,6 +403,15 @@ class TrainingStep:
     def _grid_tokens(self, prefix: VisualPrefix) -> Tensor:
         """Tokens of the views (B, V, N, D), without global ones."""
         return torch.stack(prefix.tokens[: len(self._cfg.views)], 1)
+
+
+def _rows(value: Any, where: Tensor) -> Any:
+    """The samples ``where``, bool (B,), of an entry of a batch: a tensor or a list with a row per sample."""
+    if isinstance(value, Tensor):
+        return value[where] if value.ndim and len(value) == len(where) else value
+    if isinstance(value, list) and len(value) == len(where):
+        return [one for one, taken in zip(value, where.tolist(), strict=True) if taken]
+    return value
 
 
 def _pooled(visual: VisualPrefix, seen: Tensor) -> Look:

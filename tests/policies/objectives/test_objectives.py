@@ -156,6 +156,31 @@ def test_consistency_compares_each_draw_of_noise_and_time(train, batch):
     assert expected > 0
 
 
+def test_consistency_looks_again_at_what_was_disturbed_alone(train, batch, monkeypatch):
+    options = {"dropout_mode": "fixed", "dropout_p_max": 0.5, "dropout_complete": 0.5, "flow_samples": 2}
+    policy = train(**MIDDLE, **ON["consistency"], **options)
+    available = policy.availability(batch)
+    presence = drop_sensors(policy.config, available, policy.curriculum_seed, 0)
+    lost = (presence != available).flatten(1).any(1)
+    assert 0 < lost.sum() < len(lost)
+    looked, run = [], steps.visual_tokens
+
+    def spy(policy, batch, presence, faults):
+        looked.append(len(presence))
+        return run(policy, batch, presence, faults)
+
+    monkeypatch.setattr(steps, "visual_tokens", spy)
+    _, logs = policy.forward(dict(batch))
+    assert looked == [int(lost.sum())]
+    noise, time = draw_noise_and_time(policy, policy.prepare_action(batch).repeat_interleave(2, 0))
+    dropped, complete = (
+        velocities(policy, batch, policy.visual_tokens(batch, there), noise, time)[0].flatten(0, 1)
+        for there in (presence, available)
+    )
+    expected = consistency_loss(dropped, complete, torch.ones_like(dropped[..., :1]))
+    assert logs["consistency"] == pytest.approx(expected.item(), rel=1e-3)
+
+
 # -- looks ---------------------------------------------------------------------------------------------------
 
 
