@@ -258,9 +258,7 @@ def export_for_finetuning(
     old = read_policy_config(checkpoint)
     _check_tower_is_official(checkpoint)
     features = dataset_to_policy_features(meta.features)
-    config = _config_for(old, views, features)
-    config.action_kind = action_kind or old.action_kind
-    check_options(config)
+    config = _config_for(old, views, features, action_kind or old.action_kind)
     config.set_dataset_feature_metadata(meta.features)
     config.validate_features()
     with new_folder(output) as folder:
@@ -280,7 +278,7 @@ def export_for_finetuning(
 
 
 def _config_for(
-    old: MultiSmolVLAConfig, views: ViewMap, features: dict[str, PolicyFeature]
+    old: MultiSmolVLAConfig, views: ViewMap, features: dict[str, PolicyFeature], action_kind: str
 ) -> MultiSmolVLAConfig:
     """The configuration with new views and features; what spoke of the old views is at its default."""
     if old.uses_fourm:
@@ -296,7 +294,7 @@ def _config_for(
                 f"The data set's {name} has {features[name].shape[0]} numbers; the checkpoint holds {most}."
             )
     config = deepcopy(old)
-    config.views = views
+    config.views, config.action_kind = views, action_kind
     config.input_features = {k: f for k, f in features.items() if f.type is not FeatureType.ACTION}
     config.output_features = {k: f for k, f in features.items() if f.type is FeatureType.ACTION}
     config.half_turns = {view: turns for view, turns in old.half_turns.items() if view in views}

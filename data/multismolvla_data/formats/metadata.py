@@ -12,6 +12,7 @@ import msgspec
 
 from multismolvla.modalities import Provenance, ViewMap
 from multismolvla.system.files import write_json
+from multismolvla.system.libero_assets import AssetIdentity
 from multismolvla.system.versions import package_versions
 
 METADATA_FILE = "meta/multismolvla.json"
@@ -96,13 +97,13 @@ class DatasetMetadata(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=
     annotation: Annotation | None = None
 
 
-def simulated(suite: str, render_quality: str, *, standins: bool | None = None) -> DatasetMetadata:
+def simulated(suite: str, render_quality: str, assets: AssetIdentity | None = None) -> DatasetMetadata:
     """What all data sets from our simulators tell; who makes one fills in the rest.
 
     Args:
         suite: its name.
         render_quality: default or fast.
-        standins: as `multismolvla.system.libero_assets.AssetIdentity` says.
+        assets: LIBERO's, of its suites.
     """
     from lerobot_env_multismolvla.cameras import suite_views
 
@@ -110,7 +111,7 @@ def simulated(suite: str, render_quality: str, *, standins: bool | None = None) 
     return DatasetMetadata(
         suite=suite,
         render_quality=render_quality,
-        standins=standins,
+        standins=None if assets is None else assets.standins,
         views=views,
         provenance=dict.fromkeys(next(iter(views.values())), Provenance.SENSOR.value),
         thermal="simulated: temperature per body, rendered through segmentation, blurred, noisy",

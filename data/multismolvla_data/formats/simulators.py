@@ -16,6 +16,7 @@ import numpy as np
 
 from multismolvla.modalities import Modality, ViewMap
 from multismolvla.system.command import CommandError
+from multismolvla.system.libero_assets import AssetIdentity, identify
 from multismolvla.system.processes import end_with_parent
 from multismolvla_data.formats.metadata import JsonObject
 
@@ -42,26 +43,30 @@ class SimulatorSettings:
         if self.settle_steps is not None and self.settle_steps < 0:
             raise ValueError(f"--settle_steps={self.settle_steps}: expected 0 or more.")
 
+    @property
+    def assets(self) -> AssetIdentity | None:
+        """What LIBERO's scenes are made of; ``None`` of the mini suite, which brings its own.
+
+        Raises:
+            FileNotFoundError: they are not there.
+        """
+        from lerobot_env_multismolvla.libero.setup import require_libero_assets
+        from lerobot_env_multismolvla.mini import SUITE_NAME
+
+        if self.suite == SUITE_NAME:
+            return None
+        return identify(require_libero_assets(self.suite, self.libero_assets))
+
     def identity(self) -> JsonObject:
         """What decides the pictures; where LIBERO's assets lie does not, but they must be there."""
-        from lerobot_env_multismolvla.libero.setup import require_libero_assets
-        from lerobot_env_multismolvla.mini import MINI_VERSION, SUITE_NAME, assets_hash
-        from multismolvla.system.libero_assets import identify
+        from lerobot_env_multismolvla.mini import MINI_VERSION, assets_hash
 
         known = asdict(self)
-        folder = known.pop("libero_assets")
-        if self.suite == SUITE_NAME:
+        del known["libero_assets"]
+        assets = self.assets
+        if assets is None:
             return known | {"version": MINI_VERSION, "assets": assets_hash()}
-        return known | {"assets": identify(require_libero_assets(self.suite, folder)).hash}
-
-
-def assets_standins(suite: str, folder: str | None) -> bool | None:
-    """Whether some of the assets that a suite's scenes are made of are stand-ins; ``None`` = unknown."""
-    from lerobot_env_multismolvla.libero.setup import require_libero_assets
-    from lerobot_env_multismolvla.mini import SUITE_NAME
-    from multismolvla.system.libero_assets import identify
-
-    return None if suite == SUITE_NAME else identify(require_libero_assets(suite, folder)).standins
+        return known | {"assets": assets.hash}
 
 
 def suite_tasks(suite: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from multismolvla.system.command import CommandError
 from multismolvla_data.formats.dataset_writer import DatasetWriter
 from multismolvla_data.formats.episode_files import load_episode
 from multismolvla_data.formats.metadata import simulated
-from multismolvla_data.formats.simulators import assets_standins, simulator_pool, suite_tasks
+from multismolvla_data.formats.simulators import simulator_pool, suite_tasks
 from multismolvla_data.formats.workspace import Workspace, make
 from multismolvla_data.record.config import RecordConfig
 from multismolvla_data.record.episode import record_episode
@@ -83,8 +83,7 @@ def _record(config: RecordConfig, workspace: Workspace) -> None:
             for task, start in ready[:1]:  # one at a time, so that the processes always have work
                 episode = load_episode(task.episode_file(start))
                 writer.append(episode, instructions[task.task_id])
-    standins = assets_standins(config.suite, config.libero_assets)
-    metadata = simulated(config.suite, config.render_quality, standins=standins)
+    metadata = simulated(config.suite, config.render_quality, config.settings.simulator.assets)
     metadata.identities[COMMAND] = workspace.identity
     metadata.init_split = config.init_split
     metadata.actions = "clean; the executed ones were disturbed" if config.noise else "clean, as executed"

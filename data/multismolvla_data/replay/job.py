@@ -14,7 +14,7 @@ from multismolvla.system.files import write_json
 from multismolvla_data.formats.dataset_writer import DatasetWriter
 from multismolvla_data.formats.episode_files import load_episode
 from multismolvla_data.formats.metadata import JsonObject, ReplayedDemo, simulated
-from multismolvla_data.formats.simulators import assets_standins, simulator_pool
+from multismolvla_data.formats.simulators import simulator_pool
 from multismolvla_data.formats.workspace import Workspace, make
 from multismolvla_data.replay.config import ReplayConfig
 from multismolvla_data.replay.episode import load_failure, replay_demo
@@ -103,8 +103,8 @@ class _Assembly:
                 f"--suite={self._config.suite} theirs? --mode=states repeats their trajectories exactly."
             )
         write_json(self._workspace.dataset / "meta" / REPORT_FILE, self._report())
-        standins = assets_standins(self._config.suite, self._config.libero_assets)
-        metadata = simulated(self._config.suite, self._config.render_quality, standins=standins)
+        settings = self._config.settings.simulator
+        metadata = simulated(settings.suite, settings.render_quality, settings.assets)
         metadata.identities[COMMAND] = self._workspace.identity
         metadata.tasks = {str(task): text for task, text in self._plan.instructions.items()}
         metadata.init_split = "demonstrations"

@@ -296,16 +296,24 @@ class TrainingStep:
 
     @cached_property
     def _complete(self) -> CompleteLook:
-        return self._undisturbed(self._sensors.available)
+        if not self._cfg.provenance_map.derived():
+            return self._measured
+        available = self._sensors.available
+        return self._undisturbed(encoder_inputs(self._policy, self._batch, available, None), available)
 
     def measured(self) -> CompleteLook:
         """The same without what is computed from RGB: what an attack is compared with."""
-        return self._measured if self._cfg.provenance_map.derived() else self._complete
+        return self._measured
 
     @cached_property
     def _measured(self) -> CompleteLook:
-        return self._undisturbed(self._without_derived())
+        return self._undisturbed(self._measured_inputs, self._without_derived)
 
+    @cached_property
+    def _measured_inputs(self) -> EncoderInputs:
+        return encoder_inputs(self._policy, self._batch, self._without_derived, None)
+
+    @cached_property
     def _without_derived(self) -> Tensor:
         """What is available, bool (B, V, M), but for the streams that would show the clean RGB."""
         presence = self._sensors.available.clone()
@@ -313,9 +321,8 @@ class TrainingStep:
             presence[:, v, m] = False
         return presence
 
-    def _undisturbed(self, presence: Tensor) -> CompleteLook:
+    def _undisturbed(self, entering: EncoderInputs, presence: Tensor) -> CompleteLook:
         tower, rgb = self._policy.model.tower, presence[:, :, RGB]
-        entering = encoder_inputs(self._policy, self._batch, presence, None)
         made, inputs = run_tower(self._policy, entering, presence), None
         encoded = made.encoded
         if encoded.tokens or encoded.globals:
@@ -331,7 +338,7 @@ class TrainingStep:
         self, distance: Callable[[Tensor], Tensor], radius: float, step: float, steps: int
     ) -> AttackedLook:
         """RGB attacked so that ``distance`` of the connector's tokens (B, V, N, D) grows; in pixel units."""
-        presence = self._without_derived()
+        presence = self._without_derived
         keys = {
             v: key
             for v, streams in enumerate(self._cfg.views.values())
@@ -343,7 +350,7 @@ class TrainingStep:
         pictures = [self._batch[key] for key in keys.values()]
         seed = step_generator(self._policy.curriculum_seed, self.number, rank(), "attack").initial_seed()
         generator = torch.Generator().manual_seed(seed)
-        inputs = encoder_inputs(self._policy, self._batch, presence, None)
+        inputs = self._measured_inputs
 
         def moved(varied: list[Tensor]) -> Tensor:
             shown = self._with_rgb(inputs, dict(zip(keys, varied, strict=True)), presence)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from multismolvla.system.libero_assets import AssetIdentity
 from multismolvla_data.formats.card import CARD, write_card
 from multismolvla_data.formats.dataset_writer import features
 from multismolvla_data.formats.metadata import Annotation, DatasetMetadata, Start, simulated
@@ -54,7 +55,8 @@ def test_a_simulated_data_set(tmp_path):
 
 @pytest.mark.parametrize("standins", [True, False, None])
 def test_stand_ins_for_liberos_objects_are_told(standins, tmp_path):
-    _, text = card(tmp_path, simulated("libero_object", "fast", standins=standins), {})
+    assets = AssetIdentity("0123456789abcdef", standins, ())
+    _, text = card(tmp_path, simulated("libero_object", "fast", assets), {})
     assert ("visual stand-ins" in text) == bool(standins)
     assert "https://github.com/Lifelong-Robot-Learning/LIBERO" in text
 
