@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,9 +13,10 @@ import msgspec
 import yaml
 
 from multismolvla.pretrained import SOURCES, is_hub_id, licence_of, needed_by
+from multismolvla.system.command import parse_options
 from multismolvla_run.estimate import ASSUMPTIONS, GPUS, Estimate, Gpu, estimate
 from multismolvla_run.hub import cache_folder, is_cached
-from multismolvla_run.presets import Options, Preset, Stage, dataset_id
+from multismolvla_run.presets import Options, Preset, PresetError, Stage, dataset_id, resolve_args
 from multismolvla_run.process import show_command
 from multismolvla_run.stages import Action, Step, TrainingRun
 
@@ -56,6 +60,51 @@ def policy_options(preset: Preset, stage: Stage) -> tuple[Options, Options]:
         before = preset.stage(path.removeprefix("{stage:").removesuffix("}"))
         own = {**policy_options(preset, before)[0], **own}
     return {key: value for key, value in own.items() if key != "path"}, _below("peft.", stage.args)
+
+
+def check_training_options(run: TrainingRun) -> None:
+    """Read the options of every training stage as lerobot-train will; the policy's where its type is said.
+
+    Raises:
+        PresetError: an option that does not exist, or a value that is refused; names the stage.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.configs.train import TrainPipelineConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    preset = _with_extra(run)
+    for stage in preset.stages:
+        if not stage.trains:
+            continue
+        policy = dict(policy_options(preset, stage)[0])
+        others = {key: value for key, value in stage.args.items() if not key.startswith("policy.")}
+        _check(TrainPipelineConfig, "", run, msgspec.structs.replace(stage, args=others))
+        kind = policy.pop("type", None)
+        if kind is None:
+            continue
+        if kind not in PreTrainedConfig.get_known_choices():
+            raise PresetError(f"Stage {stage.name!r}: --policy.type={kind} is no policy that LeRobot knows.")
+        chosen = PreTrainedConfig.get_choice_class(str(kind))
+        _check(chosen, "policy.", run, msgspec.structs.replace(stage, args=policy))
+
+
+def _check(kind: type, prefix: str, run: TrainingRun, stage: Stage) -> None:
+    """Read a stage's arguments as an object of a class, whose options are told with a prefix."""
+    words = list(resolve_args(run.preset, stage, run.out, run.dataset))
+    told = io.StringIO()
+    logging.disable(logging.WARNING)  # of the device: the stage's process will say it
+    try:
+        with contextlib.redirect_stderr(told):
+            parse_options(kind, words)
+    except SystemExit:
+        unknown = told.getvalue().rpartition("unrecognized arguments: ")[2].strip()
+        unknown = unknown.replace("--", f"--{prefix}")
+        raise PresetError(f"Stage {stage.name!r}: lerobot-train does not know {unknown}.") from None
+    except ValueError as error:
+        raise PresetError(f"Stage {stage.name!r}: {' '.join(str(error).split())}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _below(prefix: str, args: Options) -> Options:
@@ -161,6 +210,8 @@ def _needs(run: TrainingRun, steps: Sequence[Step], fetched: dict[str, str]) -> 
 def _measured_hours(run: TrainingRun, steps: Sequence[Step]) -> Iterator[str]:
     """What is left to compute, for presets that say what it takes; empty for others."""
     hours = {}
+    if run.preset.make_dataset_core_seconds and dataset_id(run.dataset) is None:
+        hours["the data set"] = run.preset.make_dataset_core_seconds / 3600
     for step in steps:
         stage = run.preset.stage(step.stage.name)
         left = (stage.steps or _number(stage.args, "steps", 0)) - step.resume_step
@@ -168,7 +219,10 @@ def _measured_hours(run: TrainingRun, steps: Sequence[Step]) -> Iterator[str]:
             hours[stage.name] = (stage.core_seconds + left * stage.core_seconds_per_step) / 3600
     if not hours:
         return
-    yield "\nHours of one core, from measured seconds per step; two free cores need half to all of that:"
+    yield (
+        "\nHours of one core, from measured processor time. Two free cores need half to all of that; on a "
+        "machine that does other work, too, half as much again:"
+    )
     yield from (f"  {name:<18}{needed:5.2f} h" for name, needed in hours.items())
     yield f"  {'together':<18}{sum(hours.values()):5.2f} h"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from multismolvla.system.command import entry_point, parse_options
-from multismolvla_run.dry_run import dry_run_text, how_to_make
+from multismolvla_run.dry_run import check_training_options, dry_run_text, how_to_make
 from multismolvla_run.presets import (
     Preset,
     PresetError,
@@ -115,6 +115,8 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
             raise StageError(
                 f"{dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
             )
+    if todo:
+        check_training_options(run)  # now, and not when a stage's turn has come
     env = run.environment()
     with folder_lock(run.out), terminate_as_interrupt():
         for number, step in enumerate(steps, start=1):
@@ -229,6 +231,8 @@ def main(argv: Sequence[str] | None = None, configs: Path | None = None) -> int:
         raise PresetError(f"Name a preset: {', '.join(available_presets(options.configs))}.")
     run = _training_run(options, extra)
     if options.dry_run:
+        if extra:  # presets are tested, and LeRobot's imports take seconds
+            check_training_options(run)
         _say(dry_run_text(run, _up_to(plan(run), options.until)))
         return 0
     try:

@@ -88,6 +88,7 @@ class Preset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         output: default folder for everything written.
         stages: in the order in which they run.
         make_dataset: commands that make the dataset, with ``{dataset}``; shown when it is missing.
+        make_dataset_core_seconds: what these commands take, measured; 0 = not said.
         downloads: what these commands fetch beside what training reads: hub id -> purpose.
         threads: of each stage's process; default: one per core. Sums depend on it in their last digits.
     """
@@ -98,6 +99,7 @@ class Preset(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     output: str
     stages: tuple[Stage, ...]
     make_dataset: tuple[str, ...] = ()
+    make_dataset_core_seconds: Annotated[float, Meta(ge=0)] = 0.0
     downloads: dict[str, str] = {}
     threads: Annotated[int, Meta(ge=1)] | None = None
 

@@ -160,7 +160,9 @@ def test_the_mini_preset_downloads_nothing(cache, tmp_path, capsys) -> None:
 
 
 def test_hours_follow_from_measured_seconds_and_the_steps_that_are_left(cache, tmp_path, capsys) -> None:
-    words = (f"--output={tmp_path / 'out'}", "--until=base")
+    (tmp_path / "data/meta").mkdir(parents=True)
+    (tmp_path / "data/meta/info.json").write_text("{}")
+    words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}", "--until=base")
 
     def hours(*more: str) -> dict[str, float]:
         text = answer("libero_tiny", capsys, *words, *more)
@@ -181,6 +183,14 @@ def test_hours_follow_from_measured_seconds_and_the_steps_that_are_left(cache, t
         longer = more[stage.name] * 3600 - stage.core_seconds
         assert longer == pytest.approx(10 * (found[stage.name] * 3600 - stage.core_seconds), rel=0.05)
     assert "Hours of one core" not in answer("mini", capsys, f"--output={tmp_path / 'out'}")
+
+
+def test_recording_counts_until_the_dataset_is_there(cache, tmp_path, capsys) -> None:
+    words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}")
+    assert "  the data set       1.00 h" in answer("libero_tiny", capsys, *words)
+    (tmp_path / "data/meta").mkdir(parents=True)
+    (tmp_path / "data/meta/info.json").write_text("{}")
+    assert "the data set" not in answer("libero_tiny", capsys, *words)
 
 
 def test_batch_size_from_the_command_line_counts(cache, tmp_path, capsys) -> None:
@@ -395,3 +405,28 @@ def test_an_encoder_in_a_folder_is_looked_at(tmp_path) -> None:
         estimate.tower_size("some/where")
     with pytest.raises(ValueError, match="'tok_clip@224'"):
         estimate.estimate({"domains": {"rgb": "tok_clip@224"}}, {})
+
+
+# ---------------------------------------------------------------------------------------------- wrong options
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("base:--policy.chunk_sise=4", "Stage 'base': lerobot-train does not know --policy.chunk_sise=4."),
+        ("robust:--peft.rr=3", "Stage 'robust': lerobot-train does not know --peft.rr=3."),
+        ("robust:--policy.dropout_p_max=2", "Stage 'robust': --policy.dropout_p_max=2.0 must lie in"),
+        ("--seed=x", "Stage 'base': .*Couldn't parse 'x' into an int"),
+        ("--policy.type=foo", "Stage 'base': --policy.type=foo is no policy"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_wrong_option_of_a_later_stage_is_named_before_the_first_one_starts(
+    dry, word, message, tmp_path, capsys
+) -> None:
+    (tmp_path / "data/meta").mkdir(parents=True)
+    (tmp_path / "data/meta/info.json").write_text("{}")
+    words = ["mini", f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}"]
+    assert pipeline.main([*words, *(["--dry-run"] if dry else []), "--", word], configs=CONFIGS) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

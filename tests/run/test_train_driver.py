@@ -105,6 +105,8 @@ def sandbox(tmp_path, monkeypatch):
         return [sys.executable, str(tmp_path / "fake_trainer.py")] if stage.trains else program(run, stage)
 
     monkeypatch.setattr(stages, "program", fake_program)
+    # the fakes have options of their own
+    monkeypatch.setattr(pipeline, "check_training_options", lambda run: None)
     return tmp_path
 
 
@@ -272,6 +274,7 @@ def test_interrupt_ends_the_child_and_leaves_a_resumable_state(sandbox):
         "old = stages.program\n"
         f"stages.program = lambda run, stage: [sys.executable, {str(sandbox / 'fake_trainer.py')!r}]"
         " if stage.trains else old(run, stage)\n"
+        "pipeline.check_training_options = lambda run: None\n"
         f"sys.exit(pipeline.main(['toy'], configs=Path({str(sandbox / 'configs')!r})))"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True)
