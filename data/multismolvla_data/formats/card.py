@@ -28,6 +28,7 @@ _MEANINGS = {
     "action": "in -1 to 1; dx, dy, dz: 1 = 0.05 m along the world's axes; drx, dry, drz: 1 = 0.5 rad; "
     "gripper: -1 opens, +1 closes",
 }
+_SPLITS = {"eval": "the evaluation's: a policy trained on them cannot be measured on these"}
 #: More initial states than this are told as a number.
 _FEW = 8
 
@@ -123,7 +124,7 @@ def _origin(metadata: DatasetMetadata) -> Iterator[str]:
         "made by": ", ".join(f"`{command}`" for command in metadata.identities),
         "simulated suite": metadata.suite,
         "render quality": metadata.render_quality,
-        "initial states": metadata.init_split,
+        "initial states": _SPLITS.get(metadata.init_split or "", metadata.init_split),
         "temperature": metadata.thermal,
         "actions": metadata.actions,
         "disturbance of actions, seed": _disturbance(metadata),

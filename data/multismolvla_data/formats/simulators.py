@@ -33,10 +33,11 @@ class SimulatorSettings:
     libero_assets: str | None = None  # folder; None = the usual places
 
     def __post_init__(self) -> None:
-        if self.size < 16 or self.size % 16:
+        if not 16 <= self.size <= 4096 or self.size % 16:
             raise ValueError(
-                f"--size={self.size}: expected a multiple of 16 pixels, into which 4M's patches and tokens, "
-                "also the small ones of `train.py mini` and `libero_tiny`, divide a picture."
+                f"--size={self.size}: expected a multiple of 16 pixels, at most 4096, into which 4M's "
+                "patches and tokens divide a picture, also the small ones of `train.py mini` and "
+                "`libero_tiny`."
             )
         if self.render_quality not in ("default", "fast"):
             raise ValueError(f"--render_quality={self.render_quality}: expected 'default' or 'fast'.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,10 @@ class RecordConfig:
         self.repo_id = self.repo_id or f"multismolvla/{self.suite if self.is_libero else 'mini'}"
         if self.episodes < 1:
             raise ValueError(f"--episodes={self.episodes}: expected at least 1 episode per task.")
-        if self.noise < 0:
+        if not 0 <= self.noise < math.inf:
             raise ValueError(f"--noise={self.noise}: expected 0 (none) or more.")
+        if self.seed < 0:
+            raise ValueError(f"--seed={self.seed}: expected 0 or more.")
         if self.init_split not in ("train", "eval"):
             raise ValueError(f"--init_split={self.init_split}: expected 'train' or 'eval'.")
         if self.is_libero and self.init_split != "train":
@@ -114,6 +117,14 @@ class RecordConfig:
     def is_libero(self) -> bool:
         """Whether the suite is one of LIBERO's own."""
         return self.suite in LIBERO_SUITES
+
+    @property
+    def recorded_split(self) -> str:
+        """Whose initial states are recorded: ``eval`` as soon as one of them is the evaluation's."""
+        states = self.settings.init_states
+        if states is None:
+            return self.init_split
+        return "train" if set(states).isdisjoint(EVALUATION_STATES) else "eval"
 
     @property
     def settings(self) -> EpisodeSettings:

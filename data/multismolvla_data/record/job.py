@@ -85,7 +85,7 @@ def _record(config: RecordConfig, workspace: Workspace) -> None:
                 writer.append(episode, instructions[task.task_id])
     metadata = simulated(config.suite, config.render_quality, config.settings.simulator.assets)
     metadata.identities[COMMAND] = workspace.identity
-    metadata.init_split = config.init_split
+    metadata.init_split = config.recorded_split
     metadata.actions = "clean; the executed ones were disturbed" if config.noise else "clean, as executed"
     for task in tasks:
         number, used = str(task.task_id), task.solved[: config.episodes]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_env_multismolvla import mini
@@ -19,6 +20,7 @@ from multismolvla_data.formats.workspace import Workspace, WorkspaceError
 from multismolvla_data.record import job as record_job
 from multismolvla_data.record.config import RecordConfig
 from multismolvla_data.record.job import record
+from multismolvla_run.process import installed_program
 
 pytestmark = pytest.mark.sim
 
@@ -140,6 +142,44 @@ def test_other_settings_and_foreign_data_are_refused(killed_and_resumed, tmp_pat
 def test_bad_options_are_named(options, match):
     with pytest.raises(ValueError, match=match):
         RecordConfig(**options)
+
+
+def test_lerobots_commands_edit_and_show_a_recording(killed_and_resumed, tmp_path):
+    """Each command reads what the one before wrote."""
+    source, _ = killed_and_resumed
+
+    def call(program: str, *words: str) -> None:
+        command = [installed_program(program), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    call(
+        "lerobot-edit-dataset", "--repo_id=multismolvla/mini", f"--root={source}", f"--new_root={tmp_path}",
+        "--operation.type=split", '--operation.splits={"one": [0], "two": [1]}',
+    )  # fmt: skip
+    call(
+        "lerobot-edit-dataset", "--new_repo_id=local/merged", f"--new_root={tmp_path / 'merged'}",
+        "--operation.type=merge", "--operation.repo_ids=['local/one', 'local/two']",
+        f"--operation.roots={[str(tmp_path / name) for name in ('one', 'two')]}",
+    )  # fmt: skip
+    call(
+        "lerobot-edit-dataset", "--repo_id=local/merged", f"--root={tmp_path / 'merged'}",
+        "--new_repo_id=local/rest", f"--new_root={tmp_path / 'rest'}",
+        "--operation.type=delete_episodes", "--operation.episode_indices=[0]",
+    )  # fmt: skip
+    call(
+        "lerobot-dataset-viz", "--repo-id=local/rest", f"--root={tmp_path / 'rest'}", "--episode-index=0",
+        "--num-workers=0", "--save=1", f"--output-dir={tmp_path / 'viz'}",
+    )  # fmt: skip
+    assert list((tmp_path / "viz").glob("*.rrd"))
+    whole = LeRobotDataset("multismolvla/mini", root=source)
+    rest = LeRobotDataset("local/rest", root=tmp_path / "rest")
+    first = whole.meta.episodes[1]["dataset_from_index"]
+    assert (rest.num_episodes, len(rest)) == (1, len(whole) - first)
+    for n in (0, len(rest) - 1):
+        before, after = whole[first + n], rest[n]
+        assert all(torch.equal(before[key], after[key]) for key in whole.meta.camera_keys)
+        assert before["task"] == after["task"]
 
 
 def test_failed_starts_are_told_and_kept(tmp_path, caplog):

@@ -28,6 +28,28 @@ def test_evaluation_states_are_refused_unless_forced():
     )
 
 
+def test_recorded_evaluation_states_are_told():
+    def split(states: str, **more: bool) -> str:
+        return RecordConfig(suite="libero_goal", init_states=states, **more).recorded_split
+
+    assert split("20-49") == "train"
+    assert split("19-30", allow_evaluation_states=True) == "eval"
+    assert RecordConfig(init_split="eval", allow_evaluation_states=True).recorded_split == "eval"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"seed": -1}, "--seed=-1"),
+        ({"noise": float("nan")}, "--noise=nan"),
+        ({"size": 100_000}, "--size=100000"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_a_simulator_starts(option, message):
+    with pytest.raises(ValueError, match=message):
+        RecordConfig(**option)
+
+
 def test_options_of_one_suite_are_refused_for_the_other():
     with pytest.raises(ValueError, match="--init_states"):
         RecordConfig(init_states="20-49")
