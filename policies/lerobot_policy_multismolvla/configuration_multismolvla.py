@@ -177,7 +177,7 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
             check_cameras(self.views, self.absent_streams, features)
         else:
             check_same_robot({**(self.input_features or {}), **(self.output_features or {})}, features)
-            warn_of_other_cameras(self.rgb_keys, features)
+            warn_of_other_cameras(self.views, self.absent_streams, features)
         warn_of_undeclared_cameras(self.views, features)
         if Modality.SEG in self.tower_modalities and self.uses_fourm:
             keys = {key for key, (_, m) in self.stream_keys().items() if m == Modality.SEG}

@@ -321,11 +321,13 @@ def _transfers(old: MultiSmolVLAConfig, new: MultiSmolVLAConfig) -> list[Transfe
     sizes = {"{2}x{1}".format(*after[key].shape) for key in new.rgb_keys if key in after}
     how = f"{new.image_size} pixels, square={new.square}" if new.uses_fourm else ""
     rows.append(Transfer("pictures", how, f"cameras of {', '.join(sorted(sizes))} pixels"))
+    embedded = new.uses_fourm and new.view_embedding
     for view in new.views:
         turned = f"turned by {new.half_turns[view] * 180} degrees" if new.half_turns.get(view) else ""
-        known = ["its embedding"] if new.view_embedding and view in old.views else []
-        begun = "its embedding, at zero" if new.view_embedding and not known else ""
-        rows.append(Transfer(f"view {view}", ", ".join(filter(None, [*known, turned])), begun))
+        known = ["its embedding"] if embedded and view in old.views else []
+        begun = "its embedding, at zero" if embedded and not known else ""
+        if known or begun or turned:
+            rows.append(Transfer(f"view {view}", ", ".join(filter(None, [*known, turned])), begun))
     for name, what in ((OBS_STATE, "state"), (ACTION, "action")):
         numbers = " -> ".join(str(f[name].shape[0] if name in f else 0) for f in (before, after))
         rows.append(Transfer(what, "projection", f"{numbers} numbers, ranges of the data set"))

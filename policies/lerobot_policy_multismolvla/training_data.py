@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from lerobot.configs.types import PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from multismolvla.health import health_key
 from multismolvla.modalities import Feature, Modality, ViewMap, modality_of_key
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 #: LeRobot's description of a dataset's features, by key.
 Features = Mapping[str, Feature]
 #: What makes a checkpoint ready for another robot.
-_ANEW = "multismolvla-export --checkpoint=... --views=... --dataset=..."
+ANEW = "multismolvla-export --checkpoint=... --views=... --dataset=..."
 
 
 def check_cameras(views: ViewMap, absent_streams: Collection[str], keys: Collection[str]) -> None:
@@ -34,19 +35,31 @@ def check_cameras(views: ViewMap, absent_streams: Collection[str], keys: Collect
     Raises:
         ValueError: an RGB key is missing; the message names similar keys of the data.
     """
+    lacking = _lacking(views, absent_streams, keys)
+    if not lacking:
+        return
+    view, key = next(iter(lacking.items()))
     declared = {key for streams in views.values() for key in streams.values()}
-    for view, streams in views.items():
-        key = streams.get(Modality.RGB)
-        if key is None or key in keys or not {key, f"{view}.rgb"}.isdisjoint(absent_streams):
-            continue
-        others = [k for k in keys if k.startswith("observation.image") and k not in declared]
-        close = difflib.get_close_matches(key, others, n=3)
-        raise ValueError(
-            f"The training data lack {key!r}, the RGB of view {view!r}. "
-            + (f"Similar keys: {close}. " if close else f"Undeclared keys of the data: {sorted(others)}. ")
-            + "Correct --policy.views, or use --rename_map with a checkpoint; if it is absent on purpose, "
-            f"declare it: --policy.absent_streams='[\"{view}.rgb\"]'."
-        )
+    internal = {health_key(key) for key in declared}
+    others = [
+        k for k in keys if k.startswith("observation.image") and k not in declared and k not in internal
+    ]
+    close = difflib.get_close_matches(key, others, n=3)
+    raise ValueError(
+        f"The training data lack {key!r}, the RGB of view {view!r}. "
+        + (f"Similar keys: {close}. " if close else f"Undeclared keys of the data: {sorted(others)}. ")
+        + f"Correct --policy.views; with a checkpoint, use --rename_map or make a start for other views with "
+        f"{ANEW}. If it is absent on purpose, declare it: --policy.absent_streams='[\"{view}.rgb\"]'."
+    )
+
+
+def _lacking(views: ViewMap, absent_streams: Collection[str], keys: Collection[str]) -> dict[str, str]:
+    """View -> its RGB key, where that is neither there nor declared absent."""
+    rgb = {view: streams[Modality.RGB] for view, streams in views.items() if Modality.RGB in streams}
+    absent = set(absent_streams)
+    return {
+        view: key for view, key in rgb.items() if key not in keys and absent.isdisjoint({key, f"{view}.rgb"})
+    }
 
 
 def warn_of_undeclared_cameras(views: ViewMap, features: Features) -> None:
@@ -83,7 +96,7 @@ def check_action_kind(kind: str, features: Features) -> None:
         raise ValueError(
             f"action_kind=delta, but the data's actions are goals, by LeRobot's names ({', '.join(goals)}): "
             "where an action is held or replaced, each of these joints would be driven to 0. Expected "
-            f"--policy.action_kind=absolute; for a finished policy {_ANEW} --action_kind=absolute."
+            f"--policy.action_kind=absolute; for a finished policy {ANEW} --action_kind=absolute."
         )
 
 
@@ -104,7 +117,7 @@ def check_same_robot(stored: Mapping[str, PolicyFeature], features: Features) ->
         if known != found:
             raise ValueError(
                 f"The data's {key} has the shape {found}, the checkpoint's {known}. Make a start for another "
-                f"robot with {_ANEW}, and train from that."
+                f"robot with {ANEW}, and train from that."
             )
 
 
@@ -137,7 +150,7 @@ def adopt_classes(
             raise ValueError(
                 f"{key}: the policy knows {len(found)} segmentation classes, the data have {len(named)}."
                 f"{''.join(first)} Map the data's ids to the policy's classes, or leave seg out of "
-                f"--policy.views (of a finished policy: {_ANEW})."
+                f"--policy.views (of a finished policy: {ANEW})."
             )
         if labels is not None and len(named) != labels:
             raise ValueError(
@@ -148,14 +161,15 @@ def adopt_classes(
     return found
 
 
-def warn_of_other_cameras(rgb_keys: Collection[str], features: Features) -> None:
+def warn_of_other_cameras(views: ViewMap, absent_streams: Collection[str], features: Features) -> None:
     """Say what to do about a checkpoint's cameras, before LeRobot refuses them or ``--rename_map`` helps."""
-    if rgb_keys and not any(key in features for key in rgb_keys):
+    lacking = _lacking(views, absent_streams, features)
+    if lacking:
         found = sorted(key for key in features if key.startswith("observation.image"))
         logger.warning(
-            "The data have none of the checkpoint's cameras %s, but %s. If they are the same under other "
+            "The data lack the checkpoint's cameras %s; they have %s. If these are the same under other "
             "names: --rename_map. If they are others, make a start for them with %s, and train from that.",
-            sorted(rgb_keys),
+            sorted(lacking.values()),
             found,
-            _ANEW,
+            ANEW,
         )

@@ -12,6 +12,7 @@ from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from tiny_policy import SIDE, all_features, rgb_features
 
 from lerobot_policy_multismolvla.configuration_multismolvla import MultiSmolVLAConfig
+from lerobot_policy_multismolvla.training_data import check_cameras
 from multismolvla.modalities import default_view_map, padding_mask_key, token_key
 
 STATE = {"observation.state": PolicyFeature(FeatureType.STATE, (8,))}
@@ -150,6 +151,12 @@ def test_keys_that_no_data_have_are_named_with_what_there_is():
         ValueError, match=r"observation.images.image'.*cam_high.*--policy.views.*--rename_map"
     ):
         validated(data)
+
+
+def test_what_is_computed_of_pictures_does_not_pass_for_a_camera():
+    batch = [f"{key}_health" for key in rgb_features()]
+    with pytest.raises(ValueError, match=r"Undeclared keys of the data: \[\]\.[\s\S]*multismolvla-export"):
+        check_cameras(validated(rgb_features()).views, [], batch)
 
 
 def test_features_in_another_order_follow_the_view_map():

@@ -188,6 +188,23 @@ def test_other_cameras_are_told_before_lerobot_asks_for_a_rename_map(make_policy
     config.set_dataset_feature_metadata({k: f for k, f in features.items() if "image" in k})
     assert "observation.images.front" in caplog.text
     assert "multismolvla-export --checkpoint=... --views=..." in caplog.text
+    caplog.clear()
+    own = dict.fromkeys(config.rgb_keys, features[FRONT])
+    config.set_dataset_feature_metadata({**dict(list(own.items())[:1]), WRIST: features[WRIST]})
+    assert f"lack the checkpoint's cameras {list(own)[1:]}" in caplog.text
+    caplog.clear()
+    config.set_dataset_feature_metadata(own)
+    assert "cameras" not in caplog.text
+
+
+def test_vanilla_has_no_embeddings_of_views_to_tell_of(make_policy, so101, tmp_path, capsys):
+    views = {"image": {"rgb": "observation.images.image"}, "image2": {"rgb": "observation.images.image2"}}
+    make_policy(stage="robust", vision_tower="siglip", views=views).save_pretrained(tmp_path / "vanilla")
+    words = [f"--checkpoint={tmp_path / 'vanilla'}", f"--dataset={so101}", f"--views={json.dumps(VIEWS)}"]
+    assert main([*words, f"--output={tmp_path / 'start'}"]) == 0
+    said = capsys.readouterr().out
+    assert "state" in said
+    assert "its embedding" not in said
 
 
 def test_segmentation_of_other_classes_is_named(make_policy, tmp_path):
