@@ -3,7 +3,7 @@
 Adds the episodes of these runs to ``docs/libero_tiny/rows.csv.gz`` and writes the page of all that there are,
 with the notes in ``docs/libero_tiny/notes.md``. ``--names`` renames the runs' policies. ``--logs`` draws the
 learning curves of a run of ``python train.py libero_tiny``, ``--clips`` a strip of each clip that an
-evaluation kept.
+evaluation kept. ``--output=FOLDER`` keeps rows of your own there and writes ``FOLDER.md``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from multismolvla_eval.protocol.levels import describe
 from multismolvla_eval.records.system_info import single_commit
 
 FOLDER = Path(__file__).resolve().with_suffix("")
-ROWS, NOTES, PAGE = FOLDER / "rows.csv.gz", FOLDER / "notes.md", FOLDER.with_suffix(".md")
+ROWS, NOTES = "rows.csv.gz", "notes.md"
+#: Of a policy's or a recording's content; the page's rows keep its beginning.
+HASH = re.compile("[0-9a-f]{12,}$")
 CLEAN = "C0"
 KEY = ["policy", "suite", "condition", "task_id", "init_state"]
 #: Policies of the tables, in their order; others are told below, clean alone.
@@ -45,6 +47,7 @@ class PageOptions:
     names: dict[str, str] = field(default_factory=dict)  # policy in these runs -> its name on the page
     logs: Path | None = None  # folder `logs` of a training run
     clips: list[Path] = field(default_factory=list)  # files of folders `clips`
+    output: Path = FOLDER  # folder of the rows, the pictures and the notes; the page lies beside it
 
 
 def rows_of(folder: Path, named: Mapping[str, str]) -> pd.DataFrame:
@@ -61,7 +64,10 @@ def rows_of(folder: Path, named: Mapping[str, str]) -> pd.DataFrame:
     names = [
         manifest.suites[suite].tasks[task] for suite, task in zip(table.suite, table.task_id, strict=True)
     ]
-    checkpoints = {name: facts.checkpoint[:12] for name, facts in manifest.policies.items()}
+    checkpoints = {
+        name: HASH.sub(lambda found: found[0][:12], facts.checkpoint)
+        for name, facts in manifest.policies.items()
+    }
     table = table.assign(
         policy=[named.get(name, name) for name in table.policy],
         checkpoint=[checkpoints[name] for name in table.policy],
@@ -73,26 +79,26 @@ def rows_of(folder: Path, named: Mapping[str, str]) -> pd.DataFrame:
     return table[[*KEY, "task", "success", "cause", "steps", "seed", "commit", "checkpoint"]]
 
 
-def add(runs: Sequence[Path], named: Mapping[str, str]) -> pd.DataFrame:
-    """All rows: those kept, and those of these runs in the place of earlier ones of the same episodes.
+def add(runs: Sequence[Path], named: Mapping[str, str], file: Path) -> pd.DataFrame:
+    """All rows: those in the file, and those of these runs in the place of earlier ones of the same episodes.
 
     Raises:
         CommandError: there are none, or rows of one policy would be of two checkpoints.
     """
     text = dict.fromkeys(("commit", "checkpoint"), str)
-    known = [pd.read_csv(ROWS, dtype=text)] if ROWS.is_file() else []
+    known = [pd.read_csv(file, dtype=text)] if file.is_file() else []
     if not known and not runs:
-        raise CommandError(f"There are no rows in {ROWS}. Name folders of multismolvla-eval with --runs.")
+        raise CommandError(f"There are no rows in {file}. Name folders of multismolvla-eval with --runs.")
     new = [rows_of(run, named) for run in runs]
     rows = pd.concat([*known, *new]).drop_duplicates(KEY, keep="last").sort_values(KEY)
     of_two = rows.groupby(["policy", "suite"]).checkpoint.nunique().loc[lambda several: several > 1]
     if len(of_two):
         raise CommandError(
             f"{of_two.index[0]} would have rows of several checkpoints. Give the new ones another name with "
-            "--names, or remove the earlier rows."
+            f"--names, choose another --output, or remove the earlier rows from {file}."
         )
-    ROWS.parent.mkdir(exist_ok=True)
-    rows.to_csv(ROWS, index=False, compression={"method": "gzip", "mtime": 0})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
     return rows
 
 
@@ -101,8 +107,8 @@ def rate(cell: pd.DataFrame) -> str:
     return "" if cell.empty else rate_text([cell.success.to_numpy()])
 
 
-def page(rows: pd.DataFrame, notes: str) -> str:
-    """The document."""
+def page(rows: pd.DataFrame, notes: str, folder: str) -> str:
+    """The document; what lies in the folder of this name is linked."""
     lines = ["# A policy of our own in LIBERO", "", notes.split("\n---\n")[0].strip()]
     for suite, own in rows.groupby("suite"):
         policies = [name for name in POLICIES if name in set(own.policy)]
@@ -135,7 +141,7 @@ def page(rows: pd.DataFrame, notes: str) -> str:
             told = "; ".join(f"`{name}` {text}" for name, text in others.items())
             lines += ["", f"Clean, besides: {told}."]
     commits = ", ".join(sorted({commit[:7] for commit in rows.commit}))
-    lines += ["", f"Evaluated at {commits}. 95 % intervals: Wilson's. [Rows](libero_tiny/rows.csv.gz)."]
+    lines += ["", f"Evaluated at {commits}. 95 % intervals: Wilson's. [Rows]({folder}/{ROWS})."]
     lines += ["", *notes.split("\n---\n")[1:]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -209,11 +215,14 @@ def draw_strips(clips: Sequence[Path], output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parse_options(PageOptions, arguments)
-    PAGE.write_text(page(add(options.runs, options.names), NOTES.read_text()))
+    folder = options.output
+    rows = add(options.runs, options.names, folder / ROWS)
+    notes = (folder / NOTES).read_text() if (folder / NOTES).is_file() else ""
+    folder.with_suffix(".md").write_text(page(rows, notes, folder.name))
     if options.logs:
-        draw_curves(options.logs, FOLDER / "learning.png")
+        draw_curves(options.logs, folder / "learning.png")
     if options.clips:
-        draw_strips(options.clips, FOLDER / "episodes.png")
+        draw_strips(options.clips, folder / "episodes.png")
     return 0
 
 
