@@ -14,6 +14,8 @@ LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 #: Initial states that the evaluation uses by declaration (``MultiSmolVLALiberoConfig(init_split="eval")``).
 EVALUATION_STATES = range(20)
 RECORDING_STATES = "20-49"
+#: As many as a chunk of `train.py libero_tiny`: one that begins at the release is whole.
+STEPS_AFTER_SUCCESS = 16
 #: Below that LIBERO's smallest objects are specks of a few pixels.
 LEAST_LIBERO_SIZE = 64
 
@@ -26,6 +28,7 @@ class EpisodeSettings:
     noise: float  # scale of the disturbance of executed actions; 0 = none
     seed: int  # see `start`
     init_states: tuple[int, ...] | None = None  # of LIBERO, in this order; None = the suite draws them
+    after_success: int = 0  # steps that are recorded after success
 
     def start(self, number: int) -> Start:
         """Start of the ``number``-th try of a task, counted from 0.
@@ -68,6 +71,9 @@ class RecordConfig:
     settle_steps: int = 20
     # Folder of LIBERO's assets; default: variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
     libero_assets: str | None = None
+    # LIBERO: steps recorded after success, in which the expert lets go and rises; default: 16. LIBERO calls a
+    # task solved while the object is held or hardly let go of: who never sees more holds on to it.
+    after_success: int | None = None
     # Scale of the disturbance of executed actions (recorded ones stay clean); 0 = none.
     noise: float = 1.0
     seed: int = 0
@@ -88,6 +94,11 @@ class RecordConfig:
                 f"--size={self.size}: expected at least {LEAST_LIBERO_SIZE} pixels for {self.suite}: at 128 "
                 "the smallest objects cover 28 to 63 pixels of the front view."
             )
+        if self.after_success is None:
+            self.after_success = STEPS_AFTER_SUCCESS if self.is_libero else 0
+        if self.after_success < 0 or (self.after_success and not self.is_libero):
+            wanted = "0 or more steps" if self.is_libero else "0: the mini suite's episodes end with success"
+            raise ValueError(f"--after_success={self.after_success}: expected {wanted}.")
         self.repo_id = self.repo_id or f"multismolvla/{self.suite if self.is_libero else 'mini'}"
         if self.episodes < 1:
             raise ValueError(f"--episodes={self.episodes}: expected at least 1 episode per task.")
@@ -141,16 +152,18 @@ class RecordConfig:
             settle_steps=self.settle_steps if self.is_libero else None,
             libero_assets=self.libero_assets,
         )
-        return EpisodeSettings(simulator, self.noise, self.seed, states)
+        return EpisodeSettings(simulator, self.noise, self.seed, states, self.after_success or 0)
 
     def identity(self) -> JsonObject:
         """What must be equal for a recording to be continued, or to pass for this one."""
         from lerobot_env_multismolvla.libero_expert import expert_version
 
         states = self.settings.init_states
-        stored: JsonObject = (
-            {"video": True} if self.video else {}
-        )  # data sets made before know no such option
+        stored: JsonObject = {}  # data sets made before know no such options
+        if self.video:
+            stored["video"] = True
+        if self.after_success:
+            stored["after_success"] = self.after_success
         return stored | {
             "simulator": self.settings.simulator.identity(),
             "noise": self.noise,

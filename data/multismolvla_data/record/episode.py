@@ -63,15 +63,17 @@ def _libero_frames(settings: EpisodeSettings, task_id: int, number: int) -> Reco
     frames: RecordedFrames = []
     if not plan.solved:
         return frames
-    for _ in range(plan.steps):
+    solved = 0
+    for step in range(1, plan.steps + settings.after_success + 1):
         before = env.simulation.sim.get_state().flatten()
         frame = {**opened.frame(observation), "action": expert.act(env)}
         frames.append({**frame, SIM_STATE: before, EXECUTED: expert.executed})
-        observation, _, terminated, _, _ = env.step(expert.executed)
-    if not terminated:
+        observation, _, terminated, _, _ = env.step(expert.executed)  # goes on after success, too
+        solved = step if terminated else solved
+    if solved < plan.steps:
         raise RuntimeError(
             f"{settings.simulator.suite} task {task_id}, initial state {state}: the rendered episode ended "
             "otherwise than the search. This is a bug; please report it with the versions of mujoco and "
             "robosuite."
         )
-    return frames
+    return frames[:solved]  # what is let go may roll away again

@@ -87,6 +87,8 @@ def _record(config: RecordConfig, workspace: Workspace) -> None:
     metadata.identities[COMMAND] = workspace.identity
     metadata.init_split = config.recorded_split
     metadata.actions = "clean; the executed ones were disturbed" if config.noise else "clean, as executed"
+    if config.after_success:
+        metadata.actions += f"; up to {config.after_success} steps beyond success"
     for task in tasks:
         number, used = str(task.task_id), task.solved[: config.episodes]
         # Starts after the last used one do not count: the number of processes decides how many are tried.

@@ -62,6 +62,11 @@ def test_options_of_one_suite_are_refused_for_the_other():
     with pytest.raises(ValueError, match="Initial states ''"):
         RecordConfig(suite="libero_goal", init_states="")
     assert RecordConfig(suite="libero_10").task_ids == list(range(10))
+    assert (RecordConfig(suite="libero_10").after_success, RecordConfig().after_success) == (16, 0)
+    with pytest.raises(ValueError, match=r"--after_success=16: expected 0: the mini suite"):
+        RecordConfig(after_success=16)
+    with pytest.raises(ValueError, match=r"--after_success=-1: expected 0 or more"):
+        RecordConfig(suite="libero_10", after_success=-1)
     with pytest.raises(ValueError, match="--settle_steps"):
         RecordConfig(suite="libero_goal", settle_steps=-1)
 
@@ -126,6 +131,8 @@ def test_recorded_episode_is_whole_and_repeatable(recorded):
     with np.load(output / STATES_FOLDER / "episode_000000.npz") as kept:
         simulation, executed = kept["state"], kept["executed_action"]
     assert len(simulation) == len(executed) == len(dataset)
+    closed = np.flatnonzero(actions[:, 6] > 0)
+    assert len(actions) - 1 - closed[-1] >= 5  # it lets go
     assert not np.array_equal(actions, executed)  # disturbed
     # What was executed leads from each state kept to the next, and from the last to success.
     env = simulator(config.settings.simulator, 5).env
