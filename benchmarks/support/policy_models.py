@@ -22,14 +22,24 @@ _CORRUPTION = {
     "corruption_ramp": 1e-6,
     "curriculum_steps": 1_000_000,
 }
+#: The 4M tower with the dropout of the preset `mini` at its full probability, and with that corruption.
+DISTURBED = "fourm+disturbed"
+_DISTURBANCE = _CORRUPTION | {
+    "dropout_mode": "fixed",
+    "dropout_p_max": 0.5,
+    "dropout_complete": 0.2,
+    "dropout_independent": 0.2,
+    "dropout_cameras": 0.3,
+    "dropout_modalities": 0.5,
+}
 #: The 4M tower with an objective added to the stage's loss; RLBind's stage 1, at its full radius from the
 #: second step on.
 _OBJECTIVES: dict[str, dict[str, Any]] = {
-    "fourm+consistency": {"consistency_weight": 0.1},
+    "fourm+consistency": _DISTURBANCE | {"consistency_weight": 0.1},  # it looks again at what was disturbed
     "fourm+robult": {"robult": {"weight": 1.0}},
     "fourm+rlbind": {"rlbind": {"weight": 1.0, "anchor": 0.0, "distribution": 0.0, "attack_ramp": 1e-6}},
 }
-TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED, *_OBJECTIVES)
+TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED, DISTURBED, *_OBJECTIVES)
 _TASKS = ["put the cube in the basket", "put the can on the plate", "push the cup away"]
 
 
@@ -198,7 +208,8 @@ class PolicyFactory:
 
     def _config(self, tower: str) -> dict[str, Any]:
         full = self.options.trained == "full"
-        added = _CORRUPTION if tower == CORRUPTED else self._objective(tower)
+        disturbed = {CORRUPTED: _CORRUPTION, DISTURBED: _DISTURBANCE}.get(tower)
+        added = disturbed or self._objective(tower)
         tower = "fourm" if added else tower
         values: dict[str, Any] = {
             "vision_tower": tower, "vlm_model_name": str(self.scratch / "vlm"), "load_vlm_weights": False,
