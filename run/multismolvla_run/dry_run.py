@@ -98,9 +98,9 @@ def _check(kind: type, prefix: str, run: TrainingRun, stage: Stage) -> None:
         with contextlib.redirect_stderr(told):
             parse_options(kind, words)
     except SystemExit:
-        unknown = told.getvalue().rpartition("unrecognized arguments: ")[2].strip()
-        unknown = unknown.replace("--", f"--{prefix}")
-        raise PresetError(f"Stage {stage.name!r}: lerobot-train does not know {unknown}.") from None
+        _, found, unknown = told.getvalue().strip().rpartition("unrecognized arguments: ")
+        problem = f"lerobot-train does not know {unknown.replace('--', f'--{prefix}')}." if found else unknown
+        raise PresetError(f"Stage {stage.name!r}: {problem}") from None
     except ValueError as error:
         raise PresetError(f"Stage {stage.name!r}: {' '.join(str(error).split())}") from error
     finally:
