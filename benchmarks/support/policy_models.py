@@ -7,39 +7,42 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multismolvla_run.presets import load_preset
+
 if TYPE_CHECKING:
     import torch
 
 REPO = Path(__file__).resolve().parents[2]
 PRESETS = ("tiny", "real", "smallest")
 TRAINED = ("lora", "expert", "full")
-#: The 4M tower whose pictures are corrupted in training, as the presets have it.
-CORRUPTED = "fourm+corruption"
-#: At its full probability from the second step on.
+#: At its full probability from the second step on, as the presets have it.
 _CORRUPTION = {
     "corruption_probability": 0.3,
     "corruption_source": "ids",
     "corruption_ramp": 1e-6,
     "curriculum_steps": 1_000_000,
 }
-#: The 4M tower with the dropout of the preset `mini` at its full probability, and with that corruption.
+
+
+def _dropout() -> dict[str, Any]:
+    """That of the preset `mini`, at its full probability."""
+    args = load_preset("mini", REPO / "configs").stage("robust").args
+    shares = {key.removeprefix("policy."): args[key] for key in args if key.startswith("policy.dropout_")}
+    return shares | {"dropout_mode": "fixed"}
+
+
+#: The 4M tower trained with that corruption and dropout.
 DISTURBED = "fourm+disturbed"
-_DISTURBANCE = _CORRUPTION | {
-    "dropout_mode": "fixed",
-    "dropout_p_max": 0.5,
-    "dropout_complete": 0.2,
-    "dropout_independent": 0.2,
-    "dropout_cameras": 0.3,
-    "dropout_modalities": 0.5,
-}
-#: The 4M tower with an objective added to the stage's loss; RLBind's stage 1, at its full radius from the
-#: second step on.
-_OBJECTIVES: dict[str, dict[str, Any]] = {
+_DISTURBANCE = _CORRUPTION | _dropout()
+#: What is added to the 4M tower's training; of RLBind its stage 1, at full radius from the second step on.
+_ADDED: dict[str, dict[str, Any]] = {
+    "fourm+corruption": _CORRUPTION,
+    DISTURBED: _DISTURBANCE,
     "fourm+consistency": _DISTURBANCE | {"consistency_weight": 0.1},  # it looks again at what was disturbed
     "fourm+robult": {"robult": {"weight": 1.0}},
     "fourm+rlbind": {"rlbind": {"weight": 1.0, "anchor": 0.0, "distribution": 0.0, "attack_ramp": 1e-6}},
 }
-TOWERS = ("siglip", "fourm", "siglip+fourm", CORRUPTED, DISTURBED, *_OBJECTIVES)
+TOWERS = ("siglip", "fourm", "siglip+fourm", *_ADDED)
 _TASKS = ["put the cube in the basket", "put the can on the plate", "push the cup away"]
 
 
@@ -208,8 +211,7 @@ class PolicyFactory:
 
     def _config(self, tower: str) -> dict[str, Any]:
         full = self.options.trained == "full"
-        disturbed = {CORRUPTED: _CORRUPTION, DISTURBED: _DISTURBANCE}.get(tower)
-        added = disturbed or self._objective(tower)
+        added = self._added(tower)
         tower = "fourm" if added else tower
         values: dict[str, Any] = {
             "vision_tower": tower, "vlm_model_name": str(self.scratch / "vlm"), "load_vlm_weights": False,
@@ -227,12 +229,12 @@ class PolicyFactory:
         return values
 
     @staticmethod
-    def _objective(tower: str) -> dict[str, Any]:
-        """Options that switch on the objective that a tower's name ends with."""
+    def _added(tower: str) -> dict[str, Any]:
+        """Options that switch on what a tower's name ends with."""
         from multismolvla.objectives.options import ObjectivesOptions, RlbindOptions, RobultOptions
 
-        given = _OBJECTIVES.get(tower, {})
-        if not given or "consistency_weight" in given:
+        given = _ADDED.get(tower, {})
+        if given.keys().isdisjoint({"robult", "rlbind"}):
             return given
         robult, rlbind = RobultOptions(**given.get("robult", {})), RlbindOptions(**given.get("rlbind", {}))
         return {

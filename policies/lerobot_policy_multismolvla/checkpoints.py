@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from lerobot_policy_multismolvla.training_data import ANEW
 from multismolvla import weights
 from multismolvla.fourm.soft import SOFT_PREFIX
 from multismolvla.modalities import ViewMap
@@ -66,8 +67,7 @@ def check_same_views(source: str, stored: ViewMap, wanted: ViewMap) -> None:
     if wanted != stored:
         raise ValueError(
             f"--policy.views={wanted} are not those of {source}, whose processors read {stored}. Rename the "
-            "data's cameras with --rename_map, or make a start for fine-tuning with these views: "
-            "multismolvla-export --checkpoint=... --views=... --dataset=..."
+            f"data's cameras with --rename_map, or make a start for fine-tuning with these views: {ANEW}"
         )
 
 

@@ -48,7 +48,7 @@ def check_cameras(views: ViewMap, absent_streams: Collection[str], keys: Collect
     raise ValueError(
         f"The training data lack {key!r}, the RGB of view {view!r}. "
         + (f"Similar keys: {close}. " if close else f"Undeclared keys of the data: {sorted(others)}. ")
-        + f"Correct --policy.views; with a checkpoint, use --rename_map or make a start for other views with "
+        + "Correct --policy.views; with a checkpoint, use --rename_map or make a start for other views with "
         f"{ANEW}. If it is absent on purpose, declare it: --policy.absent_streams='[\"{view}.rgb\"]'."
     )
 

@@ -44,6 +44,12 @@ def put_into_cache(cache: Path, repo: str) -> None:
         (folder / name).write_text("x")
 
 
+def put_dataset(folder: Path) -> None:
+    """What the driver takes for a LeRobotDataset."""
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta/info.json").write_text("{}")
+
+
 def answer(name: str, capsys, *words: str) -> str:
     assert pipeline.main([name, "--dry-run", *words], configs=CONFIGS) == 0
     return capsys.readouterr().out
@@ -120,8 +126,7 @@ def test_a_missing_dataset_is_told_with_the_commands_that_make_it(
     assert pipeline.main([name, *words], configs=CONFIGS) == 2
     assert all(command in capsys.readouterr().err for command in commands[:1])
 
-    (tmp_path / "data/meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
     text = answer(name, capsys, *words)
     assert "(there)" in text
     assert "make it with" not in text
@@ -143,8 +148,7 @@ def test_what_making_the_dataset_downloads_is_told_until_the_dataset_is_there(
         assert re.search(r"data set +yifengzhu-hf/LIBERO-datasets: the demonstrations", libero)
         assert re.search(r"data set +lerobot/libero-assets: .*multismolvla-doctor --fetch-assets", libero)
 
-    (tmp_path / "data/meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
     after = answer("so101", capsys, *words)
     assert "ThermalGen" not in after
     disk = [int(re.search(r"disk: (\d+) GB", text)[1]) for text in (before, after)]
@@ -160,8 +164,7 @@ def test_the_mini_preset_downloads_nothing(cache, tmp_path, capsys) -> None:
 
 
 def test_hours_follow_from_measured_seconds_and_the_steps_that_are_left(cache, tmp_path, capsys) -> None:
-    (tmp_path / "data/meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
     words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}", "--until=base")
 
     def hours(*more: str) -> dict[str, float]:
@@ -188,8 +191,7 @@ def test_hours_follow_from_measured_seconds_and_the_steps_that_are_left(cache, t
 def test_recording_counts_until_the_dataset_is_there(cache, tmp_path, capsys) -> None:
     words = (f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}")
     assert "  the data set       1.00 h" in answer("libero_tiny", capsys, *words)
-    (tmp_path / "data/meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
     assert "the data set" not in answer("libero_tiny", capsys, *words)
 
 
@@ -372,9 +374,8 @@ def test_loading_counts_where_it_takes_longer_than_computing(stage, cache, tmp_p
 
 def test_a_stage_names_a_data_set_of_its_own(tmp_path, capsys) -> None:
     """One that is missing must be told before the first stage, not after days of training."""
-    for name in ("data", "other"):
-        (tmp_path / name / "meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
+    (tmp_path / "other/meta").mkdir(parents=True)
     (tmp_path / "own.yaml").write_text(
         f"dataset: {tmp_path / 'data'}\noutput: {tmp_path / 'out'}\nstages:\n"
         "  first: {run: lerobot-train, steps: 1, args: {dataset.root: '{dataset}'}}\n"
@@ -424,8 +425,7 @@ def test_an_encoder_in_a_folder_is_looked_at(tmp_path) -> None:
 def test_a_wrong_option_of_a_later_stage_is_named_before_the_first_one_starts(
     dry, word, message, tmp_path, capsys
 ) -> None:
-    (tmp_path / "data/meta").mkdir(parents=True)
-    (tmp_path / "data/meta/info.json").write_text("{}")
+    put_dataset(tmp_path / "data")
     words = ["mini", f"--output={tmp_path / 'out'}", f"--dataset={tmp_path / 'data'}"]
     assert pipeline.main([*words, *(["--dry-run"] if dry else []), "--", word], configs=CONFIGS) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -189,11 +189,11 @@ def test_other_cameras_are_told_before_lerobot_asks_for_a_rename_map(make_policy
     assert "observation.images.front" in caplog.text
     assert "multismolvla-export --checkpoint=... --views=..." in caplog.text
     caplog.clear()
-    own = dict.fromkeys(config.rgb_keys, features[FRONT])
-    config.set_dataset_feature_metadata({**dict(list(own.items())[:1]), WRIST: features[WRIST]})
-    assert f"lack the checkpoint's cameras {list(own)[1:]}" in caplog.text
+    known, *others = config.rgb_keys
+    config.set_dataset_feature_metadata(dict.fromkeys([known, WRIST], features[WRIST]))
+    assert f"lack the checkpoint's cameras {others}" in caplog.text
     caplog.clear()
-    config.set_dataset_feature_metadata(own)
+    config.set_dataset_feature_metadata(dict.fromkeys(config.rgb_keys, features[WRIST]))
     assert "cameras" not in caplog.text
 
 
