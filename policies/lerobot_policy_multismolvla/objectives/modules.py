@@ -201,11 +201,12 @@ def begin_objectives(policy: SmolVLAPolicy, names: Collection[str]) -> None:
         module.begin(start)
     for name in trained:
         anchors = policy.model.objectives[name].anchors
+        gram = [" ".join(f"{cosine:5.2f}" for cosine in row) for row in cosines(anchors, anchors).tolist()]
         logger.info(
-            "%s begins with %d tasks; the cosine between the anchors of two tasks is at most %.2f.",
+            "%s begins with %d tasks, whose anchors have these cosines to each other:\n%s",
             name,
             len(anchors),
-            cosines(anchors, anchors).fill_diagonal_(-1).max().item(),
+            "\n".join(gram),
         )
 
 
