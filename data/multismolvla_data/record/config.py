@@ -72,7 +72,7 @@ class RecordConfig:
     # Folder of LIBERO's assets; default: variable MULTISMOLVLA_LIBERO_ASSETS, then hf-libero's places.
     libero_assets: str | None = None
     # LIBERO: steps recorded after success, in which the expert lets go and rises; default: 16. LIBERO calls a
-    # task solved while the object is held or hardly let go of: who never sees more holds on to it.
+    # task solved while the object is held or hardly let go of: demonstrations that end there show no release.
     after_success: int | None = None
     # Scale of the disturbance of executed actions (recorded ones stay clean); 0 = none.
     noise: float = 1.0
