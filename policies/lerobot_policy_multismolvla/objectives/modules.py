@@ -199,8 +199,7 @@ def begin_objectives(policy: SmolVLAPolicy, names: Collection[str]) -> None:
         module = policy.model.objectives[name]
         assert isinstance(module, ObjectiveModule)
         module.begin(start)
-    for name in trained:
-        anchors = policy.model.objectives[name].anchors
+        anchors = module.anchors
         gram = [" ".join(f"{cosine:5.2f}" for cosine in row) for row in cosines(anchors, anchors).tolist()]
         logger.info(
             "%s begins with %d tasks, whose anchors have these cosines to each other:\n%s",
