@@ -54,7 +54,7 @@ from lerobot_policy_multismolvla.objectives.unlabelled import (
 from lerobot_policy_multismolvla.processor_multismolvla import check_stored_processors
 from lerobot_policy_multismolvla.safety.guard import StoredGuard
 from lerobot_policy_multismolvla.safety.holding import Hold, Statistics, standstill
-from lerobot_policy_multismolvla.safety.real_time import PlanningTime, without_padding
+from lerobot_policy_multismolvla.safety.real_time import PlanningTime, planning, without_padding
 from lerobot_policy_multismolvla.safety.watch import HealthLog, SensorWatch
 from lerobot_policy_multismolvla.towers import build_bridge, build_tower
 from lerobot_policy_multismolvla.trainable import (
@@ -357,6 +357,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
     # diary and clock are Python. What takes the time, the network's `sample_actions`, compile_model compiles.
     @torch.compiler.disable
     @torch.no_grad()
+    @planning()
     def predict_action_chunk(
         self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any
     ) -> Tensor:

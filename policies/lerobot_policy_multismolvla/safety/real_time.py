@@ -10,14 +10,21 @@ calls ``predict_action_chunk`` with what is left of that one, and with the perio
   later plans follow the old one for longer. Here they are those of the slowest of the last plans.
 - A plan that takes as long as it is long is thrown away whole when it arrives (policies/rtc/action_queue.py),
   and the arm never moves. Here that ends the roll-out, with figures.
+- At the end the engine waits three seconds for its thread. A plan that takes longer is in PyTorch's C++ when
+  the interpreter goes, and the process aborts (exit code -6). Here the process ends after the plan.
 
 How many rows are thrown away when a plan arrives, and when the next one is begun, the engine alone decides.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
 import math
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -25,6 +32,30 @@ from lerobot_policy_multismolvla.safety.stopping import PolicyStopError
 
 #: Plans whose duration counts, and how many of them must be too slow before planning is given up.
 RECENT, TOO_SLOW = 10, 3
+
+logger = logging.getLogger(__name__)
+
+_one_plan = threading.RLock()
+_planner: threading.Thread | None = None
+
+
+@contextmanager
+def planning() -> Iterator[None]:
+    """A plan is made inside it, one at a time in a process, which does not end meanwhile."""
+    global _planner
+    with _one_plan:
+        _planner = threading.current_thread()
+        yield
+
+
+@atexit.register
+def _finish_plan() -> None:
+    if not _one_plan.acquire(blocking=False):
+        logger.info("The process ends when the plan in progress is finished.")
+        _one_plan.acquire()
+    # It is kept: a thread that was not told to stop begins no other plan. One that was told ends by itself.
+    if _planner is not None and _planner is not threading.current_thread():
+        _planner.join(timeout=1)
 
 
 def without_padding(left: Tensor | None) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from lerobot.policies.rtc import ActionQueue, LatencyTracker
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.rollout.inference.rtc import _normalize_prev_actions_length
+from processes import environment
+from tiny_policies import save_ours
 from tiny_policy import canonical_batch, flow_inputs
 
 from lerobot_policy_multismolvla import modeling_multismolvla
@@ -126,3 +130,37 @@ def test_a_single_plan_that_takes_too_long_is_borne():
     time, tracker = PlanningTime(), LatencyTracker()
     for seconds in (0.2, 9.0, 0.2, 0.2, 9.0, 9.0, 0.2):
         periods(time, tracker, seconds)
+
+
+ENDS_IN_A_PLAN = """
+import sys, threading
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot_policy_multismolvla.modeling_multismolvla import MultiSmolVLAPolicy
+from tiny_policy import canonical_batch
+
+policy = MultiSmolVLAPolicy.from_pretrained(sys.argv[1])
+policy.config.rtc_config, policy.config.num_steps = RTCConfig(enabled=True, execution_horizon=4), 300
+policy.init_rtc_processor()
+batch = {k: v[:1] for k, v in canonical_batch().items() if k != "action"}
+planning, denoise = threading.Event(), policy.model.denoise_step
+policy.model.denoise_step = lambda *args, **kwargs: (planning.set(), denoise(*args, **kwargs))[1]
+
+def plans():
+    while True:
+        policy.predict_action_chunk(batch, inference_delay=0, prev_chunk_left_over=None)
+        print("planned", flush=True)
+
+threading.Thread(target=plans, daemon=True).start()
+planning.wait()
+"""
+
+
+def test_a_process_ends_after_the_plan_that_its_thread_is_making(tmp_path):
+    """In the middle of it the interpreter would abort: exit code -6, and nothing printed."""
+    checkpoint = save_ours(tmp_path) / "ours"
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_IN_A_PLAN, str(checkpoint)],
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("planned") == 1
