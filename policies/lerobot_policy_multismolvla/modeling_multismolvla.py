@@ -123,6 +123,7 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         self._sensors, self._looks_early = SensorWatch(self._diary), False
         self._hold, self._blind, self._planning_time = Hold(), False, PlanningTime()
         self._periods: int | None = None  # at least so many since the look before, where it is known
+        self._compiled = False  # for plans that are guided by the one before
         self._derived = DerivedStreams()
         self._last_look: LastLook | None = None
         self._training_began = False
@@ -381,7 +382,23 @@ class MultiSmolVLAPolicy(SmolVLAPolicy):
         if not self._blind:  # to hold takes no time
             self._planning_time.took(perf_counter() - began)
         self._hold.remember(chunk, self.config.chunk_size - 1)
+        if self.config.compile_model and not (self._compiled or self._blind):
+            self._compile_guided(batch, chunk[0])
         return chunk
+
+    def _compile_guided(self, batch: dict[str, Tensor], plan: Tensor) -> None:
+        """Compile for guided plans, while LeRobot's warm-up waits for the first plan (T, A).
+
+        Guidance compiles the network anew at the first and second number of rows and of periods; then
+        PyTorch takes them as variables.
+        """
+        assert self.config.rtc_config is not None
+        rows = self.config.rtc_config.execution_horizon
+        with self.trial():
+            for periods, left in ((1, rows), (2, max(1, rows - 1)), (0, 1), (2, None)):
+                rest = None if left is None else plan[:left]
+                super().predict_action_chunk(batch, inference_delay=periods, prev_chunk_left_over=rest)
+        self._compiled = True
 
     def carried_out(self, plan: Tensor, due: int) -> None:
         """A normalised plan (B, T, A) was carried out elsewhere up to row ``due``: there ``hold`` stays.
