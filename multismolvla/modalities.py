@@ -56,6 +56,8 @@ PICTURE_CHANNELS: dict[str, tuple[int, ...]] = {
     Modality.SEG: (1, 3),  # as PNG: red = class id, green = instance id
     Modality.THERMAL: (1, 3),
 }
+#: Pixels of a picture's side; fewer are less than a patch of the smallest encoder.
+SMALLEST_SIDE = 8
 
 #: Label set of the mini suite. At most eight classes: the weight-free tokenizer codes 2x2 quadrants in base
 #: 8.

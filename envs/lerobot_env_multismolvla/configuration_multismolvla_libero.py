@@ -17,7 +17,7 @@ from lerobot_env_multismolvla import mini
 from lerobot_env_multismolvla.cameras import suite_cameras, suite_views
 from lerobot_env_multismolvla.processor_multismolvla_libero import MultiSmolVLALiberoProcessorStep
 from multismolvla.corruption import parse_condition
-from multismolvla.modalities import MODALITIES, Modality
+from multismolvla.modalities import MODALITIES, SMALLEST_SIDE, Modality
 
 QUALITIES = ("default", "fast")
 INIT_SPLITS = ("eval", "train", "all")
@@ -90,10 +90,10 @@ class MultiSmolVLALiberoConfig(EnvConfig):
         default = 64 if self.suites == [mini.SUITE_NAME] else 256
         self.observation_height = self.observation_height or default
         self.observation_width = self.observation_width or default
-        if min(self.observation_height, self.observation_width) < 8:
+        if min(self.observation_height, self.observation_width) < SMALLEST_SIDE:
             raise ValueError(
                 f"--env.observation_height/width are {self.observation_height}x{self.observation_width}; "
-                "expected at least 8x8 pixels."
+                f"expected at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels."
             )
         for option, known in (
             ("render_quality", QUALITIES),

@@ -35,6 +35,7 @@ from multismolvla.modalities import (
     MODALITIES,
     PADDING_MASK_SUFFIX,
     PICTURE_CHANNELS,
+    SMALLEST_SIDE,
     TOKEN_PREFIX,
     Modality,
 )
@@ -72,7 +73,8 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
         remains is put into the order of the view map.
 
         Raises:
-            ValueError: no declared stream is there at all, or one has the wrong number of channels.
+            ValueError: no declared stream is there at all, or one has the wrong number of channels or is too
+                small to show anything.
         """
         super().validate_features()
         features = dict(self.input_features or {})
@@ -95,6 +97,12 @@ class MultiSmolVLAConfig(MultiSmolVLAOptions):
                     f"{key} is declared as {modality} of view {view!r} and must have "
                     f"{' or '.join(map(str, allowed))} channels, but the data give shape {feature.shape} "
                     "(channels first). Correct --policy.views."
+                )
+            if min(feature.shape[-2:]) < SMALLEST_SIDE:
+                height, width = feature.shape[-2:]
+                raise ValueError(
+                    f"{key} is {width}x{height} pixels, less than a patch of an encoder; expected at "
+                    f"least {SMALLEST_SIDE}x{SMALLEST_SIDE}. Record larger pictures."
                 )
         self._check_geometry(pictures)
         pictures |= self._pictures_known_by_their_tokens(features)

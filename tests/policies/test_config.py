@@ -145,6 +145,12 @@ def test_a_wrong_number_of_channels_is_named(key, channels, message):
         validated(all_features() | {key: picture(channels)})
 
 
+def test_a_camera_that_shows_nothing_is_named():
+    small = PolicyFeature(FeatureType.VISUAL, (3, 4, 12))
+    with pytest.raises(ValueError, match=r"image2 is 12x4 pixels.*at least 8x8"):
+        validated(all_features() | {"observation.images.image2": small})
+
+
 def test_keys_that_no_data_have_are_named_with_what_there_is():
     data = {"observation.images.cam_high": picture(3)} | STATE
     with pytest.raises(
