@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from multismolvla.system.command import entry_point, parse_options
+from multismolvla_data.formats.metadata import read_metadata
 from multismolvla_run.dry_run import check_training_options, dry_run_text, how_to_make
 from multismolvla_run.presets import (
     Preset,
@@ -106,6 +107,7 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
 
     Raises:
         StageError, ChildFailedError, BusyError: see there.
+        ValueError: a data set's own metadata cannot be read.
     """
     steps = _up_to(plan(run), until)
     todo = [step for step in steps if step.action is not Action.SKIP]
@@ -114,6 +116,11 @@ def run_pipeline(run: TrainingRun, until: str | None = None) -> None:
             how = "\n".join(how_to_make(run.preset, run.dataset))
             raise StageError(
                 f"{dataset} is not a LeRobotDataset (no meta/info.json). Name yours with --dataset, or {how}"
+            )
+        if read_metadata(dataset).init_split == "eval":
+            raise StageError(
+                f"{dataset} was recorded from the evaluation's initial states: what is trained on it cannot "
+                "be measured. Record it without --allow_evaluation_states, or name another with --dataset."
             )
     if todo:
         check_training_options(run)  # now, and not when a stage's turn has come

@@ -16,6 +16,7 @@ import pytest
 
 from multismolvla.fourm import MODALITY_INFO, FourMConfig
 from multismolvla.pretrained import SOURCES
+from multismolvla_data.formats.metadata import DatasetMetadata, write_metadata
 from multismolvla_run import dry_run, estimate, hub, pipeline, presets
 
 REPO = Path(__file__).resolve().parents[2]
@@ -384,6 +385,15 @@ def test_a_stage_names_a_data_set_of_its_own(tmp_path, capsys) -> None:
     assert f"Data: {tmp_path / 'other'} (missing)" in answer(str(tmp_path / "own.yaml"), capsys)
     assert pipeline.main([str(tmp_path / "own.yaml")], configs=CONFIGS) == 2
     assert f"{tmp_path / 'other'} is not a LeRobotDataset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_the_evaluations_states_are_refused_before_training(tmp_path, capsys) -> None:
+    put_dataset(tmp_path / "data")
+    write_metadata(tmp_path / "data", DatasetMetadata(init_split="eval"))
+    words = ["mini", f"--dataset={tmp_path / 'data'}", f"--output={tmp_path / 'out'}"]
+    assert pipeline.main(words, configs=CONFIGS) == 2
+    assert f"{tmp_path / 'data'} was recorded from the evaluation's" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -98,7 +98,14 @@ def _record(config: RecordConfig, workspace: Workspace) -> None:
         metadata.failed_starts[number] = [config.settings.start(n) for n in failed]
     writer.finish(metadata)
     failures = sum(map(len, metadata.failed_starts.values()))
-    logger.info("expert: %d of %d starts solved", goal, goal + failures)
+    states = {start.init_state for starts in metadata.starts.values() for start in starts}
+    logger.info(
+        "expert: %d of %d starts solved; recorded from the initial states %d to %d",
+        goal,
+        goal + failures,
+        min(states),
+        max(states),
+    )
 
 
 def _in_order(tasks: Sequence[TaskProgress], episodes: int) -> list[tuple[TaskProgress, int]]:
