@@ -43,6 +43,13 @@ def test_a_loss_is_compared_with_the_clean_episodes_of_its_own_starts():
     )
 
 
+def test_the_page_is_that_of_its_rows_and_notes():
+    rows = pd.read_csv(libero_tiny.FOLDER / libero_tiny.ROWS, dtype={"commit": str, "checkpoint": str})
+    notes = (libero_tiny.FOLDER / libero_tiny.NOTES).read_text()
+    text = libero_tiny.page(rows, notes, libero_tiny.FOLDER.name)
+    assert libero_tiny.FOLDER.with_suffix(".md").read_text() == text
+
+
 def test_rows_of_two_trainings_are_not_put_together(tmp_path, monkeypatch):
     file = tmp_path / "rows.csv.gz"
     known = rows(ours={("C0", 0): 1, ("C0", 1): 1}).assign(checkpoint="one")
