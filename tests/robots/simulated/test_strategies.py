@@ -70,10 +70,10 @@ class Rollout:
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.said.read_text(), self._process, self.said)
 
-    def end(self) -> None:
+    def end(self, timeout_s: float = 400) -> None:
         """Wait for its end, which must be a clean one."""
         try:
-            code = self._process.wait(timeout=400)
+            code = self._process.wait(timeout_s)
         finally:
             self._process.kill()
             os.close(self._keys)
@@ -181,7 +181,7 @@ def test_rtc_compiled(checkpoint, tmp_path, monkeypatch):
     """The arm waits until the network is compiled, for guided plans, too; that does not count as planning."""
     monkeypatch.setenv("TORCH_LOGS", "recompiles")
     rollout = Rollout(checkpoint, tmp_path, *RTC, "--use_torch_compile=true", "--policy.compile_mode=default")
-    rollout.end()
+    rollout.end(timeout_s=800)
     report = json.loads((tmp_path / "report.json").read_text())
     said = rollout.said.read_text()
     assert report == SIX_STEPS, said[-4000:]
