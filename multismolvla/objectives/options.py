@@ -19,7 +19,7 @@ class RobultOptions:
     contrastive: float = 0.1
     reconstruction: float = 0.1
     orthogonality: float = 0.01  # within the reconstruction
-    width: int = 256  # of the shared space and of the unique parts
+    width: int = 256  # of the shared space and of the unique parts; below the encoder's
     temperature: float = 0.1
     posterior_ramp: float = 0.2  # share of the stage after which the guessed task of a frame counts in full
     # Folder of a second LeRobotDataset with the policy's views. Of its frames only what the tower reads is

@@ -237,7 +237,7 @@ def test_the_posterior_begins_uniform_and_counts_in_full_after_its_ramp():
     task = [0, 1, 2, -1]
     at = {n: MadeUpStep(task=task, number=n, total=100) for n in (0, 10, 20, 90)}
     found = {n: robult()(step).logs["robult_contrastive"] for n, step in at.items()}
-    assert found[0] != found[10] != found[20]
+    assert len({found[0], found[10], found[20]}) == 3
     assert found[20] == found[90]
 
 
