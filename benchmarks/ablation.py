@@ -68,6 +68,8 @@ OBJECTIVE_CELLS = (
 HEALTH_CELLS = ("C2:rgb=noisy_freeze", "C5:depth=scale@10")
 OURS = "robust"
 _RGB = {name: {"rgb": f"observation.images.{name}"} for name in ("image", "image2", "image3")}
+#: The mini models' features have 64 numbers: parts as wide as the default's would hold all of them.
+_ROBULT = {"objectives__robult__weight": 1.0, "objectives__robult__width": 16}
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,7 @@ ARMS = (
     ),
     Arm("rgb_only", "our tower with RGB alone", "robust", {"policy.path": "{stage:rgb_connector}"}),
     _objective("consistency", "consistency with the complete sensors", consistency_weight=1.0),
-    # The mini models' features have 64 numbers: parts as wide as the default's would hold all of them.
-    _objective("robult", "Robult", objectives__robult__weight=1.0, objectives__robult__width=16),
+    _objective("robult", "Robult", **_ROBULT),
     _objective(
         "tenth",
         "no objective, a tenth of the episodes labelled in stage 2 (the stages before it saw all)",
@@ -198,8 +199,7 @@ ARMS = (
         "robult_tenth",
         "Robult, the same tenth labelled",
         "tenth",
-        objectives__robult__weight=1.0,
-        objectives__robult__width=16,
+        **_ROBULT,
         objectives__label_fraction=0.1,
     ),
     _objective(

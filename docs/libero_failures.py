@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_env_multismolvla.libero_expert.world import World
 from multismolvla.system.command import entry_point, parse_options
 from multismolvla_eval.config import EvalConfig
 from multismolvla_eval.environments import Batch, EnvironmentSource, load_sources
@@ -55,7 +55,7 @@ class Track:
 
     def __init__(self, moved: str, place: str) -> None:
         self._names = moved, place
-        self._simulation: Any = None
+        self._world: World | None = None
         self._seen: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def wants(self, step: int) -> bool:
@@ -64,7 +64,7 @@ class Track:
 
     def frame(self, env: gym.Env, batch: Batch | None, step: int) -> None:
         """Note the beginning, or the end."""
-        self._simulation = env.unwrapped.simulation  # type: ignore[attr-defined]
+        self._world = World(env.unwrapped.simulation)  # type: ignore[attr-defined]
         self._note()
 
     def acted(self, action: np.ndarray, step: int) -> None:
@@ -72,8 +72,8 @@ class Track:
         self._note()
 
     def _note(self) -> None:
-        states = self._simulation.object_states_dict
-        moved, place = (np.array(states[name].get_geom_state()["pos"]) for name in self._names)
+        assert self._world is not None
+        moved, place = map(self._world.position, self._names)
         self._seen.append((moved, place))
 
     def outcome(self, row: EpisodeRow) -> tuple[str, str]:
@@ -99,7 +99,7 @@ def movements(
     for task in task_ids:
         env = source.make(task)
         env.reset(seed=0, options={"init_state_id": 0})  # the simulator starts with it
-        goal = env.unwrapped.simulation.parsed_problem["goal_state"]  # type: ignore[attr-defined]
+        goal = World(env.unwrapped.simulation).goal  # type: ignore[attr-defined]
         moves = len(goal) == 1 and goal[0][0] in ("on", "in")
         yield task, (goal[0][1], goal[0][2]) if moves else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import libero_failures
 import numpy as np
 import pytest
 from libero_failures import OUTCOMES, Track
@@ -12,14 +13,13 @@ SOLVED, NOT_LIFTED, NOT_BROUGHT, NOT_LEFT = OUTCOMES
 
 
 class Simulation:
-    """A bowl and the plate where it belongs."""
+    """A bowl and the plate where it belongs, and the world that is read from them."""
 
     def __init__(self) -> None:
         self.bowl = np.array([0.0, 0.3, 0.9])
-        self.object_states_dict = {
-            "bowl_1": SimpleNamespace(get_geom_state=lambda: {"pos": self.bowl}),
-            "plate_1": SimpleNamespace(get_geom_state=lambda: {"pos": np.array([0.0, 0.0, 0.9])}),
-        }
+
+    def position(self, name: str) -> np.ndarray:
+        return {"bowl_1": self.bowl, "plate_1": np.array([0.0, 0.0, 0.9])}[name]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,8 @@ class Simulation:
         ([(0.0, 0.3, 1.0), (0.0, 0.02, 0.91)], True, SOLVED),
     ],
 )
-def test_outcomes(path, success, outcome):
+def test_outcomes(path, success, outcome, monkeypatch):
+    monkeypatch.setattr(libero_failures, "World", lambda simulation: simulation)
     simulation, track = Simulation(), Track("bowl_1", "plate_1")
     env = SimpleNamespace(unwrapped=SimpleNamespace(simulation=simulation))
     assert track.wants(0)
